@@ -1,0 +1,34 @@
+//! The whole view at one moment.
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use crate::endpoint::EndpointSlice;
+use crate::key::{ObjectKey, SliceKey};
+use crate::node::{Namespace, Node, Pod};
+use crate::service::Service;
+
+/// An immutable view of the cluster. Cloning is cheap and shares structure, so a source clones, edits and publishes,
+/// and a reader finds what changed with `old.services.diff(&new.services)` in time proportional to the change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Namespaces by name.
+    pub namespaces: OrdMap<Arc<str>, Arc<Namespace>>,
+    /// Services of every kind.
+    pub services: OrdMap<ObjectKey, Arc<Service>>,
+    /// EndpointSlices; those of one Service are neighbours.
+    pub slices: OrdMap<SliceKey, Arc<EndpointSlice>>,
+    /// Unfinished Pods.
+    pub pods: OrdMap<ObjectKey, Arc<Pod>>,
+    /// Nodes by name.
+    pub nodes: OrdMap<Arc<str>, Arc<Node>>,
+}
+
+impl Snapshot {
+    /// The slices of a Service, in order of their names.
+    pub fn slices_of<'a>(&'a self, service: &'a ObjectKey) -> impl Iterator<Item = &'a Arc<EndpointSlice>> {
+        let first = SliceKey { service: service.clone(), slice: Arc::from("") };
+        self.slices.range(first..).take_while(move |(key, _)| key.service == *service).map(|(_, slice)| slice)
+    }
+}

@@ -1,0 +1,1 @@
+//! The embedded source: a folder of ordinary Kubernetes manifests.

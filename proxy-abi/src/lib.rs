@@ -1,0 +1,2 @@
+//! Keys and values of every BPF map.
+#![no_std]

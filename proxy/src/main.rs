@@ -1,0 +1,4 @@
+//! `shunt`: the node daemon and its command line.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,4 @@
+//! A server or client placed inside a pod of the lab.
+#![forbid(unsafe_code)]
+
+fn main() {}

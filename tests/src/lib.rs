@@ -1,0 +1,2 @@
+//! The lab: nodes and pods as network namespaces.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! Developer commands: set-up, build, demo, test, lint, bench.
+#![forbid(unsafe_code)]
+
+fn main() {}
