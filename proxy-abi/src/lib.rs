@@ -1,2 +1,62 @@
-//! Keys and values of every BPF map.
+//! Keys and values of every BPF map of shunt, defined once for the daemon and for the programs.
+//!
+//! Byte order, stated once: addresses and ports are kept exactly as they lie in a packet (network order in memory,
+//! types [`Address4`], [`Address6`] and [`Port`]); everything else is a native integer. Values that a program may read
+//! while the daemon writes them are single aligned 64-bit words, so a reader sees the old or the new one and nothing
+//! in between (spec/datapath.md 2.3). A map layout is never changed in place: [`VERSION`] names the pin directory.
 #![no_std]
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod directory;
+pub mod frontend;
+pub mod slot;
+pub mod socket;
+
+pub use backend::{Backend4, Backend6, BackendRef};
+pub use directory::{Directory, Extent, Shape};
+pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue};
+pub use slot::Slot;
+pub use socket::{DatagramFlows, Flow};
+
+/// Version of all layouts in this crate; pins of another version are never opened.
+pub const VERSION: u32 = 1;
+
+/// An IPv4 address as it lies in a packet.
+pub type Address4 = u32;
+
+/// An IPv6 address as it lies in a packet. IPv4 addresses are IPv4-mapped wherever both families share a table.
+pub type Address6 = [u32; 4];
+
+/// A port as it lies in a packet.
+pub type Port = u16;
+
+/// How many elements each map can hold. The daemon may create them smaller or larger; programs do not depend on it.
+pub mod capacity {
+    /// Frontends of one family.
+    pub const FRONTENDS: u32 = 65_536;
+    /// Directory entries, one per service port and family.
+    pub const SERVICES: u32 = 65_536;
+    /// Slots of all services together; a service of n endpoints takes the next power of two.
+    pub const SLOTS: u32 = 524_288;
+    /// Backends of one family, one per endpoint of a service port.
+    pub const BACKENDS: u32 = 262_144;
+}
+
+/// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0`, as it lies in a packet.
+pub const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
+
+/// The IPv4-mapped form of an address.
+#[inline(always)]
+#[must_use]
+pub const fn mapped(address: Address4) -> Address6 {
+    [0, 0, MAPPED_PREFIX, address]
+}
+
+/// The IPv4 address inside an IPv4-mapped one.
+#[inline(always)]
+#[must_use]
+pub const fn unmapped(address: Address6) -> Option<Address4> {
+    let [a, b, c, d] = address;
+    if a == 0 && b == 0 && c == MAPPED_PREFIX { Some(d) } else { None }
+}

@@ -1,0 +1,166 @@
+//! `BACKENDS4`, `BACKENDS6`: arrays of endpoints, referred to by index and generation.
+
+use crate::{Address4, Address6, Port};
+
+/// A reference to one life of one backend element: index in the lower 20 bits, generation in the upper 12.
+///
+/// An element that is used again has another generation, so references kept by sockets, affinity records and slow
+/// readers are recognised as stale. Generation 0 is never alive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendRef(pub u32);
+
+const INDEX_BITS: u32 = 20;
+
+impl BackendRef {
+    /// Largest generation; the next one is 1 again.
+    pub const MAX_GENERATION: u16 = (1 << 12) - 1;
+
+    /// The reference to `index` in its life `generation`.
+    #[must_use]
+    pub const fn new(index: u32, generation: u16) -> Self {
+        Self((index & ((1 << INDEX_BITS) - 1)) | ((generation as u32) << INDEX_BITS))
+    }
+
+    /// Index into the backend array of the family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.0 & ((1 << INDEX_BITS) - 1)
+    }
+
+    /// Which life of that element.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "12 bits remain after the shift")]
+    pub const fn generation(self) -> u16 {
+        (self.0 >> INDEX_BITS) as u16
+    }
+}
+
+/// The generation after `generation`; never 0.
+#[must_use]
+pub const fn next_generation(generation: u16) -> u16 {
+    if generation >= BackendRef::MAX_GENERATION { 1 } else { generation + 1 }
+}
+
+/// Packs what identifies a living backend beside its address: generation, port.
+#[inline(always)]
+const fn life(port: Port, generation: u16) -> u64 {
+    ((generation as u64) << 16) | port as u64
+}
+
+/// Value of `BACKENDS4`. `words[0]`: generation 16 (0: dead), port 16, address 32 bits; one load gives a
+/// consistent endpoint. `words[1]`: the last generation used, for the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Backend4 {
+    /// See the type.
+    pub words: [u64; 2],
+}
+
+impl Backend4 {
+    /// A living backend.
+    #[must_use]
+    pub const fn new(address: Address4, port: Port, generation: u16) -> Self {
+        Self { words: [(life(port, generation) << 32) | address as u64, generation as u64] }
+    }
+
+    /// Address in `words[0]`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+    pub const fn address(word: u64) -> Address4 {
+        word as u32
+    }
+
+    /// Port in `words[0]`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the third quarter is meant")]
+    pub const fn port(word: u64) -> Port {
+        (word >> 32) as u16
+    }
+
+    /// Generation in `words[0]`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits remain after the shift")]
+    pub const fn generation(word: u64) -> u16 {
+        (word >> 48) as u16
+    }
+}
+
+/// Value of `BACKENDS6`. `words[0..2]`: address; `words[2]`: generation 16 (0: dead), port 16 bits; `words[3]`: the
+/// last generation used, for the daemon.
+///
+/// The address does not fit into one word with the generation. It is written before `words[2]` and an element is not
+/// used again until every program that may hold a reference has ended (the daemon waits).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Backend6 {
+    /// See the type.
+    pub words: [u64; 4],
+}
+
+impl Backend6 {
+    /// Index of the word that holds generation and port.
+    pub const LIFE: usize = 2;
+
+    /// A living backend.
+    #[must_use]
+    pub const fn new(address: Address6, port: Port, generation: u16) -> Self {
+        let [a, b, c, d] = address;
+        let first = ((b as u64) << 32) | a as u64;
+        let second = ((d as u64) << 32) | c as u64;
+        Self { words: [first, second, life(port, generation), generation as u64] }
+    }
+
+    /// Address in `words[0..2]`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "halves are meant")]
+    pub const fn address(first: u64, second: u64) -> Address6 {
+        [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32]
+    }
+
+    /// Port in `words[2]`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lowest quarter is meant")]
+    pub const fn port(word: u64) -> Port {
+        word as u16
+    }
+
+    /// Generation in `words[2]`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the second quarter is meant")]
+    pub const fn generation(word: u64) -> u16 {
+        (word >> 16) as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_gives_back_its_parts() {
+        let word = Backend4::new(0x0102_0304, 8080, 4095).words[0];
+        assert_eq!(
+            (Backend4::address(word), Backend4::port(word), Backend4::generation(word)),
+            (0x0102_0304, 8080, 4095)
+        );
+        let six = Backend6::new([1, 2, 3, 4], 8080, 7).words;
+        assert_eq!(Backend6::address(six[0], six[1]), [1, 2, 3, 4]);
+        assert_eq!((Backend6::port(six[2]), Backend6::generation(six[2])), (8080, 7));
+    }
+
+    #[test]
+    fn generations_go_round_without_zero() {
+        assert_eq!(next_generation(0), 1);
+        assert_eq!(next_generation(BackendRef::MAX_GENERATION), 1);
+        let reference = BackendRef::new((1 << 20) - 1, BackendRef::MAX_GENERATION);
+        assert_eq!((reference.index(), reference.generation()), ((1 << 20) - 1, BackendRef::MAX_GENERATION));
+    }
+}

@@ -1,0 +1,109 @@
+//! `DIRECTORY`: an array from service id to the service's region of slots.
+
+/// Value of `DIRECTORY`: four words, of which `words[0]` is the switch ([`Extent`]) and `words[1]` the [`Shape`].
+/// The others are reserved and zero.
+pub type Directory = [u64; 4];
+
+/// Where the slots of a service are: base, how many there are, and how many of the first are on this node.
+///
+/// One word, so that a reader can never combine an old base with a new count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent(pub u64);
+
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+
+impl Extent {
+    /// No endpoints: new flows are refused.
+    pub const EMPTY: Self = Self(0);
+    /// Largest count of endpoints.
+    pub const MAX_COUNT: u32 = (1 << COUNT_BITS) - 1;
+
+    /// Packs base (24 bits), all (20 bits), local (20 bits).
+    #[must_use]
+    pub const fn new(base: u32, all: u32, local: u32) -> Self {
+        Self(
+            ((base as u64) << (2 * COUNT_BITS))
+                | ((all as u64 & COUNT_MASK) << COUNT_BITS)
+                | (local as u64 & COUNT_MASK),
+        )
+    }
+
+    /// Index of the first slot.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "24 bits remain after the shift")]
+    pub const fn base(self) -> u32 {
+        (self.0 >> (2 * COUNT_BITS)) as u32
+    }
+
+    /// How many slots there are.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
+    pub const fn all(self) -> u32 {
+        ((self.0 >> COUNT_BITS) & COUNT_MASK) as u32
+    }
+
+    /// How many of the first slots are endpoints on this node.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
+    pub const fn local(self) -> u32 {
+        (self.0 & COUNT_MASK) as u32
+    }
+}
+
+/// What the daemon needs to rebuild its allocator from the map: size of the region and family of the backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape(pub u64);
+
+impl Shape {
+    const IN_USE: u64 = 1 << 63;
+    const IPV6: u64 = 1 << 62;
+
+    /// A service in use whose region has `1 << order` slots.
+    #[must_use]
+    pub const fn new(order: u8, ipv6: bool) -> Self {
+        Self(Self::IN_USE | if ipv6 { Self::IPV6 } else { 0 } | order as u64)
+    }
+
+    /// The entry belongs to a service.
+    #[must_use]
+    pub const fn in_use(self) -> bool {
+        self.0 & Self::IN_USE != 0
+    }
+
+    /// Slots refer to `BACKENDS6`.
+    #[must_use]
+    pub const fn ipv6(self) -> bool {
+        self.0 & Self::IPV6 != 0
+    }
+
+    /// Binary logarithm of the size of the region.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lowest byte is meant")]
+    pub const fn order(self) -> u8 {
+        self.0 as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_gives_back_its_parts_at_their_limits() {
+        for (base, all, local) in [(0, 0, 0), (1, 2, 1), ((1 << 24) - 1, Extent::MAX_COUNT, Extent::MAX_COUNT)] {
+            let extent = Extent::new(base, all, local);
+            assert_eq!((extent.base(), extent.all(), extent.local()), (base, all, local));
+        }
+    }
+
+    #[test]
+    fn a_zeroed_entry_is_not_in_use() {
+        assert!(!Shape::default().in_use());
+        let shape = Shape::new(5, true);
+        assert_eq!((shape.in_use(), shape.ipv6(), shape.order()), (true, true, 5));
+    }
+}

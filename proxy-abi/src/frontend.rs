@@ -1,0 +1,161 @@
+//! `FRONTENDS4`, `FRONTENDS6`: hash maps from what a client dials to the service that answers.
+
+use crate::{Address4, Address6, Port};
+
+/// Key of `FRONTENDS4`: 8 bytes, no padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct FrontendKey4 {
+    /// Destination address.
+    pub address: Address4,
+    /// Destination port.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always 0; reserved for scopes.
+    pub scope: u8,
+}
+
+/// Key of `FRONTENDS6`: 20 bytes, no padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct FrontendKey6 {
+    /// Destination address, never IPv4-mapped.
+    pub address: Address6,
+    /// Destination port.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always 0; reserved for scopes.
+    pub scope: u8,
+}
+
+const PRIME: u32 = 0x9e37_79b1;
+
+#[inline(always)]
+const fn mix(hash: u32, word: u32) -> u32 {
+    (hash.rotate_left(5) ^ word).wrapping_mul(PRIME)
+}
+
+#[inline(always)]
+const fn tail(port: Port, protocol: u8, scope: u8) -> u32 {
+    let [p0, p1] = port.to_ne_bytes();
+    u32::from_ne_bytes([p0, p1, protocol, scope])
+}
+
+impl FrontendKey4 {
+    /// The key as the kernel stores it.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 8] {
+        let [a, b, c, d] = self.address.to_ne_bytes();
+        let [e, f, g, h] = tail(self.port, self.protocol, self.scope).to_ne_bytes();
+        [a, b, c, d, e, f, g, h]
+    }
+
+    /// The key that the kernel stored as `bytes`.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 8]) -> Self {
+        let [a, b, c, d, e, f, protocol, scope] = bytes;
+        Self { address: u32::from_ne_bytes([a, b, c, d]), port: u16::from_ne_bytes([e, f]), protocol, scope }
+    }
+
+    /// A digest of the key, kept in the value (see [`FrontendValue`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn fingerprint(&self) -> u32 {
+        mix(mix(0, self.address), tail(self.port, self.protocol, self.scope))
+    }
+}
+
+impl FrontendKey6 {
+    /// The key as the kernel stores it.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 20] {
+        let [a, b, c, d] = self.address;
+        let words = [a, b, c, d, tail(self.port, self.protocol, self.scope)];
+        let mut bytes = [0; 20];
+        for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// The key that the kernel stored as `bytes`.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 20]) -> Self {
+        let mut words = [0_u32; 5];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            if let Ok(chunk) = <[u8; 4]>::try_from(chunk) {
+                *word = u32::from_ne_bytes(chunk);
+            }
+        }
+        let [a, b, c, d, rest] = words;
+        let [e, f, protocol, scope] = rest.to_ne_bytes();
+        Self { address: [a, b, c, d], port: u16::from_ne_bytes([e, f]), protocol, scope }
+    }
+
+    /// A digest of the key, kept in the value (see [`FrontendValue`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn fingerprint(&self) -> u32 {
+        let [a, b, c, d] = self.address;
+        mix(mix(mix(mix(mix(0, a), b), c), d), tail(self.port, self.protocol, self.scope))
+    }
+}
+
+/// Value of both frontend maps: fingerprint of the key in the upper, service id in the lower 32 bits.
+///
+/// A preallocated hash element can be recycled for another key while a program still holds the pointer, so the
+/// program compares the fingerprint after its one 64-bit load; a mismatch is a miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontendValue(pub u64);
+
+impl FrontendValue {
+    /// The value that sends the key with this fingerprint to `service`.
+    #[must_use]
+    pub const fn new(fingerprint: u32, service: u32) -> Self {
+        Self(((fingerprint as u64) << 32) | service as u64)
+    }
+
+    /// Fingerprint of the key this value was written for.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half of 64 bits is 32 bits")]
+    pub const fn fingerprint(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Index into the service directory.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+    pub const fn service(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_survive_the_way_through_the_kernel() {
+        let four = FrontendKey4 { address: 0x0a00_600a, port: 53_u16.to_be(), protocol: 17, scope: 0 };
+        assert_eq!(FrontendKey4::from_bytes(four.to_bytes()), four);
+        let six = FrontendKey6 { address: [1, 2, 3, 4], port: 53_u16.to_be(), protocol: 6, scope: 0 };
+        assert_eq!(FrontendKey6::from_bytes(six.to_bytes()), six);
+    }
+
+    #[test]
+    fn a_key_lies_in_memory_as_in_a_packet() {
+        let key =
+            FrontendKey4 { address: u32::from_ne_bytes([10, 96, 0, 10]), port: 53_u16.to_be(), protocol: 17, scope: 0 };
+        assert_eq!(key.to_bytes(), [10, 96, 0, 10, 0, 53, 17, 0]);
+    }
+
+    #[test]
+    fn a_value_gives_back_both_halves() {
+        let value = FrontendValue::new(0xdead_beef, 7);
+        assert_eq!((value.fingerprint(), value.service()), (0xdead_beef, 7));
+    }
+}

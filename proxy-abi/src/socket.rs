@@ -1,0 +1,44 @@
+//! `PEER` and `DATAGRAMS`: what a socket dialled and what it got, kept in socket storage and freed with the socket.
+
+use crate::{Address6, BackendRef, Port};
+
+/// One translation. Addresses are IPv4-mapped where needed, so one layout serves IPv4, IPv6 and IPv4 on IPv6 sockets.
+/// Value of `PEER` (the connected peer of a socket).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// What the client dialled.
+    pub frontend: Address6,
+    /// What it got.
+    pub backend: Address6,
+    /// Port dialled; 0 in an unused entry.
+    pub frontend_port: Port,
+    /// Port got.
+    pub backend_port: Port,
+    /// The backend's reference, raw ([`BackendRef`]).
+    pub reference: u32,
+    /// The service that was dialled.
+    pub service: u32,
+}
+
+impl Flow {
+    /// The backend's reference.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reference(&self) -> BackendRef {
+        BackendRef(self.reference)
+    }
+}
+
+/// How many frontends an unconnected UDP socket can talk to at once without forgetting one.
+pub const FLOWS: usize = 4;
+
+/// Value of `DATAGRAMS`: the last frontends of an unconnected UDP socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DatagramFlows {
+    /// The translations.
+    pub flows: [Flow; FLOWS],
+    /// Which one is overwritten next.
+    pub next: u32,
+}
