@@ -1,0 +1,113 @@
+//! Who gets a frontend that several service ports ask for (spec IN-27): the same one on every node and at every start.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use serde::Serialize;
+use shunt_model::{Family, Protocol};
+
+use super::PortKey;
+
+/// A frontend as something that only one service port can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// The family, which a node port does not show.
+    pub family: Family,
+    /// The address; `None` is every accepted node address.
+    pub address: Option<IpAddr>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: NonZeroU16,
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", super::view::socket(self.address, self.port.get()), self.protocol)
+    }
+}
+
+/// Two service ports ask for one frontend, and one of them does not get it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The frontend.
+    pub frontend: Claim,
+    /// Who has it.
+    pub winner: PortKey,
+    /// Who goes without.
+    pub loser: PortKey,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { frontend, winner, loser } = self;
+        write!(f, "{frontend} is asked for by {winner} and {loser}; {winner} has it")
+    }
+}
+
+/// Precedence between claimants; the smallest wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// The node's own DNS: pods must reach it whatever a Service says.
+    BuiltIn,
+    /// Seconds since 1970: the older Service wins, so a newcomer cannot take over what already works.
+    Created(i64),
+    /// Without a time of creation, as in manifests: after all that have one.
+    Undated,
+}
+
+/// A service port that asks for a frontend. Ordered by precedence: rank, then namespace, name and port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claimant {
+    pub(super) rank: Rank,
+    pub(super) port: PortKey,
+}
+
+/// All claims of the cluster.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    /// In order of precedence, never empty.
+    claimants: HashMap<Claim, Vec<Claimant>>,
+}
+
+impl Claims {
+    /// Whoever asks for a frontend that is contested; empty otherwise.
+    pub(super) fn rivals(&self, claim: &Claim) -> &[Claimant] {
+        match self.claimants.get(claim) {
+            Some(claimants) if claimants.len() > 1 => claimants,
+            Some(_) | None => &[],
+        }
+    }
+
+    /// Whether `port` has the frontend.
+    pub(super) fn is_won_by(&self, claim: &Claim, port: &PortKey) -> bool {
+        self.claimants.get(claim).and_then(|claimants| claimants.first()).is_some_and(|first| first.port == *port)
+    }
+
+    /// The conflicts about one frontend.
+    pub(super) fn conflicts(&self, claim: &Claim) -> Vec<Conflict> {
+        let Some((winner, losers)) = self.rivals(claim).split_first() else { return Vec::new() };
+        let conflict =
+            |loser: &Claimant| Conflict { frontend: *claim, winner: winner.port.clone(), loser: loser.port.clone() };
+        losers.iter().map(conflict).collect()
+    }
+
+    pub(super) fn add(&mut self, claim: Claim, claimant: Claimant) {
+        // Nearly every frontend has one claimant: room for exactly that.
+        let claimants = self.claimants.entry(claim).or_insert_with(|| Vec::with_capacity(1));
+        if let Err(place) = claimants.binary_search(&claimant) {
+            claimants.insert(place, claimant);
+        }
+    }
+
+    pub(super) fn remove(&mut self, claim: &Claim, claimant: &Claimant) {
+        let Some(claimants) = self.claimants.get_mut(claim) else { return };
+        claimants.retain(|other| other != claimant);
+        if claimants.is_empty() {
+            self.claimants.remove(claim);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Where clients may dial a service port, which lists that takes, and which list serves whom (spec IN-10…26, 2.1, 2.4).
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use shunt_model::{ClusterIps, Family, Service, ServiceKind, ServicePort, TrafficPolicy};
+
+use super::lists::Needs;
+use super::{Empty, Frontend, FrontendKind, List, Rule};
+
+/// A frontend before it is known what becomes of a flow to it. Depends on the Service only, not on its endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Site {
+    pub(super) address: Option<IpAddr>,
+    pub(super) port: NonZeroU16,
+    pub(super) kind: FrontendKind,
+}
+
+/// Whether the Service is ours to balance at all (IN-1, IN-10).
+pub(super) fn is_balanced(service: &Service) -> bool {
+    let has_address = match &service.cluster_ips {
+        ClusterIps::Headless | ClusterIps::Unassigned => false,
+        ClusterIps::Assigned(addresses) => !addresses.is_empty(),
+    };
+    let is_alias = match &service.kind {
+        ServiceKind::ExternalName(_) => true,
+        ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => false,
+    };
+    has_address && !is_alias && !service.other_proxy
+}
+
+/// Every service port in every family in which the Service has a cluster IP; without one it does not exist there,
+/// whatever other addresses it lists (IN-11).
+pub(super) fn ports_of(service: &Service) -> impl Iterator<Item = (&ServicePort, Family, IpAddr)> {
+    let families = Family::BOTH.into_iter().filter(|_| is_balanced(service));
+    families
+        .filter_map(|family| Some((family, service.cluster_ip(family)?)))
+        .flat_map(|(family, cluster_ip)| service.ports.iter().map(move |port| (port, family, cluster_ip)))
+}
+
+/// Where clients dial this port: node port first, then addresses in order, each once.
+pub(super) fn sites_of(service: &Service, port: &ServicePort, family: Family, cluster_ip: IpAddr) -> Vec<Site> {
+    let at = |kind| move |address: &IpAddr| Site { address: Some(*address), port: port.port, kind };
+    let mut sites = vec![at(FrontendKind::ClusterIp)(&cluster_ip)];
+    sites.extend(of_family(&service.load_balancer_ips, family).map(at(FrontendKind::LoadBalancer)));
+    sites.extend(of_family(&service.external_ips, family).map(at(FrontendKind::External)));
+    sites.extend(port.node_port.map(|port| Site { address: None, port, kind: FrontendKind::NodePort }));
+    // Stable: of one address listed twice, the kind pushed first stays. A load balancer's address that is an external
+    // IP too keeps the former kind, so that source ranges would hold for it (TP-36 as in nftables mode).
+    sites.sort_by_key(|site| (site.address, site.port));
+    sites.dedup_by_key(|site| (site.address, site.port));
+    sites
+}
+
+/// The lists this service port uses (EP-2, EP-3, EP-4).
+pub(super) fn needs_of(service: &Service, port: &ServicePort, family: Family) -> Needs {
+    let external = port.node_port.is_some()
+        || of_family(&service.load_balancer_ips, family).next().is_some()
+        || of_family(&service.external_ips, family).next().is_some();
+    match service.internal_policy {
+        TrafficPolicy::Cluster => Needs { cluster: true, local: external && is_external_local(service) },
+        TrafficPolicy::Local => Needs { cluster: external, local: true },
+    }
+}
+
+/// What the rules depend on besides the kind of frontend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Situation {
+    /// The service port works somewhere (EP-22).
+    pub(super) has_endpoints: bool,
+    /// Pods of this family can be told apart (TP-19).
+    pub(super) knows_pods: bool,
+}
+
+/// Turns a site into a frontend by the decision table of spec 2.4.
+pub(super) fn frontend(site: Site, service: &Service, situation: Situation) -> Frontend {
+    let cluster = Rule { list: List::Cluster, empty: Empty::Reject };
+    let local = Rule {
+        list: List::Local,
+        empty: match situation.has_endpoints {
+            true => Empty::Drop,
+            false => Empty::Reject,
+        },
+    };
+    let (from_pods, from_node, from_outside) = match site.kind {
+        FrontendKind::ClusterIp => match service.internal_policy {
+            TrafficPolicy::Cluster => (cluster, cluster, cluster),
+            TrafficPolicy::Local => (local, local, local),
+        },
+        FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort => {
+            match (is_external_local(service), situation.knows_pods) {
+                (false, _) => (cluster, cluster, cluster),
+                // Who is inside the cluster need not leave it to reach its own load balancer (TP-21, TP-22, TP-25).
+                (true, true) => (cluster, cluster, local),
+                (true, false) => (local, cluster, local),
+            }
+        }
+    };
+    let Site { address, port, kind } = site;
+    Frontend { address, port, kind, from_pods, from_node, from_outside }
+}
+
+/// Policy Local counts only for a Service that is meant to be reached from outside (IN-19).
+fn is_external_local(service: &Service) -> bool {
+    let accessible = match &service.kind {
+        ServiceKind::LoadBalancer | ServiceKind::NodePort => true,
+        ServiceKind::ClusterIp => !service.external_ips.is_empty(),
+        ServiceKind::ExternalName(_) => false,
+    };
+    accessible && service.external_policy == TrafficPolicy::Local
+}
+
+fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = &IpAddr> {
+    addresses.iter().filter(move |address| Family::of(address) == family)
+}

@@ -1,0 +1,179 @@
+//! A plan for people and scripts: the table and the JSON of `shunt plan`. The field names are a stable interface.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+use shunt_model::{Family, Protocol};
+
+use super::{Empty, Endpoint, Frontend, FrontendKind, List, Plan, PortPlan, Rule};
+
+/// A plan: `{"ports": [...]}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanView<'a> {
+    /// Ordered by namespace, name, port, protocol and family.
+    pub ports: Vec<PortView<'a>>,
+}
+
+/// A service port in one family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortView<'a> {
+    /// Namespace of the Service.
+    pub namespace: &'a str,
+    /// Name of the Service.
+    pub name: &'a str,
+    /// Name of the port, "" if unnamed.
+    pub port: &'a str,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: Protocol,
+    /// `IPv4` or `IPv6`.
+    pub family: Family,
+    /// Where clients dial.
+    pub frontends: Vec<FrontendView>,
+    /// Who answers under policy Cluster.
+    pub cluster: Vec<EndpointView>,
+    /// Who answers under policy Local.
+    pub local: Vec<EndpointView>,
+    /// Timeout of ClientIP affinity in seconds, null without affinity.
+    pub affinity_seconds: Option<u32>,
+}
+
+/// A frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendView {
+    /// The address, null for a node port.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+    /// `ClusterIP`, `ExternalIP`, `LoadBalancer` or `NodePort`.
+    pub kind: FrontendKind,
+    /// What serves flows from pods.
+    pub from_pods: RuleView,
+    /// What serves flows from the node itself.
+    pub from_node: RuleView,
+    /// What serves all other flows.
+    pub from_outside: RuleView,
+}
+
+/// A rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleView {
+    /// `cluster` or `local`.
+    pub list: List,
+    /// What happens when that list is empty: `reject` or `drop`.
+    pub empty: Empty,
+}
+
+/// An endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointView {
+    /// `10.1.0.1:80` or `[fd00::1]:80`.
+    pub address: SocketAddr,
+    /// It runs on this node.
+    pub local: bool,
+}
+
+impl<'a> From<&'a Plan> for PlanView<'a> {
+    fn from(plan: &'a Plan) -> Self {
+        Self { ports: plan.ports.values().map(|port| PortView::from(&**port)).collect() }
+    }
+}
+
+impl<'a> From<&'a PortPlan> for PortView<'a> {
+    fn from(port: &'a PortPlan) -> Self {
+        let PortPlan { key, frontends, cluster, local, affinity } = port;
+        Self {
+            namespace: &key.service.namespace,
+            name: &key.service.name,
+            port: &key.port,
+            protocol: key.protocol,
+            family: key.family,
+            frontends: frontends.iter().map(FrontendView::from).collect(),
+            cluster: cluster.iter().map(EndpointView::from).collect(),
+            local: local.iter().map(EndpointView::from).collect(),
+            affinity_seconds: affinity.map(std::num::NonZero::get),
+        }
+    }
+}
+
+impl From<&Frontend> for FrontendView {
+    fn from(frontend: &Frontend) -> Self {
+        let Frontend { address, port, kind, from_pods, from_node, from_outside } = *frontend;
+        let rule = |Rule { list, empty }| RuleView { list, empty };
+        Self {
+            address,
+            port: port.get(),
+            kind,
+            from_pods: rule(from_pods),
+            from_node: rule(from_node),
+            from_outside: rule(from_outside),
+        }
+    }
+}
+
+impl From<&Endpoint> for EndpointView {
+    fn from(endpoint: &Endpoint) -> Self {
+        let Endpoint { address, local } = *endpoint;
+        Self { address, local }
+    }
+}
+
+/// The plan as indented JSON, see [`PlanView`].
+pub fn render_json(plan: &Plan) -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(&PlanView::from(plan))
+}
+
+/// The plan as a table, one line per service port and family. `*` marks endpoints on this node; a node port is shown
+/// as `*:30080/tcp`.
+#[must_use]
+pub fn render_table(plan: &Plan) -> String {
+    let title = ["NAMESPACE/NAME", "PORT", "FRONTENDS", "ENDPOINTS"].map(str::to_owned);
+    let rows: Vec<[String; 4]> = [title].into_iter().chain(plan.ports.values().map(|port| row(port))).collect();
+    let mut width = [0; 4];
+    for row in &rows {
+        for (width, cell) in width.iter_mut().zip(row) {
+            *width = cell.len().max(*width);
+        }
+    }
+    let mut table = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(width) {
+            // Writing to a String cannot fail.
+            write!(line, "{cell:width$}  ").unwrap_or_default();
+        }
+        table.push_str(line.trim_end());
+        table.push('\n');
+    }
+    table
+}
+
+fn row(port: &PortPlan) -> [String; 4] {
+    let protocol = port.key.protocol;
+    let name = if port.key.port.is_empty() { "-" } else { &port.key.port };
+    let frontends = port.frontends.iter().map(|f| format!("{}/{protocol}", socket(f.address, f.port.get())));
+    [port.key.service.to_string(), name.to_owned(), join(frontends), join(endpoints(port))]
+}
+
+/// All endpoints that any frontend may lead to (spec EP-23).
+fn endpoints(port: &PortPlan) -> impl Iterator<Item = String> {
+    let mut reachable: Vec<&Endpoint> = port.cluster.iter().chain(&port.local).collect();
+    reachable.sort_unstable();
+    reachable.dedup();
+    reachable.into_iter().map(|endpoint| format!("{}{}", endpoint.address, if endpoint.local { "*" } else { "" }))
+}
+
+fn join(cells: impl Iterator<Item = String>) -> String {
+    let joined = cells.collect::<Vec<_>>().join(",");
+    if joined.is_empty() { "<none>".to_owned() } else { joined }
+}
+
+/// `10.0.0.1:80`, `[fd00::1]:80`, or `*:80` for every accepted node address.
+pub(super) fn socket(address: Option<IpAddr>, port: u16) -> String {
+    address.map_or_else(|| format!("*:{port}"), |address| SocketAddr::new(address, port).to_string())
+}
