@@ -1,5 +1,75 @@
-//! The BPF programs of shunt.
+//! The socket programs: a connect or a datagram to a frontend leaves the socket already addressed to an endpoint, so
+//! nothing is translated per packet. Attached to the root of the pods' cgroup v2 tree.
+//!
+//! Kernel: 5.19 (cgroup sock_addr with `bpf_set_retval`, socket storage). Sources: spec/datapath.md 3.1, design.md 3.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 
+mod connect;
+mod datagram;
+mod maps;
+mod pick;
+mod sockaddr;
+
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+
+/// The hook lets the call go on.
+const PROCEED: i32 = 1;
+/// The hook ends the call with the value given to `bpf_set_retval`.
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+fn shunt_connect4(ctx: SockAddrContext) -> i32 {
+    connect::connect4(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+fn shunt_connect6(ctx: SockAddrContext) -> i32 {
+    connect::connect6(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+fn shunt_getpeer4(ctx: SockAddrContext) -> i32 {
+    connect::getpeername4(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn shunt_getpeer6(ctx: SockAddrContext) -> i32 {
+    connect::getpeername6(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn shunt_sendmsg4(ctx: SockAddrContext) -> i32 {
+    datagram::sendmsg4(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn shunt_sendmsg6(ctx: SockAddrContext) -> i32 {
+    datagram::sendmsg6(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn shunt_recvmsg4(ctx: SockAddrContext) -> i32 {
+    datagram::recvmsg4(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn shunt_recvmsg6(ctx: SockAddrContext) -> i32 {
+    datagram::recvmsg6(&ctx)
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// The helpers are callable under any licence that the kernel takes for GPL-compatible.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The crate is checked and linted on the host too; there is nothing to run there.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,0 +1,35 @@
+//! The maps, as laid out by `proxy-abi`. All are pinned by the daemon and outlive it.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::{Array, HashMap, SkStorage};
+use aya_ebpf::macros::btf_map;
+use proxy_abi::{Backend4, Backend6, DatagramFlows, Directory, Flow, FrontendKey4, FrontendKey6, capacity};
+
+/// The daemon writes arrays with plain atomic stores to mapped memory, which an update by syscall is not.
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map]
+pub(crate) static FRONTENDS4: HashMap<FrontendKey4, u64, { capacity::FRONTENDS as usize }> = HashMap::new();
+
+#[btf_map]
+pub(crate) static FRONTENDS6: HashMap<FrontendKey6, u64, { capacity::FRONTENDS as usize }> = HashMap::new();
+
+#[btf_map]
+pub(crate) static DIRECTORY: Array<Directory, { capacity::SERVICES as usize }, MAPPED> = Array::new();
+
+#[btf_map]
+pub(crate) static SLOTS: Array<u64, { capacity::SLOTS as usize }, MAPPED> = Array::new();
+
+#[btf_map]
+pub(crate) static BACKENDS4: Array<Backend4, { capacity::BACKENDS as usize }, MAPPED> = Array::new();
+
+#[btf_map]
+pub(crate) static BACKENDS6: Array<Backend6, { capacity::BACKENDS as usize }, MAPPED> = Array::new();
+
+/// What a connected socket dialled.
+#[btf_map]
+pub(crate) static PEER: SkStorage<Flow> = SkStorage::new();
+
+/// What an unconnected UDP socket dialled.
+#[btf_map]
+pub(crate) static DATAGRAMS: SkStorage<DatagramFlows> = SkStorage::new();
