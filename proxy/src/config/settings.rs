@@ -1,0 +1,151 @@
+//! What the operator said, on the command line or in the configuration file, before defaults are applied.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgAction, Args, ValueEnum};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::ConfigError;
+use super::values::{Address, List, Upstreams};
+
+/// Settings of `shunt run`; `None` where nothing was said. The field names are the flags' and the file's names.
+#[derive(Args, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Settings {
+    /// Folder of Kubernetes manifests (*.yaml, *.yml, *.json), watched for changes
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// Ranges from which Services without a clusterIP get one [default: 10.96.0.0/12]
+    #[arg(long, value_name = "CIDR,...")]
+    pub service_cidr: Option<List<IpNet>>,
+    /// The cgroup2 directory whose processes are served [default: the root of the cgroup2 mount]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Where programs and maps are pinned, on a bpf file system [default: /sys/fs/bpf/shunt]
+    #[arg(long, value_name = "DIR")]
+    pub bpf_root: Option<PathBuf>,
+    /// Load the programs from this file instead of the built-in one
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub bpf_object: Option<PathBuf>,
+    /// Where `shunt services` and `shunt dns` find this daemon [default: /run/shunt/shunt.sock]
+    #[arg(long, value_name = "PATH")]
+    pub control_socket: Option<PathBuf>,
+    /// How connections are balanced [default: auto]
+    #[arg(long)]
+    pub proxy_mode: Option<ProxyMode>,
+    /// Run the bundled DNS server [default: true]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub dns: Option<bool>,
+    /// Where the DNS server listens; the addresses are put on lo if need be [default: 169.254.20.10:53]
+    #[arg(long, value_name = "IP[:PORT],...")]
+    pub dns_bind_address: Option<List<Address>>,
+    /// Service addresses that pods use for DNS already [default: 10.96.0.10]
+    #[arg(long, value_name = "IP,...")]
+    pub cluster_dns: Option<List<Address>>,
+    /// Domain of cluster names [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// Where other names are asked for [default: /etc/resolv.conf]
+    #[arg(long, value_name = "ADDR,...|FILE")]
+    pub dns_upstream: Option<Upstreams>,
+    /// Answers for names of pods such as 10-0-0-1.default.pod [default: insecure]
+    #[arg(long)]
+    pub dns_pods: Option<PodNames>,
+    /// Seconds for which a cluster name may be cached [default: 5]
+    #[arg(long, value_name = "SECONDS")]
+    pub dns_ttl: Option<u32>,
+    /// Where /healthz, /livez and /readyz are served [default: 0.0.0.0:10256]
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub healthz_bind_address: Option<Address>,
+    /// Where /metrics and /proxyMode are served [default: 127.0.0.1:10249]
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub metrics_bind_address: Option<Address>,
+    /// Form of the log on stderr [default: text]
+    #[arg(long)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// `--proxy-mode`.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyMode {
+    /// The best this host can do
+    Auto,
+    /// eBPF programs
+    Ebpf,
+    /// nftables rules (not in this version)
+    #[value(hide = true)]
+    Nftables,
+    /// iptables rules (not in this version)
+    #[value(hide = true)]
+    Iptables,
+}
+
+/// `--dns-pods`.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodNames {
+    /// Such names do not exist
+    Disabled,
+    /// Any address is answered, whether or not a pod has it
+    Insecure,
+    /// Only addresses of pods in that namespace are answered
+    Verified,
+}
+
+/// `--log-format`.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl Settings {
+    /// The settings in `path`: JSON if it is called `*.json`, else YAML.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let parsed = if is_json {
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        } else if text.trim().is_empty() {
+            Ok(Self::default())
+        } else {
+            serde_saphyr::from_str(&text).map_err(|error| error.without_snippet().to_string())
+        };
+        parsed.map_err(|reason| ConfigError::Parse { path: path.to_path_buf(), reason })
+    }
+
+    /// These settings, and `file`'s where these say nothing.
+    #[must_use]
+    pub fn or(self, file: Self) -> Self {
+        // Every field by name: a new flag must be decided here before it compiles.
+        Self {
+            manifests: self.manifests.or(file.manifests),
+            hostname_override: self.hostname_override.or(file.hostname_override),
+            service_cidr: self.service_cidr.or(file.service_cidr),
+            cgroup_root: self.cgroup_root.or(file.cgroup_root),
+            bpf_root: self.bpf_root.or(file.bpf_root),
+            bpf_object: self.bpf_object.or(file.bpf_object),
+            control_socket: self.control_socket.or(file.control_socket),
+            proxy_mode: self.proxy_mode.or(file.proxy_mode),
+            dns: self.dns.or(file.dns),
+            dns_bind_address: self.dns_bind_address.or(file.dns_bind_address),
+            cluster_dns: self.cluster_dns.or(file.cluster_dns),
+            cluster_domain: self.cluster_domain.or(file.cluster_domain),
+            dns_upstream: self.dns_upstream.or(file.dns_upstream),
+            dns_pods: self.dns_pods.or(file.dns_pods),
+            dns_ttl: self.dns_ttl.or(file.dns_ttl),
+            healthz_bind_address: self.healthz_bind_address.or(file.healthz_bind_address),
+            metrics_bind_address: self.metrics_bind_address.or(file.metrics_bind_address),
+            log_format: self.log_format.or(file.log_format),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What settings become, and which are refused.
+
+use std::error::Error as _;
+
+use clap::Parser;
+
+use super::{Config, DnsListen, LogFormat, PodNames, Settings, Upstreams};
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn flags(line: &str) -> Result<Settings, String> {
+    let words = std::iter::once("shunt").chain(line.split_whitespace());
+    Flags::try_parse_from(words).map(|flags| flags.settings).map_err(|error| error.to_string())
+}
+
+fn file(name: &str, text: &str) -> Result<Settings, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    Settings::read(&path).map_err(|error| match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    })
+}
+
+fn config(line: &str) -> Result<Config, String> {
+    Config::new(flags(line)?).map_err(|error| error.to_string())
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(outcome: Result<T, String>, words: &[&str]) {
+    let message = outcome.unwrap_err();
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not in: {message}");
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let config = config("--manifests m --hostname-override n1").unwrap();
+    assert_eq!(config.service_cidrs, ["10.96.0.0/12".parse().unwrap()]);
+    assert_eq!(config.bpf_root.to_str(), Some("/sys/fs/bpf/shunt"));
+    assert_eq!(config.control_socket.to_str(), Some("/run/shunt/shunt.sock"));
+    assert_eq!(config.cluster_dns, ["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(config.healthz.to_string(), "0.0.0.0:10256");
+    assert_eq!(config.metrics.to_string(), "127.0.0.1:10249");
+    assert_eq!(config.log_format, LogFormat::Text);
+    let dns = config.dns.unwrap();
+    assert_eq!(dns.listen, DnsListen::Default);
+    assert_eq!(dns.domain, "cluster.local");
+    assert_eq!(dns.upstreams, Upstreams::File("/etc/resolv.conf".into()));
+    assert_eq!((dns.pods, dns.ttl), (PodNames::Insecure, 5));
+}
+
+#[test]
+fn node_names_are_trimmed_and_lower_case() {
+    let node = |name: &str| super::node_name(Some(name)).map_err(|error| error.to_string());
+    assert_eq!(node(" Node-A ").unwrap(), "node-a"); // IN-9
+    refused(node("  "), &["--hostname-override", "empty"]);
+}
+
+#[test]
+fn the_file_has_the_names_of_the_flags_and_flags_win() {
+    let yaml =
+        "manifests: m\ndns: false\nservice-cidr: [10.0.0.0/16, fd00::/112]\ndns-upstream: [192.0.2.1, 'fd00::1']\n";
+    let json = r#"{"manifests": "m", "dns": false, "service-cidr": "10.0.0.0/16,fd00::/112",
+        "dns-upstream": "192.0.2.1,fd00::1"}"#;
+    assert_eq!(file("c.yaml", yaml), file("c.json", json));
+    let both = flags("--dns --service-cidr 10.1.0.0/16").unwrap().or(file("c.yaml", yaml).unwrap());
+    assert_eq!(both.dns, Some(true));
+    assert_eq!(both.service_cidr, flags("--service-cidr 10.1.0.0/16").unwrap().service_cidr);
+    assert_eq!(both.manifests, Some("m".into()));
+    assert_eq!(both.dns_upstream, flags("--dns-upstream 192.0.2.1:53,[fd00::1]:53").unwrap().dns_upstream);
+    assert_eq!(file("empty.yaml", ""), Ok(Settings::default()));
+}
+
+#[test]
+fn mistakes_in_the_file_are_named_with_their_line() {
+    refused(file("c.yaml", "manifests: m\ndns-tll: 5\n"), &["c.yaml", "dns-tll", "line 2"]);
+    refused(file("c.json", "{\n\"dns-tll\": 5}"), &["c.json", "dns-tll", "line 2"]);
+    refused(file("c.yaml", "manifests: m\nservice-cidr: nonsense\n"), &["nonsense", "line 2"]);
+    refused(file("c.yaml", "proxy-mode: ipvs\n"), &["ipvs", "line 1"]);
+    refused(file("c.yaml", "dns-ttl: [\n"), &["c.yaml"]);
+    refused(Settings::read("absent.yaml".as_ref()).map_err(|error| error.to_string()), &["absent.yaml"]);
+}
+
+#[test]
+fn mistakes_in_flags_say_what_to_do() {
+    refused(config("--hostname-override n"), &["--manifests"]);
+    refused(config("--manifests m --proxy-mode nftables"), &["nftables", "not in this version"]);
+    refused(config("--manifests m --proxy-mode iptables"), &["iptables", "not in this version"]);
+    refused(config("--manifests m --proxy-mode ipvs"), &["ipvs", "auto"]);
+    refused(config("--manifests m --cluster-dns 10.96.0.10:53"), &["--cluster-dns", "without a port"]);
+    refused(config("--manifests m --dns-bind-address="), &["--dns-bind-address", "--dns=false"]);
+    refused(config("--manifests m --dns-upstream resolv.conf"), &["resolv.conf", "slash"]);
+    refused(config("--manifests m --healthz-bind-address localhost:1"), &["localhost:1", "IP"]);
+    refused(config("--manifests m --kube-api-qps 5"), &["--kube-api-qps"]);
+}
+
+#[test]
+fn addresses_take_a_port_or_the_default_one() {
+    let listen = |list: &str| config(&format!("--manifests m --dns-bind-address {list}")).unwrap().dns.unwrap().listen;
+    let given = |addresses: &[&str]| DnsListen::Given(addresses.iter().map(|a| a.parse().unwrap()).collect());
+    assert_eq!(listen("127.0.0.1"), given(&["127.0.0.1:53"]));
+    assert_eq!(listen("127.0.0.1:5353,::1,[::1]:5353"), given(&["127.0.0.1:5353", "[::1]:53", "[::1]:5353"]));
+    assert_eq!(listen("::ffff:127.0.0.1"), given(&["127.0.0.1:53"]));
+}

@@ -1,0 +1,137 @@
+//! Values of settings, read the same way from a flag and from the configuration file.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+
+/// `IP` or `IP:PORT`; an IPv6 address with a port needs brackets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port, if one was given.
+    pub port: Option<u16>,
+}
+
+impl Address {
+    /// The socket address, with `port` where none was given.
+    #[must_use]
+    pub fn or_port(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(port))
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = bare.parse::<IpAddr>() {
+            return Ok(Self { ip: ip.to_canonical(), port: None });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) => Ok(Self { ip: address.ip().to_canonical(), port: Some(address.port()) }),
+            Err(_) => Err(format!("{text:?} is not an IP address or IP:PORT ([IP]:PORT for IPv6)")),
+        }
+    }
+}
+
+/// Where queries for other names go: name servers, or a file in the form of resolv.conf that lists them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstreams {
+    /// A file with `nameserver` lines.
+    File(PathBuf),
+    /// The servers themselves; may be empty, then other names are not answered.
+    Servers(Vec<SocketAddr>),
+}
+
+impl FromStr for Upstreams {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('/') {
+            return Ok(Self::File(PathBuf::from(text)));
+        }
+        let List(servers) = text
+            .parse::<List<Address>>()
+            .map_err(|reason| format!("{reason}; a file is recognised by a slash in its name, such as ./{text}"))?;
+        Ok(Self::Servers(servers.into_iter().map(|server| server.or_port(53)).collect()))
+    }
+}
+
+/// Several values: `a,b` on the command line; in the file also a YAML list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T: FromStr> FromStr for List<T>
+where
+    T::Err: fmt::Display,
+{
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn parse<T: FromStr>(text: &str) -> Result<T, String>
+where
+    T::Err: fmt::Display,
+{
+    text.parse().map_err(|error| {
+        let reason = format!("{error}");
+        if reason.contains(text) { reason } else { format!("{text:?}: {reason}") }
+    })
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Upstreams {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let List(parts) = List::<String>::deserialize(deserializer)?;
+        parts.join(",").parse().map_err(de::Error::custom)
+    }
+}
+
+impl<'de, T: FromStr> Deserialize<'de> for List<T>
+where
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ListVisitor(PhantomData))
+    }
+}
+
+struct ListVisitor<T>(PhantomData<T>);
+
+impl<'de, T: FromStr> Visitor<'de> for ListVisitor<T>
+where
+    T::Err: fmt::Display,
+{
+    type Value = List<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list, or text with commas")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<List<T>, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List<T>, A::Error> {
+        let mut values = Vec::new();
+        while let Some(item) = items.next_element::<String>()? {
+            values.push(parse(&item).map_err(de::Error::custom)?);
+        }
+        Ok(List(values))
+    }
+}
