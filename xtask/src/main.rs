@@ -1,4 +1,74 @@
 //! Developer commands: set-up, build, demo, test, lint, bench.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod bench;
+mod build;
+mod command;
+mod linker;
+mod packages;
+mod setup;
+mod toolchain;
+mod ui;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Developer commands of shunt. Each does the steps before it by itself.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Find or install the BPF tool chain and the programs that the lab runs.
+    Setup,
+    /// Build the BPF programs, then the binaries that embed them.
+    Build(BuildOptions),
+    /// Measure, side by side and as ratios.
+    Bench(bench::BenchOptions),
+}
+
+#[derive(Debug, clap::Args)]
+struct BuildOptions {
+    /// Build what is shipped: the same as --profile release.
+    #[arg(long, conflicts_with = "profile")]
+    release: bool,
+    /// A profile of the root Cargo.toml.
+    #[arg(long, default_value = build::LAB_PROFILE)]
+    profile: String,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            ui::say(format!("\n{} {error:#}", ui::bold("error:")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(action: Action) -> Result<ExitCode> {
+    let workspace = Workspace::discover()?;
+    match action {
+        Action::Setup => {
+            setup::for_running(&workspace)?;
+        }
+        Action::Build(options) => {
+            let profile = if options.release { "release" } else { &options.profile };
+            let toolchain = setup::for_building(&workspace)?;
+            build::bpf_objects(&workspace, &toolchain)?;
+            build::binaries(&workspace, profile)?;
+        }
+        Action::Bench(options) => bench::run(&options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,126 @@
+//! Where things are: the workspace, its target directory, its packages, as cargo itself tells.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// The crate that is compiled for the BPF target.
+pub(crate) const BPF_CRATE: &str = "proxy-ebpf";
+/// The crate of the lab, whose integration tests need root.
+pub(crate) const LAB_CRATE: &str = "lab";
+
+/// The part of `cargo metadata` that xtask reads.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Metadata {
+    pub(crate) workspace_root: PathBuf,
+    pub(crate) target_directory: PathBuf,
+    pub(crate) packages: Vec<Package>,
+}
+
+/// A package of the workspace, or one it depends on.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) license: Option<String>,
+    pub(crate) targets: Vec<Target>,
+}
+
+/// Something cargo builds: a library, a binary, a test.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) kind: Vec<String>,
+}
+
+impl Package {
+    /// The names of its targets of one kind: `bin`, `test`, `lib`.
+    pub(crate) fn targets_of_kind(&self, kind: &str) -> Vec<&str> {
+        let of_kind = self.targets.iter().filter(|target| target.kind.iter().any(|found| found == kind));
+        of_kind.map(|target| target.name.as_str()).collect()
+    }
+}
+
+/// The workspace and where its results go.
+pub(crate) struct Workspace {
+    metadata: Metadata,
+}
+
+impl Workspace {
+    /// Asks cargo about the workspace this program was built from.
+    pub(crate) fn discover() -> Result<Self> {
+        Ok(Self { metadata: metadata(&["--no-deps"])? })
+    }
+
+    /// The directory of the root Cargo.toml.
+    pub(crate) fn root(&self) -> &Path {
+        &self.metadata.workspace_root
+    }
+
+    /// Cargo's target directory, wherever the user has moved it.
+    pub(crate) fn target(&self) -> &Path {
+        &self.metadata.target_directory
+    }
+
+    /// Where the BPF objects are put for the daemon's build script.
+    pub(crate) fn bpf_objects(&self) -> PathBuf {
+        self.target().join("bpf")
+    }
+
+    /// Whether the daemon's build script, which knows only the workspace, finds the objects without being told.
+    pub(crate) fn target_is_default(&self) -> bool {
+        self.target() == self.root().join("target")
+    }
+
+    /// Where a profile's binaries are.
+    pub(crate) fn binary(&self, profile: &str, name: &str) -> PathBuf {
+        self.target().join(if profile == "dev" { "debug" } else { profile }).join(name)
+    }
+
+    /// A member of the workspace.
+    pub(crate) fn member(&self, name: &str) -> Result<&Package> {
+        let found = self.metadata.packages.iter().find(|package| package.name == name);
+        found.with_context(|| format!("the workspace has no package {name}"))
+    }
+
+    /// All members of the workspace.
+    pub(crate) fn members(&self) -> &[Package] {
+        &self.metadata.packages
+    }
+
+    /// `cargo` of the tool chain that runs us, started in the workspace, told where the BPF object is if need be.
+    pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut command = cargo(arguments);
+        command.current_dir(self.root());
+        if !self.target_is_default() {
+            command.env("SHUNT_BPF_OBJECT", self.bpf_objects().join("shunt-socket.o"));
+        }
+        command
+    }
+}
+
+/// Everything the workspace depends on for this platform.
+pub(crate) fn dependencies(root: &Path) -> Result<Vec<Package>> {
+    let host = crate::command::answer(Command::new("rustc").arg("-vV").current_dir(root)).unwrap_or_default();
+    let triple =
+        host.lines().find_map(|line| line.strip_prefix("host: ")).context("asking rustc for its host triple")?;
+    Ok(metadata(&["--filter-platform", triple])?.packages)
+}
+
+fn metadata(arguments: &[&str]) -> Result<Metadata> {
+    let mut command = cargo(&["metadata", "--format-version", "1"]);
+    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = command.output().context("starting cargo metadata")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    serde_json::from_slice(&output.stdout).context("reading the output of cargo metadata")
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments);
+    command
+}
