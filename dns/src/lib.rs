@@ -1,2 +1,24 @@
 //! Cluster DNS: a pure zone over the model, a forwarder, and the server that joins them.
+//!
+//! `server` asks [`Zone::answer`] first; what is not the cluster's goes to the forwarder. The zone has no clock, no
+//! I/O and no randomness, and what it answers never comes from a cache.
 #![forbid(unsafe_code)]
+
+pub mod answer;
+mod cache;
+mod forward;
+mod question;
+mod records;
+pub mod server;
+pub mod stats;
+pub mod upstream;
+pub mod zone;
+
+pub use answer::{Absence, Answer, Records};
+pub use server::{ServeError, Server, ServerConfig, View, serve};
+pub use stats::Stats;
+pub use upstream::{ResolvConf, UpstreamError, upstreams, upstreams_from_resolv_conf};
+pub use zone::{PodMode, Zone, ZoneConfig};
+
+/// The DNS vocabulary of this crate's interface.
+pub use hickory_proto::rr::{Name, Record, RecordType};

@@ -1,0 +1,105 @@
+//! Where an address is used: the lookups a snapshot does not offer, kept up to date from differences alone.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::OrdSet;
+use imbl::ordmap::DiffItem;
+use shunt_model::{EndpointSlice, ObjectKey, Pod, Service, SliceKey, Snapshot};
+
+use super::PodMode;
+
+/// Shares structure with the index before the change.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Index {
+    /// Cluster IPs; two Services may claim one.
+    services: OrdSet<(IpAddr, ObjectKey)>,
+    /// Endpoint addresses, ready or not.
+    slices: OrdSet<(IpAddr, SliceKey)>,
+    /// Pod addresses by namespace; only in [`PodMode::Verified`], which alone needs 100,000 of them.
+    pods: OrdSet<(Arc<str>, IpAddr, Arc<str>)>,
+}
+
+impl Index {
+    /// Follows the change from `old` to `new`; says whether anything changed that DNS can show.
+    pub(super) fn apply(&mut self, old: &Snapshot, new: &Snapshot, pods: PodMode) -> bool {
+        let namespaces = old.namespaces.diff(&new.namespaces).next().is_some();
+        let services = self.apply_services(old, new);
+        let slices = self.apply_slices(old, new);
+        let pods = pods == PodMode::Verified && self.apply_pods(old, new);
+        namespaces || services || slices || pods
+    }
+
+    pub(super) fn services_with(&self, address: IpAddr) -> impl Iterator<Item = &ObjectKey> {
+        let first = (address, ObjectKey::new("", ""));
+        self.services.range(first..).take_while(move |(key, _)| *key == address).map(|(_, service)| service)
+    }
+
+    pub(super) fn slices_with(&self, address: IpAddr) -> impl Iterator<Item = &SliceKey> {
+        let first = (address, SliceKey { service: ObjectKey::new("", ""), slice: Arc::from("") });
+        self.slices.range(first..).take_while(move |(key, _)| *key == address).map(|(_, slice)| slice)
+    }
+
+    pub(super) fn has_pod(&self, namespace: &str, address: IpAddr) -> bool {
+        let first = (Arc::from(namespace), address, Arc::from(""));
+        self.pods.range(first..).next().is_some_and(|(other, ip, _)| **other == *namespace && *ip == address)
+    }
+
+    fn apply_services(&mut self, old: &Snapshot, new: &Snapshot) -> bool {
+        let mut changed = false;
+        for (before, after) in old.services.diff(&new.services).map(sides) {
+            changed = true;
+            for entry in before.into_iter().flat_map(|service| service_entries(service)) {
+                self.services.remove(&entry);
+            }
+            self.services.extend(after.into_iter().flat_map(|service| service_entries(service)));
+        }
+        changed
+    }
+
+    fn apply_slices(&mut self, old: &Snapshot, new: &Snapshot) -> bool {
+        let mut changed = false;
+        for (before, after) in old.slices.diff(&new.slices).map(sides) {
+            changed = true;
+            for entry in before.into_iter().flat_map(|slice| slice_entries(slice)) {
+                self.slices.remove(&entry);
+            }
+            self.slices.extend(after.into_iter().flat_map(|slice| slice_entries(slice)));
+        }
+        changed
+    }
+
+    fn apply_pods(&mut self, old: &Snapshot, new: &Snapshot) -> bool {
+        let mut changed = false;
+        for (before, after) in old.pods.diff(&new.pods).map(sides) {
+            changed = true;
+            for entry in before.into_iter().flat_map(|pod| pod_entries(pod)) {
+                self.pods.remove(&entry);
+            }
+            self.pods.extend(after.into_iter().flat_map(|pod| pod_entries(pod)));
+        }
+        changed
+    }
+}
+
+/// The value before and after, where there is one.
+fn sides<'a, K, V>(change: DiffItem<'a, 'a, K, V>) -> (Option<&'a V>, Option<&'a V>) {
+    match change {
+        DiffItem::Add(_, new) => (None, Some(new)),
+        DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+        DiffItem::Remove(_, old) => (Some(old), None),
+    }
+}
+
+fn service_entries(service: &Service) -> impl Iterator<Item = (IpAddr, ObjectKey)> {
+    service.cluster_ips.addresses().iter().map(|address| (*address, service.key.clone()))
+}
+
+fn slice_entries(slice: &EndpointSlice) -> impl Iterator<Item = (IpAddr, SliceKey)> {
+    slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).map(|address| (*address, slice.key.clone()))
+}
+
+fn pod_entries(pod: &Pod) -> impl Iterator<Item = (Arc<str>, IpAddr, Arc<str>)> {
+    let (namespace, name) = (&pod.key.namespace, &pod.key.name);
+    pod.addresses.iter().map(|address| (Arc::clone(namespace), *address, Arc::clone(name)))
+}
