@@ -6,10 +6,14 @@
 
 mod built_in;
 mod claims;
+#[cfg(test)]
+mod fixture;
 mod frontends;
 mod lists;
 mod merge;
 mod planner;
+#[cfg(test)]
+mod properties;
 mod verdict;
 mod view;
 

@@ -62,3 +62,79 @@ fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
     items.dedup();
     items
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::plan::fixture::{cluster, frontends, ip, names, options, service, slice};
+    use crate::plan::{PlanOptions, plan};
+
+    /// The plan of a cluster with a DNS Service, on a node whose own DNS listens at `backends`.
+    #[track_caller]
+    fn check(cluster_dns: &[&str], backends: &[&str], wanted: &[&str], conflicts: usize) {
+        let ports = "port=dns:53/udp port=dns-tcp:53/tcp port=metrics:9153/tcp";
+        let dns = service("kube-dns", &format!("ip=10.96.0.10 ip=fd00:96::a created=1 {ports}"));
+        let endpoints = slice("kube-dns", "a", "dns:53/udp dns-tcp:53/tcp metrics:9153/tcp", "e1:R");
+        let options = PlanOptions {
+            cluster_dns: cluster_dns.iter().map(|address| ip(address)).collect(),
+            dns_backends: backends.iter().map(|address| address.parse().unwrap()).collect(),
+            ..options()
+        };
+        let (plan, lost) = plan(&cluster([dns], [endpoints]), &options);
+        let shown = |port: &crate::plan::PortPlan| {
+            format!("{} {} -> {}", port.key, frontends(port), names(&port.cluster)).trim_end().to_owned()
+        };
+        assert_eq!(plan.ports.values().map(|port| shown(port)).collect::<Vec<_>>(), wanted);
+        assert_eq!(lost.len(), conflicts);
+        assert!(lost.iter().all(|conflict| &*conflict.winner.service.namespace == "shunt"));
+    }
+
+    #[test]
+    fn own_dns_answers_at_the_cluster_dns_address() {
+        check(
+            &["10.96.0.10", "fd00:96::a"],
+            &["169.254.20.10:53"],
+            &[
+                "default/kube-dns:dns/udp [fd00:96::a]:53 ->",
+                "default/kube-dns:dns-tcp/tcp [fd00:96::a]:53 ->",
+                "default/kube-dns:metrics/tcp 10.96.0.10:9153 -> e1:9153",
+                "default/kube-dns:metrics/tcp [fd00:96::a]:9153 ->",
+                "shunt/cluster-dns:dns/udp 10.96.0.10:53 -> e10:53",
+                "shunt/cluster-dns:dns-tcp/tcp 10.96.0.10:53 -> e10:53",
+            ],
+            2,
+        );
+    }
+
+    #[test]
+    fn without_own_dns_the_service_serves() {
+        check(
+            &["10.96.0.10"],
+            &[],
+            &[
+                "default/kube-dns:dns/udp 10.96.0.10:53 -> e1:53",
+                "default/kube-dns:dns/udp [fd00:96::a]:53 ->",
+                "default/kube-dns:dns-tcp/tcp 10.96.0.10:53 -> e1:53",
+                "default/kube-dns:dns-tcp/tcp [fd00:96::a]:53 ->",
+                "default/kube-dns:metrics/tcp 10.96.0.10:9153 -> e1:9153",
+                "default/kube-dns:metrics/tcp [fd00:96::a]:9153 ->",
+            ],
+            0,
+        );
+    }
+
+    #[test]
+    fn the_name_of_own_dns_is_taken() {
+        let mut impostor = service("cluster-dns", "ip=10.96.0.10 port=dns:53/udp created=1");
+        impostor.key.namespace = "shunt".into();
+        let options = PlanOptions {
+            cluster_dns: vec![ip("10.96.0.10")],
+            dns_backends: vec!["169.254.20.10:53".parse().unwrap()],
+            ..options()
+        };
+        let (with, _) = plan(&cluster([impostor.clone()], []), &options);
+        let (without, _) = plan(&cluster([], []), &options);
+        assert_eq!(with, without);
+        let (off, _) = plan(&cluster([impostor], []), &PlanOptions { dns_backends: Vec::new(), ..options });
+        assert_eq!(off.ports.len(), 1);
+    }
+}

@@ -111,3 +111,75 @@ impl Claims {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::plan::fixture::{cluster, frontends, options, service};
+    use crate::plan::{Planner, plan};
+    use shunt_model::{Service, Snapshot};
+    use std::sync::Arc;
+
+    /// Who is planned with which frontends, and who goes without.
+    #[track_caller]
+    fn check(services: &[Service], wanted: &[&str], lost: &[&str]) {
+        let snapshot = cluster(services.to_vec(), []);
+        let (whole, conflicts) = plan(&snapshot, &options());
+        let planned: Vec<_> = whole.ports.values().map(|p| format!("{}: {}", p.key, frontends(p))).collect();
+        assert_eq!(planned, wanted);
+        let conflicts: Vec<_> = conflicts.iter().map(|c| format!("{} {}", c.loser, c.frontend)).collect();
+        assert_eq!(conflicts, lost);
+        // Whoever came first to our notice has no advantage.
+        let mut planner = Planner::new(options());
+        let mut seen = Snapshot::default();
+        for service in services.iter().rev() {
+            seen.services.insert(service.key.clone(), Arc::new(service.clone()));
+            planner.update(Arc::new(seen.clone()));
+        }
+        assert_eq!(*planner.plan(), whole);
+    }
+
+    #[test]
+    fn the_oldest_service_has_a_contested_frontend() {
+        let old = service("old", "ip=10.96.0.1 ext=192.0.2.1 created=10");
+        let new = service("a-new", "ip=10.96.0.2 ext=192.0.2.1 created=20");
+        let undated = service("a-file", "ip=10.96.0.3 ext=192.0.2.1");
+        check(
+            &[old, new.clone(), undated.clone()],
+            &[
+                "default/a-file:http/tcp: 10.96.0.3:80",
+                "default/a-new:http/tcp: 10.96.0.2:80",
+                "default/old:http/tcp: 10.96.0.1:80 192.0.2.1:80",
+            ],
+            &["default/a-new:http/tcp 192.0.2.1:80/tcp", "default/a-file:http/tcp 192.0.2.1:80/tcp"],
+        );
+        check(
+            &[new, undated],
+            &["default/a-file:http/tcp: 10.96.0.3:80", "default/a-new:http/tcp: 10.96.0.2:80 192.0.2.1:80"],
+            &["default/a-file:http/tcp 192.0.2.1:80/tcp"],
+        );
+    }
+
+    #[test]
+    fn among_equals_the_name_decides_and_a_port_without_frontend_is_not_planned() {
+        let twins = [service("b", "ip=10.96.0.1 created=5"), service("a", "ip=10.96.0.1 created=5")];
+        check(&twins, &["default/a:http/tcp: 10.96.0.1:80"], &["default/b:http/tcp 10.96.0.1:80/tcp"]);
+        let nodes = [service("b", "ip=10.96.0.1 np=30080"), service("a", "ip=10.96.0.2 np=30080")];
+        check(
+            &nodes,
+            &["default/a:http/tcp: *:30080 10.96.0.2:80", "default/b:http/tcp: 10.96.0.1:80"],
+            &["default/b:http/tcp *:30080/tcp"],
+        );
+    }
+
+    #[test]
+    fn other_protocols_ports_and_families_do_not_contend() {
+        let tcp = service("a", "ip=10.96.0.1 port=x:53/tcp");
+        let udp = service("b", "ip=10.96.0.1 port=x:53/udp");
+        let port = service("c", "ip=10.96.0.1 port=x:54/tcp");
+        check(
+            &[tcp, udp, port],
+            &["default/a:x/tcp: 10.96.0.1:53", "default/b:x/udp: 10.96.0.1:53", "default/c:x/tcp: 10.96.0.1:54"],
+            &[],
+        ); // IN-14
+    }
+}

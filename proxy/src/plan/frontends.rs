@@ -113,3 +113,54 @@ fn is_external_local(service: &Service) -> bool {
 fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = &IpAddr> {
     addresses.iter().filter(move |address| Family::of(address) == family)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::plan::fixture::{cluster, frontends, options, service, slice};
+    use crate::plan::plan;
+
+    /// Each planned port of a Service `web` as `port family: frontends`.
+    #[track_caller]
+    fn check(words: &str, wanted: &[&str]) {
+        let endpoints = slice("web", "web-1", "http:80/tcp dns:53/udp", "e1:R");
+        let (plan, conflicts) = plan(&cluster([service("web", words)], [endpoints]), &options());
+        let shown =
+            |port: &crate::plan::PortPlan| format!("{} {}: {}", port.key.port, port.key.family, frontends(port));
+        assert_eq!(plan.ports.values().map(|port| shown(port)).collect::<Vec<_>>(), wanted);
+        assert_eq!(conflicts, []);
+    }
+
+    #[test]
+    fn a_service_is_dialled_at_all_its_addresses_and_its_node_port() {
+        check("ip=10.96.0.1", &["http IPv4: 10.96.0.1:80"]); // TP-1
+        check(
+            "ip=10.96.0.1 np=30080 ext=203.0.113.9 vip=192.0.2.1 type=lb",
+            &["http IPv4: *:30080 10.96.0.1:80 192.0.2.1:80 203.0.113.9:80"], // TP-2, TP-3
+        );
+        check("ip=10.96.0.1 type=lb vip=192.0.2.1", &["http IPv4: 10.96.0.1:80 192.0.2.1:80"]); // IN-26
+        check("ip=10.96.0.1 vip=192.0.2.1", &["http IPv4: 10.96.0.1:80 192.0.2.1:80"]); // IN-15: whatever the type
+        check("ip=10.96.0.1 ext=192.0.2.1 ext=192.0.2.1 vip=192.0.2.1", &["http IPv4: 10.96.0.1:80 192.0.2.1:80"]);
+    }
+
+    #[test]
+    fn ports_and_families_stand_for_themselves() {
+        check(
+            "ip=10.96.0.1 port=http:80/tcp port=dns:53/udp",
+            &["dns IPv4: 10.96.0.1:53", "http IPv4: 10.96.0.1:80"], // IN-12
+        );
+        check(
+            "ip=10.96.0.1 ip=fd00:96::1 np=30080 ext=2001:db8::1",
+            &["http IPv4: *:30080 10.96.0.1:80", "http IPv6: *:30080 [2001:db8::1]:80 [fd00:96::1]:80"],
+        );
+        check("ip=10.96.0.1 ext=2001:db8::1", &["http IPv4: 10.96.0.1:80"]); // IN-11: no cluster IP, no IPv6
+        check("ip=10.96.0.1 port=:53/tcp port=:53/udp", &[" IPv4: 10.96.0.1:53", " IPv4: 10.96.0.1:53"]); // IN-14
+    }
+
+    #[test]
+    fn services_that_are_not_ours_to_balance_are_left_out() {
+        check("", &[]); // IN-10: unassigned
+        check("headless ext=203.0.113.9", &[]); // IN-10
+        check("ip=10.96.0.1 alias", &[]); // IN-10: ExternalName with an address left over
+        check("ip=10.96.0.1 np=30080 other", &[]); // IN-1
+    }
+}

@@ -122,3 +122,93 @@ impl Topology {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use shunt_model::Family;
+
+    use super::*;
+    use crate::plan::fixture::{NODE, names, service, slice};
+    use crate::plan::frontends::needs_of;
+    use crate::plan::merge::endpoints_of;
+
+    /// `place` is `node/zone`, either may be left out. `-` is a list that is not used.
+    #[track_caller]
+    fn check(words: &str, place: &str, endpoints: &str, cluster: &str, local: &str, has_endpoints: bool) {
+        let (node, zone) = place.split_once('/').unwrap();
+        let place =
+            Place { node: if node.is_empty() { NODE } else { node }, zone: Some(zone).filter(|zone| !zone.is_empty()) };
+        let service = service("web", words);
+        let slice = slice("web", "web-1", "http:80/tcp", endpoints);
+        // Whether an endpoint is on this node is part of the notation, so locality is always judged from NODE.
+        let candidates = endpoints_of(&[&slice], &service.ports[0], Family::V4, NODE);
+        let needs = needs_of(&service, &service.ports[0], Family::V4);
+        let lists = choose(&candidates, place, needs);
+        let shown = |needed: bool, list: &[Endpoint]| if needed { names(list) } else { "-".to_owned() };
+        assert_eq!(shown(needs.cluster, &lists.cluster), cluster, "cluster list");
+        assert_eq!(shown(needs.local, &lists.local), local, "local list");
+        assert_eq!(lists.has_endpoints, has_endpoints, "hasEndpoints");
+        assert!(needs.cluster || lists.cluster.is_empty());
+        assert!(needs.local || lists.local.is_empty());
+    }
+
+    const Y: bool = true;
+    const N: bool = false;
+
+    #[test]
+    fn zone_hints_narrow_the_cluster_list() {
+        check("", "/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:R z=a", "e3 e6", "-", Y); // V1
+        check("eTP np=30080", "/a", "e3:Rl z=a; e4:Rl z=b; e5:R z=c; e6:R z=a", "e3 e6", "e3 e4", Y); // V2
+        check("iTP np=30080", "/a", "e3:Rl z=a; e4:Rl z=b; e5:R z=c; e6:R z=a", "e3 e6", "e3 e4", Y); // V3
+        check("", "/", "e3:R z=a", "e3", "-", Y); // V4, and V5: the model has no empty zone
+        check("", "/b", "e3:R z=a", "e3", "-", Y); // V6
+        check("", "/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:U z=a", "e3", "-", Y); // V7
+        check("", "/a", "e3:U z=a; e4:R z=b; e5:R z=c; e6:U z=a", "e4 e5", "-", Y); // V8
+        check("", "/a", "e3:R z=a; e4:R z=b; e5:R; e6:R z=a", "e3 e4 e5 e6", "-", Y); // V9, EP-10
+        check("", "/c", "e3:R z=abc; e4:R z=bc; e5:R z=bd; e6:R z=c", "e3 e4 e6", "-", Y); // V10, EP-13
+        check("eTP np=30080", "/a", "e0:Rl z=a; e1:Rl z=b; e2:R z=a; e3:R z=b", "e0 e2", "e0 e1", Y); // V15
+        check("", "/a", "e3:R z=a; e4:U; e5:T", "e3", "-", Y); // EP-10: only ready ones need hints
+    }
+
+    #[test]
+    fn node_hints_come_before_zone_hints() {
+        let v11 = "e3:R z=a n=1; e4:R z=b n=2; e5:R z=c n=3; e6:R z=a n=4";
+        check("", "node-1/a", v11, "e3", "-", Y); // V11
+        check("", "node-1/a", "e3:R z=a n=1; e4:R; e5:R z=c n=3; e6:R z=a n=4", "e3 e4 e5 e6", "-", Y); // V12
+        check("", "node-0/a", v11, "e3 e6", "-", Y); // V13
+        check("", "node-1/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:R z=a", "e3 e6", "-", Y); // V14: no gate, no hints
+        check("", "node-0/d", v11, "e3 e4 e5 e6", "-", Y); // EP-11: neither names us
+        check("", "node-1/a", "e3:R z=a n=1; e4:R z=a", "e3 e4", "-", Y); // EP-10 per kind of hint
+    }
+
+    #[test]
+    fn policies_decide_which_lists_are_filled() {
+        check("iTP", "/", "", "-", "", N); // V16
+        check("iTP", "/", "e0:R; e1:R", "-", "", Y); // V17
+        check("iTP", "/", "e0:Rl; e1:Rl", "-", "e0 e1", Y); // V18
+        check("iTP", "/", "e0:Rl; e1:R", "-", "e0", Y); // V19
+        check("iTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // V23
+        check("eTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // V24
+        check("iTP eTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // V25
+        check("iTP eTP np=30080", "/", "e0:R; e1:R", "e0 e1", "", Y); // V26
+        check("eTP", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // V29
+        check("eTP type=lb", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // V29, EP-4: no address to reach it by
+        check("iTP", "/", "e0:R; e1:Rl", "-", "e1", Y); // V30
+        check("eTP ext=203.0.113.1", "/", "e0:R; e1:Rl", "e0 e1", "e1", Y); // IN-19: external IPs are access too
+        check("eTP vip=203.0.113.1", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // IN-19: a stray status address is not
+        check("eTP ext=2001:db8::1", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // EP-2 counts per family
+    }
+
+    #[test]
+    fn terminating_endpoints_serve_only_when_none_is_ready() {
+        check("", "/", "e0:U; e1:U", "", "-", N); // V20
+        check("", "/", "e0:U; e1:R", "e1", "-", Y); // V21
+        check("", "/", "e0:Tl; e1:T", "e0 e1", "-", Y); // V22
+        check("iTP eTP np=30080", "/", "e0:T; e1:T", "e0 e1", "", Y); // V27
+        check("eTP np=30080", "/", "e0:R; e1:Ul; e2:Tl; e3:T", "e0", "e2", Y); // V28: each list for itself
+        check("", "/a", "e0:T z=a; e1:T z=b", "e0 e1", "-", Y); // EP-20: the fallback ignores topology
+        check("iTP", "/", "e0:Tl; e1:Rl", "-", "e1", Y); // EP-25
+        check("iTP", "/", "e0:T", "-", "", Y); // EP-22
+        check("iTP", "/", "e0:U; e1:Ul", "-", "", N); // EP-24
+    }
+}

@@ -43,3 +43,72 @@ fn by_claim_to_address(a: &Candidate<'_>, b: &Candidate<'_>) -> Ordering {
         .then_with(|| x.node_hints.cmp(&y.node_hints))
         .then_with(|| x.zone_hints.cmp(&y.zone_hints))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::{NODE, service, slice};
+
+    /// The endpoints of port http/tcp, as `address local ready`.
+    #[track_caller]
+    fn check(slices: &[EndpointSlice], wanted: &[&str]) {
+        let service = service("web", "");
+        let mut slices: Vec<&EndpointSlice> = slices.iter().collect();
+        for _ in 0..2 {
+            let found = endpoints_of(&slices, &service.ports[0], Family::V4, NODE);
+            let print = |c: &Candidate<'_>| {
+                let state = match (c.endpoint.ready, c.endpoint.terminating) {
+                    (true, _) => "ready",
+                    (false, true) => "terminating",
+                    (false, false) => "unready",
+                };
+                format!("{} {state}{}", c.address, if c.local { "*" } else { "" })
+            };
+            assert_eq!(found.iter().map(print).collect::<Vec<_>>(), wanted);
+            slices.reverse();
+        }
+    }
+
+    fn http(name: &str, endpoints: &str) -> EndpointSlice {
+        slice("web", name, "http:80/tcp", endpoints)
+    }
+
+    #[test]
+    fn all_slices_of_a_service_count() {
+        check(&[], &[]);
+        check(&[http("a", "e2:R"), http("b", "e1:Rl")], &["10.1.0.1:80 ready*", "10.1.0.2:80 ready"]);
+        check(&[http("a", "e10:R; e9:R")], &["10.1.0.9:80 ready", "10.1.0.10:80 ready"]);
+    }
+
+    #[test]
+    fn ports_match_by_name_and_protocol() {
+        let slices = [slice("web", "a", "http:8080/tcp", "e1:R"), slice("web", "b", "http:80/tcp", "e2:R")];
+        check(&slices, &["10.1.0.1:8080 ready", "10.1.0.2:80 ready"]); // IN-33: each keeps its number
+        check(&[slice("web", "a", "http:80/udp https:80/tcp :80/tcp", "e1:R")], &[]);
+    }
+
+    #[test]
+    fn other_families_headless_slices_and_endpoints_without_address_do_not_count() {
+        check(&[slice("web", "a", "http:80/tcp", "f1:R")], &[]); // IN-31
+        check(&[EndpointSlice { headless: true, ..http("a", "e1:R") }], &[]); // IN-2
+        let mut bare = http("a", "e1:R; e2:R");
+        bare.endpoints[0].addresses = [].into();
+        check(&[bare], &["10.1.0.2:80 ready"]); // IN-34
+    }
+
+    #[test]
+    fn of_two_entries_for_an_address_the_one_that_is_not_terminating_stays() {
+        check(&[http("a", "e1:T; e1:R")], &["10.1.0.1:80 ready"]); // IN-38
+        check(&[http("a", "e1:T"), http("b", "e1:U")], &["10.1.0.1:80 unready"]);
+        check(&[http("a", "e1:U"), http("b", "e1:R")], &["10.1.0.1:80 ready"]);
+        check(&[http("a", "e1:R"), http("b", "e1:Rl")], &["10.1.0.1:80 ready*"]);
+        check(&[http("a", "e1:Tl"), http("b", "e1:Tl")], &["10.1.0.1:80 terminating*"]);
+    }
+
+    #[test]
+    fn without_a_node_name_nothing_is_local() {
+        let (service, mut slice) = (service("web", ""), http("a", "e1:R"));
+        slice.endpoints[0].node = Some("".into());
+        assert!(!endpoints_of(&[&slice], &service.ports[0], Family::V4, "")[0].local); // IN-9
+    }
+}

@@ -86,13 +86,19 @@ impl Planner {
     fn follow(&mut self, snapshot: Arc<Snapshot>) -> Vec<Conflict> {
         let old = mem::replace(&mut self.snapshot, snapshot);
         let mut services = self.touched(&old);
-        services.retain(|service| self.reserved.as_ref() != Some(service));
-        let (contested, rivals) = self.restake(&old, &services);
+        services.retain(|service| self.is_from_cluster(service));
+        let (contested, mut rivals) = self.restake(&old, &services);
+        rivals.retain(|service| self.is_from_cluster(service));
         services.extend(rivals);
         for service in &services {
             self.replan(service);
         }
         self.judge(contested)
+    }
+
+    /// Whether the ports of that name come from a Service and not from the node's own DNS.
+    fn is_from_cluster(&self, service: &ObjectKey) -> bool {
+        self.reserved.as_ref() != Some(service)
     }
 
     /// The services about which something changed.
@@ -236,4 +242,104 @@ fn stakes_of(service: &Service) -> Vec<(Claim, Claimant)> {
             sites.into_iter().map(move |site| (claim(site, &key), Claimant { rank, port: key.clone() }))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::{cluster, options, service, set_zone, slice};
+
+    fn example() -> Snapshot {
+        let mut snapshot = cluster(
+            [service("web", "ip=10.96.0.1 np=30080"), service("api", "ip=10.96.0.2")],
+            [
+                slice("web", "a", "http:80/tcp", "e1:R z=a; e2:R z=b"),
+                slice("api", "a", "http:80/tcp", "e3:R"),
+                slice("nobody", "a", "http:80/tcp", "e4:R"),
+            ],
+        );
+        set_zone(&mut snapshot, Some("a"));
+        snapshot
+    }
+
+    /// The Services whose ports are not shared with the plan before `edit`.
+    #[track_caller]
+    fn check(edit: impl FnOnce(&mut Snapshot), wanted: &[&str]) {
+        let before = example();
+        let mut planner = Planner::new(options());
+        let old = planner.update(Arc::new(before.clone())).clone();
+        let mut after = before;
+        edit(&mut after);
+        let new = planner.update(Arc::new(after.clone())).clone();
+        let mut changed: Vec<_> =
+            old.ports.diff(&new.ports).map(|item| key_of(&item).service.name.to_string()).collect();
+        changed.dedup();
+        assert_eq!(changed, wanted);
+        assert_eq!(old.ports.ptr_eq(&new.ports), wanted.is_empty(), "nothing changed, so nothing is copied");
+        for (key, port) in &new.ports {
+            let shared = old.ports.get(key).is_some_and(|other| Arc::ptr_eq(other, port));
+            assert_eq!(shared, !wanted.contains(&&*key.service.name), "{key}");
+        }
+        assert_eq!(new, plan(&after, &options()).0);
+    }
+
+    fn put_service(snapshot: &mut Snapshot, service: Service) {
+        snapshot.services.insert(service.key.clone(), Arc::new(service));
+    }
+
+    fn put_slice(snapshot: &mut Snapshot, slice: EndpointSlice) {
+        snapshot.slices.insert(slice.key.clone(), Arc::new(slice));
+    }
+
+    #[test]
+    fn what_did_not_change_stays_shared() {
+        check(|_| (), &[]);
+        check(|snapshot| *snapshot = example(), &[]); // equal, but nothing shared
+        check(|snapshot| put_slice(snapshot, slice("api", "a", "http:80/tcp", "e3:R; e4:U")), &[]); // IN-40
+        check(|snapshot| put_slice(snapshot, slice("nobody", "a", "http:80/tcp", "e5:R")), &[]);
+        check(|snapshot| put_service(snapshot, service("web", "ip=10.96.0.1 np=30080 created=7")), &[]); // IN-13
+    }
+
+    #[test]
+    fn what_changed_is_planned_anew() {
+        check(|snapshot| put_slice(snapshot, slice("api", "a", "http:80/tcp", "e3:T")), &[]);
+        check(|snapshot| put_slice(snapshot, slice("api", "b", "http:80/tcp", "e4:R")), &["api"]);
+        check(|snapshot| put_service(snapshot, service("web", "ip=10.96.0.1")), &["web"]);
+        check(|snapshot| put_service(snapshot, service("web", "headless")), &["web"]);
+        check(|snapshot| snapshot.services = snapshot.services.without(&ObjectKey::new("default", "api")), &["api"]);
+        check(|snapshot| put_service(snapshot, service("nobody", "ip=10.96.0.3")), &["nobody"]);
+    }
+
+    #[test]
+    fn a_new_zone_of_the_node_concerns_every_service() {
+        check(|snapshot| set_zone(snapshot, Some("b")), &["web"]); // EP-15
+        check(|snapshot| set_zone(snapshot, None), &["web"]);
+        check(|snapshot| snapshot.nodes.clear(), &["web"]);
+    }
+
+    #[test]
+    fn a_freed_frontend_passes_to_the_rival() {
+        let take = |snapshot: &mut Snapshot| put_service(snapshot, service("a-first", "ip=10.96.0.2 created=1"));
+        check(take, &["a-first", "api"]);
+        let mut snapshot = example();
+        take(&mut snapshot);
+        let mut planner = Planner::new(options());
+        planner.update(Arc::new(snapshot));
+        assert_eq!(planner.conflicts().count(), 1);
+        let plan = planner.update(Arc::new(example())).clone();
+        assert_eq!(plan, super::plan(&example(), &options()).0);
+        assert_eq!(planner.conflicts().count(), 0);
+    }
+
+    #[test]
+    fn a_conflict_is_new_once() {
+        let mut snapshot = example();
+        put_service(&mut snapshot, service("rival", "ip=10.96.0.2"));
+        let mut planner = Planner::new(options());
+        assert_eq!(planner.follow(Arc::new(snapshot.clone())).len(), 1);
+        put_service(&mut snapshot, service("rival", "ip=10.96.0.2 aff=5"));
+        assert_eq!(planner.follow(Arc::new(snapshot.clone())).len(), 0);
+        put_service(&mut snapshot, service("third", "ip=10.96.0.2"));
+        assert_eq!(planner.follow(Arc::new(snapshot)).len(), 1);
+    }
 }

@@ -177,3 +177,58 @@ fn join(cells: impl Iterator<Item = String>) -> String {
 pub(super) fn socket(address: Option<IpAddr>, port: u16) -> String {
     address.map_or_else(|| format!("*:{port}"), |address| SocketAddr::new(address, port).to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::{cluster, options, service, slice};
+    use crate::plan::plan;
+
+    fn example() -> Plan {
+        let services = [
+            service("web", "ip=10.96.0.1 ip=fd00:96::1 np=30080 eTP aff=600"),
+            service("empty", "ip=10.96.0.2 port=:53/udp"),
+        ];
+        let slices =
+            [slice("web", "a", "http:8080/tcp", "e1:R; e2:Ul; e3:Tl"), slice("web", "b", "http:8080/tcp", "f1:Rl")];
+        plan(&cluster(services, slices), &options()).0
+    }
+
+    #[test]
+    fn the_table_has_a_line_per_service_port_and_family() {
+        let lines: Vec<Vec<String>> =
+            render_table(&example()).lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+        assert_eq!(
+            lines,
+            [
+                ["NAMESPACE/NAME", "PORT", "FRONTENDS", "ENDPOINTS"],
+                ["default/empty", "-", "10.96.0.2:53/udp", "<none>"],
+                ["default/web", "http", "*:30080/tcp,10.96.0.1:80/tcp", "10.1.0.1:8080,10.1.0.3:8080*"], // V28, EP-23
+                ["default/web", "http", "*:30080/tcp,[fd00:96::1]:80/tcp", "[fd00::1]:8080*"],
+            ]
+        );
+    }
+
+    #[test]
+    fn the_json_keeps_its_field_names() {
+        let json: serde_json::Value = serde_json::from_str(&render_json(&example()).unwrap()).unwrap();
+        let cluster = serde_json::json!({ "list": "cluster", "empty": "reject" });
+        let local = serde_json::json!({ "list": "local", "empty": "drop" });
+        assert_eq!(json["ports"].as_array().unwrap().len(), 3);
+        assert_eq!(
+            json["ports"][1],
+            serde_json::json!({
+                "namespace": "default", "name": "web", "port": "http", "protocol": "TCP", "family": "IPv4",
+                "frontends": [
+                    { "address": null, "port": 30080, "kind": "NodePort",
+                      "fromPods": cluster, "fromNode": cluster, "fromOutside": local },
+                    { "address": "10.96.0.1", "port": 80, "kind": "ClusterIP",
+                      "fromPods": cluster, "fromNode": cluster, "fromOutside": cluster },
+                ],
+                "cluster": [{ "address": "10.1.0.1:8080", "local": false }],
+                "local": [{ "address": "10.1.0.3:8080", "local": true }],
+                "affinitySeconds": 600,
+            })
+        );
+    }
+}

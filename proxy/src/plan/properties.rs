@@ -1,0 +1,263 @@
+//! What must hold for every cluster, tried on random small ones.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use shunt_model::{EndpointSlice, Family, Service, Snapshot};
+
+use super::fixture::{cluster, ip, options, service, set_zone, slice};
+use super::{Detect, Empty, Frontend, Packet, Plan, PlanOptions, Planner, PortPlan, Source, Verdict, plan};
+
+/// Few names and few addresses, so that Services collide and slices overlap often.
+fn any_service() -> impl Strategy<Value = Service> {
+    let address = prop_oneof![
+        Just("ip=10.96.0.1"),
+        Just("ip=10.96.0.10"),
+        Just("ip=10.96.0.1 ip=fd00:96::1"),
+        Just("ip=fd00:96::2"),
+        Just("headless"),
+        Just(""),
+    ];
+    let ports = prop_oneof![
+        Just("port=http:80/tcp"),
+        Just("port=http:80/tcp port=dns:53/udp"),
+        Just("port=dns:53/udp"),
+        Just("port=http:80/tcp np=30080"),
+        Just("port=http:80/tcp np=30080 port=dns:53/udp np=30053"),
+    ];
+    let extra = prop_oneof![
+        3 => Just(""),
+        1 => Just("ext=192.0.2.1"),
+        1 => Just("vip=192.0.2.1 vip=2001:db8::1 type=lb"),
+        1 => Just("ext=10.96.0.1 ext=192.0.2.2 vip=192.0.2.2"),
+        1 => Just("other"),
+        1 => Just("alias"),
+    ];
+    let policy = prop_oneof![Just(""), Just("iTP"), Just("eTP"), Just("iTP eTP")];
+    let created = prop_oneof![Just(""), Just("created=1"), Just("created=2")];
+    ("[a-d]", address, ports, extra, policy, created, any::<bool>()).prop_map(
+        |(name, address, ports, extra, policy, created, affinity)| {
+            let affinity = if affinity { "aff=60" } else { "" };
+            service(&name, &format!("{address} {ports} {extra} {policy} {created} {affinity}"))
+        },
+    )
+}
+
+fn any_endpoint(family: char) -> impl Strategy<Value = String> {
+    let hints = prop_oneof![Just(""), Just(" z=a"), Just(" z=b"), Just(" z=ab"), Just(" z=a n=1"), Just(" z=b n=2")];
+    (0_u8..6, "[RUT]l?", hints).prop_map(move |(number, state, hints)| format!("{family}{number}:{state}{hints}"))
+}
+
+fn any_slice() -> impl Strategy<Value = EndpointSlice> {
+    let ports = prop_oneof![Just("http:80/tcp"), Just("http:8080/tcp dns:53/udp"), Just("dns:53/udp")];
+    let endpoints = prop_oneof![Just('e'), Just('f')]
+        .prop_flat_map(|family| prop::collection::vec(any_endpoint(family), 1..6))
+        .prop_map(|endpoints| endpoints.join("; "));
+    ("[a-e]", "[x-z]", ports, endpoints, prop::bool::weighted(0.1)).prop_map(
+        |(service, name, ports, endpoints, headless)| EndpointSlice {
+            headless,
+            ..slice(&service, &name, ports, &endpoints)
+        },
+    )
+}
+
+fn any_cluster() -> impl Strategy<Value = Snapshot> {
+    let services = prop::collection::vec(any_service(), 0..5);
+    let slices = prop::collection::vec(any_slice(), 0..8);
+    (services, slices, any_zone()).prop_map(|(services, slices, zone)| {
+        let mut snapshot = cluster(services, slices);
+        set_zone(&mut snapshot, zone);
+        snapshot
+    })
+}
+
+fn any_zone() -> impl Strategy<Value = Option<&'static str>> {
+    prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))]
+}
+
+fn any_options() -> impl Strategy<Value = PlanOptions> {
+    let detector = prop_oneof![Just(Detect::Nothing), Just(Detect::Only(Family::V4)), Just(Detect::Both)];
+    (detector, any::<bool>()).prop_map(|(detector, dns)| PlanOptions {
+        detector,
+        cluster_dns: vec![ip("10.96.0.10"), ip("fd00:96::2")],
+        dns_backends: if dns { vec!["169.254.20.10:53".parse().unwrap()] } else { Vec::new() },
+        ..options()
+    })
+}
+
+/// One change as a source would publish it.
+#[derive(Clone, Debug)]
+enum Edit {
+    PutService(Service),
+    RemoveService(usize),
+    PutSlice(EndpointSlice),
+    RemoveSlice(usize),
+    Zone(Option<&'static str>),
+    LoseNode,
+}
+
+fn any_edit() -> impl Strategy<Value = Edit> {
+    prop_oneof![
+        4 => any_service().prop_map(Edit::PutService),
+        2 => (0_usize..8).prop_map(Edit::RemoveService),
+        4 => any_slice().prop_map(Edit::PutSlice),
+        2 => (0_usize..8).prop_map(Edit::RemoveSlice),
+        1 => any_zone().prop_map(Edit::Zone),
+        1 => Just(Edit::LoseNode),
+    ]
+}
+
+fn apply(snapshot: &mut Snapshot, edit: Edit) {
+    match edit {
+        Edit::PutService(service) => {
+            snapshot.services.insert(service.key.clone(), Arc::new(service));
+        }
+        Edit::RemoveService(index) => {
+            if let Some(key) = snapshot.services.keys().nth(index).cloned() {
+                snapshot.services.remove(&key);
+            }
+        }
+        Edit::PutSlice(slice) => {
+            snapshot.slices.insert(slice.key.clone(), Arc::new(slice));
+        }
+        Edit::RemoveSlice(index) => {
+            if let Some(key) = snapshot.slices.keys().nth(index).cloned() {
+                snapshot.slices.remove(&key);
+            }
+        }
+        Edit::Zone(zone) => set_zone(snapshot, zone),
+        Edit::LoseNode => snapshot.nodes.clear(),
+    }
+}
+
+/// The same cluster as another source might have written it: every list reversed or rotated, slices renamed.
+fn shuffled(snapshot: &Snapshot, turn: usize) -> Snapshot {
+    fn rotate<T>(list: &mut [T], turn: usize) {
+        if !list.is_empty() {
+            list.rotate_left(turn % list.len());
+            list.reverse();
+        }
+    }
+    let services = snapshot.services.values().map(|service| {
+        let mut service = Service::clone(service);
+        rotate(&mut service.ports, turn);
+        rotate(&mut service.external_ips, turn);
+        rotate(&mut service.load_balancer_ips, turn);
+        service
+    });
+    let slices = snapshot.slices.values().enumerate().map(|(index, slice)| {
+        let mut slice = EndpointSlice::clone(slice);
+        rotate(&mut slice.ports, turn);
+        rotate(&mut slice.endpoints, turn);
+        slice.key.slice = format!("{}-{}", (index + turn) % 3, slice.key.slice).into();
+        slice
+    });
+    Snapshot { nodes: snapshot.nodes.clone(), ..cluster(services, slices) }
+}
+
+fn every_frontend(plan: &Plan) -> impl Iterator<Item = (&PortPlan, &Frontend)> {
+    plan.ports.values().flat_map(|port| port.frontends.iter().map(move |frontend| (&**port, frontend)))
+}
+
+/// A packet to the frontend. Node addresses are none of those that Services use.
+fn packet_to(port: &PortPlan, frontend: &Frontend, source: Source) -> Packet {
+    let node: IpAddr = match port.key.family {
+        Family::V4 => ip("198.18.0.1"),
+        Family::V6 => ip("2001:db8:ffff::1"),
+    };
+    Packet {
+        source,
+        destination: frontend.address.unwrap_or(node),
+        port: frontend.port.get(),
+        protocol: port.key.protocol,
+        to_node: frontend.address.is_none(),
+    }
+}
+
+fn is_sorted_and_unique<T: Ord>(list: &[T]) -> bool {
+    list.is_sorted_by(|a, b| a < b)
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_the_input_does_not_matter(snapshot in any_cluster(), options in any_options(), turn in 0_usize..7) {
+        prop_assert_eq!(plan(&snapshot, &options), plan(&shuffled(&snapshot, turn), &options));
+    }
+
+    #[test]
+    fn a_planner_says_what_planning_anew_says(
+        start in any_cluster(),
+        options in any_options(),
+        batches in prop::collection::vec(prop::collection::vec(any_edit(), 1..4), 1..12),
+    ) {
+        let mut planner = Planner::new(options.clone());
+        planner.update(Arc::new(start.clone()));
+        let mut snapshot = start;
+        for batch in batches {
+            batch.into_iter().for_each(|edit| apply(&mut snapshot, edit));
+            planner.update(Arc::new(snapshot.clone()));
+            let (whole, conflicts) = plan(&snapshot, &options);
+            prop_assert_eq!(planner.plan(), &whole);
+            prop_assert_eq!(planner.conflicts().cloned().collect::<Vec<_>>(), conflicts);
+            let same = planner.plan().clone();
+            // Equal objects, none of them shared: nothing may be written again.
+            planner.update(Arc::new(copied(&snapshot)));
+            prop_assert!(same.ports.ptr_eq(&planner.plan().ports));
+        }
+    }
+
+    #[test]
+    fn verdicts_say_what_the_lists_say(snapshot in any_cluster(), options in any_options()) {
+        let (plan, _) = plan(&snapshot, &options);
+        for (port, frontend) in every_frontend(&plan) {
+            for source in [Source::Pod, Source::Node, Source::Outside] {
+                let rule = frontend.rule_for(source);
+                let wanted = match (port.list(rule.list), rule.empty) {
+                    ([], Empty::Reject) => Verdict::Reject,
+                    ([], Empty::Drop) => Verdict::Drop,
+                    (endpoints, _) => Verdict::Forward { port: &port.key, endpoints },
+                };
+                prop_assert_eq!(plan.verdict(&packet_to(port, frontend, source)), wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn plans_are_tidy(snapshot in any_cluster(), options in any_options()) {
+        let (plan, conflicts) = plan(&snapshot, &options);
+        let mut owners = BTreeMap::new();
+        for (port, frontend) in every_frontend(&plan) {
+            let place = (port.key.family, frontend.address, port.key.protocol, frontend.port);
+            prop_assert!(owners.insert(place, &port.key).is_none(), "{:?} is planned twice", place);
+        }
+        for (key, port) in &plan.ports {
+            prop_assert_eq!(key, &port.key);
+            prop_assert!(!port.frontends.is_empty());
+            prop_assert!(is_sorted_and_unique(&port.frontends));
+            for list in [&port.cluster, &port.local] {
+                prop_assert!(is_sorted_and_unique(list));
+                prop_assert!(list.iter().all(|endpoint| Family::of(&endpoint.address.ip()) == key.family));
+                prop_assert_eq!(list.capacity(), list.len());
+            }
+            prop_assert!(port.local.iter().all(|endpoint| endpoint.local));
+        }
+        for conflict in &conflicts {
+            let at = conflict.frontend;
+            prop_assert_eq!(owners.get(&(at.family, at.address, at.protocol, at.port)), Some(&&conflict.winner));
+        }
+    }
+}
+
+/// An equal snapshot that shares no object with the original.
+fn copied(snapshot: &Snapshot) -> Snapshot {
+    let services = snapshot.services.values().map(|service| Service::clone(service));
+    let slices = snapshot.slices.values().map(|slice| EndpointSlice::clone(slice));
+    Snapshot { nodes: snapshot.nodes.clone(), ..cluster(services, slices) }
+}
+
+#[test]
+fn an_endpoint_stays_small() {
+    assert!(size_of::<super::Endpoint>() <= 36, "a node may hold 100,000 of them");
+}
