@@ -1,2 +1,34 @@
-//! The lab: nodes and pods as network namespaces.
+//! The lab: nodes and pods as network namespaces and cgroup directories, real processes in them, and the demo.
+//!
+//! A [`Lab`] makes a router namespace; [`Lab::node`] joins nodes to it, [`Node::pod`] joins pods to a node. Everything
+//! is named after one prefix and removed when the last handle is dropped, when the process dies (a small guard process
+//! sees to that), or at the latest when the next lab starts. Nothing in a lab has a route out of it.
 #![forbid(unsafe_code)]
+
+mod binaries;
+mod clients;
+mod daemon;
+mod host;
+mod http;
+mod leftovers;
+pub mod manifests;
+mod network;
+mod node;
+pub mod peer;
+mod place;
+mod process;
+mod signals;
+mod topology;
+
+pub use binaries::Binaries;
+pub use clients::Client;
+pub use daemon::{Daemon, DaemonOptions};
+pub use host::{is_root, missing};
+pub use http::{HttpResponse, http_get};
+pub use leftovers::{remove, remove_leftovers};
+pub use manifests::Manifests;
+pub use node::{Node, Pod};
+pub use place::Place;
+pub use process::{Finished, Process};
+pub use signals::{interrupted, stop_on_signals};
+pub use topology::Lab;

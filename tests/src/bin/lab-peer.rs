@@ -1,4 +1,8 @@
-//! A server or client placed inside a pod of the lab.
+//! A server or client placed inside a node or pod of the lab.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use clap::Parser as _;
+
+fn main() -> anyhow::Result<()> {
+    lab::peer::Peer::parse().run()
+}

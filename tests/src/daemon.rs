@@ -1,0 +1,167 @@
+//! The daemon of a node.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::http::{HttpResponse, http_get};
+use crate::network::ROUTER_V4;
+use crate::node::Node;
+use crate::process::{POLL, Process};
+use crate::signals;
+
+/// The service ranges of every lab.
+const SERVICE_CIDR: &str = "10.96.0.0/16,fd00:10:96::/112";
+const CLUSTER_DNS: &str = "10.96.0.10,fd00:10:96::a";
+const DNS_BIND: &str = "169.254.20.10,fd00:169:254:20::10";
+const HEALTH_PORT: u16 = 10256;
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// What differs between daemons; everything else follows from the node.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    /// The folder it reads.
+    pub manifests: PathBuf,
+    /// A DNS server of the lab, such as `lab-peer dns-upstream`. Without one, the router's address, where nobody listens.
+    pub dns_upstream: Option<SocketAddr>,
+    /// Further arguments.
+    pub extra: Vec<String>,
+}
+
+impl DaemonOptions {
+    /// Reads `manifests`, everything else by default.
+    #[must_use]
+    pub fn new(manifests: &Path) -> Self {
+        Self { manifests: manifests.to_owned(), dns_upstream: None, extra: Vec::new() }
+    }
+}
+
+/// A daemon, running or stopped. Dropping it kills the process; what it programmed stays, as with any daemon that dies.
+#[derive(Debug)]
+pub struct Daemon {
+    node: Node,
+    options: DaemonOptions,
+    process: Process,
+}
+
+impl Daemon {
+    pub(crate) fn start(node: Node, options: DaemonOptions) -> anyhow::Result<Self> {
+        let process = launch(&node, &options)?;
+        let mut daemon = Self { node, options, process };
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts it without waiting: for what happens before it is ready.
+    pub fn start_without_waiting(node: &Node, options: DaemonOptions) -> anyhow::Result<Self> {
+        Ok(Self { node: node.clone(), process: launch(node, &options)?, options })
+    }
+
+    /// Waits until `/readyz` says 200.
+    pub fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            signals::check()?;
+            if !self.process.is_running()? {
+                return Err(self.process.failure("ended before it was ready"));
+            }
+            let last = match self.health("/readyz") {
+                Ok(response) if response.status == 200 => return Ok(()),
+                Ok(response) => format!("/readyz says {} {}", response.status, response.body.trim()),
+                Err(error) => format!("/readyz: {error:#}"),
+            };
+            if Instant::now() > deadline {
+                return Err(self.process.failure(&format!("is not ready after {READY_WITHIN:?} ({last})")));
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// Asks its health server for `path`.
+    pub fn health(&self, path: &str) -> anyhow::Result<HttpResponse> {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), HEALTH_PORT);
+        self.node.in_netns(|| http_get(address, path, Duration::from_secs(2)))
+    }
+
+    /// Asks its metrics server for `path`.
+    pub fn metrics(&self, path: &str) -> anyhow::Result<HttpResponse> {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+        self.node.in_netns(|| http_get(address, path, Duration::from_secs(2)))
+    }
+
+    /// Runs another `shunt` command against this daemon, such as `services -o json`, and returns what it prints.
+    pub fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let shunt = self.node.core.binaries.shunt()?.to_owned();
+        let mut all = vec![shunt.into_os_string()];
+        all.extend(arguments.iter().map(Into::into));
+        all.extend(["--control-socket".into(), self.control_socket().into_os_string()]);
+        let process = self.node.spawn(&all)?;
+        let log = process.log().to_owned();
+        let finished = process.finish(Duration::from_secs(10))?;
+        if !finished.status.success() {
+            anyhow::bail!("shunt {}: {}", arguments.join(" "), crate::process::log_tail(&log, 20));
+        }
+        Ok(finished.lines.join("\n"))
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its control socket.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.node.core.control_socket(self.node.name())
+    }
+
+    /// Where it pins its programs, links and maps.
+    #[must_use]
+    pub fn bpf_root(&self) -> PathBuf {
+        self.node.core.bpf_root(self.node.name())
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill9(&mut self) -> anyhow::Result<()> {
+        self.process.kill9()
+    }
+
+    /// Stops it with SIGTERM.
+    pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        self.process.stop(Duration::from_secs(10))
+    }
+
+    /// Starts it again with the same options after [`stop`](Self::stop) or [`kill9`](Self::kill9), and waits until it is ready.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.process = launch(&self.node, &self.options)?;
+        self.wait_ready()
+    }
+}
+
+fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
+    let core = &node.core;
+    let text = |path: PathBuf| path.into_os_string().into_string().ok().context("a path of the lab is not UTF-8");
+    let upstream = options.dns_upstream.unwrap_or(SocketAddr::new(IpAddr::V4(ROUTER_V4), 53));
+    let cgroup = core.node_cgroup(node.name());
+    let mut arguments = vec![text(core.binaries.shunt()?.to_owned())?, "run".to_owned()];
+    let flags = [
+        ("--manifests", text(options.manifests.clone())?),
+        ("--hostname-override", node.name().to_owned()),
+        ("--cgroup-root", text(cgroup)?),
+        ("--bpf-root", text(core.bpf_root(node.name()))?),
+        ("--control-socket", text(core.control_socket(node.name()))?),
+        ("--service-cidr", SERVICE_CIDR.to_owned()),
+        ("--cluster-dns", CLUSTER_DNS.to_owned()),
+        ("--dns-bind-address", DNS_BIND.to_owned()),
+        ("--dns-upstream", upstream.to_string()),
+        ("--healthz-bind-address", format!("0.0.0.0:{HEALTH_PORT}")),
+    ];
+    arguments.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+    arguments.extend(options.extra.iter().cloned());
+    node.spawn(&arguments)
+}

@@ -1,0 +1,143 @@
+//! Links, addresses and routes of the lab. All ranges are private, and no namespace has a route out of the lab.
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::Context as _;
+
+use crate::host::ip_batch;
+use crate::node::Node;
+use crate::place::Place;
+
+/// The router's address on its bridge: gateway of the nodes, and what the outside client calls from.
+pub(crate) const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
+const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 1);
+/// A pod's gateway is the same on every node, as with routed pod networks (Calico, GKE).
+const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Address of node `number` (from 1) in both families.
+pub(crate) fn node_addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
+    let last = number.saturating_add(10);
+    (Ipv4Addr::new(172, 18, 0, last), Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, u16::from(last)))
+}
+
+/// Address of pod `pod` of node `node` in both families.
+pub(crate) fn pod_addresses(node: u8, pod: u8) -> (Ipv4Addr, Ipv6Addr) {
+    let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, u16::from(node), 0, 0, 0, u16::from(pod));
+    (Ipv4Addr::new(10, 244, node, pod), v6)
+}
+
+/// The pod ranges of node `number`.
+pub(crate) fn pod_cidrs(number: u8) -> [String; 2] {
+    let (v4, v6) = pod_addresses(number, 0);
+    [format!("{v4}/24"), format!("{v6}/64")]
+}
+
+/// Makes the router namespace with its bridge.
+pub(crate) fn make_router(router: &Place) -> anyhow::Result<()> {
+    make_namespace(router, Role::Router)?;
+    ip_batch(
+        Some(router.netns()),
+        &format!(
+            "link set lo up\n\
+             link add br0 type bridge\n\
+             link set br0 up\n\
+             addr add {ROUTER_V4}/24 dev br0\n\
+             addr add {ROUTER_V6}/64 dev br0 nodad\n"
+        ),
+    )
+}
+
+/// Joins node `number` to the bridge, with routes for its pods on the router and a way to everybody else's.
+pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Result<()> {
+    make_namespace(node, Role::Router)?;
+    let (v4, v6) = node_addresses(number);
+    let [pods_v4, pods_v6] = pod_cidrs(number);
+    let netns = node.netns();
+    ip_batch(
+        Some(router.netns()),
+        &format!(
+            "link add n{number} type veth peer name eth0 netns {netns}\n\
+             link set n{number} master br0 up\n\
+             route add {pods_v4} via {v4}\n\
+             route add {pods_v6} via {v6}\n"
+        ),
+    )?;
+    ip_batch(
+        Some(netns),
+        &format!(
+            "link set lo up\n\
+             link set eth0 up\n\
+             addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
+             route add default via {ROUTER_V4}\n\
+             route add default via {ROUTER_V6}\n"
+        ),
+    )
+}
+
+/// Joins a pod to its node: a veth, host routes on the node, one gateway for everything in the pod.
+pub(crate) fn join_pod(node: &Node, pod: &Place, number: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> anyhow::Result<()> {
+    make_namespace(pod, Role::Host)?;
+    let netns = pod.netns();
+    let (node_v4, node_v6) = (node.ipv4, node.ipv6);
+    // `src`: without it the node would call its pods from the gateway address, which other nodes share.
+    ip_batch(
+        Some(node.netns()),
+        &format!(
+            "link add pod{number} type veth peer name eth0 netns {netns}\n\
+             link set pod{number} up\n\
+             addr add {GATEWAY_V4}/32 dev pod{number} scope link\n\
+             addr add {GATEWAY_V6}/64 dev pod{number} nodad\n\
+             route add {v4}/32 dev pod{number} src {node_v4}\n\
+             route add {v6}/128 dev pod{number} src {node_v6}\n"
+        ),
+    )?;
+    ip_batch(
+        Some(netns),
+        &format!(
+            "link set lo up\n\
+             link set eth0 up\n\
+             addr add {v4}/32 dev eth0\n\
+             addr add {v6}/128 dev eth0 nodad\n\
+             route add {GATEWAY_V4}/32 dev eth0 scope link\n\
+             route add default via {GATEWAY_V4} dev eth0 src {v4}\n\
+             route add default via {GATEWAY_V6} dev eth0 src {v6}\n"
+        ),
+    )
+}
+
+/// Whether a namespace forwards packets of others.
+#[derive(Clone, Copy)]
+enum Role {
+    Router,
+    Host,
+}
+
+fn make_namespace(place: &Place, role: Role) -> anyhow::Result<()> {
+    ip_batch(None, &format!("netns add {}\n", place.netns()))?;
+    let forward = match role {
+        Role::Router => "1",
+        Role::Host => "0",
+    };
+    // In this order: turning forwarding on resets what is per device.
+    let settings = [
+        ("ipv4/ip_forward", forward),
+        ("ipv6/conf/all/forwarding", forward),
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        // Nodes on one bridge go through the router on purpose; it must not teach them a shorter way.
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        // Link-local addresses are usable at once: nobody in a lab has the same one on the same link.
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/default/dad_transmits", "0"),
+    ];
+    place.in_netns(move || {
+        for (setting, value) in settings {
+            fs::write(format!("/proc/sys/net/{setting}"), value).with_context(|| format!("setting {setting}"))?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,110 @@
+//! Nodes and the pods on them.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+
+use crate::daemon::{Daemon, DaemonOptions};
+use crate::network;
+use crate::place::Place;
+use crate::topology::Core;
+
+/// A node: everything that runs on it, pods included, is below its cgroup directory.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its address on the router's bridge.
+    pub ipv4: Ipv4Addr,
+    /// Its IPv6 address on the router's bridge.
+    pub ipv6: Ipv6Addr,
+    host: Place,
+    number: u8,
+    pods: Arc<AtomicU8>,
+    /// Addresses of removed pods are never given out again, so "the old pod took nothing" means what it says.
+    names: Arc<Mutex<Vec<String>>>,
+}
+
+/// A pod: a namespace routed to its node.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its IPv4 address.
+    pub ipv4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub ipv6: Ipv6Addr,
+    node: String,
+    place: Place,
+}
+
+impl Node {
+    pub(crate) fn new(core: &Arc<Core>, router: &Place, name: &str, number: u8) -> anyhow::Result<Self> {
+        // Processes of the node itself get a directory of their own beside its pods.
+        let host = Place::new(core, name, core.node_cgroup(name).join("host"))?;
+        let (ipv4, ipv6) = network::node_addresses(number);
+        network::join_node(router, &host, number).with_context(|| format!("joining node {name}"))?;
+        Ok(Self { ipv4, ipv6, host, number, pods: Arc::default(), names: Arc::default() })
+    }
+
+    /// Adds a pod to this node.
+    pub fn pod(&self, name: &str) -> anyhow::Result<Pod> {
+        let number = self.pods.fetch_add(1, Ordering::Relaxed) + 2;
+        self.lock_names().push(name.to_owned());
+        let core = &self.host.core;
+        let place = Place::new(core, name, core.node_cgroup(self.name()).join(name))?;
+        let (ipv4, ipv6) = network::pod_addresses(self.number, number);
+        network::join_pod(self, &place, number, ipv4, ipv6).with_context(|| format!("joining pod {name}"))?;
+        Ok(Pod { ipv4, ipv6, node: self.name().to_owned(), place })
+    }
+
+    /// Starts the daemon of this node and waits until it is ready.
+    pub fn daemon(&self, options: DaemonOptions) -> anyhow::Result<Daemon> {
+        Daemon::start(self.clone(), options)
+    }
+
+    /// The names of its pods, in the order they were added.
+    #[must_use]
+    pub fn pod_names(&self) -> Vec<String> {
+        self.lock_names().clone()
+    }
+
+    /// The IPv4 and IPv6 ranges of its pods, as `spec.podCIDRs` has them.
+    #[must_use]
+    pub fn pod_cidrs(&self) -> [String; 2] {
+        network::pod_cidrs(self.number)
+    }
+
+    /// The namespace and cgroup of the node's own processes.
+    #[must_use]
+    pub fn host(&self) -> &Place {
+        &self.host
+    }
+
+    fn lock_names(&self) -> MutexGuard<'_, Vec<String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pod {
+    /// The name of its node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+}
+
+impl Deref for Node {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.host
+    }
+}
+
+impl Deref for Pod {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}

@@ -1,0 +1,133 @@
+//! `lab-peer`: the servers and clients that run inside nodes and pods, and what they print.
+
+mod bench;
+mod connect;
+mod resolve;
+mod serve;
+mod upstream;
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+pub use bench::{BenchArguments, BenchLine};
+pub use connect::{Attempt, ConnectArguments};
+pub use resolve::{DnsRecord, Resolution, ResolveArguments};
+pub use serve::ServeArguments;
+pub use upstream::UpstreamArguments;
+
+/// What a server prints when it listens.
+pub const SERVING: &str = "serving";
+
+/// A server or client of the lab.
+#[derive(Debug, Parser)]
+#[command(name = "lab-peer")]
+pub struct Peer {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Answer with a name over TCP, UDP and HTTP, on both families.
+    Serve(ServeArguments),
+    /// Connect again and again and say who answered.
+    Connect(ConnectArguments),
+    /// Ask a DNS server.
+    Resolve(ResolveArguments),
+    /// Fetch a path over HTTP and print status and body.
+    HttpGet {
+        /// Address and port.
+        address: SocketAddr,
+        /// The path.
+        #[arg(default_value = "/")]
+        path: String,
+    },
+    /// Be a DNS server that knows a few names.
+    DnsUpstream(UpstreamArguments),
+    /// Time connect() and close().
+    BenchConnect(BenchArguments),
+    /// Time a datagram there and back.
+    BenchUdp(BenchArguments),
+    /// Time connect, one request, its answer and close.
+    BenchRr(BenchArguments),
+    /// Wait until standard input closes, then remove the lab with this prefix.
+    #[command(hide = true)]
+    Guard {
+        /// The lab's prefix.
+        prefix: String,
+    },
+}
+
+impl Peer {
+    /// Does what the arguments ask for.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.role {
+            Role::Serve(arguments) => serve::serve(&arguments),
+            Role::Connect(arguments) => connect::connect(&arguments),
+            Role::Resolve(arguments) => print(&resolve::resolve(&arguments)?),
+            Role::HttpGet { address, path } => {
+                let response = crate::http_get(address, &path, Duration::from_secs(5))?;
+                print(&serde_json::json!({"status": response.status, "body": response.body}))
+            }
+            Role::DnsUpstream(arguments) => upstream::serve(&arguments),
+            Role::BenchConnect(arguments) => bench::connect(&arguments),
+            Role::BenchUdp(arguments) => bench::udp(&arguments),
+            Role::BenchRr(arguments) => bench::request_response(&arguments),
+            Role::Guard { prefix } => guard(&prefix),
+        }
+    }
+}
+
+fn guard(prefix: &str) -> anyhow::Result<()> {
+    std::io::stdin().read_to_end(&mut Vec::new()).context("waiting for the end of the lab")?;
+    crate::remove(prefix)
+}
+
+/// Prints one JSON line; a reader must see it at once.
+fn print(line: &impl Serialize) -> anyhow::Result<()> {
+    say(&serde_json::to_string(line).context("writing a line")?)
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("writing to standard output")
+}
+
+/// Nanoseconds since 1970, comparable between the processes of one machine.
+#[must_use]
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The kernel's name of an error: `ECONNREFUSED`.
+fn error_name(error: &std::io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        // A receive timeout reports itself as "try again".
+        Some(Errno::EAGAIN) => "ETIMEDOUT".to_owned(),
+        Some(errno) => format!("{errno:?}"),
+        None if error.kind() == std::io::ErrorKind::TimedOut => "ETIMEDOUT".to_owned(),
+        None => error.to_string(),
+    }
+}
+
+/// Round-trip protocols of [`ConnectArguments`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// A TCP connection; the server says its name first.
+    #[default]
+    Tcp,
+    /// A TCP connection with one HTTP request.
+    Http,
+    /// A connected UDP socket.
+    Udp,
+    /// A UDP socket that is not connected.
+    UdpUnconnected,
+}

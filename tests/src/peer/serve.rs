@@ -1,0 +1,142 @@
+//! A server that answers with its name.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::{SERVING, say};
+
+const LINE_WITHIN: Duration = Duration::from_secs(30);
+const STACK: usize = 128 * 1024;
+
+/// What to serve.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArguments {
+    /// The name to answer with.
+    #[arg(long)]
+    name: String,
+    /// Ports where a connection is greeted with name and addresses, then its lines are echoed.
+    #[arg(long, num_args = 1..)]
+    tcp: Vec<u16>,
+    /// Ports where a request is answered over HTTP.
+    #[arg(long, num_args = 1..)]
+    http: Vec<u16>,
+    /// Ports where a datagram comes back behind the name.
+    #[arg(long, num_args = 1..)]
+    udp: Vec<u16>,
+    /// Ports where a connection is accepted and closed, for measuring.
+    #[arg(long, num_args = 1..)]
+    sink: Vec<u16>,
+}
+
+/// Serves until killed.
+pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
+    let mut threads = Vec::new();
+    let kinds = [(&arguments.tcp, Kind::Greet), (&arguments.http, Kind::Http), (&arguments.sink, Kind::Sink)];
+    for (ports, kind) in kinds {
+        for address in ports.iter().flat_map(|port| any(*port)) {
+            let listener = listen(address)?;
+            let name = arguments.name.clone();
+            threads.push(thread::spawn(move || accept(&listener, &name, kind)));
+        }
+    }
+    for address in arguments.udp.iter().flat_map(|port| any(*port)) {
+        let socket: UdpSocket = bind(address, Type::DGRAM, Protocol::UDP)?.into();
+        let name = arguments.name.clone();
+        threads.push(thread::spawn(move || answer(&socket, &name)));
+    }
+    say(SERVING)?;
+    threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a server panicked")))
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Greet,
+    Http,
+    Sink,
+}
+
+fn any(port: u16) -> [SocketAddr; 2] {
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].map(|address| SocketAddr::new(address, port))
+}
+
+fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> anyhow::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol)).context("making a socket")?;
+    if address.is_ipv6() {
+        // Both families are bound on their own: peers then show as what they are, not as ::ffff:…
+        socket.set_only_v6(true).context("making a socket IPv6 only")?;
+    }
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true).context("making an address reusable")?;
+    }
+    socket.bind(&SockAddr::from(address)).with_context(|| format!("binding {address}"))?;
+    Ok(socket)
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let socket = bind(address, Type::STREAM, Protocol::TCP)?;
+    socket.listen(4096).with_context(|| format!("listening on {address}"))?;
+    Ok(socket.into())
+}
+
+fn accept(listener: &TcpListener, name: &str, kind: Kind) -> anyhow::Result<()> {
+    loop {
+        let (stream, _) = match listener.accept() {
+            Ok(accepted) => accepted,
+            // The client gave up between its SYN and our accept.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error).context("accepting"),
+        };
+        let name = name.to_owned();
+        // What happens to one connection is its client's business; the server goes on.
+        match kind {
+            Kind::Sink => drop(stream),
+            Kind::Greet => drop(spawn(move || greet(&stream, &name))?),
+            Kind::Http => drop(spawn(move || http(&stream, &name))?),
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<thread::JoinHandle<T>> {
+    thread::Builder::new().stack_size(STACK).spawn(work).context("starting a thread")
+}
+
+fn greet(stream: &TcpStream, name: &str) -> std::io::Result<()> {
+    let mut out = stream;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(LINE_WITHIN))?;
+    out.write_all(format!("{name} {} {}\n", stream.peer_addr()?, stream.local_addr()?).as_bytes())?;
+    for line in BufReader::new(stream).lines() {
+        out.write_all(format!("{}\n", line?).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn http(stream: &TcpStream, name: &str) -> std::io::Result<()> {
+    let mut out = stream;
+    stream.set_read_timeout(Some(LINE_WITHIN))?;
+    for line in BufReader::new(stream).lines() {
+        if line?.is_empty() {
+            break;
+        }
+    }
+    let body = format!("{name}\n");
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    out.write_all(format!("{head}{body}").as_bytes())
+}
+
+fn answer(socket: &UdpSocket, name: &str) -> anyhow::Result<()> {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        // An ICMP error of an earlier answer is reported here; it says nothing about the next datagram.
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+        let payload = buffer.get(..length).unwrap_or_default();
+        let reply = [name.as_bytes(), b" ", payload].concat();
+        drop(socket.send_to(&reply, client));
+    }
+}
