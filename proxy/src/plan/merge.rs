@@ -49,7 +49,7 @@ mod tests {
     use super::*;
     use crate::plan::fixture::{NODE, service, slice};
 
-    /// The endpoints of port http/tcp, as `address local ready`.
+    /// The endpoints of port http/tcp, as address, state (`*` if local) and hints, in either order of the slices.
     #[track_caller]
     fn check(slices: &[EndpointSlice], wanted: &[&str]) {
         let service = service("web", "");
@@ -62,7 +62,8 @@ mod tests {
                     (false, true) => "terminating",
                     (false, false) => "unready",
                 };
-                format!("{} {state}{}", c.address, if c.local { "*" } else { "" })
+                let hints = c.endpoint.zone_hints.iter().chain(&c.endpoint.node_hints).map(|hint| format!(" {hint}"));
+                format!("{} {state}{}{}", c.address, if c.local { "*" } else { "" }, hints.collect::<String>())
             };
             assert_eq!(found.iter().map(print).collect::<Vec<_>>(), wanted);
             slices.reverse();
@@ -103,6 +104,8 @@ mod tests {
         check(&[http("a", "e1:U"), http("b", "e1:R")], &["10.1.0.1:80 ready"]);
         check(&[http("a", "e1:R"), http("b", "e1:Rl")], &["10.1.0.1:80 ready*"]);
         check(&[http("a", "e1:Tl"), http("b", "e1:Tl")], &["10.1.0.1:80 terminating*"]);
+        check(&[http("a", "e1:R z=b"), http("b", "e1:R z=a")], &["10.1.0.1:80 ready a"]);
+        check(&[http("a", "e1:R n=2"), http("b", "e1:R n=1")], &["10.1.0.1:80 ready node-1"]);
     }
 
     #[test]
