@@ -27,11 +27,25 @@ pub fn remove(prefix: &str) -> anyhow::Result<()> {
     results.into_iter().collect::<anyhow::Result<()>>().with_context(|| format!("removing what {prefix} left"))
 }
 
+/// What still carries `prefix`: nothing, after [`remove`].
+pub(crate) fn remaining(prefix: &str) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for directory in places()? {
+        let ours = names(&directory)?.into_iter().filter(|name| carries(name, prefix));
+        found.extend(ours.map(|name| directory.join(name).display().to_string()));
+    }
+    Ok(found)
+}
+
+/// Where labs leave traces.
+fn places() -> anyhow::Result<[PathBuf; 4]> {
+    Ok([PathBuf::from(NETNS_DIR), host::cgroup2_root()?, PathBuf::from("/sys/fs/bpf"), env::temp_dir()])
+}
+
 /// Removes what labs of dead processes left behind.
 pub fn remove_leftovers() -> anyhow::Result<()> {
-    let directories = [PathBuf::from(NETNS_DIR), host::cgroup2_root()?, PathBuf::from("/sys/fs/bpf"), env::temp_dir()];
     let mut prefixes = Vec::new();
-    for directory in directories {
+    for directory in places()? {
         prefixes.extend(names(&directory)?.iter().filter_map(|name| dead_prefix(name)));
     }
     prefixes.sort();

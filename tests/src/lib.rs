@@ -8,6 +8,7 @@
 mod binaries;
 mod clients;
 mod daemon;
+pub mod demo;
 mod host;
 mod http;
 mod leftovers;

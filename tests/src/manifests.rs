@@ -47,7 +47,12 @@ impl Manifests {
 
     /// Removes the file `name.json`; one that is gone already is fine.
     pub fn remove(&self, name: &str) -> anyhow::Result<()> {
-        let path = self.directory.join(format!("{name}.json"));
+        self.remove_file(&format!("{name}.json"))
+    }
+
+    /// Removes the file `file`; one that is gone already is fine.
+    pub fn remove_file(&self, file: &str) -> anyhow::Result<()> {
+        let path = self.directory.join(file);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("removing {}", path.display()))
@@ -145,13 +150,18 @@ impl<'a> Port<'a> {
     }
 }
 
-/// A dual-stack Service; `selector` is the `app` label of its pods, `None` for one whose slices are written by hand.
+/// A Service with these cluster addresses, and of their families; without any it is dual-stack and is given some.
+/// `selector` is the `app` label of its pods, `None` for one whose slices are written by hand.
 #[must_use]
 pub fn service(namespace: &str, name: &str, selector: Option<&str>, ips: &[IpAddr], ports: &[Port<'_>]) -> Value {
     let mut object = service_with(namespace, name, selector, ports);
-    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
-        spec.insert("clusterIP".to_owned(), json!(ips.first()));
+    if let (Some(first), Some(spec)) = (ips.first(), object.get_mut("spec").and_then(Value::as_object_mut)) {
+        let families: Vec<&str> = ips.iter().map(|ip| if ip.is_ipv4() { "IPv4" } else { "IPv6" }).collect();
+        let policy = if ips.len() == 1 { "SingleStack" } else { "RequireDualStack" };
+        spec.insert("clusterIP".to_owned(), json!(first));
         spec.insert("clusterIPs".to_owned(), json!(ips));
+        spec.insert("ipFamilies".to_owned(), json!(families));
+        spec.insert("ipFamilyPolicy".to_owned(), json!(policy));
     }
     object
 }

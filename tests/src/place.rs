@@ -79,6 +79,12 @@ impl Place {
         finished.lines.iter().map(|line| parse(line)).collect()
     }
 
+    /// Kills every process in its cgroup. Kernel: 5.14.
+    pub fn kill_all(&self) -> anyhow::Result<()> {
+        fs::write(self.cgroup.join("cgroup.kill"), "1")
+            .with_context(|| format!("killing the processes of {}", self.name))
+    }
+
     /// A command that enters the namespace and the cgroup before it becomes the program; all of it is one process.
     pub(crate) fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new("nsenter");

@@ -1,0 +1,78 @@
+//! The demo: two nodes, three web pods, clients, and the life of a Service told in half a minute.
+
+mod expectations;
+mod screen;
+mod story;
+mod web;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::binaries::Binaries;
+use crate::leftovers::remaining;
+use crate::signals::{interrupted, stop_on_signals};
+use expectations::Expectations;
+use screen::Screen;
+use world::World;
+
+/// Exit code of a program that was stopped with Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// What to run, and whether to leave it running.
+#[derive(Clone, Debug)]
+pub struct DemoOptions {
+    /// Leave the Service and its traffic running until Ctrl-C.
+    pub keep: bool,
+    /// The daemon.
+    pub shunt: PathBuf,
+    /// The `lab-peer` program.
+    pub peer: PathBuf,
+}
+
+/// Runs the demo. The exit code is 0 only if every expectation held and nothing was left behind.
+pub fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
+    stop_on_signals()?;
+    let mut screen = Screen::new();
+    let mut expectations = Expectations::default();
+    screen.say(
+        "demo: two nodes, each with its own shunt, joined by a router; nothing in it has a route to the outside",
+    )?;
+    let world = World::new(Binaries { shunt: Some(options.shunt.clone()), peer: options.peer.clone() });
+    let mut world = match world {
+        Err(_) if interrupted() => return stopped(&mut screen),
+        other => other.context("building the demo's nodes and pods")?,
+    };
+    let prefix = world.lab.prefix().to_owned();
+    let told = story::tell(&mut world, &mut screen, &mut expectations, &options);
+    screen.finish();
+    if told.is_err() && !interrupted() {
+        screen.say(&format!("the logs end with:\n{}", world.lab.logs()))?;
+    }
+    drop(world);
+    let left = remaining(&prefix)?;
+    expectations.expect(&mut screen, left.is_empty(), "nothing is left behind", &left.join(" "))?;
+    match told {
+        Err(_) if interrupted() => stopped(&mut screen),
+        Err(error) => Err(error),
+        Ok(()) => conclude(&mut screen, &expectations),
+    }
+}
+
+fn stopped(screen: &mut Screen) -> anyhow::Result<ExitCode> {
+    screen.say("demo: interrupted, everything is removed")?;
+    Ok(ExitCode::from(INTERRUPTED))
+}
+
+fn conclude(screen: &mut Screen, expectations: &Expectations) -> anyhow::Result<ExitCode> {
+    let failed = expectations.failed();
+    if failed.is_empty() {
+        screen.say("demo: everything as expected")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    screen.say(&format!("demo: {} of {} expectations FAILED:", failed.len(), expectations.count()))?;
+    failed.iter().try_for_each(|text| screen.say(&format!("  {text}")))?;
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,171 @@
+//! A node with a daemon, and Services with real pods on it, for the integration tests.
+#![expect(unreachable_pub, dead_code, reason = "each test file uses its own part of this")]
+#![expect(clippy::indexing_slicing, reason = "a test that cannot go on has failed, its helpers included")]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use lab::manifests::{self, PodState, Port};
+use lab::peer::Mode;
+use lab::{Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process};
+
+use crate::support;
+
+const NAMESPACE: &str = "test";
+const PORT: u16 = 80;
+const TARGET: u16 = 7000;
+
+/// A node with its daemon. Fields are dropped in this order.
+pub struct Cluster {
+    daemon: Mutex<Daemon>,
+    pub node: Node,
+    manifests: Manifests,
+    services: AtomicU8,
+    markers: AtomicU32,
+    lab: Lab,
+}
+
+/// The one that the tests of a file share while any of them runs.
+static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+
+impl Cluster {
+    /// The shared one; `None` where no lab can run.
+    pub fn get() -> Option<Arc<Self>> {
+        if support::skipped() {
+            return None;
+        }
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cluster) = shared.upgrade() {
+            return Some(cluster);
+        }
+        // The lab before it, if there was one, may still be on its way out.
+        static NUMBER: AtomicU8 = AtomicU8::new(0);
+        let cluster = Arc::new(Self::start(&format!("services{}", NUMBER.fetch_add(1, Ordering::Relaxed))));
+        *shared = Arc::downgrade(&cluster);
+        Some(cluster)
+    }
+
+    /// One of its own, for a test that kills the daemon.
+    pub fn alone(name: &str) -> Option<Arc<Self>> {
+        (!support::skipped()).then(|| Arc::new(Self::start(name)))
+    }
+
+    fn start(name: &str) -> Self {
+        let lab = Lab::new(name).unwrap();
+        let node = lab.node("n1").unwrap();
+        let manifests = Manifests::new(&lab.directory().join("manifests")).unwrap();
+        manifests.put("cluster", &[manifests::namespace(NAMESPACE), manifests::node(&node)]).unwrap();
+        let daemon = node.daemon(DaemonOptions::new(manifests.directory())).unwrap_or_else(|error| panic!("{error:#}"));
+        let (services, markers) = (AtomicU8::new(20), AtomicU32::new(0));
+        Self { daemon: Mutex::new(daemon), node, manifests, services, markers, lab }
+    }
+
+    pub fn daemon(&self) -> MutexGuard<'_, Daemon> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn bpf_root(&self) -> PathBuf {
+        self.daemon().bpf_root()
+    }
+
+    /// What the daemon says it has programmed.
+    pub fn services(&self) -> String {
+        self.daemon().command(&["services", "-o", "json"]).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Waits until everything written so far is in force: changes take effect in order, so a Service written after
+    /// them is the mark. It has no endpoints, so a connect is refused once it is there and has no route before.
+    pub fn wait_until_applied(&self, client: &Pod) {
+        let number = self.markers.fetch_add(1, Ordering::Relaxed);
+        let last = u8::try_from(number).unwrap() + 1;
+        let to = SocketAddr::from((Ipv4Addr::new(10, 96, 99, last), PORT));
+        let marker = format!("zz-marker-{number}");
+        let ports = [Port::tcp("tcp", PORT, TARGET)];
+        self.manifests
+            .put(&marker, &[manifests::service(NAMESPACE, &marker, Some(&marker), &[to.ip()], &ports)])
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while client.connect(to, Mode::Tcp, 1).unwrap()[0].error.as_deref() != Some("ECONNREFUSED") {
+            assert!(Instant::now() < deadline, "{marker} is not in force after 10 s\n{}", self.lab.logs());
+            sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    #[expect(clippy::print_stderr, reason = "the logs of a failed test must be seen")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("logs of the lab:\n{}", self.lab.logs());
+        }
+    }
+}
+
+/// A Service with pods in given states, and a client.
+pub struct Shop {
+    pub client: Pod,
+    pods: Vec<(Pod, Process, PodState)>,
+    name: String,
+    number: u8,
+    cluster: Arc<Cluster>,
+}
+
+impl Shop {
+    /// Opens one and waits until it is in force. Every pod runs its servers, whatever its state.
+    pub fn open(cluster: &Arc<Cluster>, name: &str, states: &[PodState]) -> Self {
+        let client = cluster.node.pod(&format!("{name}-client")).unwrap();
+        let number = cluster.services.fetch_add(1, Ordering::Relaxed);
+        let mut shop = Self { client, pods: vec![], name: name.to_owned(), number, cluster: Arc::clone(cluster) };
+        for state in states {
+            shop.start(*state);
+        }
+        shop.write();
+        cluster.wait_until_applied(&shop.client);
+        shop
+    }
+
+    /// Its addresses, IPv4 and IPv6; TCP and UDP have the same port.
+    pub fn addresses(&self) -> [SocketAddr; 2] {
+        self.ips().map(|ip| SocketAddr::new(ip, PORT))
+    }
+
+    /// Its IPv4 address as an IPv6 socket sees it.
+    pub fn mapped_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::new(10, 96, 1, self.number).to_ipv6_mapped(), PORT))
+    }
+
+    /// Adds a pod.
+    pub fn add(&mut self, state: PodState) {
+        self.start(state);
+        self.write();
+    }
+
+    /// Changes the state of a pod.
+    pub fn set(&mut self, index: usize, state: PodState) {
+        self.pods[index].2 = state;
+        self.write();
+    }
+
+    fn ips(&self) -> [IpAddr; 2] {
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x100 + u16::from(self.number));
+        [Ipv4Addr::new(10, 96, 1, self.number).into(), v6.into()]
+    }
+
+    fn start(&mut self, state: PodState) {
+        let name = format!("{}-{}", self.name, self.pods.len());
+        let pod = self.cluster.node.pod(&name).unwrap();
+        let server = pod.serve(&name, &["--tcp", &TARGET.to_string(), "--udp", &TARGET.to_string()]).unwrap();
+        self.pods.push((pod, server, state));
+    }
+
+    fn write(&self) {
+        let ports = [Port::tcp("tcp", PORT, TARGET), Port::udp("udp", PORT, TARGET)];
+        let service = manifests::service(NAMESPACE, &self.name, Some(&self.name), &self.ips(), &ports);
+        let pods = self.pods.iter().map(|(pod, _, state)| manifests::pod(NAMESPACE, &self.name, pod, *state, &ports));
+        self.cluster.manifests.put(&self.name, &std::iter::once(service).chain(pods).collect::<Vec<_>>()).unwrap();
+    }
+}

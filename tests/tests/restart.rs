@@ -1,0 +1,88 @@
+//! What a daemon that is killed, stopped or started again leaves in force and takes over.
+#![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+
+mod cluster;
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use cluster::{Cluster, Shop};
+use lab::manifests::PodState;
+use lab::peer::{Mode, now};
+
+const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
+
+/// Every pin below a directory.
+fn pins(root: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(pins(&path));
+        } else {
+            found.insert(path.display().to_string());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_killed_daemon_fails_no_connection_and_its_successor_adopts_the_state() {
+    let Some(cluster) = Cluster::alone("killed") else { return };
+    let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready, PodState::Ready]);
+    let mut clients: Vec<_> = shop
+        .addresses()
+        .into_iter()
+        .flat_map(|to| MODES.map(|mode| (to, mode)))
+        .map(|(to, mode)| (to, mode, shop.client.connect_loop(to, mode, 5).unwrap()))
+        .collect();
+    let (services, before) = (cluster.services(), pins(&cluster.bpf_root()));
+    assert!(!before.is_empty(), "the data path is not pinned");
+
+    let killed = now();
+    cluster.daemon().kill9().unwrap();
+    for (_, _, client) in &mut clients {
+        client.wait_for_attempts(killed, 30).unwrap();
+    }
+    let started = now();
+    cluster.daemon().restart().unwrap();
+    assert_eq!((cluster.services(), pins(&cluster.bpf_root())), (services, before), "after the restart");
+
+    // The successor is in charge of the same tables, not of a second set beside them.
+    shop.add(PodState::Ready);
+    for (to, mode, client) in &mut clients {
+        client.wait_for(started, "shop-2", |attempt| attempt.server.as_deref() == Some("shop-2")).unwrap();
+        assert_eq!(client.failures().unwrap(), [], "{mode:?} to {to}");
+    }
+}
+
+#[test]
+fn a_stopped_daemon_leaves_the_data_path_in_place() {
+    let Some(cluster) = Cluster::alone("stopped") else { return };
+    let shop = Shop::open(&cluster, "shop", &[PodState::Ready]);
+    assert!(cluster.daemon().stop().unwrap().success());
+    for to in shop.addresses() {
+        for mode in MODES {
+            let attempt = shop.client.connect(to, mode, 1).unwrap().remove(0);
+            assert_eq!(attempt.server.as_deref(), Some("shop-0"), "{mode:?} to {to}: {:?}", attempt.error);
+        }
+    }
+}
+
+#[test]
+fn endpoints_that_changed_while_nobody_watched_are_caught_up_with() {
+    let Some(cluster) = Cluster::alone("caughtup") else { return };
+    let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready, PodState::Ready]);
+    cluster.daemon().kill9().unwrap();
+    shop.set(0, PodState::Unready);
+    cluster.daemon().restart().unwrap();
+    for to in shop.addresses() {
+        for mode in MODES {
+            let attempts = shop.client.connect(to, mode, 30).unwrap();
+            assert!(attempts.iter().all(|a| a.server.as_deref() == Some("shop-1")), "{mode:?} to {to}: {attempts:?}");
+        }
+    }
+}
