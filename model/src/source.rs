@@ -1,6 +1,7 @@
 //! Where snapshots come from. A source hands out its watch channel only once the first view is complete, so a reader
 //! can never mistake "not loaded yet" for "deleted".
 
+mod convert;
 pub mod manifests;
 
 use std::collections::BTreeMap;

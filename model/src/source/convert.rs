@@ -1,0 +1,82 @@
+//! Kubernetes objects into the model: pure, one object at a time, and lenient where one bad part need not cost the rest.
+//!
+//! An object that cannot be used at all is a [`Rejection`]; a part that is left out is a note of the [`Conversion`].
+//! Nothing here knows whether an object came from a file or from an API server.
+
+mod address;
+mod names;
+mod node;
+mod service;
+mod slice;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+pub(crate) use address::{network, usable_address};
+pub(crate) use node::{namespace, node, pod};
+pub(crate) use service::{port_number, protocol, service};
+pub(crate) use slice::slice;
+
+use crate::key::ObjectKey;
+
+/// Why an object is not loaded at all; lower case, no full stop.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Rejection(pub(crate) String);
+
+/// What outlives the conversion of one object: shared strings, and notes on the parts that were left out.
+#[derive(Debug, Default)]
+pub(crate) struct Conversion {
+    names: HashSet<Arc<str>>,
+    /// Length of `names` at which unused ones are looked for again.
+    sweep_at: usize,
+    notes: Vec<String>,
+}
+
+impl Conversion {
+    /// One shared copy of a string that many objects repeat (node, zone, port and service names).
+    pub(crate) fn intern(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(text) {
+            return Arc::clone(known);
+        }
+        if self.names.len() >= self.sweep_at {
+            self.names.retain(|name| Arc::strong_count(name) > 1);
+            self.sweep_at = (self.names.len() * 2).max(1024);
+        }
+        let name: Arc<str> = Arc::from(text);
+        self.names.insert(Arc::clone(&name));
+        name
+    }
+
+    /// `text` shared, or nothing if it is empty.
+    pub(crate) fn intern_some(&mut self, text: Option<&str>) -> Option<Arc<str>> {
+        text.filter(|text| !text.is_empty()).map(|text| self.intern(text))
+    }
+
+    /// Reports a part of the object at hand that is left out.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// The notes since the last call.
+    pub(crate) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// The key of a namespaced object; no namespace means `default`.
+    pub(crate) fn key(&mut self, metadata: &ObjectMeta) -> ObjectKey {
+        let namespace = metadata.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+        let name = metadata.name.as_deref().unwrap_or_default();
+        ObjectKey { namespace: self.intern(namespace), name: self.intern(name) }
+    }
+
+    /// The key, if both names are ones that Kubernetes would accept.
+    fn checked_key(&mut self, metadata: &ObjectMeta, name_rule: names::Rule) -> Result<ObjectKey, Rejection> {
+        let key = self.key(metadata);
+        names::check("the name", &key.name, name_rule)?;
+        names::check("the namespace", &key.namespace, names::Rule::Label)?;
+        Ok(key)
+    }
+}

@@ -1,0 +1,68 @@
+//! What Kubernetes accepts as a name.
+
+use super::Rejection;
+
+/// Which names are valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// One DNS label: Services, Namespaces.
+    Label,
+    /// DNS labels joined by dots: Pods, Nodes, EndpointSlices.
+    Subdomain,
+}
+
+/// Refuses a name that Kubernetes would refuse; DNS could not answer for it.
+pub(super) fn check(what: &str, name: &str, rule: Rule) -> Result<(), Rejection> {
+    if name.is_empty() {
+        return Err(Rejection(format!("{what} is missing, so the object is ignored; set it under metadata")));
+    }
+    let (valid, limit, wanted) = match rule {
+        Rule::Label => {
+            (is_label(name), 63, "lower-case letters, digits and '-', beginning and ending with neither '-'")
+        }
+        Rule::Subdomain => (is_subdomain(name), 253, "lower-case letters, digits, '-' and '.'"),
+    };
+    if name.len() > limit {
+        let length = name.len();
+        return Err(Rejection(format!(
+            "{what} {name:?} has {length} characters, more than {limit}, so the object is ignored"
+        )));
+    }
+    if valid {
+        return Ok(());
+    }
+    Err(Rejection(format!("{what} {name:?} is not a DNS name ({wanted}), so the object is ignored")))
+}
+
+/// RFC 1123 label as Kubernetes reads it: at most 63 of `[a-z0-9-]`, no dash at either end.
+fn is_label(name: &str) -> bool {
+    name.len() <= 63 && is_part(name)
+}
+
+/// RFC 1123 subdomain as Kubernetes reads it: its single parts may be longer than 63.
+fn is_subdomain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_part)
+}
+
+fn is_part(part: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !part.is_empty() && part.bytes().all(inner) && !part.starts_with('-') && !part.ends_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_rfc_1123() {
+        for good in ["a", "web", "web-1", "1web"] {
+            assert!(is_label(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a_b", "a.b", &"a".repeat(64)] {
+            assert!(!is_label(bad), "{bad}");
+        }
+        assert!(is_subdomain("node-1.example.org"));
+        assert!(!is_subdomain("node..org"));
+        assert!(check("the name", &"a".repeat(70), Rule::Label).unwrap_err().0.contains("70 characters"));
+    }
+}

@@ -1,0 +1,91 @@
+//! Nodes, Pods and Namespaces.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::names::{self, Rule};
+use super::{Conversion, Rejection, network, usable_address};
+use crate::node::{Namespace, Node, Pod};
+
+/// The label that names a Node's zone (spec EP-12).
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// The model of a Namespace.
+pub(crate) fn namespace(object: &core::Namespace, cx: &mut Conversion) -> Result<Namespace, Rejection> {
+    let name = cx.intern(object.metadata.name.as_deref().unwrap_or_default());
+    names::check("the name", &name, Rule::Label)?;
+    Ok(Namespace { name })
+}
+
+/// The model of a Node.
+pub(crate) fn node(object: &core::Node, cx: &mut Conversion) -> Result<Node, Rejection> {
+    let name = cx.intern(object.metadata.name.as_deref().unwrap_or_default());
+    names::check("the name", &name, Rule::Subdomain)?;
+    let labels = object.metadata.labels.as_ref();
+    Ok(Node {
+        name,
+        zone: cx.intern_some(labels.and_then(|labels| labels.get(ZONE)).map(String::as_str)),
+        addresses: node_addresses(object, cx),
+        pod_cidrs: pod_cidrs(object, cx),
+    })
+}
+
+/// The model of a Pod; none once it has finished, for its addresses may belong to another by then.
+pub(crate) fn pod(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Pod>, Rejection> {
+    let key = cx.checked_key(&object.metadata, Rule::Subdomain)?;
+    let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return Ok(None);
+    }
+    let spec = object.spec.as_ref();
+    Ok(Some(Pod {
+        key,
+        addresses: pod_addresses(object, cx),
+        node: cx.intern_some(spec.and_then(|spec| spec.node_name.as_deref())),
+        host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+    }))
+}
+
+fn node_addresses(object: &core::Node, cx: &mut Conversion) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for wanted in ["InternalIP", "ExternalIP"] {
+        let given = object.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+        for entry in given.filter(|entry| entry.type_ == wanted) {
+            match usable_address(&entry.address) {
+                Ok(address) if addresses.contains(&address) => {}
+                Ok(address) => addresses.push(address),
+                Err(why) => cx.note(format!("{wanted} {why}, so it is left out")),
+            }
+        }
+    }
+    addresses
+}
+
+fn pod_cidrs(object: &core::Node, cx: &mut Conversion) -> Vec<ipnet::IpNet> {
+    let Some(spec) = object.spec.as_ref() else { return Vec::new() };
+    let listed = spec.pod_cidrs.as_deref().unwrap_or_default();
+    let single = spec.pod_cidr.as_slice();
+    let mut networks = Vec::new();
+    for text in if listed.is_empty() { single } else { listed } {
+        match network(text) {
+            Some(network) => networks.push(network),
+            None => cx.note(format!("pod CIDR {text:?} is not a CIDR, so it is left out")),
+        }
+    }
+    networks
+}
+
+fn pod_addresses(object: &core::Pod, cx: &mut Conversion) -> Vec<IpAddr> {
+    let Some(status) = object.status.as_ref() else { return Vec::new() };
+    let listed = status.pod_ips.iter().flatten().map(|entry| entry.ip.as_str());
+    let mut addresses = Vec::new();
+    for text in status.pod_ip.as_deref().into_iter().chain(listed).filter(|ip| !ip.is_empty()) {
+        match usable_address(text) {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(why) => cx.note(format!("pod IP {why}, so it is left out")),
+        }
+    }
+    addresses
+}

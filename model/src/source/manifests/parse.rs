@@ -1,0 +1,324 @@
+//! The text of one manifest file into Kubernetes objects, with the line in the file where each one begins.
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_saphyr::Spanned;
+
+/// How a file is written, by its extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Yaml,
+    Json,
+}
+
+/// An object of one of the kinds that the model is made of.
+#[derive(Clone, Debug)]
+pub(super) enum Manifest {
+    Namespace(Box<core::Namespace>),
+    Service(Box<core::Service>),
+    Slice(Box<discovery::EndpointSlice>),
+    Pod(Box<core::Pod>),
+    Node(Box<core::Node>),
+}
+
+/// One document or list item.
+#[derive(Clone, Debug)]
+pub(super) struct Parsed {
+    /// Where it begins, counted from 1.
+    pub(super) line: usize,
+    /// The object, or why it cannot be one.
+    pub(super) manifest: Result<Manifest, String>,
+}
+
+/// Why the file as a whole cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ParseError {
+    pub(super) line: Option<usize>,
+    pub(super) reason: String,
+}
+
+/// All objects of the kinds we know; other kinds are left out, as a folder of manifests is full of Deployments.
+pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Parsed>, ParseError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut parsed = Vec::new();
+    match format {
+        Format::Yaml => {
+            for document in documents(text) {
+                yaml_document(document, &mut parsed)?;
+            }
+        }
+        Format::Json => json_documents(text, &mut parsed)?,
+    }
+    Ok(parsed)
+}
+
+/// A piece of the file and the number of lines before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece<'a> {
+    text: &'a str,
+    before: usize,
+}
+
+impl Piece<'_> {
+    /// The line of its first content.
+    fn first_line(&self) -> usize {
+        let blank = |line: &&str| line.trim().is_empty() || line.trim_start().starts_with('#') || *line == "---";
+        self.before + 1 + self.text.lines().take_while(blank).count()
+    }
+}
+
+/// What decides how the rest is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Head {
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct YamlList {
+    #[serde(default)]
+    items: Option<Vec<Spanned<serde_json::Value>>>,
+}
+
+#[derive(Deserialize)]
+struct JsonList<'a> {
+    #[serde(default, borrow)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+/// How a document is to be read.
+enum Reading {
+    One(Kind),
+    /// The kind of items that do not say their own.
+    List(Head),
+    Skip,
+    Bad(String),
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Namespace,
+    Service,
+    Slice,
+    Pod,
+    Node,
+}
+
+fn reading(head: &Head) -> Reading {
+    let Some(kind) = head.kind.as_deref().filter(|kind| !kind.is_empty()) else {
+        return Reading::Bad("it has no kind, so it is ignored; every document needs apiVersion and kind".to_owned());
+    };
+    let Some(version) = head.api_version.as_deref().filter(|version| !version.is_empty()) else {
+        return Reading::Bad(format!("kind {kind} without apiVersion, so it is ignored"));
+    };
+    match (version, kind) {
+        ("v1", "Namespace") => Reading::One(Kind::Namespace),
+        ("v1", "Service") => Reading::One(Kind::Service),
+        ("v1", "Pod") => Reading::One(Kind::Pod),
+        ("v1", "Node") => Reading::One(Kind::Node),
+        ("discovery.k8s.io/v1", "EndpointSlice") => Reading::One(Kind::Slice),
+        ("v1", "List") => Reading::List(Head::default()),
+        ("v1", "NamespaceList" | "ServiceList" | "PodList" | "NodeList")
+        | ("discovery.k8s.io/v1", "EndpointSliceList") => Reading::List(Head {
+            api_version: head.api_version.clone(),
+            kind: kind.strip_suffix("List").map(str::to_owned),
+        }),
+        (other, "EndpointSlice" | "EndpointSliceList") if other.starts_with("discovery.k8s.io/") => {
+            Reading::Bad(format!("apiVersion {other} of {kind} is not read; write discovery.k8s.io/v1"))
+        }
+        _ => {
+            tracing::debug!(version, kind, "ignoring an object of a kind that is not read");
+            Reading::Skip
+        }
+    }
+}
+
+fn typed<E>(kind: Kind, decode: impl Decode<E>) -> Result<Manifest, E> {
+    Ok(match kind {
+        Kind::Namespace => Manifest::Namespace(Box::new(decode.decode()?)),
+        Kind::Service => Manifest::Service(Box::new(decode.decode()?)),
+        Kind::Slice => Manifest::Slice(Box::new(decode.decode()?)),
+        Kind::Pod => Manifest::Pod(Box::new(decode.decode()?)),
+        Kind::Node => Manifest::Node(Box::new(decode.decode()?)),
+    })
+}
+
+/// A text or value that becomes any type.
+trait Decode<E> {
+    fn decode<T: DeserializeOwned>(self) -> Result<T, E>;
+}
+
+struct Yaml<'a>(Piece<'a>);
+
+impl Decode<ParseError> for Yaml<'_> {
+    fn decode<T: DeserializeOwned>(self) -> Result<T, ParseError> {
+        let Piece { text, before } = self.0;
+        let read = |text: &str| serde_saphyr::from_str_with_options::<T>(text, yaml_options());
+        read(text).map_err(|first| {
+            // Once more behind as many empty lines, so that every line the message names is one of the file.
+            let error = read(&format!("{}{text}", "\n".repeat(before))).err().unwrap_or(first);
+            let location = error.location();
+            ParseError {
+                line: location.and_then(|location| usize::try_from(location.line()).ok()).filter(|line| *line > 0),
+                reason: one_line(&error.without_snippet().to_string()),
+            }
+        })
+    }
+}
+
+struct Json<'a>(Piece<'a>);
+
+impl Decode<ParseError> for Json<'_> {
+    fn decode<T: DeserializeOwned>(self) -> Result<T, ParseError> {
+        let Piece { text, before } = self.0;
+        serde_json::from_str(text).map_err(|first| {
+            let padded = format!("{}{text}", "\n".repeat(before));
+            json_error(&serde_json::from_str::<T>(&padded).err().unwrap_or(first))
+        })
+    }
+}
+
+impl Decode<serde_json::Error> for serde_json::Value {
+    fn decode<T: DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+        serde_json::from_value(self)
+    }
+}
+
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            // A List of every object of a large cluster is one document. The limits on aliases stay: they stop bombs.
+            max_events: 100_000_000,
+            max_nodes: 50_000_000,
+            max_total_scalar_bytes: 1 << 30,
+        },
+    }
+}
+
+fn json_error(error: &serde_json::Error) -> ParseError {
+    ParseError { line: Some(error.line()).filter(|line| *line > 0), reason: one_line(&error.to_string()) }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Splits at the `---` lines. YAML ends a document there whatever it is in the middle of, block scalars included, so
+/// no parser is needed to find them.
+fn documents(text: &str) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let ends = |marker: &str| line.strip_prefix(marker).is_some_and(|rest| rest.trim_start().len() < rest.len());
+        if ends("---") || line == "---" {
+            pieces.push(Piece { text: text.get(start..offset).unwrap_or_default(), before: start_line });
+            (start, start_line) = (offset, number);
+        } else if ends("...") || line == "..." {
+            pieces.push(Piece { text: text.get(start..offset).unwrap_or_default(), before: start_line });
+            (start, start_line) = (offset + line.len(), number + 1);
+        }
+        offset += line.len();
+    }
+    pieces.push(Piece { text: text.get(start..).unwrap_or_default(), before: start_line });
+    pieces.retain(|piece| piece.text.lines().any(has_content));
+    pieces
+}
+
+/// Not only white space, a comment, a directive or a bare document marker.
+fn has_content(line: &str) -> bool {
+    let line = line.strip_prefix("---").unwrap_or(line);
+    let rest = line.trim();
+    !(rest.is_empty() || rest.starts_with('#') || line.starts_with('%'))
+}
+
+fn yaml_document(piece: Piece<'_>, parsed: &mut Vec<Parsed>) -> Result<(), ParseError> {
+    let line = piece.first_line();
+    // `kind: x` alone is null for an empty document such as `--- ~`; that is no object and no mistake.
+    let Some(head) = Yaml(piece).decode::<Option<Head>>()? else { return Ok(()) };
+    match reading(&head) {
+        Reading::Skip => {}
+        Reading::Bad(reason) => parsed.push(Parsed { line, manifest: Err(reason) }),
+        Reading::One(kind) => parsed.push(Parsed { line, manifest: Ok(typed(kind, Yaml(piece))?) }),
+        Reading::List(default) => {
+            let list: YamlList = Yaml(piece).decode()?;
+            for item in list.items.into_iter().flatten() {
+                let item_line = usize::try_from(item.referenced.line()).map_or(line, |line| piece.before + line);
+                yaml_item(item.value, &default, item_line, parsed)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn yaml_item(
+    value: serde_json::Value,
+    default: &Head,
+    line: usize,
+    parsed: &mut Vec<Parsed>,
+) -> Result<(), ParseError> {
+    let bad = |error: &serde_json::Error| ParseError { line: Some(line), reason: one_line(&error.to_string()) };
+    let head = Head::deserialize(&value).map_err(|error| bad(&error))?;
+    let manifest = match reading(&head.or(default)) {
+        Reading::Skip => return Ok(()),
+        Reading::Bad(reason) => Err(reason),
+        Reading::List(_) => Err("a list within a list is not read".to_owned()),
+        Reading::One(kind) => Ok(typed(kind, value).map_err(|error| bad(&error))?),
+    };
+    parsed.push(Parsed { line, manifest });
+    Ok(())
+}
+
+impl Head {
+    /// What the item says of itself, else what its list says of all items.
+    fn or(self, default: &Self) -> Self {
+        Self {
+            api_version: self.api_version.or_else(|| default.api_version.clone()),
+            kind: self.kind.or_else(|| default.kind.clone()),
+        }
+    }
+}
+
+fn json_documents(text: &str, parsed: &mut Vec<Parsed>) -> Result<(), ParseError> {
+    for document in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
+        let document = document.map_err(|error| json_error(&error))?;
+        json_document(text, document, None, parsed)?;
+    }
+    Ok(())
+}
+
+/// One document, or with `list` one item of a list of that head.
+fn json_document(file: &str, raw: &RawValue, list: Option<&Head>, parsed: &mut Vec<Parsed>) -> Result<(), ParseError> {
+    let piece = Piece { text: raw.get(), before: lines_before(file, raw.get()) };
+    let line = piece.before + 1;
+    let Some(head) = Json(piece).decode::<Option<Head>>()? else { return Ok(()) };
+    let head = list.map_or_else(|| head.clone(), |list| head.clone().or(list));
+    let manifest = match (reading(&head), list) {
+        (Reading::Skip, _) => return Ok(()),
+        (Reading::Bad(reason), _) => Err(reason),
+        (Reading::One(kind), _) => Ok(typed(kind, Json(piece))?),
+        (Reading::List(_), Some(_)) => Err("a list within a list is not read".to_owned()),
+        (Reading::List(default), None) => {
+            let list: JsonList<'_> = serde_json::from_str(raw.get()).map_err(|error| json_error(&error))?;
+            for item in list.items.into_iter().flatten() {
+                json_document(file, item, Some(&default), parsed)?;
+            }
+            return Ok(());
+        }
+    };
+    parsed.push(Parsed { line, manifest });
+    Ok(())
+}
+
+/// How many lines of `file` end before `part`, which is a slice of it.
+fn lines_before(file: &str, part: &str) -> usize {
+    let offset = part.as_ptr().addr().saturating_sub(file.as_ptr().addr());
+    file.get(..offset).unwrap_or_default().matches('\n').count()
+}
+
+#[cfg(test)]
+mod tests;

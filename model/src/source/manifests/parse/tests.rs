@@ -1,0 +1,103 @@
+//! Documents, lists, lines and errors of manifest files.
+
+use super::*;
+
+fn describe(parsed: &Parsed) -> String {
+    let name = match &parsed.manifest {
+        Ok(Manifest::Namespace(object)) => format!("Namespace {}", object.metadata.name.as_deref().unwrap_or_default()),
+        Ok(Manifest::Service(object)) => format!("Service {}", object.metadata.name.as_deref().unwrap_or_default()),
+        Ok(Manifest::Slice(object)) => format!("Slice {}", object.metadata.name.as_deref().unwrap_or_default()),
+        Ok(Manifest::Pod(object)) => format!("Pod {}", object.metadata.name.as_deref().unwrap_or_default()),
+        Ok(Manifest::Node(object)) => format!("Node {}", object.metadata.name.as_deref().unwrap_or_default()),
+        Err(reason) => format!("! {reason}"),
+    };
+    format!("{}: {name}", parsed.line)
+}
+
+#[track_caller]
+fn check(format: Format, text: &str, expected: &[&str]) {
+    let parsed = parse(text, format).unwrap();
+    let found: Vec<String> = parsed.iter().map(describe).collect();
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "found {found:?}, expected {expected:?}");
+    }
+}
+
+#[track_caller]
+fn check_error(format: Format, text: &str, line: usize, reason: &str) {
+    let error = parse(text, format).unwrap_err();
+    assert_eq!(error.line, Some(line), "{}", error.reason);
+    assert!(error.reason.contains(reason), "{}", error.reason);
+    assert!(!error.reason.contains('\n'));
+}
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+
+#[test]
+fn documents_keep_their_line() {
+    check(Format::Yaml, SERVICE, &["1: Service web"]);
+    check(Format::Yaml, &format!("# hello\n\n{SERVICE}"), &["3: Service web"]);
+    check(
+        Format::Yaml,
+        &format!("---\n{SERVICE}---\n{SERVICE}...\n---\n# nothing\n---\n"),
+        &["2: Service", "7: Service"],
+    );
+    check(Format::Yaml, &format!("%YAML 1.2\n---\n{SERVICE}"), &["3: Service web"]);
+    check(Format::Yaml, &format!("\u{feff}{SERVICE}").replace('\n', "\r\n"), &["1: Service web"]);
+    check(Format::Yaml, "--- ~\n", &[]);
+    check(Format::Yaml, "", &[]);
+}
+
+#[test]
+fn a_marker_inside_a_block_scalar_must_be_indented_to_belong_to_it() {
+    let text = "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    ---\n    kind: Service\n---\n";
+    check(Format::Yaml, &format!("{text}{SERVICE}"), &["8: Service web"]);
+}
+
+#[test]
+fn lists_are_unpacked() {
+    let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Node\n  metadata: {name: n1}\n- apiVersion: apps/v1\n  kind: Deployment\n- kind: Pod\n  apiVersion: v1\n  metadata: {name: p}\n";
+    check(Format::Yaml, list, &["4: Node n1", "9: Pod p"]);
+    check(Format::Yaml, &format!("{SERVICE}---\n{list}"), &["1: Service", "9: Node n1", "14: Pod p"]);
+    let services = "apiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: a}\n- metadata: {name: b}\n";
+    check(Format::Yaml, services, &["4: Service a", "5: Service b"]);
+    let slices = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSliceList\nitems:\n- metadata: {name: a}\n  addressType: IPv4\n";
+    check(Format::Yaml, slices, &["4: Slice a"]);
+    check(Format::Yaml, "apiVersion: v1\nkind: List\nitems:\n", &[]);
+}
+
+#[test]
+fn json_is_read_with_lines_too() {
+    let text = "{\n\t\"apiVersion\": \"v1\", \"kind\": \"List\",\n\t\"items\": [\n\t\t{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"a\"}},\n\t\t{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {\"name\": \"b\"}}\n\t]\n}\n{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"c\"}}\n";
+    check(Format::Json, text, &["4: Node a", "5: Pod b", "8: Namespace c"]);
+    check_error(Format::Json, "{\n\"kind\": \"Service\",\n oops}", 3, "key must be a string");
+    check_error(Format::Json, &text.replace("{\"name\": \"b\"}", "\n7"), 6, "invalid type");
+}
+
+#[test]
+fn documents_that_are_no_objects_are_reported_alone() {
+    check(Format::Yaml, &format!("a: 1\n---\n{SERVICE}"), &["1: ! it has no kind", "3: Service web"]);
+    check(Format::Yaml, "kind: Service\n", &["1: ! kind Service without apiVersion"]);
+    check(
+        Format::Yaml,
+        "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\n",
+        &["1: ! apiVersion discovery.k8s.io/v1beta1"],
+    );
+    check(Format::Yaml, "apiVersion: serving.knative.dev/v1\nkind: Service\n", &[]);
+}
+
+#[test]
+fn errors_name_the_line_of_the_file() {
+    check_error(Format::Yaml, "a: [1\nb: 2\n", 2, "");
+    check_error(Format::Yaml, &format!("{SERVICE}---\n{}", SERVICE.replace("port: 80", "port: eighty")), 9, "line 9");
+    check_error(Format::Yaml, &format!("{SERVICE}---\napiVersion: v1\nkind: Service\nkind: Pod\n"), 8, "duplicate");
+    check_error(
+        Format::Yaml,
+        "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Node\n  metadata: 7\n",
+        4,
+        "invalid type",
+    );
+    check_error(Format::Yaml, "- a\n- b\n", 1, "");
+    check_error(Format::Yaml, "just a word\n", 1, "");
+}

@@ -1,0 +1,345 @@
+//! Keeps the view up to date: events of the folder and of its parent, gathered for a moment, then read and published.
+//!
+//! One thread owns the folder. It watches the parent too, so that a folder that vanishes and comes back is noticed;
+//! meanwhile the last view stays. A slow look at everything catches what no event told.
+
+mod events;
+mod log;
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use notify::RecommendedWatcher;
+use tokio::sync::{oneshot, watch};
+
+use super::folder::{Folder, Visit};
+use super::{ManifestsError, ManifestsOptions};
+use crate::snapshot::Snapshot;
+use crate::source::{Source, SourceHealth};
+use events::{Signal, watcher};
+
+/// Nothing new for this long ends a batch: writers that replace several files do so within microseconds.
+const QUIET: Duration = Duration::from_millis(1);
+/// A batch is never kept longer.
+const BATCH: Duration = Duration::from_millis(5);
+/// Unless files keep vanishing: that is how the removal of a whole folder begins, which must not empty the view.
+const REMOVAL: Duration = Duration::from_millis(500);
+/// How long a folder must stay empty, or back, until that counts.
+const GRACE: Duration = Duration::from_millis(100);
+/// A folder that came back is read at the latest after this, even while files still arrive.
+const RETURN: Duration = Duration::from_secs(2);
+/// A file that was opened for writing is read when it is closed, or after this long.
+const UNCLOSED: Duration = Duration::from_millis(200);
+/// The slow look at everything.
+const RESCAN: Duration = Duration::from_secs(30);
+/// Looks for a folder that is away.
+const RETRY: Duration = Duration::from_secs(1);
+
+type Readers = (watch::Receiver<Arc<Snapshot>>, watch::Receiver<SourceHealth>);
+
+/// Starts the thread and waits for its first view.
+pub(super) async fn start(mut options: ManifestsOptions) -> Result<Source, ManifestsError> {
+    // The parent must be known even if the folder is given as `.` or as one name.
+    options.dir = std::path::absolute(&options.dir)
+        .map_err(|source| ManifestsError::Folder { dir: options.dir.clone(), source })?;
+    let (signals, inbox) = channel();
+    let (ready, first) = oneshot::channel();
+    let outbox = signals.clone();
+    let thread = std::thread::Builder::new()
+        .name("manifests".to_owned())
+        .spawn(move || Reader::run(&options, &inbox, &outbox, ready))
+        .map_err(|source| ManifestsError::Thread { source })?;
+    let stop = Stop { signals, thread: Some(thread) };
+    let (snapshots, health) = first.await.map_err(|source| ManifestsError::Ended { source })??;
+    Ok(Source { snapshots, health, _stop: Box::new(stop) })
+}
+
+/// Ends the thread when dropped, and waits until it has.
+struct Stop {
+    signals: Sender<Signal>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        // Either fails only if the thread has ended already.
+        if self.signals.send(Signal::Stop).is_ok()
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reads the manifests panicked");
+        }
+    }
+}
+
+/// The thread's state.
+struct Reader<'a> {
+    dir: PathBuf,
+    folder: Folder,
+    outbox: &'a Sender<Signal>,
+    /// Events of the folder, and which folder that is.
+    watched: Option<(RecommendedWatcher, Identity)>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    health: watch::Sender<SourceHealth>,
+    /// Files that are being written, and when to read them at the latest.
+    unclosed: BTreeMap<Arc<str>, Instant>,
+    next_rescan: Instant,
+    /// Since when the folder is empty although files of it are in force.
+    empty_since: Option<Instant>,
+    /// Since when the folder is back.
+    returned: Option<Instant>,
+}
+
+/// Tells a folder from another one at the same place.
+type Identity = (u64, u64);
+
+/// What a few milliseconds of events amount to.
+#[derive(Default)]
+struct Batch {
+    files: BTreeMap<Arc<str>, Visit>,
+    rescan: bool,
+}
+
+impl<'a> Reader<'a> {
+    fn run(
+        options: &ManifestsOptions,
+        inbox: &Receiver<Signal>,
+        outbox: &'a Sender<Signal>,
+        ready: oneshot::Sender<Result<Readers, ManifestsError>>,
+    ) {
+        let parent = options.dir.parent().map(|parent| watcher(parent, &options.dir, outbox)).transpose();
+        let (mut reader, parent) = match parent.and_then(|parent| Ok((Self::first(options, outbox)?, parent))) {
+            Ok(both) => both,
+            Err(error) => {
+                if ready.send(Err(error)).is_err() {
+                    tracing::debug!("nobody waits for the manifests any more");
+                }
+                return;
+            }
+        };
+        if ready.send(Ok((reader.snapshots.subscribe(), reader.health.subscribe()))).is_ok() {
+            reader.follow(inbox);
+        }
+        drop(parent);
+    }
+
+    /// Reads the folder for the first time. The watch is set before, so nothing falls between.
+    fn first(options: &ManifestsOptions, outbox: &'a Sender<Signal>) -> Result<Self, ManifestsError> {
+        let failed = |source| ManifestsError::Folder { dir: options.dir.clone(), source };
+        let identity = identity(&options.dir).map_err(failed)?;
+        let watched = watcher(&options.dir, &options.dir, outbox)?;
+        let mut folder = Folder::new(options);
+        folder.rescan().map_err(failed)?;
+        let snapshot = folder.assembly.settle();
+        if folder.is_empty() {
+            tracing::warn!(dir = %options.dir.display(), "no manifests in the folder yet");
+        }
+        let reader = Self {
+            dir: options.dir.clone(),
+            folder,
+            outbox,
+            watched: Some((watched, identity)),
+            snapshots: watch::Sender::new(Arc::new(snapshot)),
+            health: watch::Sender::new(SourceHealth::default()),
+            unclosed: BTreeMap::new(),
+            next_rescan: Instant::now() + RESCAN,
+            empty_since: None,
+            returned: None,
+        };
+        reader.report(None);
+        Ok(reader)
+    }
+
+    fn follow(&mut self, inbox: &Receiver<Signal>) {
+        loop {
+            let wait = self.next_deadline().saturating_duration_since(Instant::now());
+            let mut batch = Batch::default();
+            match inbox.recv_timeout(wait) {
+                Ok(first) => {
+                    if !self.gather(first, inbox, &mut batch) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.add_overdue(&mut batch);
+            self.take(batch);
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        self.unclosed.values().copied().chain([self.next_rescan]).min().unwrap_or(self.next_rescan)
+    }
+
+    /// Collects what belongs together; false when told to stop.
+    fn gather(&mut self, first: Signal, inbox: &Receiver<Signal>, batch: &mut Batch) -> bool {
+        let begin = Instant::now();
+        let mut signal = first;
+        loop {
+            let mut vanishing = false;
+            match signal {
+                Signal::Stop => return false,
+                Signal::Written(name) => {
+                    self.unclosed.remove(&name);
+                    batch.files.insert(name, Visit::Always);
+                }
+                Signal::Gone(name) => {
+                    self.unclosed.remove(&name);
+                    batch.files.insert(name, Visit::Always);
+                    vanishing = true;
+                }
+                Signal::Opened(name) => {
+                    self.unclosed.entry(name).or_insert_with(|| Instant::now() + UNCLOSED);
+                }
+                Signal::Folder => batch.rescan = true,
+            }
+            let limit = if vanishing { REMOVAL } else { BATCH };
+            if begin.elapsed() >= limit {
+                return true;
+            }
+            match inbox.recv_timeout(QUIET) {
+                Ok(next) => signal = next,
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn add_overdue(&mut self, batch: &mut Batch) {
+        let now = Instant::now();
+        let overdue: Vec<Arc<str>> =
+            self.unclosed.iter().filter(|(_, at)| **at <= now).map(|(n, _)| n.clone()).collect();
+        for name in overdue {
+            self.unclosed.remove(&name);
+            batch.files.entry(name).or_insert(Visit::IfStampDiffers);
+        }
+        batch.rescan |= self.next_rescan <= now;
+    }
+
+    /// Brings the view up to date with a batch, or finds that now is not the time.
+    fn take(&mut self, mut batch: Batch) {
+        if batch.files.is_empty() && !batch.rescan {
+            return;
+        }
+        match self.present() {
+            Ok(Presence::Same) => {}
+            Ok(Presence::Returned) => {
+                // Whoever makes the folder anew needs a moment to fill it.
+                let since = *self.returned.get_or_insert_with(Instant::now);
+                self.next_rescan = Instant::now() + GRACE.min(RETURN.saturating_sub(since.elapsed()));
+                return;
+            }
+            Ok(Presence::Settled) => batch.rescan = true,
+            Err(error) => return self.lost(&error),
+        }
+        if let Err(error) = self.read(&batch) {
+            return self.lost(&error);
+        }
+        self.publish();
+    }
+
+    /// Whether the folder is there, and still the one that is watched.
+    fn present(&mut self) -> io::Result<Presence> {
+        let identity = identity(&self.dir)?;
+        if self.watched.as_ref().is_some_and(|(_, watched)| *watched == identity) {
+            return Ok(match self.returned {
+                None => Presence::Same,
+                Some(_) if self.next_rescan <= Instant::now() => {
+                    self.returned = None;
+                    Presence::Settled
+                }
+                Some(_) => Presence::Returned,
+            });
+        }
+        self.watched = None;
+        let watched = watcher(&self.dir, &self.dir, self.outbox).map_err(io::Error::other)?;
+        self.watched = Some((watched, identity));
+        self.returned = None;
+        Ok(Presence::Returned)
+    }
+
+    fn read(&mut self, batch: &Batch) -> io::Result<()> {
+        // From something to nothing: perhaps the folder itself is about to go.
+        if !self.folder.is_empty() && self.folder.listing()?.is_empty() {
+            let since = *self.empty_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < GRACE {
+                self.next_rescan = since + GRACE;
+                return Ok(());
+            }
+            tracing::warn!(dir = %self.dir.display(), "no manifests in the folder any more");
+        }
+        let held_back = self.empty_since.take().is_some();
+        if batch.rescan || held_back {
+            self.next_rescan = Instant::now() + RESCAN;
+            self.folder.rescan()?;
+        }
+        for (name, visit) in &batch.files {
+            self.folder.visit(name, *visit);
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        let snapshot = self.folder.assembly.settle();
+        self.snapshots.send_if_modified(|known| {
+            let changed = !same(known, &snapshot);
+            if changed {
+                *known = Arc::new(snapshot);
+            }
+            changed
+        });
+        // After the view is out: readers need not wait for the report.
+        self.report(None);
+    }
+
+    fn lost(&mut self, error: &io::Error) {
+        self.watched = None;
+        self.returned = None;
+        self.empty_since = None;
+        self.unclosed.clear();
+        self.next_rescan = Instant::now() + RETRY;
+        let dir = self.dir.display();
+        self.report(Some(format!(
+            "cannot read the manifests folder {dir}: {error}; the last good view stays in force; create the folder again"
+        )));
+    }
+
+    fn report(&self, unreachable: Option<String>) {
+        let problems = self.folder.assembly.problems();
+        self.health.send_if_modified(|health| log::update(health, unreachable, problems));
+    }
+}
+
+enum Presence {
+    /// The folder that is watched.
+    Same,
+    /// A new one at its place, or one that came back and is being filled.
+    Returned,
+    /// One that came back and had its time.
+    Settled,
+}
+
+fn identity(dir: &Path) -> io::Result<Identity> {
+    let metadata: Metadata = std::fs::metadata(dir)?;
+    if metadata.is_dir() { Ok((metadata.dev(), metadata.ino())) } else { Err(io::ErrorKind::NotADirectory.into()) }
+}
+
+/// Whether nothing has been touched, at the price of a few pointers.
+fn same(a: &Snapshot, b: &Snapshot) -> bool {
+    a.namespaces.ptr_eq(&b.namespaces)
+        && a.services.ptr_eq(&b.services)
+        && a.slices.ptr_eq(&b.slices)
+        && a.pods.ptr_eq(&b.pods)
+        && a.nodes.ptr_eq(&b.nodes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! File system events, reduced to what the reader does about them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use notify::event::{AccessKind, AccessMode, Event, EventKind, ModifyKind, RenameMode};
+use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
+
+use super::super::ManifestsError;
+use super::super::folder::format;
+
+/// What the reader's thread is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// A file is complete: closed after writing, or renamed to this name.
+    Written(Arc<str>),
+    /// A file is being written; reading it now might show half of it.
+    Opened(Arc<str>),
+    /// A file is gone.
+    Gone(Arc<str>),
+    /// Something about the folder as a whole, or unknown: look at everything.
+    Folder,
+    /// End.
+    Stop,
+}
+
+/// Watches `place` and signals what concerns the folder `dir`.
+pub(super) fn watcher(
+    place: &Path,
+    dir: &Path,
+    signals: &Sender<Signal>,
+) -> Result<RecommendedWatcher, ManifestsError> {
+    let failed = |source| ManifestsError::Watch { dir: dir.to_owned(), source };
+    let (folder, signals): (PathBuf, Sender<Signal>) = (dir.to_owned(), signals.clone());
+    let handler = move |event: notify::Result<Event>| {
+        let signal = match event {
+            Ok(event) => signal(&folder, &event),
+            Err(error) => {
+                tracing::warn!(dir = %folder.display(), %error, "events of the manifests folder may be lost");
+                Some(Signal::Folder)
+            }
+        };
+        if let Some(signal) = signal
+            && signals.send(signal).is_err()
+        {
+            tracing::debug!("a file event after the end");
+        }
+    };
+    let mut watcher = RecommendedWatcher::new(handler, Config::default()).map_err(failed)?;
+    watcher.watch(place, RecursiveMode::NonRecursive).map_err(failed)?;
+    Ok(watcher)
+}
+
+/// What an event means for the folder, if anything. Reading a file makes events too; those mean nothing.
+fn signal(dir: &Path, event: &Event) -> Option<Signal> {
+    if event.need_rescan() {
+        return Some(Signal::Folder);
+    }
+    let path = event.paths.last()?;
+    if path == dir {
+        let matters = matches!(event.kind, EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(_));
+        return matters.then_some(Signal::Folder);
+    }
+    if path.parent() != Some(dir) {
+        return None;
+    }
+    let name = path.file_name()?.to_str()?;
+    if format(name).is_none() {
+        // Mounted ConfigMaps swap a link called `..data`; the visible files are links through it.
+        let swap = name.starts_with("..") && matches!(event.kind, EventKind::Modify(ModifyKind::Name(_)));
+        return swap.then_some(Signal::Folder);
+    }
+    let name = Arc::from(name);
+    match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write))
+        | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Signal::Written(name)),
+        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => Some(Signal::Gone(name)),
+        // Both halves have been told one by one.
+        EventKind::Modify(ModifyKind::Name(RenameMode::Both)) | EventKind::Access(_) => None,
+        EventKind::Create(_) | EventKind::Modify(_) | EventKind::Any | EventKind::Other => Some(Signal::Opened(name)),
+    }
+}

@@ -1,0 +1,32 @@
+//! Tells of problems when they appear and when they are gone, once each.
+
+use std::collections::BTreeSet;
+
+use crate::source::{Problem, SourceHealth};
+
+/// Brings `health` up to date, says what is new, and answers whether anything is.
+pub(super) fn update(health: &mut SourceHealth, unreachable: Option<String>, problems: Vec<Problem>) -> bool {
+    if health.unreachable == unreachable && health.problems == problems {
+        return false;
+    }
+    match (&health.unreachable, &unreachable) {
+        (before, Some(reason)) if before.as_ref() != Some(reason) => {
+            *health.counts.entry("folder").or_default() += 1;
+            tracing::warn!("{reason}");
+        }
+        (Some(_), None) => tracing::info!("the manifests folder is readable again"),
+        (_, _) => {}
+    }
+    let before: BTreeSet<&Problem> = health.problems.iter().collect();
+    let now: BTreeSet<&Problem> = problems.iter().collect();
+    for problem in now.difference(&before) {
+        *health.counts.entry(problem.kind).or_default() += 1;
+        tracing::warn!(kind = problem.kind, "{problem}");
+    }
+    for problem in before.difference(&now) {
+        tracing::info!(kind = problem.kind, "no longer: {problem}");
+    }
+    health.unreachable = unreachable;
+    health.problems = problems;
+    true
+}

@@ -1,0 +1,202 @@
+//! The watched folder, with real files; every step waits for the view that it expects.
+
+use std::fs;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::super::start;
+use super::*;
+use crate::key::ObjectKey;
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A folder within a folder of its own, so that it can vanish.
+struct Place {
+    _root: TempDir,
+    dir: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let root = TempDir::new().unwrap();
+        let dir = root.path().join("manifests");
+        fs::create_dir(&dir).unwrap();
+        Self { _root: root, dir }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.dir.join(name), text).unwrap();
+    }
+
+    /// As careful tools do it.
+    fn replace(&self, name: &str, text: &str) {
+        let temporary = self.dir.join(".new");
+        fs::write(&temporary, text).unwrap();
+        fs::rename(temporary, self.dir.join(name)).unwrap();
+    }
+
+    async fn start(&self) -> Source {
+        let service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+        start(ManifestsOptions { dir: self.dir.clone(), service_cidrs, reserved: Vec::new() }).await.unwrap()
+    }
+}
+
+fn service(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]}}\n")
+}
+
+fn names(snapshot: &Snapshot) -> Vec<String> {
+    snapshot.services.keys().map(|key| key.name.to_string()).collect()
+}
+
+#[track_caller]
+fn services(source: &mut Source, expected: &[&str]) -> impl Future<Output = ()> {
+    let expected: Vec<String> = expected.iter().map(|name| (*name).to_owned()).collect();
+    async move {
+        let found = timeout(LONG, source.snapshots.wait_for(|snapshot| names(snapshot) == expected)).await;
+        let found = found.map(|known| known.is_ok());
+        assert!(found == Ok(true), "still {:?} instead of {expected:?}", names(&source.snapshots.borrow()));
+    }
+}
+
+async fn health(source: &mut Source, wanted: impl FnMut(&SourceHealth) -> bool) -> SourceHealth {
+    let found = timeout(LONG, source.health.wait_for(wanted)).await.map(|health| health.unwrap().clone());
+    assert!(found.is_ok(), "still {:?}", source.health.borrow());
+    found.unwrap()
+}
+
+#[tokio::test]
+async fn files_come_change_and_go() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    let mut source = place.start().await;
+    services(&mut source, &["a"]).await;
+    place.write("b.yml", &service("b"));
+    services(&mut source, &["a", "b"]).await;
+    place.replace("a.yaml", &service("c"));
+    services(&mut source, &["b", "c"]).await;
+    fs::rename(place.dir.join("b.yml"), place.dir.join("b.txt")).unwrap();
+    services(&mut source, &["c"]).await;
+    place.write(".hidden.yaml", &service("hidden"));
+    place.write(
+        "d.json",
+        r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"d"},"spec":{"ports":[{"port":1}]}}"#,
+    );
+    services(&mut source, &["c", "d"]).await;
+    fs::remove_file(place.dir.join("a.yaml")).unwrap();
+    services(&mut source, &["d"]).await;
+    fs::remove_file(place.dir.join("d.json")).unwrap();
+    services(&mut source, &[]).await;
+    place.write("a.yaml", &service("a"));
+    services(&mut source, &["a"]).await;
+}
+
+#[tokio::test]
+async fn a_broken_file_keeps_its_last_good_version_until_repaired() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    place.write("never.yaml", "a: [\n");
+    let mut source = place.start().await;
+    assert!(source.health.borrow().problems[0].reason.contains("nothing of this file is in force"));
+    place.replace("a.yaml", &service("a").replace("ports:", "ports: {"));
+    let found = health(&mut source, |health| health.problems.len() == 2).await;
+    assert_eq!((found.problems[0].kind, found.problems[0].line), ("file", Some(4)));
+    assert!(found.problems[0].reason.ends_with("the last good version of this file stays in force"));
+    assert_eq!(found.counts["file"], 2);
+    services(&mut source, &["a"]).await;
+    place.write("b.yaml", &service("b"));
+    services(&mut source, &["a", "b"]).await;
+    place.replace("a.yaml", &service("z"));
+    services(&mut source, &["b", "z"]).await;
+    place.replace("never.yaml", "");
+    let repaired = health(&mut source, |health| health.problems.is_empty()).await;
+    assert_eq!(repaired.counts["file"], 2);
+}
+
+#[tokio::test]
+async fn a_vanished_folder_leaves_the_last_view_and_is_picked_up_again() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    place.write("b.yaml", &service("b"));
+    let mut source = place.start().await;
+    fs::remove_dir_all(&place.dir).unwrap();
+    let lost = health(&mut source, |health| health.unreachable.is_some()).await;
+    assert!(lost.unreachable.unwrap().contains("the last good view stays in force"));
+    services(&mut source, &["a", "b"]).await;
+    assert!(!source.snapshots.has_changed().unwrap(), "no view without the files came between");
+
+    fs::create_dir(&place.dir).unwrap();
+    place.write("a.yaml", &service("a"));
+    place.write("c.yaml", &service("c"));
+    services(&mut source, &["a", "c"]).await;
+    health(&mut source, |health| health.unreachable.is_none()).await;
+    // The new folder is watched like the old one.
+    place.write("d.yaml", &service("d"));
+    services(&mut source, &["a", "c", "d"]).await;
+}
+
+#[tokio::test]
+async fn a_folder_exchanged_by_rename_is_followed() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    let mut source = place.start().await;
+    let other = place.dir.with_file_name("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("b.yaml"), service("b")).unwrap();
+    fs::rename(&place.dir, place.dir.with_file_name("old")).unwrap();
+    fs::rename(&other, &place.dir).unwrap();
+    services(&mut source, &["b"]).await;
+    place.write("c.yaml", &service("c"));
+    services(&mut source, &["b", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_mounted_config_map_is_followed() {
+    let place = Place::new();
+    for version in ["..1", "..2"] {
+        fs::create_dir(place.dir.join(version)).unwrap();
+        fs::write(place.dir.join(version).join("a.yaml"), service(&version.replace("..", "v"))).unwrap();
+    }
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, place.dir.join(at)).unwrap();
+    link("..1", "..data");
+    link("..data/a.yaml", "a.yaml");
+    let mut source = place.start().await;
+    services(&mut source, &["v1"]).await;
+    link("..2", "..tmp");
+    fs::rename(place.dir.join("..tmp"), place.dir.join("..data")).unwrap();
+    services(&mut source, &["v2"]).await;
+}
+
+#[tokio::test]
+async fn what_did_not_change_stays_the_same_allocation() {
+    let place = Place::new();
+    place.write("a.yaml", &format!("{}---\n{}", service("a"), service("b")));
+    let mut source = place.start().await;
+    let of = |source: &Source, name: &str| source.snapshots.borrow().services[&ObjectKey::new("default", name)].clone();
+    let before = of(&source, "a");
+    place.replace("a.yaml", &format!("# moved by a line\n{}---\n{}", service("a"), service("c")));
+    services(&mut source, &["a", "c"]).await;
+    assert!(Arc::ptr_eq(&before, &of(&source, "a")));
+}
+
+#[tokio::test]
+async fn an_empty_folder_is_a_view_and_a_missing_one_an_error() {
+    let place = Place::new();
+    let source = place.start().await;
+    assert_eq!(**source.snapshots.borrow(), Snapshot::default());
+    let dir = place.dir.join("missing");
+    let error = start(ManifestsOptions { dir: dir.clone(), ..ManifestsOptions::default() }).await.err().unwrap();
+    assert!(error.to_string().contains(&dir.display().to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn dropping_the_source_ends_the_thread_and_keeps_the_view() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    let Source { mut snapshots, _stop, .. } = place.start().await;
+    drop(_stop);
+    assert!(timeout(LONG, snapshots.changed()).await.unwrap().is_err());
+    assert_eq!(names(&snapshots.borrow()), ["a"]);
+}
