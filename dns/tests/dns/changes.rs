@@ -1,0 +1,95 @@
+//! Snapshots change; the zone and the server follow.
+
+use std::sync::Arc;
+
+use hickory_proto::op::ResponseCode;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use shunt_dns::{Answer, PodMode, RecordType, ServerConfig, Zone, ZoneConfig, serve};
+use shunt_model::{ObjectKey, SliceKey, Snapshot};
+use tokio::sync::watch;
+
+use crate::client;
+use crate::fixture::{cluster, key, name, namespace, pod, service, slice, zone_config};
+
+/// Changes one object among few, so that additions, updates and removals all happen often.
+fn change(snapshot: &mut Snapshot, rng: &mut StdRng) {
+    let owner = ObjectKey::new(format!("n{}", rng.random_range(0..2)), format!("s{}", rng.random_range(0..3)));
+    let address = format!("10.0.0.{}", rng.random_range(1..6));
+    let part = format!("p{}", rng.random_range(0..2));
+    match rng.random_range(0..9) {
+        0 => namespace(snapshot, &owner.namespace),
+        1 => drop(snapshot.namespaces.remove(&owner.namespace)),
+        2 => service(snapshot, &owner, &address, "http:tcp:80"),
+        3 => service(snapshot, &owner, "None", "http:tcp:80"),
+        4 => drop(snapshot.services.remove(&owner)),
+        5 => slice(snapshot, &owner, &part, "http:tcp:80", &format!("{address} !10.0.0.7 h=fd00::7")),
+        6 => drop(snapshot.slices.remove(&SliceKey { service: owner, slice: part.as_str().into() })),
+        7 => pod(snapshot, &owner, &format!("{address} fd00::{}", rng.random_range(1..3))),
+        _ => drop(snapshot.pods.remove(&owner)),
+    }
+}
+
+#[test]
+fn following_changes_is_the_same_as_starting_afresh() {
+    for (seed, pods) in [(1, PodMode::Verified), (2, PodMode::Verified), (3, PodMode::Insecure)] {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let config = Arc::new(ZoneConfig { pods, ..zone_config() });
+        let mut snapshot = Snapshot::default();
+        let mut zone = Zone::new(Arc::clone(&config), Arc::default(), 1);
+        for _ in 0..500 {
+            for _ in 0..rng.random_range(0..4) {
+                change(&mut snapshot, &mut rng);
+            }
+            zone = zone.next(Arc::new(snapshot.clone()), 1);
+            assert_eq!(zone, Zone::new(Arc::clone(&config), Arc::new(snapshot.clone()), 1));
+        }
+    }
+}
+
+#[test]
+fn the_serial_moves_with_changes_only_and_never_back() {
+    let serial = |zone: &Zone| {
+        let Answer::Records(records) = zone.answer(&name("cluster.local."), RecordType::SOA) else { panic!("a SOA") };
+        records.answers[0].data.to_string().split(' ').nth(2).unwrap().to_owned()
+    };
+    let zone = Zone::new(Arc::new(zone_config()), Arc::new(cluster()), 100);
+    let mut snapshot = cluster();
+    pod(&mut snapshot, &key("pod-2"), "10.1.0.9");
+    let same = zone.next(Arc::new(snapshot.clone()), 110);
+    assert_eq!(serial(&same), "100"); // pods are in DNS in verified mode only
+    service(&mut snapshot, &key("new"), "10.96.0.77", "");
+    let moved = same.next(Arc::new(snapshot.clone()), 120);
+    assert_eq!(serial(&moved), "120"); // 3.6
+    snapshot.services.remove(&key("new"));
+    assert_eq!(serial(&moved.next(Arc::new(snapshot), 90)), "120");
+}
+
+#[tokio::test]
+async fn absence_is_a_fact_only_once_the_cluster_is_known() {
+    let (sender, snapshots) = watch::channel(None);
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let server = serve(ServerConfig { listen, upstreams: vec![], zone: zone_config() }, snapshots).await.unwrap();
+    let address = server.local_addresses()[0];
+    let rcode = async |text: &str, rtype| {
+        let reply = client::udp(address, &client::question(&name(text), rtype)).await;
+        (reply.metadata.response_code, reply.answers.len(), reply.authorities.len())
+    };
+    let web = "web.shop.svc.cluster.local.";
+    assert_eq!(rcode(web, RecordType::A).await, (ResponseCode::ServFail, 0, 1)); // 11.3
+    assert_eq!(rcode("dns-version.cluster.local.", RecordType::TXT).await, (ResponseCode::NoError, 1, 0)); // 11.2
+    let mut views = server.views();
+    sender.send_replace(Some(Arc::new(cluster())));
+    views.wait_for(|view| view.snapshot.is_some()).await.unwrap();
+    assert_eq!(rcode(web, RecordType::A).await, (ResponseCode::NoError, 1, 0));
+    assert_eq!(rcode("nothing.shop.svc.cluster.local.", RecordType::A).await, (ResponseCode::NXDomain, 0, 1));
+    views.mark_unchanged();
+    let mut without = cluster();
+    without.services.remove(&key("web"));
+    sender.send_replace(Some(Arc::new(without)));
+    views.changed().await.unwrap();
+    assert_eq!(rcode(web, RecordType::A).await, (ResponseCode::NXDomain, 0, 1)); // 8.4
+    drop(sender);
+    assert_eq!(rcode("dual.shop.svc.cluster.local.", RecordType::A).await, (ResponseCode::NoError, 1, 0)); // 11.5
+    server.shutdown().await;
+}

@@ -1,0 +1,75 @@
+//! A client over real sockets, and a server on loopback ports to ask.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use shunt_dns::{Name, RecordType, Server, ServerConfig, ZoneConfig, serve};
+use shunt_model::Snapshot;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Longer than anything here takes; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Starts a server on free loopback ports of both families.
+pub(crate) async fn start(zone: ZoneConfig, snapshot: Option<Snapshot>, upstreams: Vec<SocketAddr>) -> Server {
+    let listen = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
+    // The sender may go: the last snapshot stays in force.
+    let (_, snapshots) = watch::channel(snapshot.map(Arc::new));
+    serve(ServerConfig { listen, upstreams, zone }, snapshots).await.unwrap()
+}
+
+pub(crate) fn question(name: &Name, rtype: RecordType) -> Message {
+    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name.clone(), rtype));
+    message
+}
+
+pub(crate) fn with_edns(mut message: Message, payload: u16) -> Message {
+    let mut edns = Edns::new();
+    edns.set_max_payload(payload).set_version(0).set_dnssec_ok(true);
+    message.set_edns(edns);
+    message
+}
+
+pub(crate) async fn udp_bytes(server: SocketAddr, wire: &[u8]) -> Vec<u8> {
+    let any: SocketAddr = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
+    let socket = UdpSocket::bind(any).await.unwrap();
+    socket.connect(server).await.unwrap();
+    socket.send(wire).await.unwrap();
+    let mut reply = vec![0; 65535];
+    let length = timeout(PATIENCE, socket.recv(&mut reply)).await.expect("a reply over UDP").unwrap();
+    reply.truncate(length);
+    reply
+}
+
+pub(crate) async fn udp(server: SocketAddr, message: &Message) -> Message {
+    let reply = Message::from_vec(&udp_bytes(server, &message.to_vec().unwrap()).await).unwrap();
+    assert_eq!(reply.metadata.id, message.metadata.id);
+    reply
+}
+
+/// Sends all messages at once over one connection; the replies come in order (rule 9.16).
+pub(crate) async fn tcp(server: SocketAddr, messages: &[Message]) -> Vec<Message> {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    for message in messages {
+        let wire = message.to_vec().unwrap();
+        stream.write_u16(u16::try_from(wire.len()).unwrap()).await.unwrap();
+        stream.write_all(&wire).await.unwrap();
+    }
+    let mut replies = Vec::new();
+    for message in messages {
+        let length = timeout(PATIENCE, stream.read_u16()).await.expect("a reply over TCP").unwrap();
+        let mut wire = vec![0; usize::from(length)];
+        stream.read_exact(&mut wire).await.unwrap();
+        let reply = Message::from_vec(&wire).unwrap();
+        assert_eq!(reply.metadata.id, message.metadata.id);
+        replies.push(reply);
+    }
+    replies
+}

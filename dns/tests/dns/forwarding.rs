@@ -1,0 +1,226 @@
+//! Names of others: passed on to small upstreams on loopback, as they answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{A, CNAME, SOA};
+use hickory_proto::rr::{RData, Record};
+use shunt_dns::{Name, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::task::JoinSet;
+
+use crate::client;
+use crate::fixture::{cluster, name, zone_config};
+
+/// Answers by the first label of the name; counts what it is asked.
+struct Upstream {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Upstream {
+    async fn start() -> Self {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = udp.local_addr().unwrap();
+        let tcp = TcpListener::bind(address).await.unwrap();
+        let asked = Arc::<AtomicUsize>::default();
+        let mut tasks = JoinSet::new();
+        let count = Arc::clone(&asked);
+        tasks.spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let reply = reply(&buffer[..length], false);
+                let mut forged = reply.clone();
+                forged[0] ^= 255; // a reply with another id comes first and must not be believed
+                udp.send_to(&forged, client).await.unwrap();
+                udp.send_to(&reply, client).await.unwrap();
+            }
+        });
+        tasks.spawn(async move {
+            while let Ok((mut stream, _)) = tcp.accept().await {
+                let length = stream.read_u16().await.unwrap();
+                let mut wire = vec![0; usize::from(length)];
+                stream.read_exact(&mut wire).await.unwrap();
+                let reply = reply(&wire, true);
+                stream.write_u16(u16::try_from(reply.len()).unwrap()).await.unwrap();
+                stream.write_all(&reply).await.unwrap();
+            }
+        });
+        Self { address, asked, _tasks: tasks }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+fn soa() -> Record {
+    let (mname, rname) = (name("ns.example.test."), name("admin.example.test."));
+    Record::from_rdata(name("example.test."), 60, RData::SOA(SOA::new(mname, rname, 9, 1, 1, 1, 60)))
+}
+
+fn address(owner: &Name, last: u8) -> Record {
+    Record::from_rdata(owner.clone(), 300, RData::A(A::new(192, 0, 2, last)))
+}
+
+fn reply(wire: &[u8], tcp: bool) -> Vec<u8> {
+    let mut message = Message::from_vec(wire).unwrap().into_response();
+    message.edns = None;
+    message.metadata.recursion_available = true;
+    let asked = message.queries[0].name.clone();
+    let rcode = |message: &mut Message, code| message.metadata.response_code = code;
+    match asked.to_ascii().to_ascii_lowercase().split('.').next().unwrap() {
+        "absent" => {
+            rcode(&mut message, ResponseCode::NXDomain);
+            message.add_authority(soa());
+        }
+        "empty" => drop(message.add_authority(soa())),
+        "failing" => rcode(&mut message, ResponseCode::ServFail),
+        "refusing" => rcode(&mut message, ResponseCode::Refused),
+        "long" if !tcp => message.metadata.truncation = true,
+        "long" => message.answers = (0..100).map(|last| address(&asked, last)).collect(),
+        "alias" => {
+            let target = name("www.example.test.");
+            message.add_answer(Record::from_rdata(asked, 300, RData::CNAME(CNAME(target.clone()))));
+            message.add_answer(address(&target, 7));
+        }
+        _ => drop(message.add_answer(address(&asked, 7))),
+    }
+    message.to_vec().unwrap()
+}
+
+async fn ask(server: SocketAddr, text: &str, rtype: RecordType) -> Message {
+    let reply = client::udp(server, &client::question(&name(text), rtype)).await;
+    assert!(reply.queries[0].name.eq_case(&name(text)));
+    reply
+}
+
+/// rcode, answers, authorities.
+fn shape(message: &Message) -> (ResponseCode, usize, usize) {
+    (message.metadata.response_code, message.answers.len(), message.authorities.len())
+}
+
+#[tokio::test]
+async fn what_the_upstream_says_is_passed_on() {
+    let upstream = Upstream::start().await;
+    let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
+    let at = server.local_addresses()[0];
+    let rows = [
+        ("www.example.test.", RecordType::A, (ResponseCode::NoError, 1, 0)),
+        ("www.example.test.", RecordType::Unknown(65280), (ResponseCode::NoError, 1, 0)),
+        ("alias.example.test.", RecordType::A, (ResponseCode::NoError, 2, 0)),
+        ("absent.example.test.", RecordType::A, (ResponseCode::NXDomain, 0, 1)),
+        ("empty.example.test.", RecordType::AAAA, (ResponseCode::NoError, 0, 1)),
+        ("failing.example.test.", RecordType::A, (ResponseCode::ServFail, 0, 0)),
+        ("refusing.example.test.", RecordType::A, (ResponseCode::Refused, 0, 0)),
+        ("localhost.", RecordType::A, (ResponseCode::NoError, 1, 0)),
+        ("9.9.9.10.in-addr.arpa.", RecordType::PTR, (ResponseCode::NoError, 1, 0)), // 5.5
+    ];
+    for (text, rtype, wanted) in rows {
+        // Twice: the second is from the cache where that is allowed, and looks the same.
+        for round in 0..2 {
+            let reply = ask(at, text, rtype).await;
+            assert_eq!(shape(&reply), wanted, "{text} {rtype}, round {round}");
+            assert!(!reply.metadata.authoritative && reply.metadata.recursion_available, "{text}");
+        }
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn plain_answers_are_kept_and_respelled() {
+    let upstream = Upstream::start().await;
+    let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
+    let at = server.local_addresses()[0];
+    let rows = [("www", 300), ("WWW", 30), ("absent", 300), ("Absent", 30)];
+    for (label, ttl) in rows {
+        let text = &format!("{label}.example.test.");
+        let reply = ask(at, text, RecordType::A).await;
+        assert!(reply.answers.iter().all(|record| record.name.eq_case(&name(text))), "{text}"); // 9.3
+        assert!(reply.answers.iter().all(|record| record.ttl <= ttl), "{text}");
+    }
+    assert_eq!((upstream.asked(), server.stats().cache_hits), (2, 2));
+    ask(at, "failing.example.test.", RecordType::A).await;
+    ask(at, "failing.example.test.", RecordType::A).await;
+    assert_eq!((upstream.asked(), server.stats().forwarded), (4, 6));
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn cluster_names_never_leave() {
+    let upstream = Upstream::start().await;
+    for snapshot in [Some(cluster()), None] {
+        let server = client::start(zone_config(), snapshot, vec![upstream.address]).await;
+        for text in
+            ["nothing.shop.svc.cluster.local.", "x.cluster.local.", "cluster.local.", "web.shop.svc.cluster.local."]
+        {
+            ask(server.local_addresses()[0], text, RecordType::A).await;
+        }
+        assert_eq!((upstream.asked(), server.stats().forwarded), (0, 0));
+        server.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_cut_answer_is_asked_again_over_tcp() {
+    let upstream = Upstream::start().await;
+    let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
+    let at = server.local_addresses()[0];
+    let cut = ask(at, "long.example.test.", RecordType::A).await;
+    assert!(cut.metadata.truncation && (20..100).contains(&cut.answers.len())); // 9.14, for our client's 512
+    let question = client::question(&name("long.example.test."), RecordType::A);
+    let whole = client::tcp(at, &[question]).await.remove(0);
+    assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 100));
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_dead_upstream_gives_way_to_the_next() {
+    // Bound and closed again: refuses at once. Bound and mute: costs one try.
+    let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mute = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let upstream = Upstream::start().await;
+    let upstreams = vec![closed, mute.local_addr().unwrap(), upstream.address];
+    let server = client::start(zone_config(), Some(cluster()), upstreams).await;
+    let at = server.local_addresses()[0];
+    assert_eq!(shape(&ask(at, "www.example.test.", RecordType::A).await), (ResponseCode::NoError, 1, 0));
+    // The next query begins with the one that answered.
+    assert_eq!(shape(&ask(at, "other.example.test.", RecordType::A).await), (ResponseCode::NoError, 1, 0));
+    let mut scrap = [0; 512];
+    mute.try_recv(&mut scrap).unwrap();
+    assert!(mute.try_recv(&mut scrap).is_err());
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_an_answer_there_is_an_error() {
+    let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let server = client::start(zone_config(), Some(cluster()), vec![closed]).await;
+    let at = server.local_addresses()[0];
+    assert_eq!(shape(&ask(at, "www.example.test.", RecordType::A).await), (ResponseCode::ServFail, 0, 0)); // 3.8
+    assert_eq!(shape(&ask(at, "outer.shop.svc.cluster.local.", RecordType::A).await).0, ResponseCode::ServFail);
+    assert_eq!(server.stats().forward_failures, 2);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_external_name_is_resolved_upstream() {
+    let upstream = Upstream::start().await;
+    let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
+    let at = server.local_addresses()[0];
+    let reply = ask(at, "Outer.shop.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(shape(&reply), (ResponseCode::NoError, 2, 0)); // 2.6.2
+    assert!(reply.metadata.authoritative);
+    let owners: Vec<String> = reply.answers.iter().map(|record| record.name.to_ascii()).collect();
+    assert_eq!(owners, ["Outer.shop.svc.cluster.local.", "www.example.test."]);
+    let reply = ask(at, "outer.shop.svc.cluster.local.", RecordType::CNAME).await;
+    assert_eq!((shape(&reply).1, upstream.asked()), (1, 1)); // 2.6.3
+    let reply = ask(at, "absent.shop.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(shape(&reply), (ResponseCode::NoError, 1, 0)); // 2.6.5
+    server.shutdown().await;
+}

@@ -1,0 +1,14 @@
+//! What the DNS answers, asked of the zone and over the wire.
+
+#[cfg(test)]
+mod answers;
+#[cfg(test)]
+mod changes;
+#[cfg(test)]
+mod client;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod forwarding;
+#[cfg(test)]
+mod wire;

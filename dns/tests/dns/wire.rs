@@ -1,0 +1,146 @@
+//! Headers, EDNS, truncation and messages that are no ordinary question.
+
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::DNSClass;
+use shunt_dns::{RecordType, ServeError, ServerConfig, serve};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+
+use crate::client;
+use crate::fixture::{cluster, name, zone_config};
+
+fn web() -> Message {
+    client::question(&name("web.shop.svc.cluster.local."), RecordType::A)
+}
+
+fn many(rtype: RecordType) -> Message {
+    let text = if rtype == RecordType::SRV { "_http._tcp.many" } else { "many" };
+    client::question(&name(&format!("{text}.shop.svc.cluster.local.")), rtype)
+}
+
+#[tokio::test]
+async fn long_replies_are_cut_over_udp_and_whole_over_tcp() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let address = server.local_addresses()[0];
+    // 9.13, 9.14: the limit, and the OPT survives.
+    for (payload, limit) in [(None, 512), (Some(100), 512), (Some(700), 700), (Some(4096), 1232)] {
+        for rtype in [RecordType::A, RecordType::SRV] {
+            let message = payload.map_or_else(|| many(rtype), |payload| client::with_edns(many(rtype), payload));
+            let wire = client::udp_bytes(address, &message.to_vec().unwrap()).await;
+            let reply = Message::from_vec(&wire).unwrap();
+            assert!(wire.len() <= limit, "{payload:?}: {} octets", wire.len());
+            assert!(reply.metadata.truncation && reply.metadata.authoritative);
+            assert!((5..120).contains(&reply.answers.len()), "{payload:?}: {} answers", reply.answers.len());
+            assert_eq!(reply.edns.is_some(), payload.is_some(), "{payload:?}");
+            let whole = client::tcp(address, &[message]).await.remove(0);
+            assert_eq!((whole.answers.len(), whole.metadata.truncation), (120, false));
+        }
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn flags_and_edns_are_copied() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let address = server.local_addresses()[0];
+    let mut message = client::with_edns(web(), 4096);
+    message.metadata.checking_disabled = true;
+    message.metadata.authentic_data = true;
+    message.metadata.recursion_desired = false;
+    let reply = client::udp(address, &message).await;
+    let (meta, edns) = (reply.metadata, reply.edns.unwrap());
+    assert!(meta.authoritative && meta.recursion_available && meta.checking_disabled); // 9.1, 9.2
+    assert!(!meta.recursion_desired && !meta.authentic_data);
+    assert_eq!((edns.version(), edns.flags().dnssec_ok, edns.max_payload()), (0, true, 1232)); // 9.9
+    assert!(client::udp(address, &web()).await.edns.is_none());
+
+    message.edns.as_mut().unwrap().set_version(1);
+    let reply = client::udp(address, &message).await;
+    assert_eq!(u16::from(reply.metadata.response_code), u16::from(ResponseCode::BADVERS)); // 9.10
+    assert_eq!((reply.queries.len(), reply.answers.len()), (1, 0));
+    assert_eq!(reply.edns.unwrap().version(), 0);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn other_messages_are_refused_by_kind() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let address = server.local_addresses()[0];
+    let mut chaos = web();
+    chaos.queries[0].query_class = DNSClass::CH;
+    assert_eq!(client::udp(address, &chaos).await.metadata.response_code, ResponseCode::Refused); // 9.7
+    for opcode in [OpCode::Notify, OpCode::Status, OpCode::Update] {
+        let mut other = web();
+        other.metadata.op_code = opcode;
+        let reply = client::udp(address, &other).await;
+        assert_eq!((reply.metadata.response_code, reply.queries.len()), (ResponseCode::NotImp, 0), "{opcode:?}"); // 9.6
+    }
+    for rtype in [RecordType::AXFR, RecordType::IXFR] {
+        let transfer = client::question(&name("cluster.local."), rtype);
+        let reply = client::tcp(address, &[transfer]).await.remove(0);
+        assert_eq!(reply.metadata.response_code, ResponseCode::Refused); // 4.5
+    }
+    let mut two = web();
+    two.add_query(two.queries[0].clone());
+    let mut none = web();
+    none.queries.clear();
+    for message in [two, none] {
+        let wire = client::udp_bytes(address, &message.to_vec().unwrap()).await;
+        assert_eq!((wire.len(), wire[3] & 15), (12, 1)); // 9.4
+    }
+    assert_eq!(server.stats().malformed, 2);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn replies_and_scraps_are_met_with_silence_and_garbage_with_formerr() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let address = server.local_addresses()[0];
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(address).await.unwrap();
+    let mut reply = web();
+    reply.metadata.message_type = MessageType::Response;
+    socket.send(&reply.to_vec().unwrap()).await.unwrap();
+    socket.send(&[1, 2, 3]).await.unwrap();
+    let mut cut = web().to_vec().unwrap();
+    cut.truncate(20);
+    socket.send(&cut).await.unwrap();
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer).await.unwrap(); // to the third only, 9.5
+    assert_eq!((&buffer[..2], buffer[3] & 15, length), (&cut[..2], 1, 12));
+    let after = web();
+    let whole = after.to_vec().unwrap();
+    socket.send(&whole).await.unwrap();
+    let length = socket.recv(&mut buffer).await.unwrap();
+    assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.id, after.metadata.id);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_first_address_varies() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let address = server.local_addresses()[0];
+    let mut first = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        let reply = client::udp(address, &client::question(&name("db.shop.svc.cluster.local."), RecordType::A)).await;
+        first.insert(reply.answers[0].data.to_string());
+    }
+    assert_eq!(first.len(), 2); // 10.1
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named_with_advice() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let listen = vec![server.local_addresses()[0]];
+    let (_, snapshots) = watch::channel(None);
+    let config = ServerConfig { listen: listen.clone(), upstreams: vec![], zone: zone_config() };
+    let error = serve(config, snapshots.clone()).await.err().unwrap().to_string();
+    assert!(error.contains(&listen[0].to_string()) && error.contains("another DNS server"), "{error}");
+    let config = ServerConfig { listen: vec![], upstreams: vec![], zone: zone_config() };
+    assert!(matches!(serve(config, snapshots).await, Err(ServeError::NoAddress)));
+    let listen = server.local_addresses().to_vec();
+    server.shutdown().await;
+    let socket = UdpSocket::bind(listen[0]).await;
+    assert!(socket.is_ok(), "{socket:?}"); // shut down means closed
+}
