@@ -1,4 +1,119 @@
 //! `shunt-dns`: the DNS of shunt alone, without privileges.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::io::IsTerminal as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use ipnet::IpNet;
+use shunt_dns::{Name, PodMode, ServerConfig, ZoneConfig, serve, upstreams};
+use shunt_model::Snapshot;
+use shunt_model::source::manifests::{ManifestsOptions, start};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+/// hickory logs every query at info.
+const QUIET: &str = "info,hickory_server=warn";
+
+/// Answers the names of a cluster described by a folder of manifests, and forwards all others.
+#[derive(Parser)]
+#[command(version)]
+struct Flags {
+    /// Folder of Kubernetes manifests, followed as it changes
+    #[arg(long, value_name = "DIR")]
+    manifests: PathBuf,
+    /// Where Services without a clusterIP get theirs from
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    service_cidr: Vec<IpNet>,
+    /// Addresses to listen on, over UDP and TCP
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "127.0.0.1:5353")]
+    listen: Vec<SocketAddr>,
+    /// The domain of the cluster
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Who is asked for other names: addresses, or a file like /etc/resolv.conf; empty refuses them
+    #[arg(long, value_name = "ADDR,…|FILE", default_value = "/etc/resolv.conf")]
+    upstream: String,
+    /// TTL of answers in seconds
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    ttl: u32,
+    /// Which names of pods are answered
+    #[arg(long, value_enum, default_value_t = Pods::Insecure)]
+    pods: Pods,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Pods {
+    /// none
+    Disabled,
+    /// any address in an existing namespace
+    Insecure,
+    /// addresses of existing pods
+    Verified,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(QUIET));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let done = tokio::runtime::Runtime::new().context("starting the runtime").and_then(|rt| rt.block_on(run(flags)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(flags: Flags) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let config = server_config(&flags)?;
+    let options = ManifestsOptions { dir: flags.manifests, service_cidrs: flags.service_cidr, reserved: Vec::new() };
+    let source = start(options).await.context("reading the manifests")?;
+    let (sender, snapshots) = watch::channel(Some(source.snapshots.borrow().clone()));
+    let relay = tokio::spawn(relay(source.snapshots.clone(), sender));
+    let server = serve(config, snapshots).await.context("starting the DNS server")?;
+    tracing::info!(addresses = ?server.local_addresses(), "serving DNS");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(stats = ?server.stats(), "stopping");
+    relay.abort();
+    server.shutdown().await;
+    Ok(())
+}
+
+fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
+    let mut cluster_domain = Name::from_ascii(&flags.cluster_domain)
+        .with_context(|| format!("--cluster-domain {:?} is not a domain name", flags.cluster_domain))?;
+    cluster_domain.set_fqdn(true);
+    anyhow::ensure!(!cluster_domain.is_root(), "--cluster-domain must not be the root");
+    let pods = match flags.pods {
+        Pods::Disabled => PodMode::Disabled,
+        Pods::Insecure => PodMode::Insecure,
+        Pods::Verified => PodMode::Verified,
+    };
+    let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback();
+    let dns_addresses = flags.listen.iter().map(SocketAddr::ip).filter(usable).collect();
+    Ok(ServerConfig {
+        listen: flags.listen.clone(),
+        upstreams: upstreams(&flags.upstream).context("--upstream")?,
+        zone: ZoneConfig { cluster_domain, ttl: flags.ttl, pods, dns_addresses },
+    })
+}
+
+/// A manifests source is complete from the start; the server also knows sources that are not.
+async fn relay(mut from: watch::Receiver<Arc<Snapshot>>, to: watch::Sender<Option<Arc<Snapshot>>>) {
+    while from.changed().await.is_ok() {
+        to.send_replace(Some(from.borrow_and_update().clone()));
+    }
+}
