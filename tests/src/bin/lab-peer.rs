@@ -1,8 +1,17 @@
 //! A server or client placed inside a node or pod of the lab.
 #![forbid(unsafe_code)]
 
+use std::process::ExitCode;
+
 use clap::Parser as _;
 
-fn main() -> anyhow::Result<()> {
-    lab::peer::Peer::parse().run()
+#[expect(clippy::print_stderr, reason = "one line that says what went wrong, whatever the environment asks for")]
+fn main() -> ExitCode {
+    match lab::peer::Peer::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-peer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -53,10 +53,13 @@ impl Stage<'_> {
         self.expectations.expect(self.screen, held, what, seen)
     }
 
+    /// Response code and data; a question nobody answered is an outcome too, and is shown as such.
     fn lookup(&self, client: usize, name: &str, kind: &str, server: &str) -> anyhow::Result<(String, Vec<String>)> {
         let pod = self.world.clients.get(client).context("no such client")?;
-        let answer = pod.resolve(name, kind, server.parse().context("reading the server's address")?)?;
-        Ok((answer.rcode.clone(), answer.data().into_iter().map(str::to_owned).collect()))
+        match pod.resolve(name, kind, server.parse().context("reading the server's address")?) {
+            Ok(answer) => Ok((answer.rcode.clone(), answer.data().into_iter().map(str::to_owned).collect())),
+            Err(error) => Ok((format!("{error:#}").replace('\n', " "), Vec::new())),
+        }
     }
 
     /// A Service and three pods are written; its name is known at once.
