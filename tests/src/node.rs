@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context as _;
 
@@ -21,9 +21,8 @@ pub struct Node {
     pub ipv6: Ipv6Addr,
     host: Place,
     number: u8,
-    pods: Arc<AtomicU8>,
-    /// Addresses of removed pods are never given out again, so "the old pod took nothing" means what it says.
-    names: Arc<Mutex<Vec<String>>>,
+    /// Pods so far. An address is never given out twice, so "the old pod took nothing" means what it says.
+    pods: Arc<AtomicU32>,
 }
 
 /// A pod: a namespace routed to its node.
@@ -43,13 +42,14 @@ impl Node {
         let host = Place::new(core, name, core.node_cgroup(name).join("host"))?;
         let (ipv4, ipv6) = network::node_addresses(number);
         network::join_node(router, &host, number).with_context(|| format!("joining node {name}"))?;
-        Ok(Self { ipv4, ipv6, host, number, pods: Arc::default(), names: Arc::default() })
+        Ok(Self { ipv4, ipv6, host, number, pods: Arc::default() })
     }
 
     /// Adds a pod to this node.
     pub fn pod(&self, name: &str) -> anyhow::Result<Pod> {
-        let number = self.pods.fetch_add(1, Ordering::Relaxed) + 2;
-        self.lock_names().push(name.to_owned());
+        // .0 and .1 look like the network and its gateway; no pod gets them.
+        let number =
+            u8::try_from(self.pods.fetch_add(1, Ordering::Relaxed) + 2).context("a node has room for 254 pods")?;
         let core = &self.host.core;
         let place = Place::new(core, name, core.node_cgroup(self.name()).join(name))?;
         let (ipv4, ipv6) = network::pod_addresses(self.number, number);
@@ -62,12 +62,6 @@ impl Node {
         Daemon::start(self.clone(), options)
     }
 
-    /// The names of its pods, in the order they were added.
-    #[must_use]
-    pub fn pod_names(&self) -> Vec<String> {
-        self.lock_names().clone()
-    }
-
     /// The IPv4 and IPv6 ranges of its pods, as `spec.podCIDRs` has them.
     #[must_use]
     pub fn pod_cidrs(&self) -> [String; 2] {
@@ -78,10 +72,6 @@ impl Node {
     #[must_use]
     pub fn host(&self) -> &Place {
         &self.host
-    }
-
-    fn lock_names(&self) -> MutexGuard<'_, Vec<String>> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

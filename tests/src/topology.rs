@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, thread};
 
 use anyhow::{Context as _, ensure};
@@ -31,7 +31,7 @@ pub(crate) struct Core {
     bpf: PathBuf,
     directory: PathBuf,
     logs: AtomicU32,
-    nodes: AtomicU8,
+    nodes: AtomicU32,
     guard: Guard,
 }
 
@@ -60,6 +60,9 @@ impl Lab {
     /// Adds a node: a namespace on the router's bridge and a cgroup directory.
     pub fn node(&self, name: &str) -> anyhow::Result<Node> {
         let number = self.core.nodes.fetch_add(1, Ordering::Relaxed) + 1;
+        // Node addresses begin at .11.
+        let number =
+            u8::try_from(number).ok().filter(|number| *number < 240).context("a lab has room for 239 nodes")?;
         Node::new(&self.core, &self.outside, name, number)
     }
 
@@ -97,7 +100,7 @@ impl Core {
         // The guard first: whatever is made from here on is removed even if we are killed.
         let guard = Guard::start(&binaries.peer, &prefix)?;
         let core =
-            Self { prefix, binaries, cgroup, bpf, directory, logs: AtomicU32::new(0), nodes: AtomicU8::new(0), guard };
+            Self { prefix, binaries, cgroup, bpf, directory, logs: AtomicU32::new(0), nodes: AtomicU32::new(0), guard };
         for made in [&core.cgroup, &core.bpf, &core.directory] {
             fs::create_dir(made).with_context(|| format!("creating {}; is the lab's name in use?", made.display()))?;
         }

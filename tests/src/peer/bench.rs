@@ -11,7 +11,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::print;
 
-/// What to measure. The targets take turns round by round, so that whatever else the machine does hits all of them.
+/// What to measure. The targets take turns sample by sample, so that whatever else the machine does hits all of them.
 #[derive(Clone, Debug, Args)]
 pub struct BenchArguments {
     /// The targets.
@@ -105,18 +105,21 @@ fn interleave(
     let mut times: Vec<(SocketAddr, Vec<u64>, Vec<u64>)> =
         arguments.to.iter().map(|target| (*target, Vec::new(), Vec::new())).collect();
     for _ in 0..arguments.rounds {
-        for (target, all, medians) in &mut times {
-            let mut round = Vec::new();
-            for _ in 0..arguments.samples {
-                round.push(u64::try_from(sample(*target)?.as_nanos()).unwrap_or(u64::MAX));
+        let mut round = vec![Vec::new(); times.len()];
+        for number in 0..arguments.samples {
+            // Every other turn backwards: none always follows the same one.
+            let mut turn: Vec<_> = times.iter().map(|(target, ..)| *target).zip(&mut round).collect();
+            if number % 2 == 1 {
+                turn.reverse();
             }
-            round.sort_unstable();
-            medians.push(quantile(&round, 50));
-            all.extend(round);
+            for (target, samples) in turn {
+                samples.push(u64::try_from(sample(target)?.as_nanos()).unwrap_or(u64::MAX));
+            }
         }
-        // The next round begins with another target: none always follows the same one.
-        if !times.is_empty() {
-            times.rotate_right(1);
+        for ((_, all, medians), mut samples) in times.iter_mut().zip(round) {
+            samples.sort_unstable();
+            medians.push(quantile(&samples, 50));
+            all.extend(samples);
         }
     }
     for (target, mut all, rounds) in times {
