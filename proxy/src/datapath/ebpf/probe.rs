@@ -1,0 +1,129 @@
+//! What this kernel and host offer to the socket data path, asked without changing anything.
+
+use std::path::Path;
+
+use aya::programs::ProgramType;
+use aya::sys::is_program_supported;
+use nix::sys::utsname::uname;
+
+use super::super::cgroup;
+use super::pins::on_bpf;
+
+/// The oldest kernel with everything the programs use: `bpf_set_retval` for cgroup hooks came with 5.18, `getpeername`
+/// hooks with 5.8, socket storage in these hooks with 5.8, mappable arrays with 5.5, links with 5.7.
+const OLDEST: (u32, u32) = (5, 18);
+
+/// One line of `shunt check`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What is looked at.
+    pub name: &'static str,
+    /// How it is.
+    pub state: State,
+    /// What was found, and what to do if it will not do.
+    pub detail: String,
+}
+
+/// How a thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As needed.
+    Ok,
+    /// Worth knowing; the data path works.
+    Note,
+    /// The data path cannot work.
+    Missing,
+}
+
+/// Looks at everything that [`super::Ebpf::open`] needs.
+#[must_use]
+pub fn probe(cgroup_root: Option<&Path>, bpf_root: &Path) -> Vec<Check> {
+    vec![kernel(), btf(), program_type(), cgroup_tree(cgroup_root), bpf_file_system(bpf_root), object()]
+}
+
+fn check(name: &'static str, state: State, detail: impl Into<String>) -> Check {
+    Check { name, state, detail: detail.into() }
+}
+
+fn kernel() -> Check {
+    let (major, minor) = OLDEST;
+    let release = uname().map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default();
+    match version(&release) {
+        Some(found) if found >= OLDEST => check("kernel", State::Ok, release),
+        Some(_) => check("kernel", State::Missing, format!("{release} is too old: socket programs need {major}.{minor}")),
+        None => check("kernel", State::Note, format!("release {release:?} is not understood; {major}.{minor} is needed")),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn btf() -> Check {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        check("kernel BTF", State::Ok, "/sys/kernel/btf/vmlinux")
+    } else {
+        check("kernel BTF", State::Missing, "absent: socket storage needs it (CONFIG_DEBUG_INFO_BTF)")
+    }
+}
+
+fn program_type() -> Check {
+    const NAME: &str = "BPF cgroup programs";
+    match is_program_supported(ProgramType::CgroupSockAddr) {
+        Ok(true) => check(NAME, State::Ok, "the kernel loads them"),
+        Ok(false) => check(NAME, State::Missing, "the kernel has none (CONFIG_CGROUP_BPF)"),
+        Err(error) => check(NAME, State::Missing, format!("cannot be asked for: {error}; CAP_BPF and CAP_NET_ADMIN are needed")),
+    }
+}
+
+fn cgroup_tree(root: Option<&Path>) -> Check {
+    const NAME: &str = "cgroup v2";
+    if let Some(root) = root {
+        return match cgroup::verify(root) {
+            Ok(()) => check(NAME, State::Ok, root.display().to_string()),
+            Err(error) => check(NAME, State::Missing, error.to_string()),
+        };
+    }
+    match cgroup::discover() {
+        Ok(mount) if mount.root == Path::new("/") => check(NAME, State::Ok, mount.path.display().to_string()),
+        Ok(mount) => {
+            let (path, root) = (mount.path.display(), mount.root.display());
+            check(NAME, State::Note, format!("{path} shows only {root} of the tree: pods elsewhere are not served"))
+        }
+        Err(error) => check(NAME, State::Missing, error.to_string()),
+    }
+}
+
+fn bpf_file_system(root: &Path) -> Check {
+    const NAME: &str = "BPF file system";
+    if on_bpf(root) {
+        check(NAME, State::Ok, format!("{} is on it", root.display()))
+    } else if root.starts_with("/sys/fs/bpf") {
+        check(NAME, State::Note, "not mounted; `shunt run` mounts it on /sys/fs/bpf")
+    } else {
+        check(NAME, State::Missing, format!("{} is not on one: mount -t bpf bpf DIR, or another --bpf-root", root.display()))
+    }
+}
+
+fn object() -> Check {
+    const NAME: &str = "BPF programs";
+    if super::OBJECT.is_empty() {
+        check(NAME, State::Missing, super::ProgramsError::Missing.to_string())
+    } else {
+        check(NAME, State::Ok, format!("{} bytes, in this binary", super::OBJECT.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_are_compared_as_numbers() {
+        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(version("5.10.0-30-amd64"), Some((5, 10)));
+        assert_eq!(version("linux"), None);
+        assert!(version("5.9.1") < Some(OLDEST) && version("5.18") >= Some(OLDEST));
+    }
+}

@@ -1,0 +1,237 @@
+//! Programs into the kernel, and links that keep them at the cgroup.
+//!
+//! A link found from an earlier life of the daemon is kept if it runs the same code at the same cgroup, and switched
+//! over in place if it runs other code, so there is no moment without a program.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramInfo, loaded_programs};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use super::pins::Pins;
+use super::tables::{MAPS, TableError, verify};
+use crate::sys::bpf;
+
+/// Hook and program, in the order in which they are attached: answers are translated back before anything is
+/// translated forth.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("getpeername4", "shunt_getpeer4"),
+    ("getpeername6", "shunt_getpeer6"),
+    ("recvmsg4", "shunt_recvmsg4"),
+    ("recvmsg6", "shunt_recvmsg6"),
+    ("sendmsg4", "shunt_sendmsg4"),
+    ("sendmsg6", "shunt_sendmsg6"),
+    ("connect4", "shunt_connect4"),
+    ("connect6", "shunt_connect6"),
+];
+
+/// How much of the verifier's log is shown: its last lines name the instruction and the reason.
+const VERIFIER_LINES: usize = 12;
+
+/// The programs cannot be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramsError {
+    /// The binary was built without them.
+    #[error("this binary was built without BPF programs: run `cargo xtask build` and use target/lab/shunt")]
+    Missing,
+    /// The object file does not hold one of the programs.
+    #[error("the BPF object has no program {0}: it is not the object of this version")]
+    NoProgram(&'static str),
+    /// A pinned map of another layout.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The object cannot be parsed or a map not be created.
+    #[error("loading the BPF object")]
+    Object(#[source] Box<EbpfError>),
+    /// The verifier refused a program.
+    #[error("the kernel refused program {program}; the verifier's last words:\n{verifier}")]
+    Refused {
+        /// Which program.
+        program: &'static str,
+        /// The end of the verifier's log.
+        verifier: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another call of the kernel failed.
+    #[error("{doing} {program}")]
+    Kernel {
+        /// What was tried.
+        doing: &'static str,
+        /// For which program.
+        program: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The cgroup directory.
+    #[error("opening the cgroup {}", .path.display())]
+    Cgroup {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What was done with the links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Links {
+    /// Kept as they were.
+    pub kept: usize,
+    /// Switched to new code in place.
+    pub replaced: usize,
+    /// Made new.
+    pub attached: usize,
+}
+
+/// Loads the programs of `object` on the pinned maps and sees to it that each is linked to `cgroup`.
+pub(super) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links, ProgramsError> {
+    let mut ebpf = load_object(object, pins)?;
+    let opened = |source| ProgramsError::Cgroup { path: cgroup.to_owned(), source };
+    let directory = File::open(cgroup).map_err(opened)?;
+    let cgroup_id = directory.metadata().map_err(opened)?.ino();
+    // All are verified before the first is attached: a kernel that refuses one keeps what it had.
+    for (_, name) in PROGRAMS {
+        load(program(&mut ebpf, name)?, name)?;
+    }
+    let mut links = Links::default();
+    for (hook, name) in PROGRAMS {
+        let program = program(&mut ebpf, name)?;
+        let pin = pins.links.join(hook);
+        match existing(&pin, cgroup_id, name)? {
+            Some(link) if same_code(link.program, program, name)? => links.kept = links.kept.saturating_add(1),
+            Some(_) => {
+                replace(&pin, program, name)?;
+                links.replaced = links.replaced.saturating_add(1);
+            }
+            None => {
+                attach(&pin, &directory, program, name)?;
+                links.attached = links.attached.saturating_add(1);
+                pin_program(&pins.programs.join(hook), program, name)?;
+                continue;
+            }
+        }
+        if !pins.programs.join(hook).exists() {
+            pin_program(&pins.programs.join(hook), program, name)?;
+        }
+    }
+    Ok(links)
+}
+
+fn load_object(object: &[u8], pins: &Pins) -> Result<Ebpf, ProgramsError> {
+    if object.is_empty() {
+        return Err(ProgramsError::Missing);
+    }
+    let mut loader = EbpfLoader::new();
+    for (name, key, value) in MAPS {
+        let pin = pins.maps.join(name);
+        if pin.exists() {
+            verify(&pin, key, value)?;
+        }
+        loader.map_pin_path(name, pin);
+    }
+    loader.load(object).map_err(|error| ProgramsError::Object(Box::new(error)))
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, ProgramsError> {
+    let found = ebpf.program_mut(name).ok_or(ProgramsError::NoProgram(name))?;
+    found.try_into().map_err(kernel("reading", name))
+}
+
+fn load(program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
+    match program.load() {
+        Ok(()) => Ok(()),
+        Err(ProgramError::LoadError { io_error, verifier_log }) => {
+            Err(ProgramsError::Refused { program: name, verifier: tail(&verifier_log.to_string()), source: io_error })
+        }
+        Err(error) => Err(kernel("loading", name)(error)),
+    }
+}
+
+/// The last lines of the verifier's log, indented.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let shown = lines.iter().skip(lines.len().saturating_sub(VERIFIER_LINES));
+    shown.map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}
+
+fn kernel<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    doing: &'static str,
+    program: &'static str,
+) -> impl FnOnce(E) -> ProgramsError {
+    move |error| ProgramsError::Kernel { doing, program, source: error.into() }
+}
+
+/// The pinned link, if there is one and it is at this cgroup; the kernel shows cgroup 0 once the directory is gone.
+fn existing(pin: &Path, cgroup_id: u64, name: &'static str) -> Result<Option<bpf::CgroupLink>, ProgramsError> {
+    let link = match bpf::open_pin(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(kernel("opening the link of", name)(error)),
+    };
+    let link = bpf::cgroup_link(link).map_err(kernel("asking about the link of", name))?;
+    Ok((link.cgroup == cgroup_id).then_some(link))
+}
+
+/// Whether the running program has the same instructions (the kernel's tag) as the one just loaded.
+fn same_code(running: u32, program: &CgroupSockAddr, name: &'static str) -> Result<bool, ProgramsError> {
+    let new: ProgramInfo = program.info().map_err(kernel("asking about", name))?;
+    let old = loaded_programs().filter_map(Result::ok).find(|found| found.id() == running);
+    Ok(old.is_some_and(|old| old.tag() == new.tag()))
+}
+
+fn replace(pin: &Path, program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
+    let link = bpf::open_pin(pin).map_err(kernel("opening the link of", name))?;
+    let fd = program.fd().map_err(kernel("asking about", name))?;
+    bpf::replace_program(link, fd).map_err(kernel("switching the link to", name))?;
+    if let (Some(root), Some(hook)) = (pin.parent().and_then(Path::parent), pin.file_name()) {
+        pin_program(&root.join("programs").join(hook), program, name)?;
+    }
+    Ok(())
+}
+
+/// Attaches and pins; a pin of a link to another cgroup is replaced only once the new link is in effect.
+fn attach(pin: &Path, cgroup: &File, program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
+    // The mode must be `Single`, which passes no flags: links always allow several programs, and the kernel refuses
+    // the flag that says so with EINVAL.
+    let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(kernel("attaching", name))?;
+    let link = program.take_link(id).map_err(kernel("attaching", name))?;
+    let link = FdLink::try_from(link).map_err(kernel("attaching", name))?;
+    let fresh = pin.with_extension("new");
+    remove(&fresh, name)?;
+    let pinned = link.pin(&fresh).map_err(kernel("pinning the link of", name))?;
+    drop(pinned);
+    std::fs::rename(&fresh, pin).map_err(kernel("pinning the link of", name))
+}
+
+fn pin_program(pin: &Path, program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
+    remove(pin, name)?;
+    program.pin(pin).map_err(kernel("pinning", name))
+}
+
+fn remove(pin: &Path, name: &'static str) -> Result<(), ProgramsError> {
+    match std::fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(kernel("removing the old pin of", name)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_the_verifier_log_is_shown() {
+        let log: String = (0..100).map(|line| format!("{line}: (85) call\n\n")).collect();
+        let shown = tail(&log);
+        assert_eq!(shown.lines().count(), VERIFIER_LINES);
+        assert!(shown.ends_with("    99: (85) call"));
+    }
+}

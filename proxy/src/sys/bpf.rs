@@ -1,0 +1,217 @@
+//! The bpf(2) commands that aya 0.14 has no wrapper for: batches, link update, link information.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// How many elements one batch call reads.
+const READ_BATCH: usize = 16_384;
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdateAttr {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct PinAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// What the kernel says about a link to a cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupLink {
+    kind: u32,
+    /// The link's id.
+    pub id: u32,
+    /// The id of the program it runs.
+    pub program: u32,
+    padding: u32,
+    /// The id of the cgroup, which is the inode number of its directory; 0 once the cgroup is gone.
+    pub cgroup: u64,
+    attach_type: u32,
+    padding2: u32,
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// Every address in `attr` must point to memory that is valid for what `command` does with it.
+unsafe fn call<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
+    // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as zero-filled.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+fn address<T>(slice: &[T]) -> u64 {
+    slice.as_ptr().expose_provenance() as u64
+}
+
+fn length(count: usize) -> io::Result<u32> {
+    u32::try_from(count).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// Writes elements of a hash map whose keys have `K` bytes and whose values are 64-bit words, in one call per
+/// [`READ_BATCH`] elements. Kernel: 5.6.
+pub fn update_words<const K: usize>(map: BorrowedFd<'_>, elements: &[([u8; K], u64)]) -> io::Result<()> {
+    for chunk in elements.chunks(READ_BATCH) {
+        let keys: Vec<u8> = chunk.iter().flat_map(|(key, _)| key.iter().copied()).collect();
+        let values: Vec<u64> = chunk.iter().map(|(_, value)| *value).collect();
+        let mut attr = BatchAttr {
+            keys: address(&keys),
+            values: address(&values),
+            count: length(chunk.len())?,
+            map: raw(map),
+            ..BatchAttr::default()
+        };
+        // SAFETY: `keys` and `values` hold `count` elements each and outlive the call.
+        unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
+    }
+    Ok(())
+}
+
+/// Writes one element of a map whose keys have `K` bytes and whose values are 64-bit words.
+pub fn update_word<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K], value: u64) -> io::Result<()> {
+    let value = [value];
+    let mut attr = ElementAttr { map: raw(map), key: address(key), value: address(&value), ..ElementAttr::default() };
+    // SAFETY: `key` and `value` have the sizes of the map's and outlive the call.
+    unsafe { call(BPF_MAP_UPDATE_ELEM, &mut attr) }
+}
+
+/// Deletes one element; one that is not there counts as deleted.
+pub fn delete<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<()> {
+    let mut attr = ElementAttr { map: raw(map), key: address(key), ..ElementAttr::default() };
+    // SAFETY: `key` has the size of the map's keys and outlives the call.
+    match unsafe { call(BPF_MAP_DELETE_ELEM, &mut attr) } {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        done => done,
+    }
+}
+
+/// Reads a whole hash map whose keys have `K` bytes and whose values are 64-bit words. Kernel: 5.6.
+///
+/// Nobody else may write meanwhile; then every element is given once.
+pub fn read_words<const K: usize>(map: BorrowedFd<'_>) -> io::Result<Vec<([u8; K], u64)>> {
+    let mut found = Vec::new();
+    let (mut keys, mut values) = (vec![[0_u8; K]; READ_BATCH], vec![0_u64; READ_BATCH]);
+    // The kernel keeps its place in these; as large as a key, and at least a bucket number.
+    let (mut place, mut next) = (vec![0_u8; K.max(8)], vec![0_u8; K.max(8)]);
+    let mut first = true;
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { address(&place) },
+            out_batch: next.as_mut_ptr().expose_provenance() as u64,
+            keys: keys.as_mut_ptr().expose_provenance() as u64,
+            values: values.as_mut_ptr().expose_provenance() as u64,
+            count: length(keys.len())?,
+            map: raw(map),
+            ..BatchAttr::default()
+        };
+        // SAFETY: the four buffers are as large as stated and outlive the call.
+        let done = match unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // A bucket holds more elements than the buffers: give it larger ones.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && keys.len() < 1 << 24 => {
+                let larger = keys.len().saturating_mul(2);
+                keys.resize(larger, [0; K]);
+                values.resize(larger, 0);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        found.extend(keys.iter().copied().zip(values.iter().copied()).take(attr.count as usize));
+        if done {
+            return Ok(found);
+        }
+        first = false;
+        std::mem::swap(&mut place, &mut next);
+    }
+}
+
+/// Makes a link run another program, with no moment without one. Kernel: 5.7.
+pub fn replace_program(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    let mut attr =
+        LinkUpdateAttr { link: raw(link.as_fd()), program: raw(program.as_fd()), ..LinkUpdateAttr::default() };
+    // SAFETY: the attr holds no addresses.
+    unsafe { call(BPF_LINK_UPDATE, &mut attr) }
+}
+
+/// What the kernel says about a link to a cgroup.
+pub fn cgroup_link(link: impl AsFd) -> io::Result<CgroupLink> {
+    let mut info = CgroupLink::default();
+    let mut attr = InfoAttr {
+        fd: raw(link.as_fd()),
+        length: length(size_of::<CgroupLink>())?,
+        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    // SAFETY: `info` has the stated length, any bytes are a valid value of it, and it outlives the call.
+    unsafe { call(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// Opens what is pinned at `path`.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let bytes = path.as_bytes_with_nul();
+    let attr = PinAttr { path: address(bytes), ..PinAttr::default() };
+    // SAFETY: `attr` is valid for its size, and the path in it ends with NUL and outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, std::ptr::from_ref(&attr), size_of::<PinAttr>()) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
+}
