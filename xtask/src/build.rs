@@ -11,7 +11,7 @@ use crate::ui::say;
 use crate::workspace::{BPF_CRATE, Workspace};
 
 /// The profile of the BPF objects in the root Cargo.toml.
-const BPF_PROFILE: &str = "bpf";
+pub(crate) const BPF_PROFILE: &str = "bpf";
 /// The profile of what the lab, the demo and the tests run.
 pub(crate) const LAB_PROFILE: &str = "lab";
 /// The packages with binaries that are shipped or run in the lab.

@@ -4,9 +4,14 @@
 mod bench;
 mod build;
 mod command;
+mod demo;
+mod gate;
 mod linker;
+mod lint;
 mod packages;
+mod phases;
 mod setup;
+mod tidy;
 mod toolchain;
 mod ui;
 mod workspace;
@@ -16,6 +21,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::phases::Phases;
 use crate::workspace::Workspace;
 
 /// Developer commands of shunt. Each does the steps before it by itself.
@@ -32,6 +38,16 @@ enum Action {
     Setup,
     /// Build the BPF programs, then the binaries that embed them.
     Build(BuildOptions),
+    /// Show it at work on two nodes made of namespaces, in half a minute. Needs root.
+    Demo {
+        /// Leave everything running until Ctrl-C, and say how to look inside.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Check formatting, lints, documentation, house rules and licences.
+    Lint,
+    /// The gate: everything above, then the unit tests and the tests in the lab. Needs root.
+    Test,
     /// Measure, side by side and as ratios.
     Bench(bench::BenchOptions),
 }
@@ -68,6 +84,12 @@ fn run(action: Action) -> Result<ExitCode> {
             build::bpf_objects(&workspace, &toolchain)?;
             build::binaries(&workspace, profile)?;
         }
+        Action::Demo { keep } => return demo::run(&workspace, keep),
+        Action::Lint => {
+            let toolchain = setup::for_building(&workspace)?;
+            lint::run(&workspace, &toolchain, &mut Phases::new())?;
+        }
+        Action::Test => return gate::run(&workspace),
         Action::Bench(options) => bench::run(&options)?,
     }
     Ok(ExitCode::SUCCESS)

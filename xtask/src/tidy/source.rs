@@ -1,0 +1,191 @@
+//! Rules about single source files.
+
+use std::path::Path;
+
+/// Lines a file may have, tests included.
+const LINES: usize = 600;
+/// Where unsafe code may stand.
+const UNSAFE_PLACES: [&str; 4] = ["proxy-abi", "proxy-ebpf", "proxy/src/sys", "proxy/src/sys.rs"];
+/// Names that say nothing about what is inside.
+const BANNED_NAMES: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "stuff"];
+/// Promises in place of code.
+const BANNED_CODE: [&str; 3] = ["todo!(", "unimplemented!(", "#[ignore"];
+
+/// What is wrong with a file, one line each; `path` is relative to the workspace.
+pub(super) fn broken_rules(path: &Path, text: &str) -> Vec<String> {
+    let code = without_comments_and_literals(text);
+    let lines = text.lines().count();
+    let mut broken = Vec::new();
+    if lines > LINES {
+        broken.push(format!("{lines} lines; split it at {LINES}"));
+    }
+    if !text.lines().find(|line| !line.trim().is_empty()).is_some_and(|line| line.starts_with("//! ")) {
+        broken.push("it must open with one //! sentence that a stranger understands".to_owned());
+    }
+    if has_word(&code, "unsafe") && !UNSAFE_PLACES.iter().any(|place| path.starts_with(place)) {
+        broken.push(format!("unsafe code may stand only in {}", UNSAFE_PLACES.join(", ")));
+    }
+    if let Some(name) = banned_name(path) {
+        broken.push(format!("`{name}` says nothing about what is inside"));
+    }
+    for banned in BANNED_CODE.iter().filter(|banned| code.contains(**banned)) {
+        broken.push(format!("`{banned}` is a promise, not code"));
+    }
+    broken.into_iter().map(|reason| format!("{}: {reason}", path.display())).collect()
+}
+
+fn banned_name(path: &Path) -> Option<&'static str> {
+    let parts = path.with_extension("");
+    BANNED_NAMES.into_iter().find(|name| parts.iter().any(|part| part == *name))
+}
+
+fn has_word(code: &str, word: &str) -> bool {
+    code.split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|found| found == word)
+}
+
+/// The code with comments, strings and characters blanked; a scanner for rules, not a parser.
+fn without_comments_and_literals(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if first == '"' {
+            quoted(rest, '"')
+        } else if first == 'r' && !code.ends_with(is_word) {
+            raw_string(rest)
+        } else if first == '\'' {
+            character(rest)
+        } else {
+            0
+        };
+        if skipped == 0 {
+            code.push(first);
+        } else {
+            code.push(' ');
+        }
+        rest = rest.get(skipped.max(first.len_utf8())..).unwrap_or_default();
+    }
+    code
+}
+
+fn is_word(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
+}
+
+/// The length of a block comment, nested ones included.
+fn block_comment(text: &str) -> usize {
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
+        let step = if rest.starts_with("/*") {
+            depth += 1;
+            2
+        } else if rest.starts_with("*/") {
+            depth -= 1;
+            2
+        } else {
+            rest.chars().next().map_or(1, char::len_utf8)
+        };
+        at += step;
+        if depth == 0 {
+            return at;
+        }
+    }
+    text.len()
+}
+
+/// The length of a literal that ends at the next unescaped quote.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, letter) in text.char_indices().skip(1) {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            found if found == quote => return at + quote.len_utf8(),
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The length of `r"…"` or `r#"…"#`; 0 when it is none.
+fn raw_string(text: &str) -> usize {
+    let after = text.get(1..).unwrap_or_default();
+    let hashes = after.len() - after.trim_start_matches('#').len();
+    let Some(body) = after.get(hashes..).and_then(|body| body.strip_prefix('"')) else { return 0 };
+    let end = format!("\"{}", "#".repeat(hashes));
+    body.find(&end).map_or(text.len(), |at| text.len() - body.len() + at + end.len())
+}
+
+/// The length of a character literal; 0 for a lifetime.
+fn character(text: &str) -> usize {
+    let mut letters = text.chars().skip(1);
+    match (letters.next(), letters.next()) {
+        (Some('\\'), _) => quoted(text, '\''),
+        (Some(letter), Some('\'')) => letter.len_utf8() + 2,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `wanted` is a part of the one rule that is broken, or empty.
+    #[track_caller]
+    fn check(path: &str, text: &str, wanted: &str) {
+        let broken = broken_rules(Path::new(path), text);
+        match wanted {
+            "" => assert_eq!(broken, Vec::<String>::new()),
+            _ => assert!(broken.len() == 1 && broken[0].contains(wanted), "wanted {wanted}, got {broken:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_opens_with_a_sentence() {
+        check("dns/src/zone.rs", "//! The zone.\nfn a() {}\n", "");
+        check("dns/src/zone.rs", "\n//! The zone.\n", "");
+        check("dns/src/zone.rs", "// The zone.\n", "must open");
+        check("dns/src/zone.rs", "", "must open");
+    }
+
+    #[test]
+    fn a_file_has_at_most_600_lines() {
+        check("a.rs", &format!("//! A.\n{}", "\n".repeat(599)), "");
+        check("a.rs", &format!("//! A.\n{}", "\n".repeat(600)), "601 lines");
+    }
+
+    #[test]
+    fn unsafe_code_stands_only_in_the_listed_places() {
+        let text = "//! A.\nfn a() { unsafe { b() } }\n";
+        check("proxy-abi/src/lib.rs", text, "");
+        check("proxy/src/sys/batch.rs", text, "");
+        check("proxy/src/plan.rs", text, "unsafe code");
+        check("proxy/src/system.rs", text, "unsafe code");
+        check("dns/src/zone.rs", "//! A.\n#[unsafe(no_mangle)]\nfn a() {}\n", "unsafe code");
+        check("dns/src/zone.rs", "//! A.\n#![forbid(unsafe_code)]\n// unsafe\n/* /* unsafe */ unsafe */\n", "");
+        check("dns/src/zone.rs", "//! A.\nconst A: [&str; 2] = [\"\\\" unsafe\", r#\"\" unsafe\"#];\n", "");
+        check(
+            "dns/src/zone.rs",
+            "//! A.\nfn a<'a>(b: &'a str) -> bool { b.starts_with('\"') || unsafe { c() } }\n",
+            "unsafe",
+        );
+    }
+
+    #[test]
+    fn names_say_what_is_inside() {
+        check("proxy/src/utils.rs", "//! A.\n", "`utils`");
+        check("tests/tests/common/mod.rs", "//! A.\n", "`common`");
+        check("proxy/src/uncommon.rs", "//! A.\n", "");
+    }
+
+    #[test]
+    fn promises_are_not_code() {
+        check("a.rs", "//! A.\nfn a() { todo!() }\n", "todo!(");
+        check("a.rs", "//! A.\n#[ignore = \"slow\"]\nfn a() {}\n", "#[ignore");
+        check("a.rs", "//! A.\n// TODO(scale): not a todo!()\n", "");
+    }
+}
