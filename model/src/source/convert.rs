@@ -80,3 +80,6 @@ impl Conversion {
         Ok(key)
     }
 }
+
+#[cfg(test)]
+mod tests;

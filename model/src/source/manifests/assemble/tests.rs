@@ -1,1 +1,203 @@
+//! Bad objects cost themselves only, and a view kept up to date equals a fresh one.
 
+use proptest::prelude::*;
+
+use super::super::object::declare;
+use super::super::parse::{Format, parse};
+use super::*;
+use crate::source::convert::Conversion;
+
+fn assembly() -> Assembly {
+    Assembly::new(&ManifestsOptions {
+        dir: PathBuf::from("/m"),
+        service_cidrs: vec!["10.96.0.0/24".parse().unwrap()],
+        reserved: Vec::new(),
+    })
+}
+
+fn load(assembly: &mut Assembly, name: &str, text: &str) {
+    let mut cx = Conversion::default();
+    match parse(text, Format::Yaml) {
+        Ok(parsed) => {
+            let declared = parsed.into_iter().map(|parsed| declare(parsed, &mut cx)).collect();
+            assembly.replace(&Arc::from(name), declared);
+        }
+        Err(error) => assembly.fail(&Arc::from(name), error),
+    }
+}
+
+fn service(name: &str, spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
+}
+
+fn slice(name: &str, service: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {service}}}}}\n{rest}\n---\n"
+    )
+}
+
+/// A good Service beside `text` stays whatever `text` is; the only problem reads as expected.
+#[track_caller]
+fn check(text: &str, services: usize, problem: &str) -> Snapshot {
+    let mut assembly = assembly();
+    load(&mut assembly, "a.yaml", &format!("{}{text}", service("good", "ports: [{port: 80}]")));
+    let snapshot = assembly.settle();
+    let problems: Vec<String> = assembly.problems().iter().map(ToString::to_string).collect();
+    assert!(problems.len() == 1 && problems[0].starts_with(problem), "{problems:#?}");
+    assert!(snapshot.services.contains_key(&ObjectKey::new("default", "good")));
+    assert_eq!(snapshot.services.len(), 1 + services);
+    snapshot
+}
+
+#[test]
+fn bad_objects_are_skipped_and_named() {
+    check(&service("bad", ""), 0, "/m/a.yaml:6: Service default/bad: it has no ports, so the Service is ignored");
+    check(
+        &service("bad", "ports: [{port: 0}], clusterIP: None"),
+        1,
+        "/m/a.yaml:6: Service default/bad: port \"\" has number 0",
+    );
+    check(
+        &service("bad", "ports: [{name: a, port: 1}, {name: a, port: 2}]"),
+        1,
+        "/m/a.yaml:6: Service default/bad: port name \"a\" is used twice (again for 2/tcp)",
+    );
+    check(&service("bad", "ports: [{port: 1}, {port: 2}]"), 1, "/m/a.yaml:6: Service default/bad: port 2 has no name");
+    let long = "x".repeat(70);
+    check(
+        &service(&long, "ports: [{port: 1}]"),
+        0,
+        &format!("/m/a.yaml:6: Service default/{long}: the name \"{long}\" has 70 characters"),
+    );
+    check(
+        &service("No_Name", "ports: [{port: 1}]"),
+        0,
+        "/m/a.yaml:6: Service default/No_Name: the name \"No_Name\" is not a DNS name",
+    );
+    check(
+        &service("bad", "ports: [{port: 1}], clusterIP: 10.96.0.300"),
+        1,
+        "/m/a.yaml:6: Service default/bad: cluster IP \"10.96.0.300\" is not an IP address",
+    );
+    check("metadata: {name: x}\n", 0, "/m/a.yaml:6: it has no kind");
+    let nowhere = "addressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]";
+    let orphan = check(
+        &slice("s", "unknown", nowhere),
+        0,
+        "/m/a.yaml:6: EndpointSlice default/s: there is no Service default/unknown",
+    );
+    assert_eq!(orphan.slices.len(), 1);
+    check(&slice("s", "\"\"", nowhere), 0, "/m/a.yaml:6: EndpointSlice default/s: no label kubernetes.io/service-name");
+}
+
+#[test]
+fn a_bad_endpoint_costs_itself_only() {
+    let text = "addressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: ['fd00::1', 10.0.0.2]}]";
+    let snapshot = check(
+        &slice("s", "good", text),
+        0,
+        "/m/a.yaml:6: EndpointSlice default/s: endpoint address fd00::1 is not IPv4",
+    );
+    let slice = snapshot.slices.values().next().unwrap();
+    assert_eq!(
+        slice.endpoints.iter().map(|endpoint| endpoint.addresses[0].to_string()).collect::<Vec<_>>(),
+        ["10.0.0.1", "10.0.0.2"]
+    );
+}
+
+#[test]
+fn overlapping_cluster_ips_and_repeated_objects_are_settled_by_rank() {
+    let snapshot = check(
+        &format!(
+            "{}{}",
+            service("a", "ports: [{port: 1}], clusterIP: 10.96.0.9"),
+            service("b", "ports: [{port: 1}], clusterIP: 10.96.0.9")
+        ),
+        2,
+        "/m/a.yaml:11: Service default/b: cluster IP 10.96.0.9 already belongs to Service default/a",
+    );
+    assert_eq!(snapshot.services[&ObjectKey::new("default", "b")].cluster_ips, ClusterIps::Unassigned);
+
+    let mut assembly = assembly();
+    load(&mut assembly, "b.yaml", &service("x", "ports: [{port: 2}]"));
+    load(&mut assembly, "a.yaml", &service("x", "ports: [{port: 1}]"));
+    let port = |snapshot: &Snapshot| snapshot.services[&ObjectKey::new("default", "x")].ports[0].port.get();
+    assert_eq!(port(&assembly.settle()), 1);
+    let problem = assembly.problems()[0].to_string();
+    assert_eq!(problem, "/m/b.yaml:1: Service default/x: already declared in a.yaml:1, so this one is ignored");
+    assembly.remove(&Arc::from("a.yaml"));
+    assert_eq!(port(&assembly.settle()), 2);
+    assert_eq!(assembly.problems(), []);
+}
+
+#[test]
+fn without_a_range_a_service_stays_unassigned() {
+    let mut assembly = Assembly::new(&ManifestsOptions::default());
+    load(&mut assembly, "a.yaml", &service("a", "ports: [{port: 1}]"));
+    assert_eq!(assembly.settle().services.values().next().unwrap().cluster_ips, ClusterIps::Unassigned);
+    assert!(assembly.problems()[0].reason.contains("set --service-cidr"));
+}
+
+/// Objects that interfere with each other in every way there is.
+fn document() -> impl Strategy<Value = String> {
+    let name = prop::sample::select(vec!["a", "b", "c"]);
+    let label = prop::sample::select(vec!["x", "y"]);
+    let spec = prop::sample::select(vec![
+        "ports: [{port: 80}]",
+        "ports: [{port: 80}], clusterIP: 10.96.0.9",
+        "ports: [{port: 80, targetPort: http}], clusterIP: None",
+        "ports: [{port: 80}], type: ExternalName, externalName: e",
+        "",
+    ]);
+    let service = (name.clone(), label.clone(), spec).prop_map(|(name, label, spec)| {
+        let spec = if spec.is_empty() { String::new() } else { format!("selector: {{app: {label}}}, {spec}") };
+        service(name, &spec)
+    });
+    let pod = (name.clone(), label, name.clone(), 1..5u8, any::<bool>()).prop_map(|(name, label, node, ip, ready)| {
+        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {label}}}}}\nspec: {{nodeName: {node}, containers: [{{name: c, ports: [{{name: http, containerPort: {ip}}}]}}]}}\nstatus: {{podIP: 10.1.0.{ip}, conditions: [{{type: Ready, status: '{ready}'}}]}}\n---\n").replace("'true'", "'True'")
+    });
+    let node = (name.clone(), 0..3u8).prop_map(|(name, zone)| {
+        format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: z{zone}}}}}\n---\n")
+    });
+    let slices = (name.clone(), name.clone(), 1..5u8).prop_map(|(name, of, ip)| {
+        slice(name, of, &format!("addressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{{addresses: [10.2.0.{ip}]}}]"))
+    });
+    let namespace = name.prop_map(|name| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n---\n"));
+    prop_oneof![3 => service, 4 => pod, 1 => node, 2 => slices, 1 => namespace]
+}
+
+fn edit() -> impl Strategy<Value = (&'static str, Option<String>)> {
+    let file = prop::sample::select(vec!["1.yaml", "2.yaml", "3.yaml"]);
+    let text = prop::collection::vec(document(), 0..5).prop_map(|documents| documents.concat());
+    (file, prop::option::weighted(0.85, text))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn a_view_kept_up_to_date_equals_a_fresh_one(edits in prop::collection::vec((edit(), any::<bool>()), 1..12)) {
+        let mut kept = assembly();
+        let mut texts = BTreeMap::new();
+        for ((file, text), settle) in edits {
+            match text {
+                Some(text) => {
+                    load(&mut kept, file, &text);
+                    texts.insert(file, text);
+                }
+                None => {
+                    kept.remove(&Arc::from(file));
+                    texts.remove(file);
+                }
+            }
+            if settle {
+                kept.settle();
+            }
+        }
+        let mut fresh = assembly();
+        for (file, text) in texts.iter().rev() {
+            load(&mut fresh, file, text);
+        }
+        prop_assert_eq!(kept.settle(), fresh.settle());
+        prop_assert_eq!(kept.problems(), fresh.problems());
+    }
+}

@@ -1,0 +1,134 @@
+//! Fields of Kubernetes objects as they end up in the model.
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::*;
+use crate::key::Protocol;
+use crate::service::{ClusterIps, Service, ServiceKind, TrafficPolicy};
+
+fn of<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
+    serde_saphyr::from_str(yaml).unwrap()
+}
+
+/// The Service and the notes made of it.
+fn converted(spec: &str) -> (Service, Vec<String>) {
+    let mut cx = Conversion::default();
+    let object: core::Service = of(&format!("metadata: {{name: a}}\nspec: {{ports: [{{port: 80}}], {spec}}}\n"));
+    (service(&object, &mut cx).unwrap(), cx.take_notes())
+}
+
+#[track_caller]
+fn check<T: PartialEq + std::fmt::Debug>(spec: &str, field: impl Fn(&Service) -> T, expected: T, notes: usize) {
+    let (service, found) = converted(spec);
+    assert_eq!((field(&service), found.len()), (expected, notes), "{spec}: {found:?}");
+}
+
+#[test]
+fn defaults_are_those_of_the_api_server_in_25() {
+    let (service, notes) = converted("");
+    assert_eq!(notes, Vec::<String>::new());
+    assert_eq!(service.key, ObjectKey::new("default", "a"));
+    assert_eq!((&service.kind, &service.cluster_ips), (&ServiceKind::ClusterIp, &ClusterIps::Unassigned));
+    assert_eq!((service.external_policy, service.internal_policy), (TrafficPolicy::Cluster, TrafficPolicy::Cluster));
+    assert_eq!((&*service.ports[0].name, service.ports[0].protocol), ("", Protocol::Tcp));
+    assert_eq!((service.affinity, service.created, service.other_proxy), (None, None, false));
+}
+
+#[test]
+fn cluster_ips_are_canonical_and_one_of_each_family() {
+    let ips = |service: &Service| service.cluster_ips.addresses().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let list = |ips: &[&str]| ips.iter().map(|ip| (*ip).to_owned()).collect::<Vec<_>>();
+    check("clusterIP: 10.0.0.010", ips, list(&["10.0.0.10"]), 0);
+    check("clusterIP: 10.0.0.1, clusterIPs: ['fd00::1', 10.0.0.1]", ips, list(&["fd00::1", "10.0.0.1"]), 0);
+    check("clusterIPs: [10.0.0.1, 10.0.0.2]", ips, list(&["10.0.0.1"]), 1);
+    check("clusterIP: 0.0.0.0", ips, list(&[]), 1);
+    check("clusterIP: None", |service| service.cluster_ips.clone(), ClusterIps::Headless, 0);
+    let external = "type: ExternalName, externalName: example.org., clusterIP: 10.0.0.1";
+    check(external, |service| service.kind.clone(), ServiceKind::ExternalName("example.org".into()), 0);
+    check(external, ips, list(&[]), 0);
+}
+
+#[test]
+fn affinity_has_a_default_and_limits_in_22() {
+    let seconds = |service: &Service| service.affinity.map(std::num::NonZeroU32::get);
+    let with = |timeout: &str| {
+        format!("sessionAffinity: ClientIP, sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {timeout}}}}}")
+    };
+    check("sessionAffinity: None", seconds, None, 0);
+    check("sessionAffinity: ClientIP", seconds, Some(10_800), 0);
+    check(&with("5"), seconds, Some(5), 0);
+    check(&with("0"), seconds, Some(10_800), 1);
+    check(&with("86401"), seconds, Some(10_800), 1);
+}
+
+#[test]
+fn other_addresses_policies_and_ranges() {
+    let external = |service: &Service| service.external_ips.len();
+    check("externalIPs: [1.2.3.4, 1.2.3.4, 'fd00::1', bad]", external, 2, 1);
+    let ranges = |service: &Service| service.source_ranges.iter().map(ToString::to_string).collect::<Vec<_>>();
+    check("loadBalancerSourceRanges: [' 10.1.2.3/8 ', nonsense]", ranges, vec!["10.0.0.0/8".to_owned()], 1);
+    check("externalTrafficPolicy: Local", |service| service.external_policy, TrafficPolicy::Local, 0);
+    check("internalTrafficPolicy: Nearby", |service| service.internal_policy, TrafficPolicy::Cluster, 1);
+    check("healthCheckNodePort: 30000", |service| service.health_check_node_port.map(|p| p.get()), Some(30_000), 0);
+}
+
+#[test]
+fn load_balancer_addresses_of_mode_proxy_are_skipped_in_15() {
+    let object: core::Service = of(
+        "metadata: {name: a, labels: {service.kubernetes.io/service-proxy-name: ''}, creationTimestamp: '1970-01-01T00:01:00Z'}\nspec: {ports: [{port: 1}], type: LoadBalancer}\nstatus: {loadBalancer: {ingress: [{ip: 1.1.1.1}, {ip: 1.1.1.2, ipMode: Proxy}, {ip: 1.1.1.3, ipMode: VIP}, {hostname: h}]}}\n",
+    );
+    let service = service(&object, &mut Conversion::default()).unwrap();
+    assert_eq!(service.load_balancer_ips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1.1.1.1", "1.1.1.3"]);
+    assert!(service.other_proxy);
+    assert_eq!(service.created, Some(60));
+}
+
+#[test]
+fn slices_resolve_absent_conditions_in_35_and_ports_in_32() {
+    let object: discovery::EndpointSlice = of(
+        "metadata: {name: s, labels: {kubernetes.io/service-name: a, service.kubernetes.io/headless: ''}}\naddressType: IPv4\nports: [{port: 80}, {name: x}, {name: y, port: 0}]\nendpoints:\n- {addresses: [10.0.0.1], conditions: {ready: false}}\n- {addresses: [10.0.0.2], nodeName: n, zone: z, hostname: h, targetRef: {name: p}, hints: {forZones: [{name: z}], forNodes: [{name: n}]}}\n- {addresses: []}\n",
+    );
+    let mut cx = Conversion::default();
+    let slice = slice(&object, &mut cx).unwrap().unwrap();
+    assert_eq!(cx.take_notes().len(), 2, "port 0 and the endpoint without address");
+    assert!(slice.headless && slice.ports.len() == 1 && slice.endpoints.len() == 2);
+    let [first, second] = &slice.endpoints[..] else { panic!("two endpoints") };
+    assert_eq!((first.ready, first.serving, first.terminating), (false, true, false));
+    assert_eq!((second.ready, second.serving, second.terminating), (true, true, false));
+    assert_eq!((second.node.as_deref(), second.zone.as_deref()), (Some("n"), Some("z")));
+    assert_eq!((&*second.zone_hints[0], &*second.node_hints[0]), ("z", "n"));
+    assert_eq!((second.hostname.as_deref(), second.target.as_deref()), (Some("h"), Some("p")));
+}
+
+#[test]
+fn fqdn_slices_are_left_out_silently_in_31() {
+    let object = of("metadata: {name: s, labels: {kubernetes.io/service-name: a}}\naddressType: FQDN\n");
+    let mut cx = Conversion::default();
+    assert_eq!(slice(&object, &mut cx), Ok(None));
+    assert_eq!(cx.take_notes(), Vec::<String>::new());
+}
+
+#[test]
+fn nodes_and_pods_keep_what_is_read_of_them() {
+    let mut cx = Conversion::default();
+    let object = of(
+        "metadata: {name: n1, labels: {topology.kubernetes.io/zone: ''}}\nspec: {podCIDR: 10.1.0.0/24}\nstatus: {addresses: [{type: ExternalIP, address: 1.1.1.1}, {type: InternalIP, address: 10.0.0.1}, {type: Hostname, address: n1}]}\n",
+    );
+    let node = node(&object, &mut cx).unwrap();
+    assert_eq!(node.zone, None);
+    assert_eq!(node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.1", "1.1.1.1"]);
+    assert_eq!(node.pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
+    let object = of(
+        "metadata: {name: p.q, namespace: x}\nspec: {containers: [], hostNetwork: true, nodeName: n1}\nstatus: {podIP: 10.1.0.1, podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]}\n",
+    );
+    let pod = pod(&object, &mut cx).unwrap().unwrap();
+    assert_eq!((pod.addresses.len(), pod.host_network, pod.node.as_deref()), (2, true, Some("n1")));
+}
+
+#[test]
+fn repeated_names_are_one_allocation() {
+    let mut cx = Conversion::default();
+    let (a, b) = (cx.intern("node-1"), cx.intern("node-1"));
+    assert!(Arc::ptr_eq(&a, &b));
+}
