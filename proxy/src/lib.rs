@@ -1,7 +1,15 @@
 //! The node daemon: plan, reconcile, data paths, and the surfaces through which it is watched.
 #![deny(unsafe_code)]
 
+pub mod addresses;
 pub mod config;
+pub mod control;
 pub mod datapath;
+pub mod dns_service;
+pub mod health;
+pub mod metrics;
 pub mod plan;
+pub mod reconcile;
+pub mod run;
+pub mod status;
 pub mod sys;

@@ -1,4 +1,10 @@
 //! `shunt`: the node daemon and its command line.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,91 @@
+//! The command line: what can be asked of `shunt`, and what comes back as exit code.
+
+mod dns;
+mod plan;
+mod run;
+mod services;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use shunt_proxy::config::ConfigError;
+
+/// Service proxy and cluster DNS of a Kubernetes node, in eBPF
+#[derive(Parser)]
+#[command(name = "shunt", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the node daemon in the foreground; SIGTERM stops it and leaves the data path in place
+    Run(Box<run::Arguments>),
+    /// Print what would be programmed for a node; needs no root
+    Plan(plan::Arguments),
+    /// Print the frontends with their endpoints, as the running daemon has programmed them
+    Services(services::Arguments),
+    /// Print what the bundled DNS would answer, and why
+    Dns(dns::Arguments),
+}
+
+/// How results are printed.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Where the daemon listens for questions.
+#[derive(clap::Args)]
+struct Socket {
+    /// Where the daemon listens
+    #[arg(long, value_name = "PATH", default_value = shunt_proxy::config::CONTROL_SOCKET)]
+    control_socket: PathBuf,
+}
+
+/// Does what the command line says. 0 is success, 1 failure, 2 a wrong command line or configuration.
+pub(crate) fn main() -> ExitCode {
+    // clap ends the process itself for --help and for usage errors, with 0 and 2.
+    let outcome = match Cli::parse().command {
+        Command::Run(arguments) => run::run(*arguments),
+        Command::Plan(arguments) => plan::run(arguments),
+        Command::Services(arguments) => services::run(arguments),
+        Command::Dns(arguments) => dns::run(arguments),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(format_args!("{error:#}"));
+            if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Says on stderr what is wrong.
+#[expect(clippy::print_stderr, reason = "messages of the command line, before or without a log")]
+fn complain(message: std::fmt::Arguments<'_>) {
+    eprintln!("shunt: {message}");
+}
+
+/// Writes a result to stdout.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+/// As when the reader of a pipe has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |error: &(dyn std::error::Error + 'static)| error.downcast_ref::<io::Error>().map(io::Error::kind);
+    error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
+}

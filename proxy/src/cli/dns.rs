@@ -1,0 +1,103 @@
+//! `shunt dns`: what the bundled DNS would answer, from the running daemon or from manifests alone.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use ipnet::IpNet;
+use shunt_dns::Zone;
+use shunt_model::source::manifests::{self, ManifestsOptions};
+use shunt_proxy::config::{self, Address, DnsConfig, List, PodNames, Settings};
+use shunt_proxy::control::{DnsReply, Reply, Request, ask, dns_reply};
+use shunt_proxy::dns_service::zone_config;
+
+use super::{Output, Socket, complain, print};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The name, such as web.default.svc.cluster.local
+    name: String,
+    /// The type
+    #[arg(default_value = "A", value_name = "TYPE")]
+    rtype: String,
+    #[command(flatten)]
+    socket: Socket,
+    /// Answer from this folder instead of asking the daemon
+    #[arg(long, value_name = "DIR", conflicts_with = "control_socket")]
+    manifests: Option<PathBuf>,
+    /// With --manifests: domain of cluster names [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN", requires = "manifests")]
+    cluster_domain: Option<String>,
+    /// With --manifests: ranges from which Services without a clusterIP get one [default: 10.96.0.0/12]
+    #[arg(long, value_name = "CIDR,...", requires = "manifests")]
+    service_cidr: Option<List<IpNet>>,
+    /// With --manifests: service addresses of DNS [default: 10.96.0.10]
+    #[arg(long, value_name = "IP,...", requires = "manifests")]
+    cluster_dns: Option<List<Address>>,
+    /// With --manifests: answers for names of pods [default: insecure]
+    #[arg(long, requires = "manifests")]
+    dns_pods: Option<PodNames>,
+    /// With --manifests: TTL in seconds [default: 5]
+    #[arg(long, value_name = "SECONDS", requires = "manifests")]
+    dns_ttl: Option<u32>,
+    /// How to print it
+    #[arg(long, short, default_value = "table")]
+    output: Output,
+}
+
+pub(super) fn run(mut arguments: Arguments) -> Result<ExitCode> {
+    let reply = match arguments.manifests.take() {
+        Some(folder) => offline(&arguments, &folder)?,
+        None => from_daemon(&arguments)?,
+    };
+    print(&match arguments.output {
+        Output::Table => table(&reply),
+        Output::Json => serde_json::to_string_pretty(&reply)?,
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn from_daemon(arguments: &Arguments) -> Result<DnsReply> {
+    let request = Request::Dns { name: arguments.name.clone(), rtype: arguments.rtype.clone() };
+    match ask(&arguments.socket.control_socket, &request)? {
+        Reply::Dns(reply) => Ok(reply),
+        Reply::Error(reason) => bail!(reason),
+        Reply::Services(_) => bail!("the daemon answers another question than was asked"),
+    }
+}
+
+fn offline(arguments: &Arguments, folder: &Path) -> Result<DnsReply> {
+    let cluster_dns = config::cluster_dns(arguments.cluster_dns.as_ref())?;
+    let (snapshot, problems) = manifests::read(&ManifestsOptions {
+        dir: folder.to_path_buf(),
+        service_cidrs: config::service_cidrs(arguments.service_cidr.clone()),
+        reserved: cluster_dns.clone(),
+    })?;
+    for problem in problems {
+        complain(format_args!("ignored: {problem}"));
+    }
+    let settings = Settings {
+        cluster_domain: arguments.cluster_domain.clone(),
+        dns_pods: arguments.dns_pods,
+        dns_ttl: arguments.dns_ttl,
+        ..Settings::default()
+    };
+    let config = zone_config(&DnsConfig::new(&settings)?, &cluster_dns)?;
+    let zone = Zone::new(Arc::new(config), Arc::new(snapshot), 1);
+    dns_reply(&zone, &arguments.name, &arguments.rtype).map_err(anyhow::Error::msg)
+}
+
+fn table(reply: &DnsReply) -> String {
+    let DnsReply { rcode, answers, authority, additionals, explanation } = reply;
+    let mut text = format!("{}: {explanation}\n", rcode.as_deref().unwrap_or("FORWARDED"));
+    for (section, records) in [("answer", answers), ("authority", authority), ("additional", additionals)] {
+        for record in records {
+            // Writing to a String cannot fail.
+            writeln!(text, "{section:<11} {record}").unwrap_or_default();
+        }
+    }
+    text
+}

@@ -1,0 +1,42 @@
+//! `shunt run`: settings to configuration, the log, and the daemon itself.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use shunt_proxy::config::{Config, LogFormat, Settings};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// For a sync that hangs in the kernel; everything else has ended before.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Read settings from this file, YAML or JSON with the names of the flags; flags win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
+    let file = arguments.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
+    let config = Config::new(arguments.settings.or(file))?;
+    start_log(config.log_format);
+    let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
+    let outcome = runtime.block_on(shunt_proxy::run::run(config));
+    runtime.shutdown_timeout(PATIENCE);
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

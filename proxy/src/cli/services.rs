@@ -1,0 +1,38 @@
+//! `shunt services`: what the running daemon has programmed.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use shunt_proxy::control::{Reply, Request, Services, ask};
+
+use super::{Output, Socket, complain, print};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    socket: Socket,
+    /// How to print it
+    #[arg(long, short, default_value = "table")]
+    output: Output,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
+    let services = match ask(&arguments.socket.control_socket, &Request::Services)? {
+        Reply::Services(services) => services,
+        Reply::Error(reason) => bail!(reason),
+        Reply::Dns(_) => bail!("the daemon answers another question than was asked"),
+    };
+    for reason in &services.refused {
+        complain(format_args!("not served: {reason}"));
+    }
+    if let Some(error) = &services.error {
+        complain(format_args!("last sync failed, this is what was programmed before: {error}"));
+    }
+    let Services { ports, refused: _, error: _, table } = services;
+    print(&match arguments.output {
+        Output::Table => table,
+        Output::Json => serde_json::to_string_pretty(&serde_json::json!({ "ports": ports }))?,
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

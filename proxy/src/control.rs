@@ -1,0 +1,42 @@
+//! The control socket: how the command line asks a running daemon. One JSON request a connection, one JSON reply.
+
+mod answers;
+mod client;
+mod server;
+
+use serde::{Deserialize, Serialize};
+
+pub use answers::{DnsReply, Services, dns_reply, services};
+pub use client::{AskError, ask};
+pub use server::{Control, ListenError, Listener, Views};
+
+/// The longest request that is read; a name has at most 255 bytes.
+const LONGEST_REQUEST: u64 = 4096;
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Frontends with their endpoints, as programmed.
+    Services,
+    /// What DNS would answer.
+    Dns {
+        /// The name; relative names are taken as absolute.
+        name: String,
+        /// The type, such as `A`.
+        #[serde(rename = "type")]
+        rtype: String,
+    },
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Services`].
+    Services(Services),
+    /// To [`Request::Dns`].
+    Dns(DnsReply),
+    /// The request cannot be answered, and why.
+    Error(String),
+}

@@ -1,0 +1,92 @@
+//! What the daemon answers: its frontends, and what its DNS says about a name and why.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shunt_dns::{Answer, Name, Record, RecordType, Zone};
+
+use crate::plan::{PlanView, render_table};
+use crate::status::Status;
+
+/// Frontends with their endpoints, as the kernel serves them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Services {
+    /// The fields of `shunt plan -o json`.
+    pub ports: Value,
+    /// Service ports that are not served, with the reason.
+    pub refused: Vec<String>,
+    /// Why the kernel may be behind the cluster, if it may.
+    pub error: Option<String>,
+    /// The same for people.
+    pub table: String,
+}
+
+/// What DNS says about one question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsReply {
+    /// `NOERROR`, `NXDOMAIN`; absent if the question is forwarded.
+    pub rcode: Option<String>,
+    /// The answer section, each record as in a zone file.
+    pub answers: Vec<String>,
+    /// The authority section.
+    pub authority: Vec<String>,
+    /// The additional section.
+    pub additionals: Vec<String>,
+    /// How this came about.
+    pub explanation: String,
+}
+
+/// The frontends of the last successful sync.
+pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
+    let ports = serde_json::to_value(PlanView::from(&status.programmed).ports)?;
+    let refused = status.refused.iter().map(|(port, reason)| format!("{port}: {reason}")).collect();
+    Ok(Services { ports, refused, error: status.error.clone(), table: render_table(&status.programmed) })
+}
+
+/// What `zone` says about `name` and `rtype`, given as text.
+pub fn dns_reply(zone: &Zone, name: &str, rtype: &str) -> Result<DnsReply, String> {
+    let mut parsed = Name::from_ascii(name).map_err(|error| format!("{name:?} is not a domain name: {error}"))?;
+    parsed.set_fqdn(true);
+    let upper = rtype.to_ascii_uppercase();
+    let rtype: RecordType = upper.parse().map_err(|error| format!("{rtype:?} is not a record type: {error}"))?;
+    Ok(describe(zone.answer(&parsed, rtype), &parsed, rtype))
+}
+
+fn describe(answer: Answer, name: &Name, rtype: RecordType) -> DnsReply {
+    let reply = |rcode: Option<&str>, explanation: String| DnsReply {
+        rcode: rcode.map(str::to_owned),
+        answers: Vec::new(),
+        authority: Vec::new(),
+        additionals: Vec::new(),
+        explanation,
+    };
+    match answer {
+        Answer::Records(records) => DnsReply {
+            answers: lines(&records.answers),
+            authority: lines(records.authority.as_slice()),
+            additionals: lines(&records.additionals),
+            ..reply(Some("NOERROR"), "from the cluster's objects".to_owned())
+        },
+        Answer::Alias { chain, target } => DnsReply {
+            answers: lines(&chain),
+            ..reply(None, format!("an alias of {target}, which is not of the cluster: asked of the upstreams"))
+        },
+        Answer::NoData { soa } => DnsReply {
+            authority: lines(&[soa]),
+            ..reply(Some("NOERROR"), format!("{name} exists, but has no {rtype}"))
+        },
+        Answer::NxDomain { why, soa } => {
+            DnsReply { authority: lines(&[soa]), ..reply(Some("NXDOMAIN"), why.to_string()) }
+        }
+        Answer::UnknownAddress { soa } => DnsReply {
+            authority: lines(&[soa]),
+            ..reply(None, "nothing in the cluster has this address: asked of the upstreams".to_owned())
+        },
+        Answer::NotOurs => reply(None, "not a name of the cluster: asked of the upstreams".to_owned()),
+    }
+}
+
+fn lines(records: &[Record]) -> Vec<String> {
+    records.iter().map(ToString::to_string).collect()
+}

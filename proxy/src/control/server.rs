@@ -1,0 +1,182 @@
+//! The daemon's end of the control socket.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net as std_unix;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::client::is_nobody;
+use super::{LONGEST_REQUEST, Reply, Request, answers};
+use crate::status::Status;
+
+/// Clients send their request at once; one that does not is not ours.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the control socket cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another daemon runs.
+    #[error("another daemon listens on {}: stop it, or give this one its own --control-socket", .0.display())]
+    InUse(PathBuf),
+    /// Something else is in the way.
+    #[error("{} exists and is no socket: choose another --control-socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The file system refuses.
+    #[error("{what} {} for --control-socket", .path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An open control socket; the file goes with it.
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+/// What requests are answered from.
+#[derive(Clone)]
+pub struct Views {
+    /// The reconcile loop's word.
+    pub status: watch::Receiver<Status>,
+    /// What DNS answers from, if it runs.
+    pub dns: Option<watch::Receiver<shunt_dns::View>>,
+}
+
+/// Serves a [`Listener`].
+pub struct Control {
+    listener: Listener,
+    views: Views,
+}
+
+impl Listener {
+    /// Opens the socket for root alone. Replaces what a dead daemon left; refuses to push aside a living one.
+    pub fn open(path: &Path) -> Result<Self, ListenError> {
+        let failed = |what: &'static str, path: &Path| move_into(what, path.to_path_buf());
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(failed("creating", parent))?;
+        }
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(failed("creating", path))?;
+        let listener = Self { listener, path: path.to_path_buf() };
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("protecting", path))?;
+        Ok(listener)
+    }
+}
+
+fn move_into(what: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> ListenError {
+    move |source| ListenError::Io { what, path, source }
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(move_into("looking at", path.to_path_buf())(error)),
+        Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_path_buf())),
+        Ok(_) => {}
+    }
+    match std_unix::UnixStream::connect(path) {
+        Ok(_) => Err(ListenError::InUse(path.to_path_buf())),
+        Err(error) if is_nobody(&error) => {
+            fs::remove_file(path).map_err(move_into("removing the stale", path.to_path_buf()))
+        }
+        Err(error) => Err(move_into("looking at", path.to_path_buf())(error)),
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            debug!(path = %self.path.display(), %error, "the control socket was gone already");
+        }
+    }
+}
+
+impl Control {
+    /// A server that has not begun.
+    #[must_use]
+    pub fn new(listener: Listener, views: Views) -> Self {
+        Self { listener, views }
+    }
+
+    /// Answers until stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut clients = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return clients.shutdown().await,
+                accepted = self.listener.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        clients.spawn(answer(stream, self.views.clone()));
+                    }
+                    // Out of file descriptors, most likely; pause, so that waiting clients do not make us spin.
+                    Err(error) => {
+                        warn!(%error, "accepting on the control socket");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                Some(ended) = clients.join_next() => log_end(ended),
+            }
+        }
+    }
+}
+
+fn log_end(ended: Result<io::Result<()>, tokio::task::JoinError>) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "a client of the control socket went away"),
+        Err(error) => warn!(%error, "answering on the control socket"),
+    }
+}
+
+async fn answer(mut stream: UnixStream, views: Views) -> io::Result<()> {
+    let mut request = Vec::new();
+    let (reader, mut writer) = stream.split();
+    let mut reader = reader.take(LONGEST_REQUEST);
+    match tokio::time::timeout(PATIENCE, reader.read_to_end(&mut request)).await {
+        Ok(read) => read?,
+        Err(elapsed) => return Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)),
+    };
+    let reply = match serde_json::from_slice(&request) {
+        Ok(request) => views.reply(&request),
+        Err(error) => Reply::Error(format!("request not understood: {error}")),
+    };
+    writer.write_all(&serde_json::to_vec(&reply)?).await?;
+    writer.shutdown().await
+}
+
+impl Views {
+    fn reply(&self, request: &Request) -> Reply {
+        match request {
+            Request::Services => {
+                let status = self.status.borrow().clone();
+                answers::services(&status).map_or_else(|error| Reply::Error(error.to_string()), Reply::Services)
+            }
+            Request::Dns { name, rtype } => {
+                let Some(views) = &self.dns else {
+                    return Reply::Error("this daemon runs without DNS (--dns=false)".to_owned());
+                };
+                let view = views.borrow().clone();
+                if view.snapshot.is_none() {
+                    return Reply::Error("nothing is in the kernel yet, so DNS has no cluster names".to_owned());
+                }
+                answers::dns_reply(&view.zone, name, rtype).map_or_else(Reply::Error, Reply::Dns)
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The bundled DNS server inside the daemon: started on this node's address, and asked a real question to see that it answers.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::ProtoError;
+use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::serialize::binary::DecodeError;
+use shunt_dns::{PodMode, ServeError, Server, ServerConfig, UpstreamError, ZoneConfig};
+use shunt_model::Snapshot;
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+
+use crate::config::{DnsConfig, PodNames, Upstreams};
+
+/// Loopback answers in microseconds; a server that needs longer than this is not serving anybody.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why DNS does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    /// The domain is no name.
+    #[error("--cluster-domain {domain:?} is not a domain name")]
+    Domain {
+        /// What was given.
+        domain: String,
+        /// Why.
+        #[source]
+        source: ProtoError,
+    },
+    /// The upstreams cannot be used.
+    #[error("--dns-upstream")]
+    Upstreams(#[source] UpstreamError),
+    /// The server does not start.
+    #[error("--dns-bind-address")]
+    Serve(#[source] ServeError),
+}
+
+/// Starts the server on `listen`. Until a view is published it answers no cluster name.
+pub async fn start(
+    config: &DnsConfig,
+    listen: Vec<SocketAddr>,
+    cluster_dns: &[IpAddr],
+    reachable: watch::Receiver<Option<Arc<Snapshot>>>,
+) -> Result<Server, DnsError> {
+    let zone = zone_config(config, cluster_dns)?;
+    let upstreams = upstreams(&config.upstreams, &listen, cluster_dns)?;
+    shunt_dns::serve(ServerConfig { listen, upstreams, zone }, reachable).await.map_err(DnsError::Serve)
+}
+
+/// What the zone is made with.
+pub fn zone_config(config: &DnsConfig, cluster_dns: &[IpAddr]) -> Result<ZoneConfig, DnsError> {
+    let invalid = |source| DnsError::Domain { domain: config.domain.clone(), source };
+    let mut cluster_domain = Name::from_ascii(&config.domain).map_err(invalid)?;
+    cluster_domain.set_fqdn(true);
+    let pods = match config.pods {
+        PodNames::Disabled => PodMode::Disabled,
+        PodNames::Insecure => PodMode::Insecure,
+        PodNames::Verified => PodMode::Verified,
+    };
+    Ok(ZoneConfig { cluster_domain, ttl: config.ttl, pods, dns_addresses: cluster_dns.to_vec() })
+}
+
+/// Where other names are asked. The cluster's own DNS address leads back to this server, so it is none.
+fn upstreams(given: &Upstreams, listen: &[SocketAddr], cluster_dns: &[IpAddr]) -> Result<Vec<SocketAddr>, DnsError> {
+    let mut servers = match given {
+        Upstreams::Servers(servers) => servers.clone(),
+        Upstreams::File(path) => shunt_dns::upstreams(&path.to_string_lossy()).map_err(DnsError::Upstreams)?,
+    };
+    servers.retain(|server| {
+        let ours = listen.contains(server) || cluster_dns.contains(&server.ip());
+        if ours {
+            tracing::warn!(upstream = %server, "ignoring an upstream that leads back to this server");
+        }
+        !ours
+    });
+    Ok(servers)
+}
+
+/// Why a server is taken to be not answering.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The question cannot be sent, or nothing comes back.
+    #[error("asking {server}")]
+    Io {
+        /// The server.
+        server: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What comes back is no reply to our question.
+    #[error("{server} sends something that is no reply")]
+    NotAReply {
+        /// The server.
+        server: SocketAddr,
+    },
+    /// No DNS message.
+    #[error("a message of {server} cannot be read")]
+    Message {
+        /// The server.
+        server: SocketAddr,
+        /// Why.
+        #[source]
+        source: DecodeError,
+    },
+    /// It answers with an error.
+    #[error("{server} answers {rcode} for {domain}")]
+    Rcode {
+        /// The server.
+        server: SocketAddr,
+        /// The error.
+        rcode: ResponseCode,
+        /// The question.
+        domain: Name,
+    },
+}
+
+/// Asks `server` for the SOA of the cluster domain, as any client would.
+pub async fn probe(server: SocketAddr, domain: &Name) -> Result<(), ProbeError> {
+    let server = reachable_at(server);
+    let failed = |source| ProbeError::Io { server, source };
+    let unreadable = |source| ProbeError::Message { server, source };
+    let mut question = Message::query();
+    question.add_query(Query::query(domain.clone(), RecordType::SOA));
+    let bytes = question.to_vec().map_err(|error| failed(io::Error::other(error)))?;
+    let any = if server.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let socket = UdpSocket::bind((any, 0)).await.map_err(failed)?;
+    socket.connect(server).await.map_err(failed)?;
+    socket.send(&bytes).await.map_err(failed)?;
+    let mut buffer = [0; 1232];
+    let length = match tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await {
+        Ok(received) => received.map_err(failed)?,
+        Err(elapsed) => return Err(failed(io::Error::new(io::ErrorKind::TimedOut, elapsed))),
+    };
+    let reply = Message::from_vec(buffer.get(..length).unwrap_or_default()).map_err(unreadable)?;
+    if reply.metadata.id != question.metadata.id || reply.metadata.message_type != MessageType::Response {
+        return Err(ProbeError::NotAReply { server });
+    }
+    let rcode = reply.metadata.response_code;
+    if rcode == ResponseCode::NoError {
+        Ok(())
+    } else {
+        Err(ProbeError::Rcode { server, rcode, domain: domain.clone() })
+    }
+}
+
+/// A server that listens on every address is asked on loopback.
+fn reachable_at(server: SocketAddr) -> SocketAddr {
+    let ip = match server.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+    };
+    SocketAddr::new(ip, server.port())
+}

@@ -1,0 +1,114 @@
+//! The numbers under `/metrics`, read from where they are kept at the moment they are asked for.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::status::Status;
+
+/// Reads the DNS server's counters.
+pub type DnsStats = Box<dyn Fn() -> shunt_dns::Stats + Send + Sync>;
+
+/// The durations of syncs: 0.1 ms to 1.6 s and above.
+#[must_use]
+pub fn sync_durations() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 15))
+}
+
+/// All metrics, under the prefix `shunt_`.
+#[must_use]
+pub fn registry(status: watch::Receiver<Status>, durations: Histogram, dns: Option<DnsStats>) -> Registry {
+    let mut registry = Registry::with_prefix("shunt");
+    registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations);
+    registry.register_collector(Box::new(Proxy(status)));
+    if let Some(stats) = dns {
+        registry.register_collector(Box::new(Dns(stats)));
+    }
+    registry
+}
+
+#[derive(Debug)]
+struct Proxy(watch::Receiver<Status>);
+
+impl Collector for Proxy {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // The encoder writes to memory and never waits, so the sender is not held up.
+        let status = self.0.borrow();
+        counter(&mut encoder, "syncs", "Syncs tried", status.syncs)?;
+        counter(&mut encoder, "failed_syncs", "Syncs that failed as a whole", status.failed_syncs)?;
+        counter(&mut encoder, "kernel_writes", "Map elements written, removals included", status.writes)?;
+        gauge(&mut encoder, "refused_ports", "Service ports the data path could not take", status.refused.len())?;
+        gauge(&mut encoder, "conflicts", "Service ports without a frontend that another has", status.conflicts.len())?;
+        gauge(&mut encoder, "service_ports", "Service ports planned", status.ports)?;
+        gauge(&mut encoder, "frontends", "Frontends planned", status.frontends)?;
+        gauge(&mut encoder, "endpoints", "Endpoints planned, once per service port", status.endpoints)?;
+        gauge(&mut encoder, "source_problems", "Objects and files ignored now", status.source.problems.len())?;
+        gauge(
+            &mut encoder,
+            "source_unreachable",
+            "1 while the source cannot be read",
+            usize::from(status.source.unreachable.is_some()),
+        )?;
+        let ignored = status.source.counts.iter().map(|(kind, count)| ([("kind", *kind)], *count));
+        family(&mut encoder, "objects_ignored", "Objects, parts of objects and files ignored", ignored)
+    }
+}
+
+struct Dns(DnsStats);
+
+impl fmt::Debug for Dns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dns")
+    }
+}
+
+impl Collector for Dns {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = (self.0)();
+        let queries = [("udp", stats.udp_queries), ("tcp", stats.tcp_queries)];
+        let queries = queries.into_iter().map(|(protocol, count)| ([("protocol", protocol)], count));
+        family(&mut encoder, "dns_queries", "Queries received", queries)?;
+        let replies = stats.replies.iter().map(|(rcode, count)| ([("rcode", rcode.as_str())], *count));
+        family(&mut encoder, "dns_replies", "Replies by rcode", replies)?;
+        for (name, help, value) in [
+            ("dns_forwards", "Queries for names that are not the cluster's", stats.forwarded),
+            ("dns_forward_cache_hits", "Of these, answered from the cache", stats.cache_hits),
+            ("dns_forward_failures", "Forwarded queries no upstream answered", stats.forward_failures),
+            ("dns_forward_rejects", "Forwarded queries refused because too many waited", stats.forward_rejects),
+            ("dns_malformed", "Queries that are not one question", stats.malformed),
+            ("dns_send_failures", "Replies that could not be sent", stats.send_failures),
+        ] {
+            counter(&mut encoder, name, help, value)?;
+        }
+        Ok(())
+    }
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: usize) -> fmt::Result {
+    let value = i64::try_from(value).unwrap_or(i64::MAX);
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn family<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = ([(&'static str, &'a str); 1], u64)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
+}

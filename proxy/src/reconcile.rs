@@ -1,0 +1,234 @@
+//! Makes the kernel follow the cluster: one owner of planner and data path, which tries again what failed.
+
+mod backoff;
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use imbl::ordmap::DiffItem;
+use shunt_model::Snapshot;
+use shunt_model::source::{Problem, SourceHealth};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::datapath::{Datapath, SyncError, Synced};
+use crate::plan::{Plan, Planner, PortKey, PortPlan};
+use crate::status::{LastSync, Status};
+use backoff::Backoff;
+
+/// Where the loop gets its input.
+pub struct Input {
+    /// Views of the cluster; the first is complete already (spec SY-1).
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What is wrong with the input.
+    pub health: watch::Receiver<SourceHealth>,
+}
+
+/// Where the loop tells what it did.
+pub struct Output {
+    /// How it is doing.
+    pub status: watch::Sender<Status>,
+    /// The views that the kernel serves, for DNS: a name must not resolve to a service that is not reachable yet.
+    pub reachable: watch::Sender<Option<Arc<Snapshot>>>,
+    /// Takes the duration of every sync in seconds.
+    pub durations: prometheus_client::metrics::histogram::Histogram,
+}
+
+/// The loop's state.
+pub struct Reconciler {
+    planner: Planner,
+    datapath: Box<dyn Datapath>,
+    input: Input,
+    output: Output,
+    status: Status,
+    counted: Plan,
+    generation: u64,
+    backoff: Backoff,
+}
+
+impl Reconciler {
+    /// A loop that has not begun.
+    #[must_use]
+    pub fn new(planner: Planner, datapath: Box<dyn Datapath>, input: Input, output: Output) -> Self {
+        let (status, counted, backoff) = (Status::default(), Plan::default(), Backoff::default());
+        Self { planner, datapath, input, output, status, counted, generation: 0, backoff }
+    }
+
+    /// Syncs now, at every new view, and again after a failure, until stopped or the source ends. Syncs block: this
+    /// future wants a thread of its own. The data path stays as it is at the end (spec SY-17).
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.look_at_health();
+        let mut next = Some(self.sync_newest());
+        loop {
+            let retry = next.take().flatten();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = self.input.snapshots.changed() => {
+                    if changed.is_err() {
+                        return self.source_ended(&stop).await;
+                    }
+                    next = Some(self.sync_newest());
+                }
+                changed = self.input.health.changed() => {
+                    if changed.is_err() {
+                        return self.source_ended(&stop).await;
+                    }
+                    self.look_at_health();
+                    self.publish();
+                    next = Some(retry);
+                }
+                () = at(retry) => next = Some(self.sync_newest()),
+            }
+        }
+    }
+
+    /// Brings the newest view into the kernel. Returns when to try again, if something is left to be done.
+    fn sync_newest(&mut self) -> Option<Instant> {
+        let snapshot = Arc::clone(&self.input.snapshots.borrow_and_update());
+        self.generation += 1;
+        self.planner.update(Arc::clone(&snapshot));
+        let started = Instant::now();
+        let outcome = self.datapath.sync(self.planner.plan());
+        let elapsed = started.elapsed();
+        self.output.durations.observe(elapsed.as_secs_f64());
+        self.status.syncs += 1;
+        self.describe_plan();
+        let complete = match outcome {
+            Ok(synced) => self.succeeded(synced, elapsed),
+            Err(error) => self.failed(&error),
+        };
+        self.publish();
+        if self.status.error.is_none() {
+            self.output.reachable.send_replace(Some(snapshot));
+        }
+        if complete {
+            self.backoff.reset();
+            return None;
+        }
+        let delay = self.backoff.next_delay();
+        warn!(?delay, "the sync is incomplete and will be tried again");
+        Some(Instant::now() + delay)
+    }
+
+    /// Counts what the plan holds, looking only at what changed.
+    fn describe_plan(&mut self) {
+        let plan = self.planner.plan().clone();
+        let old = std::mem::replace(&mut self.counted, plan);
+        let status = &mut self.status;
+        for item in old.ports.diff(&self.counted.ports) {
+            let (gone, come) = match item {
+                DiffItem::Add(_, new) => (None, Some(new)),
+                DiffItem::Remove(_, old) => (Some(old), None),
+                DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+            };
+            if let Some(port) = gone {
+                status.frontends -= port.frontends.len();
+                status.endpoints -= reachable(port);
+            }
+            if let Some(port) = come {
+                status.frontends += port.frontends.len();
+                status.endpoints += reachable(port);
+            }
+        }
+        status.ports = self.counted.ports.len();
+        status.conflicts = self.planner.conflicts().cloned().collect();
+    }
+
+    /// True if every service port was taken.
+    fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
+        let Synced { writes, refused } = synced;
+        let generation = self.generation;
+        if writes > 0 || self.status.last_sync.is_none() {
+            info!(generation, writes, refused = refused.len(), frontends = self.status.frontends, ?elapsed, "synced");
+        }
+        for (port, reason) in new_refusals(&self.status.refused, &refused) {
+            error!(service = %port.service, port = %port, reason, "service port is not served");
+        }
+        let status = &mut self.status;
+        status.writes += writes;
+        status.error = None;
+        status.failing_since = None;
+        status.last_sync = Some(LastSync { generation, at: SystemTime::now(), elapsed });
+        status.programmed = without(self.planner.plan(), &refused);
+        status.refused = refused;
+        status.refused.is_empty()
+    }
+
+    fn failed(&mut self, failure: &SyncError) -> bool {
+        let reason = chain(failure);
+        error!(generation = self.generation, reason, "sync failed; the former state stays in force");
+        self.status.failed_syncs += 1;
+        self.status.error = Some(reason);
+        self.status.failing_since.get_or_insert_with(SystemTime::now);
+        false
+    }
+
+    /// Notes what is wrong with the input; logs each problem when it appears.
+    fn look_at_health(&mut self) {
+        let health = Arc::new(self.input.health.borrow_and_update().clone());
+        let known = std::mem::replace(&mut self.status.source, health);
+        let health = &self.status.source;
+        if let Some(reason) = health.unreachable.as_ref().filter(|_| health.unreachable != known.unreachable) {
+            error!(reason, "the source cannot be read; the last good view stays in force");
+        } else if known.unreachable.is_some() && health.unreachable.is_none() {
+            info!("the source can be read again");
+        }
+        for problem in health.problems.iter().filter(|problem| !known.problems.contains(problem)) {
+            let Problem { kind, file: _, line: _, object: _, reason: _ } = problem;
+            warn!(kind, %problem, "ignored");
+        }
+    }
+
+    fn publish(&self) {
+        self.output.status.send_replace(self.status.clone());
+    }
+
+    async fn source_ended(self, stop: &CancellationToken) {
+        error!("the source has ended; what is programmed stays in force but follows no changes");
+        stop.cancelled().await;
+    }
+}
+
+/// The refusals that were not there before.
+fn new_refusals<'a>(
+    old: &'a [(PortKey, String)],
+    new: &'a [(PortKey, String)],
+) -> impl Iterator<Item = &'a (PortKey, String)> {
+    let known: std::collections::HashSet<_> = old.iter().collect();
+    new.iter().filter(move |refusal| !known.contains(refusal))
+}
+
+/// How many endpoints any of its frontends may lead to; the local ones are nearly always among the others.
+fn reachable(port: &PortPlan) -> usize {
+    port.cluster.len().max(port.local.len())
+}
+
+fn without(plan: &Plan, refused: &[(PortKey, String)]) -> Plan {
+    let mut programmed = plan.clone();
+    for (port, _) in refused {
+        programmed.ports.remove(port);
+    }
+    programmed
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,265 @@
+//! `shunt run`: starts the parts of the daemon in order, watches over them, and stops them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use shunt_dns::Server;
+use shunt_model::Snapshot;
+use shunt_model::source::Source;
+use shunt_model::source::manifests::{self, ManifestsOptions};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::{Config, DnsConfig};
+use crate::control::{self, Control, Views};
+use crate::datapath::Datapath;
+use crate::datapath::cgroup::{self, CgroupError};
+use crate::datapath::ebpf::{Adopted, Ebpf, EbpfOptions, Links};
+use crate::health::{self, DnsState, Health};
+use crate::metrics::{self, DnsStats};
+use crate::plan::{Detect, PlanOptions, Planner};
+use crate::reconcile::{Input, Output, Reconciler};
+use crate::status::Status;
+use crate::{addresses, dns_service};
+
+/// For the tasks, and again for DNS: a stop takes less than two seconds.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (spec SY-17).
+pub async fn run(config: Config) -> Result<()> {
+    let options = check_prerequisites(&config)?;
+    let mut daemon = Daemon::bind(config).await?;
+    let stop = daemon.stop.clone();
+    let running = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        running = daemon.start(options) => Some(running?),
+    };
+    let outcome = match running {
+        Some(_) => daemon.watch_over().await,
+        None => Ok(()),
+    };
+    daemon.end(running).await;
+    outcome
+}
+
+/// What the data path will need; errors that are cheap to find come before anything is touched.
+fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
+    let root = nix::unistd::geteuid().is_root();
+    ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
+    ensure!(
+        config.manifests.is_dir(),
+        "--manifests {}: there is no such folder; create it or name another",
+        config.manifests.display()
+    );
+    Ok(EbpfOptions {
+        cgroup_root: cgroup_root(config.cgroup_root.as_deref())?,
+        bpf_root: config.bpf_root.clone(),
+        object: config.bpf_object.clone(),
+    })
+}
+
+fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
+    let Some(given) = given else {
+        let cgroup::Mount { path, root } = cgroup::discover()?;
+        if root != Path::new("/") {
+            warn!(mounted = %root.display(), "only a part of the cgroup tree is visible here; pods outside it are not served");
+        }
+        return Ok(path);
+    };
+    cgroup::verify(given)?;
+    Ok(given.to_path_buf())
+}
+
+fn open_datapath(options: &EbpfOptions) -> Result<Box<dyn Datapath>> {
+    let (ebpf, Adopted { services, frontends, backends, links }) =
+        Ebpf::open(options).context("opening the eBPF data path")?;
+    let Links { kept, replaced, attached } = links;
+    info!(services, frontends, backends, kept, replaced, attached, "data path is open");
+    Ok(Box::new(ebpf))
+}
+
+/// Sockets, tasks and channels of the daemon.
+struct Daemon {
+    config: Arc<Config>,
+    stop: CancellationToken,
+    /// Every task of the daemon; each ends when `stop` says so.
+    tasks: JoinSet<Result<()>>,
+    metrics: Option<TcpListener>,
+    control: Option<control::Listener>,
+    status: watch::Sender<Status>,
+    dns: watch::Sender<DnsState>,
+}
+
+/// What must live as long as the daemon.
+struct Running {
+    _source: Source,
+    dns: Option<Arc<Server>>,
+}
+
+impl Daemon {
+    /// Takes all sockets before anything else, so that a second daemon by mistake changes nothing; health is served
+    /// from here on (spec HM-11).
+    async fn bind(config: Config) -> Result<Self> {
+        let mut tasks = JoinSet::new();
+        let stop = CancellationToken::new();
+        tasks.spawn(stop_on_signal(stop.clone())?);
+        let healthz = health::bind("--healthz-bind-address", config.healthz).await?;
+        let metrics = Some(health::bind("--metrics-bind-address", config.metrics).await?);
+        let control = Some(control::Listener::open(&config.control_socket)?);
+        let (status, _) = watch::channel(Status::default());
+        let (dns, _) = watch::channel(DnsState::default());
+        let routes = health::health_routes(Health { status: status.subscribe(), dns: dns.subscribe() });
+        let serving = health::serve(healthz, routes, stop.clone());
+        tasks.spawn(async move { serving.await.context("serving health") });
+        Ok(Self { config: Arc::new(config), stop, tasks, metrics, control, status, dns })
+    }
+
+    /// Nothing is written before the first view of the cluster is complete (spec SY-1).
+    async fn start(&mut self, options: EbpfOptions) -> Result<Running> {
+        let config = Arc::clone(&self.config);
+        let source = manifests::start(manifests_options(&config)).await?;
+        info!(manifests = %config.manifests.display(), "first view of the cluster is complete");
+        let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
+        let datapath = opening.await.context("opening the data path")??;
+        let mode = datapath.mode();
+        let (reachable, served) = watch::channel(None);
+        let (dns, listen) = self.start_dns(served).await?;
+        self.start_control(dns.as_ref());
+        let durations = metrics::sync_durations();
+        self.start_metrics(durations.clone(), dns.as_ref(), mode);
+        let planner = Planner::new(plan_options(&config, listen));
+        let input = Input { snapshots: source.snapshots.clone(), health: source.health.clone() };
+        let output = Output { status: self.status.clone(), reachable, durations };
+        let reconciler = Reconciler::new(planner, datapath, input, output);
+        let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
+        // Syncs block, so they have a thread of their own.
+        self.tasks.spawn_blocking(move || {
+            runtime.block_on(reconciler.run(stop));
+            Ok(())
+        });
+        info!(node = config.node, mode, "started");
+        Ok(Running { _source: source, dns })
+    }
+
+    async fn start_dns(
+        &self,
+        served: watch::Receiver<Option<Arc<Snapshot>>>,
+    ) -> Result<(Option<Arc<Server>>, Vec<SocketAddr>)> {
+        let Some(config) = &self.config.dns else {
+            self.dns.send_replace(DnsState::Off);
+            return Ok((None, Vec::new()));
+        };
+        let listen = addresses::prepare(&config.listen).await?;
+        let server = dns_service::start(config, listen, &self.config.cluster_dns, served).await?;
+        let addresses = server.local_addresses().to_vec();
+        info!(?addresses, "DNS is listening");
+        self.dns.send_replace(self.serving(config, &addresses)?);
+        Ok((Some(Arc::new(server)), addresses))
+    }
+
+    fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {
+        let domain = dns_service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
+        Ok(DnsState::Serving { addresses: addresses.to_vec(), domain })
+    }
+
+    fn start_control(&mut self, dns: Option<&Arc<Server>>) {
+        if let Some(listener) = self.control.take() {
+            let views = Views { status: self.status.subscribe(), dns: dns.map(|server| server.views()) };
+            let (control, stop) = (Control::new(listener, views), self.stop.clone());
+            self.tasks.spawn(async move {
+                control.run(stop).await;
+                Ok(())
+            });
+        }
+    }
+
+    fn start_metrics(
+        &mut self,
+        durations: prometheus_client::metrics::histogram::Histogram,
+        dns: Option<&Arc<Server>>,
+        mode: &'static str,
+    ) {
+        if let Some(listener) = self.metrics.take() {
+            // The metrics must not keep alive a server that is being stopped.
+            let server = dns.map(Arc::downgrade);
+            let stats = server.map(|server| -> DnsStats {
+                Box::new(move || server.upgrade().map(|server| server.stats()).unwrap_or_default())
+            });
+            let registry = metrics::registry(self.status.subscribe(), durations, stats);
+            let serving = health::serve(listener, health::metrics_routes(registry, mode), self.stop.clone());
+            self.tasks.spawn(async move { serving.await.context("serving metrics") });
+        }
+    }
+
+    /// Until told to stop; a part that ends by itself is a failure.
+    async fn watch_over(&mut self) -> Result<()> {
+        let stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            ended = self.tasks.join_next() => match ended {
+                Some(ended) if !stop.is_cancelled() => {
+                    ended.context("a part of the daemon died")??;
+                    bail!("a part of the daemon ended by itself")
+                }
+                Some(_) | None => Ok(()),
+            }
+        }
+    }
+
+    async fn end(mut self, running: Option<Running>) {
+        info!("stopping; what is programmed stays in place");
+        self.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            warn!("a part of the daemon does not end in time and is left behind");
+        }
+        if let Some(server) = running.and_then(|running| running.dns).and_then(Arc::into_inner)
+            && tokio::time::timeout(PATIENCE, server.shutdown()).await.is_err()
+        {
+            warn!("the DNS server does not end in time and is left behind");
+        }
+    }
+}
+
+/// What the manifests source is asked for.
+#[must_use]
+pub fn manifests_options(config: &Config) -> ManifestsOptions {
+    ManifestsOptions {
+        dir: config.manifests.clone(),
+        service_cidrs: config.service_cidrs.clone(),
+        reserved: config.cluster_dns.clone(),
+    }
+}
+
+fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
+    PlanOptions {
+        node: Arc::from(config.node.as_str()),
+        detector: Detect::Both,
+        cluster_dns: config.cluster_dns.clone(),
+        dns_backends,
+    }
+}
+
+/// A task that waits for SIGTERM or SIGINT.
+fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = Result<()>>> {
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = stop.cancelled() => {}
+        }
+        stop.cancel();
+        Ok(())
+    })
+}

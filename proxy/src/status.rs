@@ -1,0 +1,80 @@
+//! How the daemon is doing, as health, metrics and the command line see it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use shunt_model::source::SourceHealth;
+
+use crate::plan::{Conflict, Plan, PortKey};
+
+/// What the reconcile loop last did. Each sync publishes a new one.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// How many syncs have been tried.
+    pub syncs: u64,
+    /// How many of them failed as a whole.
+    pub failed_syncs: u64,
+    /// Elements written since the start.
+    pub writes: u64,
+    /// The last sync that succeeded, refusals of single ports included.
+    pub last_sync: Option<LastSync>,
+    /// Why the last sync failed as a whole, if it did.
+    pub error: Option<String>,
+    /// Since when syncs have been failing.
+    pub failing_since: Option<SystemTime>,
+    /// What the kernel does, as of the last successful sync.
+    pub programmed: Plan,
+    /// Service ports the data path could not take, with the reason.
+    pub refused: Vec<(PortKey, String)>,
+    /// Who goes without a frontend because another has it.
+    pub conflicts: Vec<Conflict>,
+    /// What is wrong with the input.
+    pub source: Arc<SourceHealth>,
+    /// Service ports that the last plan holds.
+    pub ports: usize,
+    /// Frontends that the last plan holds.
+    pub frontends: usize,
+    /// Endpoints that the last plan holds, counted once for each service port.
+    pub endpoints: usize,
+}
+
+/// One successful sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LastSync {
+    /// How many views of the cluster had been seen, this one included.
+    pub generation: u64,
+    /// When it ended.
+    #[serde(rename = "unixSeconds", serialize_with = "unix_seconds")]
+    pub at: SystemTime,
+    /// What it took.
+    #[serde(rename = "seconds", serialize_with = "seconds")]
+    pub elapsed: Duration,
+}
+
+impl Status {
+    /// What keeps this node from doing all it should; empty when ready. A sync that fails later keeps the former state
+    /// in force, but the node no longer follows the cluster, so it counts.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if let Some(error) = &self.error {
+            reasons.push(format!("last sync failed: {error}"));
+        } else if self.last_sync.is_none() {
+            reasons.push("no sync yet".to_owned());
+        }
+        if let Some((port, reason)) = self.refused.first() {
+            reasons.push(format!("{reason}: {} service ports are not served, the first is {port}", self.refused.len()));
+        }
+        reasons
+    }
+}
+
+fn unix_seconds<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    serializer.serialize_f64(since.as_secs_f64())
+}
+
+fn seconds<S: serde::Serializer>(elapsed: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(elapsed.as_secs_f64())
+}
