@@ -31,7 +31,6 @@ impl BackendRef {
     /// Which life of that element.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "12 bits remain after the shift")]
     pub const fn generation(self) -> u16 {
         (self.0 >> INDEX_BITS) as u16
     }
@@ -84,7 +83,6 @@ impl Backend4 {
     /// Generation in `words[0]`.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits remain after the shift")]
     pub const fn generation(word: u64) -> u16 {
         (word >> 48) as u16
     }

@@ -32,7 +32,6 @@ impl Extent {
     /// Index of the first slot.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "24 bits remain after the shift")]
     pub const fn base(self) -> u32 {
         (self.0 >> (2 * COUNT_BITS)) as u32
     }
@@ -40,7 +39,6 @@ impl Extent {
     /// How many slots there are.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
     pub const fn all(self) -> u32 {
         ((self.0 >> COUNT_BITS) & COUNT_MASK) as u32
     }
@@ -48,7 +46,6 @@ impl Extent {
     /// How many of the first slots are endpoints on this node.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
     pub const fn local(self) -> u32 {
         (self.0 & COUNT_MASK) as u32
     }

@@ -120,7 +120,6 @@ impl FrontendValue {
     /// Fingerprint of the key this value was written for.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half of 64 bits is 32 bits")]
     pub const fn fingerprint(self) -> u32 {
         (self.0 >> 32) as u32
     }

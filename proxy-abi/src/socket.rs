@@ -22,6 +22,9 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Size in bytes.
+    pub const SIZE: u32 = 44;
+
     /// The backend's reference.
     #[inline(always)]
     #[must_use]
@@ -42,3 +45,11 @@ pub struct DatagramFlows {
     /// Which one is overwritten next.
     pub next: u32,
 }
+
+impl DatagramFlows {
+    /// Size in bytes.
+    pub const SIZE: u32 = 180;
+}
+
+const _: () = assert!(size_of::<Flow>() == Flow::SIZE as usize);
+const _: () = assert!(size_of::<DatagramFlows>() == DatagramFlows::SIZE as usize);

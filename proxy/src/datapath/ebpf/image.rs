@@ -8,7 +8,7 @@ use crate::plan::{FrontendKind, List, PortPlan};
 /// The socket path serves cluster IPs. Whoever dials one from a socket of this node is a pod or the node itself, for
 /// whom spec 2.4 has the same rule, so one list serves the service port.
 #[must_use]
-pub fn target(port: &PortPlan) -> Option<Target<'_>> {
+pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {
     let served = || port.frontends.iter().filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
     let rule = served().next()?.from_pods;
     let frontends = served()

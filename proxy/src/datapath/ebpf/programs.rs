@@ -204,7 +204,8 @@ fn attach(pin: &Path, cgroup: &File, program: &mut CgroupSockAddr, name: &'stati
     let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(kernel("attaching", name))?;
     let link = program.take_link(id).map_err(kernel("attaching", name))?;
     let link = FdLink::try_from(link).map_err(kernel("attaching", name))?;
-    let fresh = pin.with_extension("new");
+    // Not an extension: bpffs refuses names with a dot, with EPERM.
+    let fresh = pin.with_file_name(format!("{name}-new"));
     remove(&fresh, name)?;
     let pinned = link.pin(&fresh).map_err(kernel("pinning the link of", name))?;
     drop(pinned);

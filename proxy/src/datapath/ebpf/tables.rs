@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapInfo;
-use proxy_abi::{Backend6, Directory, Extent, FrontendKey4, FrontendKey6, FrontendValue};
+use proxy_abi::{Backend6, DatagramFlows, Directory, Extent, Flow, FrontendKey4, FrontendKey6, FrontendValue};
 use shunt_model::Family;
 
 use super::layout::{Capacity, Dump, FrontendKey, Write};
@@ -22,8 +22,8 @@ pub(super) const MAPS: [(&str, u32, u32); 8] = [
     ("SLOTS", 4, 8),
     ("BACKENDS4", 4, 16),
     ("BACKENDS6", 4, 32),
-    ("PEER", 4, size_of::<proxy_abi::Flow>() as u32),
-    ("DATAGRAMS", 4, size_of::<proxy_abi::DatagramFlows>() as u32),
+    ("PEER", 4, Flow::SIZE),
+    ("DATAGRAMS", 4, DatagramFlows::SIZE),
 ];
 
 const DIRECTORY_WORDS: usize = 4;
