@@ -1,6 +1,6 @@
 //! The rules that need no root and no lab: formatting, clippy, rustdoc, the BPF programs without warnings, tidy.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::build::BPF_PROFILE;
 use crate::command::visible;
@@ -11,23 +11,36 @@ use crate::workspace::{BPF_CRATE, Workspace};
 
 const COMPONENTS: &str = "is a component missing? run: rustup component add rustfmt clippy";
 
-/// Checks everything; the first broken rule ends it.
+/// Checks everything, whatever fails on the way: one look at the end shows all there is to mend.
 pub(crate) fn run(workspace: &Workspace, toolchain: &BpfToolchain, phases: &mut Phases) -> Result<()> {
-    phases.run("tidy", || tidy::run(workspace))?;
-    phases.run("fmt", || {
-        let command = workspace.cargo(&["fmt", "--all", "--check"]);
-        visible(command, "checking the formatting", &format!("run: cargo fmt --all ({COMPONENTS})"))
-    })?;
-    phases.run("clippy", || {
-        let command = workspace.cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-        visible(command, "clippy", COMPONENTS)
-    })?;
-    phases.run("BPF programs", || bpf_programs(workspace, toolchain))?;
-    phases.run("rustdoc", || {
-        let mut command = workspace.cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
-        command.env("RUSTDOCFLAGS", "-D warnings");
-        visible(command, "rustdoc", "a link in a doc comment names something that is not there")
-    })
+    let results = [
+        phases.run("tidy", || tidy::run(workspace)),
+        phases.run("fmt", || formatting(workspace)),
+        phases.run("clippy", || clippy(workspace)),
+        phases.run("BPF programs", || bpf_programs(workspace, toolchain)),
+        phases.run("rustdoc", || rustdoc(workspace)),
+    ];
+    let broken: Vec<String> = results.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", broken.join("\n\n"))
+}
+
+fn formatting(workspace: &Workspace) -> Result<()> {
+    let command = workspace.cargo(&["fmt", "--all", "--check"]);
+    visible(command, "checking the formatting", &format!("run: cargo fmt --all ({COMPONENTS})"))
+}
+
+fn clippy(workspace: &Workspace) -> Result<()> {
+    let arguments = ["clippy", "--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"];
+    visible(workspace.cargo(&arguments), "clippy", COMPONENTS)
+}
+
+fn rustdoc(workspace: &Workspace) -> Result<()> {
+    let mut command = workspace.cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    visible(command, "rustdoc", "a link in a doc comment names something that is not there")
 }
 
 /// The compiler's own lints for the target itself: what is behind `cfg(target_arch = "bpf")` exists for no other.
