@@ -1,5 +1,7 @@
 //! The command line: what can be asked of `shunt`, and what comes back as exit code.
 
+mod check;
+mod cleanup;
 mod dns;
 mod plan;
 mod run;
@@ -30,6 +32,10 @@ enum Command {
     Services(services::Arguments),
     /// Print what the bundled DNS would answer, and why
     Dns(dns::Arguments),
+    /// Print what this kernel and host offer, what would be used, and what is missing and why
+    Check(check::Arguments),
+    /// Remove everything shunt has installed: programs, maps and the DNS address
+    Cleanup(cleanup::Arguments),
 }
 
 /// How results are printed.
@@ -57,6 +63,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(arguments),
         Command::Services(arguments) => services::run(arguments),
         Command::Dns(arguments) => dns::run(arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Cleanup(arguments) => cleanup::run(&arguments),
     };
     match outcome {
         Ok(code) => code,

@@ -3,11 +3,13 @@
 mod answers;
 mod client;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
 pub use answers::{DnsReply, Services, dns_reply, services};
-pub use client::{AskError, ask};
+pub use client::{AskError, ask, is_listening};
 pub use server::{Control, ListenError, Listener, Views};
 
 /// The longest request that is read; a name has at most 255 bytes.

@@ -1,5 +1,7 @@
 //! The HTTP surfaces: `/healthz`, `/livez` and `/readyz` for load balancers and kubelets, `/metrics` for Prometheus.
 
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

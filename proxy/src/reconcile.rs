@@ -1,6 +1,8 @@
 //! Makes the kernel follow the cluster: one owner of planner and data path, which tries again what failed.
 
 mod backoff;
+#[cfg(test)]
+mod tests;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use imbl::ordmap::DiffItem;
 use shunt_model::Snapshot;
-use shunt_model::source::{Problem, SourceHealth};
+use shunt_model::source::SourceHealth;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -167,20 +169,9 @@ impl Reconciler {
         false
     }
 
-    /// Notes what is wrong with the input; logs each problem when it appears.
+    /// Notes what is wrong with the input; the source logs it.
     fn look_at_health(&mut self) {
-        let health = Arc::new(self.input.health.borrow_and_update().clone());
-        let known = std::mem::replace(&mut self.status.source, health);
-        let health = &self.status.source;
-        if let Some(reason) = health.unreachable.as_ref().filter(|_| health.unreachable != known.unreachable) {
-            error!(reason, "the source cannot be read; the last good view stays in force");
-        } else if known.unreachable.is_some() && health.unreachable.is_none() {
-            info!("the source can be read again");
-        }
-        for problem in health.problems.iter().filter(|problem| !known.problems.contains(problem)) {
-            let Problem { kind, file: _, line: _, object: _, reason: _ } = problem;
-            warn!(kind, %problem, "ignored");
-        }
+        self.status.source = Arc::new(self.input.health.borrow_and_update().clone());
     }
 
     fn publish(&self) {

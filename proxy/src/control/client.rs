@@ -53,3 +53,9 @@ pub fn ask(path: &Path, request: &Request) -> Result<Reply, AskError> {
 pub(super) fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
+
+/// Whether a daemon listens on `path`.
+#[must_use]
+pub fn is_listening(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
+}

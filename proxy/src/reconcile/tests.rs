@@ -1,0 +1,209 @@
+//! The loop with a data path that writes down what it is told, on a clock that stands still unless it is waited for.
+
+use std::collections::VecDeque;
+use std::io;
+use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use shunt_model::source::SourceHealth;
+use shunt_model::{
+    ClusterIps, Namespace, ObjectKey, Protocol, Service, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
+};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Input, Output, Reconciler};
+use crate::datapath::{Datapath, SyncError, Synced};
+use crate::metrics;
+use crate::plan::{Plan, PlanOptions, Planner, PortKey};
+use crate::status::Status;
+
+/// What the data path says to a sync.
+#[derive(Clone, Copy)]
+enum Says {
+    Done,
+    Refused,
+    Failed,
+}
+
+/// One call of sync: when, how many service ports, and how many services DNS knew at that moment.
+type Call = (Duration, usize, usize);
+
+struct Fake {
+    says: VecDeque<Says>,
+    began: Instant,
+    dns: watch::Receiver<Option<Arc<Snapshot>>>,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl Datapath for Fake {
+    fn mode(&self) -> &'static str {
+        "fake"
+    }
+
+    fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
+        let known = known(&self.dns);
+        self.calls.lock().unwrap().push((self.began.elapsed(), plan.ports.len(), known));
+        let first = || plan.ports.keys().next().cloned().unwrap();
+        match self.says.pop_front().unwrap_or(Says::Done) {
+            Says::Done => Ok(Synced { writes: 1, refused: Vec::new() }),
+            Says::Refused => Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())] }),
+            Says::Failed => Err(SyncError::Write { object: "map SERVICES", source: io::Error::other("no memory") }),
+        }
+    }
+}
+
+fn known(dns: &watch::Receiver<Option<Arc<Snapshot>>>) -> usize {
+    dns.borrow().as_ref().map_or(0, |snapshot| snapshot.services.len())
+}
+
+struct Loop {
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    health: watch::Sender<SourceHealth>,
+    dns: watch::Receiver<Option<Arc<Snapshot>>>,
+    status: watch::Receiver<Status>,
+    calls: Arc<Mutex<Vec<Call>>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Loop {
+    fn start(services: usize, says: &[Says]) -> Self {
+        let (snapshots, snapshots_read) = watch::channel(cluster(services));
+        let (health, health_read) = watch::channel(SourceHealth::default());
+        let (status, status_read) = watch::channel(Status::default());
+        let (reachable, dns) = watch::channel(None);
+        let calls = Arc::<Mutex<Vec<Call>>>::default();
+        let says = says.iter().copied().collect();
+        let fake = Fake { says, began: Instant::now(), dns: dns.clone(), calls: Arc::clone(&calls) };
+        let input = Input { snapshots: snapshots_read, health: health_read };
+        let output = Output { status, reachable, durations: metrics::sync_durations() };
+        let reconciler = Reconciler::new(Planner::new(PlanOptions::default()), Box::new(fake), input, output);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(reconciler.run(stop.clone()));
+        Self { snapshots, health, dns, status: status_read, calls, stop, task }
+    }
+
+    async fn until(&mut self, wanted: impl FnMut(&Status) -> bool) -> Status {
+        self.status.wait_for(wanted).await.unwrap().clone()
+    }
+
+    /// Ends the loop and returns the calls, with times in milliseconds.
+    async fn end(self) -> Vec<(u128, usize, usize)> {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        let calls = self.calls.lock().unwrap();
+        calls.iter().map(|(when, ports, known)| (when.as_millis(), *ports, *known)).collect()
+    }
+}
+
+/// A cluster with that many services.
+fn cluster(services: usize) -> Arc<Snapshot> {
+    let mut snapshot = Snapshot::default();
+    let name: Arc<str> = Arc::from("default");
+    snapshot.namespaces.insert(Arc::clone(&name), Arc::new(Namespace { name }));
+    for number in 1..=u8::try_from(services).unwrap() {
+        let service = service(number);
+        snapshot.services.insert(service.key.clone(), Arc::new(service));
+    }
+    Arc::new(snapshot)
+}
+
+fn service(number: u8) -> Service {
+    let port = ServicePort {
+        name: Arc::from(""),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(80).unwrap(),
+        node_port: None,
+    };
+    Service {
+        key: ObjectKey::new("default", format!("s{number}")),
+        created: None,
+        kind: ServiceKind::ClusterIp,
+        cluster_ips: ClusterIps::Assigned(vec![[10, 96, 1, number].into()]),
+        ports: vec![port],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        affinity: None,
+        external_policy: TrafficPolicy::Cluster,
+        internal_policy: TrafficPolicy::Cluster,
+        health_check_node_port: None,
+        other_proxy: false,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dns_learns_a_view_only_after_the_kernel_has_it() {
+    let mut l = Loop::start(1, &[]);
+    l.until(|status| status.syncs == 1).await;
+    l.dns.wait_for(|seen| seen.as_ref().is_some_and(|s| s.services.len() == 1)).await.unwrap();
+    l.snapshots.send_replace(cluster(2));
+    l.dns.wait_for(|seen| seen.as_ref().is_some_and(|s| s.services.len() == 2)).await.unwrap();
+    assert_eq!(l.end().await, [(0, 1, 0), (0, 2, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_is_tried_again_with_growing_pauses_and_dns_waits() {
+    let mut l = Loop::start(1, &[Says::Failed, Says::Failed, Says::Failed]);
+    let status = l.until(|status| status.syncs == 1).await;
+    assert_eq!(status.not_ready(), ["last sync failed: writing map SERVICES: no memory"]);
+    assert!(status.failing_since.is_some() && status.last_sync.is_none());
+    let status = l.until(|status| status.syncs == 4).await;
+    assert_eq!(status.not_ready(), Vec::<String>::new());
+    assert_eq!((status.failed_syncs, status.failing_since), (3, None));
+    assert_eq!(l.end().await, [(0, 1, 0), (100, 1, 0), (300, 1, 0), (700, 1, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_end_at_thirty_seconds_and_begin_anew_after_success() {
+    let mut says = vec![Says::Failed; 12];
+    says.extend([Says::Done, Says::Failed]);
+    let mut l = Loop::start(1, &says);
+    l.until(|status| status.syncs == 13).await;
+    l.snapshots.send_replace(cluster(2));
+    l.until(|status| status.syncs == 15).await;
+    let times: Vec<u128> = l.end().await.into_iter().map(|(when, _, _)| when).collect();
+    let pauses: Vec<u128> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let first = [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000, 30_000];
+    assert_eq!(pauses[..12], first);
+    assert_eq!(pauses[12..], [0, 100]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_ports_are_told_left_out_and_tried_again() {
+    let mut l = Loop::start(2, &[Says::Refused]);
+    let status = l.until(|status| status.syncs == 1).await;
+    let programmed: Vec<PortKey> = status.programmed.ports.keys().cloned().collect();
+    assert_eq!(programmed.iter().map(|key| &*key.service.name).collect::<Vec<_>>(), ["s2"]);
+    let reasons = status.not_ready();
+    assert!(reasons[0].starts_with("service map full") && reasons[0].contains("default/s1"), "{reasons:?}");
+    let status = l.until(|status| status.syncs == 2).await;
+    assert_eq!((status.programmed.ports.len(), status.not_ready().len()), (2, 0));
+    assert_eq!(l.end().await, [(0, 2, 0), (100, 2, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_view_does_not_wait_for_the_retry_and_counts_follow_it() {
+    let mut l = Loop::start(3, &[Says::Failed]);
+    let status = l.until(|status| status.syncs == 1).await;
+    assert_eq!((status.ports, status.frontends, status.endpoints), (3, 3, 0));
+    l.snapshots.send_replace(cluster(1));
+    let status = l.until(|status| status.syncs == 2).await;
+    assert_eq!((status.ports, status.frontends), (1, 1));
+    assert_eq!(status.last_sync.map(|sync| sync.generation), Some(2));
+    assert_eq!(l.end().await, [(0, 3, 0), (0, 1, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_of_the_source_is_passed_on_without_a_sync() {
+    let mut l = Loop::start(1, &[]);
+    l.until(|status| status.syncs == 1).await;
+    l.health.send_replace(SourceHealth { unreachable: Some("gone".to_owned()), ..SourceHealth::default() });
+    let status = l.until(|status| status.source.unreachable.is_some()).await;
+    assert_eq!(status.syncs, 1);
+    assert_eq!(l.end().await.len(), 1);
+}
