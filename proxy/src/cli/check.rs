@@ -73,7 +73,7 @@ fn table(checks: &[Check], possible: bool) -> String {
             State::Missing => "MISSING",
         };
         // Writing to a String cannot fail.
-        writeln!(text, "{word:<8} {name:<18} {detail}").unwrap_or_default();
+        writeln!(text, "{word:<8} {name:<20} {detail}").unwrap_or_default();
     }
     text.push_str(if possible {
         "\nshunt run would balance connections with eBPF programs at sockets.\n"

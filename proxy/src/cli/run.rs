@@ -9,10 +9,12 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use shunt_proxy::config::{Config, LogFormat, Settings};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 /// For a sync that hangs in the kernel; everything else has ended before.
 const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Unless RUST_LOG says otherwise. The DNS library tells every query at level info.
+const LOG: &str = "info,hickory_server=warn";
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -34,7 +36,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let log = log.with_ansi(std::io::stderr().is_terminal());
     match format {
