@@ -39,6 +39,7 @@ fn a_killed_daemon_fails_no_connection_and_its_successor_adopts_the_state() {
         .flat_map(|to| MODES.map(|mode| (to, mode)))
         .map(|(to, mode)| (to, mode, shop.client.connect_loop(to, mode, 5).unwrap()))
         .collect();
+    assert!(cluster.kernel_writes() > 0, "the first daemon programs the Service");
     let (services, before) = (cluster.services(), pins(&cluster.bpf_root()));
     assert!(!before.is_empty(), "the data path is not pinned");
 
@@ -50,6 +51,7 @@ fn a_killed_daemon_fails_no_connection_and_its_successor_adopts_the_state() {
     let started = now();
     cluster.daemon().restart().unwrap();
     assert_eq!((cluster.services(), pins(&cluster.bpf_root())), (services, before), "after the restart");
+    assert_eq!(cluster.kernel_writes(), 0, "the successor finds everything in place");
 
     // The successor is in charge of the same tables, not of a second set beside them.
     shop.add(PodState::Ready);

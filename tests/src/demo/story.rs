@@ -100,7 +100,8 @@ impl Stage<'_> {
         let reverse = |ip: IpAddr| Name::from(ip).to_string();
         let found = |answers: &[&str]| ("NoError", answers.iter().map(|&answer| answer.to_owned()).collect::<Vec<_>>());
         let questions = [
-            (format!("_http._tcp.{WEB}"), "SRV", found(&[&format!("0 100 80 {WEB}.")])),
+            // The weight is a hundred shared by the Service's two addresses (spec 2.5.4).
+            (format!("_http._tcp.{WEB}"), "SRV", found(&[&format!("0 50 80 {WEB}.")])),
             (reverse(v4), "PTR", found(&[&format!("{WEB}.")])),
             (reverse(v6), "PTR", found(&[&format!("{WEB}.")])),
             (headless.to_owned(), "A", ("NoError", pods)),
@@ -225,7 +226,9 @@ impl Stage<'_> {
         {
             let pod = self.world.clients.get(client).context("no such client")?;
             let to = std::net::SocketAddr::new(address, port);
-            let attempt = pod.connect(to, mode, 1)?.pop().context("no attempt")?;
+            let patience = if mode == Mode::Udp { "1000" } else { "3000" };
+            let attempts = pod.connect_with(to, mode, &["--count", "1", "--timeout", patience])?;
+            let attempt = attempts.into_iter().next().context("no attempt")?;
             let error = attempt.error.unwrap_or_default();
             // The kernel does not tell a UDP socket that there is no route; its question just stays unanswered.
             let silent = mode == Mode::Udp && error == "ETIMEDOUT";

@@ -77,6 +77,14 @@ impl Cluster {
         self.daemon().command(&["services", "-o", "json"]).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
+    /// How many elements this daemon has written to the kernel since it started.
+    pub fn kernel_writes(&self) -> u64 {
+        let metrics = self.daemon().metrics("/metrics").unwrap_or_else(|error| panic!("{error:#}")).body;
+        let line = metrics.lines().find(|line| line.contains("kernel_writes_total") && !line.starts_with('#'));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no kernel_writes:\n{metrics}"))
+    }
+
     /// Waits until everything written so far is in force: changes take effect in order, so a Service written after
     /// them is the mark. It has no endpoints, so a connect is refused once it is there and has no route before.
     pub fn wait_until_applied(&self, client: &Pod) {
