@@ -42,6 +42,12 @@ pub(super) struct Assembly {
     /// Names of the slices that files declare for a Service.
     own_slices: HashMap<ObjectKey, BTreeSet<Arc<str>>>,
     derived: HashMap<ObjectKey, Vec<Arc<str>>>,
+    /// Services that do not exist although slices name them.
+    missing: BTreeSet<ObjectKey>,
+    /// Services that did not get every address they want.
+    deprived: BTreeSet<ObjectKey>,
+    /// Files with something to report.
+    faulty: BTreeSet<Arc<str>>,
     /// How many namespaced objects are in a namespace; one that is used exists.
     uses: HashMap<Arc<str>, usize>,
     pods: PodIndex,
@@ -86,6 +92,9 @@ impl Assembly {
             assigned: HashMap::new(),
             own_slices: HashMap::new(),
             derived: HashMap::new(),
+            missing: BTreeSet::new(),
+            deprived: BTreeSet::new(),
+            faulty: BTreeSet::new(),
             uses: HashMap::new(),
             pods: PodIndex::default(),
             dirty: Dirty::default(),
@@ -97,17 +106,26 @@ impl Assembly {
     pub(super) fn replace(&mut self, name: &Arc<str>, declared: Vec<Declared>) {
         let file = self.files.entry(Arc::clone(name)).or_default();
         file.error = None;
-        let before = std::mem::replace(&mut file.declared, declared.clone());
+        let before = std::mem::take(&mut file.declared);
+        self.faulty.remove(name);
+        if declared.iter().any(|declared| !declared.notes.is_empty()) {
+            self.faulty.insert(Arc::clone(name));
+        }
         self.redeclare(name, &before, &declared);
+        if let Some(file) = self.files.get_mut(name) {
+            file.declared = declared;
+        }
     }
 
     /// The file cannot be read; what it declared before stays in force.
     pub(super) fn fail(&mut self, name: &Arc<str>, error: ParseError) {
         self.files.entry(Arc::clone(name)).or_default().error = Some(error);
+        self.faulty.insert(Arc::clone(name));
     }
 
     /// The file is gone, and all that it declared.
     pub(super) fn remove(&mut self, name: &Arc<str>) {
+        self.faulty.remove(name);
         if let Some(file) = self.files.remove(name) {
             self.redeclare(name, &file.declared, &[]);
         }
@@ -120,6 +138,8 @@ impl Assembly {
             let moved = assigned.iter().filter(|(key, now)| self.assigned.get(*key) != Some(*now));
             self.dirty.services.extend(moved.map(|(key, _)| key.clone()));
             self.assigned = assigned;
+            let deprived = self.assigned.iter().filter(|(_, assigned)| !assigned.complaints.is_empty());
+            self.deprived = deprived.map(|(key, _)| key.clone()).collect();
         }
         for key in std::mem::take(&mut self.dirty.services) {
             self.settle_service(&key);
@@ -296,6 +316,11 @@ impl Assembly {
     }
 
     fn settle_endpoints(&mut self, key: &ObjectKey) {
+        if self.own_slices.contains_key(key) && !self.drafts.contains_key(key) {
+            self.missing.insert(key.clone());
+        } else {
+            self.missing.remove(key);
+        }
         let slices = self.derived_slices(key);
         let names: Vec<Arc<str>> = slices.iter().map(|slice| Arc::clone(&slice.key.slice)).collect();
         let before =

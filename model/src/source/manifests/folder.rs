@@ -126,11 +126,10 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.forget(name),
             Err(error) => return self.fail(name, None, format!("cannot read the file: {error}")),
         };
-        match text(&bytes).and_then(|text| parse(text, format)) {
-            Ok(parsed) => {
-                let declared = parsed.into_iter().map(|parsed| declare(parsed, &mut self.conversion)).collect();
-                self.assembly.replace(name, declared);
-            }
+        let mut declared = Vec::new();
+        let sink = |parsed| declared.push(declare(parsed, &mut self.conversion));
+        match text(&bytes).and_then(|text| parse(text, format, sink)) {
+            Ok(()) => self.assembly.replace(name, declared),
             Err(error) => self.fail(name, error.line, error.reason),
         }
     }

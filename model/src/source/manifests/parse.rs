@@ -40,20 +40,24 @@ pub(super) struct ParseError {
     pub(super) reason: String,
 }
 
-/// All objects of the kinds we know; other kinds are left out, as a folder of manifests is full of Deployments.
-pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Parsed>, ParseError> {
+/// Hands each object of the kinds we know to `sink`, one by one: Kubernetes' types are many times the size of what is
+/// kept of them. Other kinds are left out, as a folder of manifests is full of Deployments.
+pub(super) fn parse(text: &str, format: Format, mut sink: impl FnMut(Parsed)) -> Result<(), ParseError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut parsed = Vec::new();
+    let sink: Sink<'_> = &mut sink;
     match format {
         Format::Yaml => {
             for document in documents(text) {
-                yaml_document(document, &mut parsed)?;
+                yaml_document(document, sink)?;
             }
         }
-        Format::Json => json_documents(text, &mut parsed)?,
+        Format::Json => json_documents(text, sink)?,
     }
-    Ok(parsed)
+    Ok(())
 }
+
+/// Who takes the objects.
+type Sink<'a> = &'a mut dyn FnMut(Parsed);
 
 /// A piece of the file and the number of lines before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,31 +240,54 @@ fn has_content(line: &str) -> bool {
     !(rest.is_empty() || rest.starts_with('#') || line.starts_with('%'))
 }
 
-fn yaml_document(piece: Piece<'_>, parsed: &mut Vec<Parsed>) -> Result<(), ParseError> {
+fn yaml_document(piece: Piece<'_>, sink: Sink<'_>) -> Result<(), ParseError> {
     let line = piece.first_line();
-    // `kind: x` alone is null for an empty document such as `--- ~`; that is no object and no mistake.
-    let Some(head) = Yaml(piece).decode::<Option<Head>>()? else { return Ok(()) };
+    let head = match quick_head(piece.text) {
+        Some(head) => head,
+        // An empty document such as `--- ~` is null; that is no object and no mistake.
+        None => match Yaml(piece).decode::<Option<Head>>()? {
+            Some(head) => head,
+            None => return Ok(()),
+        },
+    };
     match reading(&head) {
-        Reading::Skip => {}
-        Reading::Bad(reason) => parsed.push(Parsed { line, manifest: Err(reason) }),
-        Reading::One(kind) => parsed.push(Parsed { line, manifest: Ok(typed(kind, Yaml(piece))?) }),
+        // Of no interest, but a file with a mistake in it is not trusted in part.
+        Reading::Skip => {
+            let serde::de::IgnoredAny = Yaml(piece).decode()?;
+        }
+        Reading::Bad(reason) => sink(Parsed { line, manifest: Err(reason) }),
+        Reading::One(kind) => sink(Parsed { line, manifest: Ok(typed(kind, Yaml(piece))?) }),
         Reading::List(default) => {
             let list: YamlList = Yaml(piece).decode()?;
             for item in list.items.into_iter().flatten() {
                 let item_line = usize::try_from(item.referenced.line()).map_or(line, |line| piece.before + line);
-                yaml_item(item.value, &default, item_line, parsed)?;
+                yaml_item(item.value, &default, item_line, sink)?;
             }
         }
     }
     Ok(())
 }
 
-fn yaml_item(
-    value: serde_json::Value,
-    default: &Head,
-    line: usize,
-    parsed: &mut Vec<Parsed>,
-) -> Result<(), ParseError> {
+/// The head of a document in the usual form, without parsing all of it twice: nothing that belongs to a value begins
+/// in the first column. What is read by it is still checked, as the types check their own kind.
+fn quick_head(text: &str) -> Option<Head> {
+    let mut head = Head::default();
+    for line in text.lines() {
+        let (field, value) = match (line.strip_prefix("kind: "), line.strip_prefix("apiVersion: ")) {
+            (Some(value), None) => (&mut head.kind, value),
+            (None, Some(value)) => (&mut head.api_version, value),
+            (_, _) => continue,
+        };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/' | b'-');
+        let value = value.trim_end();
+        if value.is_empty() || !value.bytes().all(plain) || field.replace(value.to_owned()).is_some() {
+            return None;
+        }
+    }
+    (head.kind.is_some() && head.api_version.is_some()).then_some(head)
+}
+
+fn yaml_item(value: serde_json::Value, default: &Head, line: usize, sink: Sink<'_>) -> Result<(), ParseError> {
     let bad = |error: &serde_json::Error| ParseError { line: Some(line), reason: one_line(&error.to_string()) };
     let head = Head::deserialize(&value).map_err(|error| bad(&error))?;
     let manifest = match reading(&head.or(default)) {
@@ -269,7 +296,7 @@ fn yaml_item(
         Reading::List(_) => Err("a list within a list is not read".to_owned()),
         Reading::One(kind) => Ok(typed(kind, value).map_err(|error| bad(&error))?),
     };
-    parsed.push(Parsed { line, manifest });
+    sink(Parsed { line, manifest });
     Ok(())
 }
 
@@ -283,16 +310,16 @@ impl Head {
     }
 }
 
-fn json_documents(text: &str, parsed: &mut Vec<Parsed>) -> Result<(), ParseError> {
+fn json_documents(text: &str, sink: Sink<'_>) -> Result<(), ParseError> {
     for document in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
         let document = document.map_err(|error| json_error(&error))?;
-        json_document(text, document, None, parsed)?;
+        json_document(text, document, None, sink)?;
     }
     Ok(())
 }
 
 /// One document, or with `list` one item of a list of that head.
-fn json_document(file: &str, raw: &RawValue, list: Option<&Head>, parsed: &mut Vec<Parsed>) -> Result<(), ParseError> {
+fn json_document(file: &str, raw: &RawValue, list: Option<&Head>, sink: Sink<'_>) -> Result<(), ParseError> {
     let piece = Piece { text: raw.get(), before: lines_before(file, raw.get()) };
     let line = piece.before + 1;
     let Some(head) = Json(piece).decode::<Option<Head>>()? else { return Ok(()) };
@@ -305,12 +332,12 @@ fn json_document(file: &str, raw: &RawValue, list: Option<&Head>, parsed: &mut V
         (Reading::List(default), None) => {
             let list: JsonList<'_> = serde_json::from_str(raw.get()).map_err(|error| json_error(&error))?;
             for item in list.items.into_iter().flatten() {
-                json_document(file, item, Some(&default), parsed)?;
+                json_document(file, item, Some(&default), sink)?;
             }
             return Ok(());
         }
     };
-    parsed.push(Parsed { line, manifest });
+    sink(Parsed { line, manifest });
     Ok(())
 }
 

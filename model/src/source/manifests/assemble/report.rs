@@ -8,8 +8,10 @@ impl Assembly {
     /// Every present problem, in a fixed order.
     pub(in super::super) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (name, file) in &self.files {
-            self.file_problems(name, file, &mut problems);
+        for name in &self.faulty {
+            if let Some(file) = self.files.get(name) {
+                self.file_problems(name, file, &mut problems);
+            }
         }
         self.contested_problems(&mut problems);
         self.address_problems(&mut problems);
@@ -61,14 +63,14 @@ impl Assembly {
     }
 
     fn address_problems(&self, problems: &mut Vec<Problem>) {
-        for (key, assigned) in self.assigned.iter().filter(|(_, assigned)| !assigned.complaints.is_empty()) {
+        for (key, assigned) in self.deprived.iter().filter_map(|key| Some((key, self.assigned.get(key)?))) {
             let id = ObjectId { kind: ObjectKind::Service, key: key.clone() };
             problems.extend(assigned.complaints.iter().map(|complaint| self.object_problem(&id, complaint.clone())));
         }
     }
 
     fn orphan_problems(&self, problems: &mut Vec<Problem>) {
-        for (service, slices) in self.own_slices.iter().filter(|(service, _)| !self.drafts.contains_key(*service)) {
+        for (service, slices) in self.missing.iter().filter_map(|key| Some((key, self.own_slices.get(key)?))) {
             problems.extend(slices.iter().map(|slice| {
                 let mut key = service.clone();
                 key.name = slice.clone();

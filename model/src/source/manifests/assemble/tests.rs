@@ -17,11 +17,9 @@ fn assembly() -> Assembly {
 
 fn load(assembly: &mut Assembly, name: &str, text: &str) {
     let mut cx = Conversion::default();
-    match parse(text, Format::Yaml) {
-        Ok(parsed) => {
-            let declared = parsed.into_iter().map(|parsed| declare(parsed, &mut cx)).collect();
-            assembly.replace(&Arc::from(name), declared);
-        }
+    let mut declared = Vec::new();
+    match parse(text, Format::Yaml, |parsed| declared.push(declare(parsed, &mut cx))) {
+        Ok(()) => assembly.replace(&Arc::from(name), declared),
         Err(error) => assembly.fail(&Arc::from(name), error),
     }
 }

@@ -6,7 +6,9 @@ use super::*;
 
 fn objects(text: &str) -> Vec<Object> {
     let mut cx = Conversion::default();
-    parse(text, Format::Yaml).unwrap().into_iter().filter_map(|parsed| declare(parsed, &mut cx).object).collect()
+    let mut objects = Vec::new();
+    parse(text, Format::Yaml, |parsed| objects.extend(declare(parsed, &mut cx).object)).unwrap();
+    objects
 }
 
 /// Slices of a Service with this spec over Pods given as `name: rest of the manifest`.

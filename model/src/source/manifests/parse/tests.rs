@@ -14,10 +14,15 @@ fn describe(parsed: &Parsed) -> String {
     format!("{}: {name}", parsed.line)
 }
 
+fn parsed(text: &str, format: Format) -> Result<Vec<Parsed>, ParseError> {
+    let mut all = Vec::new();
+    parse(text, format, |parsed| all.push(parsed)).map(|()| all)
+}
+
 #[track_caller]
 fn check(format: Format, text: &str, expected: &[&str]) {
-    let parsed = parse(text, format).unwrap();
-    let found: Vec<String> = parsed.iter().map(describe).collect();
+    let found = parsed(text, format).unwrap();
+    let found: Vec<String> = found.iter().map(describe).collect();
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(expected) {
         assert!(found.starts_with(expected), "found {found:?}, expected {expected:?}");
@@ -26,7 +31,7 @@ fn check(format: Format, text: &str, expected: &[&str]) {
 
 #[track_caller]
 fn check_error(format: Format, text: &str, line: usize, reason: &str) {
-    let error = parse(text, format).unwrap_err();
+    let error = parsed(text, format).unwrap_err();
     assert_eq!(error.line, Some(line), "{}", error.reason);
     assert!(error.reason.contains(reason), "{}", error.reason);
     assert!(!error.reason.contains('\n'));
@@ -100,4 +105,16 @@ fn errors_name_the_line_of_the_file() {
     );
     check_error(Format::Yaml, "- a\n- b\n", 1, "");
     check_error(Format::Yaml, "just a word\n", 1, "");
+}
+
+#[test]
+fn a_head_in_unusual_form_is_found_all_the_same() {
+    let usual = "metadata: {name: n}\n";
+    check(Format::Yaml, &format!("kind: \"Node\"\napiVersion: v1 # core\n{usual}"), &["1: Node n"]);
+    check(Format::Yaml, "{kind: Node, apiVersion: v1, metadata: {name: n}}\n", &["1: Node n"]);
+    check(Format::Yaml, &format!("kind:\n  Node\napiVersion:   v1\n{usual}"), &["1: Node n"]);
+    let inner = "data:\n  x: |\n    kind: Pod\n";
+    check(Format::Yaml, &format!("{inner}{usual}apiVersion: v1\nkind: Node\n"), &["1: Node n"]);
+    check_error(Format::Yaml, "apiVersion: v1\nkind: Node\nmetadata: [\n", 3, "");
+    check_error(Format::Yaml, "apiVersion: v1\nkind: ConfigMap\ndata: [\n", 3, "");
 }
