@@ -9,7 +9,7 @@ use crate::tidy;
 use crate::toolchain::BpfToolchain;
 use crate::workspace::{BPF_CRATE, Workspace};
 
-const COMPONENTS: &str = "is a component missing? run: rustup component add rustfmt clippy";
+const CLIPPY: &str = "mend what is shown; if cargo does not know the command: rustup component add clippy";
 
 /// Checks everything, whatever fails on the way: one look at the end shows all there is to mend.
 pub(crate) fn run(workspace: &Workspace, toolchain: &BpfToolchain, phases: &mut Phases) -> Result<()> {
@@ -29,12 +29,16 @@ pub(crate) fn run(workspace: &Workspace, toolchain: &BpfToolchain, phases: &mut 
 
 fn formatting(workspace: &Workspace) -> Result<()> {
     let command = workspace.cargo(&["fmt", "--all", "--check"]);
-    visible(command, "checking the formatting", &format!("run: cargo fmt --all ({COMPONENTS})"))
+    visible(
+        command,
+        "checking the formatting",
+        "run: cargo fmt --all; if cargo does not know the command: rustup component add rustfmt",
+    )
 }
 
 fn clippy(workspace: &Workspace) -> Result<()> {
     let arguments = ["clippy", "--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"];
-    visible(workspace.cargo(&arguments), "clippy", COMPONENTS)
+    visible(workspace.cargo(&arguments), "clippy", CLIPPY)
 }
 
 fn rustdoc(workspace: &Workspace) -> Result<()> {
