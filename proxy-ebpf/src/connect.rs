@@ -1,14 +1,12 @@
 //! `connect()` and `getpeername()`.
 
-use core::ptr::null_mut;
-
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::{Address4, Address6, Flow, Port, mapped, unmapped};
 
+use crate::PROCEED;
 use crate::maps::PEER;
 use crate::pick::{Target, endpoint4, endpoint6, service4, service6};
 use crate::sockaddr::{address4, address6, port, protocol, refuse, set4, set6};
-use crate::PROCEED;
 
 pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
     let Some(protocol) = protocol(ctx) else { return PROCEED };
@@ -55,7 +53,7 @@ fn through_mapped(target: &Target<Address4>) -> Target<Address6> {
 fn remember(ctx: &SockAddrContext, service: u32, frontend: Address6, frontend_port: Port, target: &Target<Address6>) {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
     let flow = unsafe { PEER.get_or_insert_ptr_mut(ctx, None) };
-    if flow != null_mut() {
+    if !flow.is_null() {
         let value = Flow {
             frontend,
             backend: target.address,
@@ -89,7 +87,7 @@ pub(crate) fn getpeername6(ctx: &SockAddrContext) -> i32 {
 pub(crate) fn dialled(ctx: &SockAddrContext, address: Address6, port: Port) -> Option<(Address6, Port)> {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
     let flow = unsafe { PEER.get_ptr_mut(ctx) };
-    if flow == null_mut() {
+    if flow.is_null() {
         return None;
     }
     // SAFETY: not null, and the storage is as large as a `Flow`.

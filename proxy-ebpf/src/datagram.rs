@@ -3,8 +3,6 @@
 //! A socket stays with its endpoint for each frontend while that endpoint serves, whatever joins or leaves beside it
 //! (spec/datapath.md 3.1 trap 6).
 
-use core::ptr::null_mut;
-
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::{Address4, Address6, DatagramFlows, Flow, Port, mapped, socket::FLOWS};
 
@@ -50,8 +48,7 @@ pub(crate) fn sendmsg6(ctx: &SockAddrContext) -> i32 {
         return PROCEED;
     }
     let Some(Target { address: backend, port: backend_port, reference }) = endpoint6(service) else { return refuse() };
-    let flow =
-        Flow { frontend: address, backend, frontend_port: port, backend_port, reference: reference.0, service };
+    let flow = Flow { frontend: address, backend, frontend_port: port, backend_port, reference: reference.0, service };
     remember(flows, &flow);
     set6(ctx, backend, backend_port);
     PROCEED
@@ -82,20 +79,18 @@ fn storage(ctx: &SockAddrContext) -> *mut DatagramFlows {
 /// The flow to a frontend, if the socket has one for the service that owns the frontend now.
 #[inline(always)]
 fn known<'a>(flows: *mut DatagramFlows, address: &Address6, port: Port, service: u32) -> Option<&'a Flow> {
-    if flows == null_mut() {
+    if flows.is_null() {
         return None;
     }
     // SAFETY: not null, and the storage is as large as a `DatagramFlows` and lives as long as the program runs.
     let flows = unsafe { &(*flows).flows };
-    flows.iter().find(|flow| {
-        flow.frontend_port == port && flow.service == service && same(&flow.frontend, address)
-    })
+    flows.iter().find(|flow| flow.frontend_port == port && flow.service == service && same(&flow.frontend, address))
 }
 
 /// Keeps a flow, in the place of an older one to the same frontend if there is one.
 #[inline(always)]
 fn remember(flows: *mut DatagramFlows, flow: &Flow) {
-    if flows == null_mut() {
+    if flows.is_null() {
         return;
     }
     // SAFETY: as in `known`; only this socket's calls write here, and a lost race costs one entry.
@@ -119,7 +114,7 @@ fn remember(flows: *mut DatagramFlows, flow: &Flow) {
 fn forget(ctx: &SockAddrContext, address: &Address6, port: Port) {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
     let flows = unsafe { DATAGRAMS.get_ptr_mut(ctx) };
-    if flows == null_mut() {
+    if flows.is_null() {
         return;
     }
     // SAFETY: as in `remember`.
@@ -135,7 +130,7 @@ fn forget(ctx: &SockAddrContext, address: &Address6, port: Port) {
 fn sender(ctx: &SockAddrContext, address: Address6, port: Port) -> Option<(Address6, Port)> {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
     let flows = unsafe { DATAGRAMS.get_ptr_mut(ctx) };
-    if flows != null_mut() {
+    if !flows.is_null() {
         // SAFETY: as in `known`.
         for flow in unsafe { &(*flows).flows } {
             if flow.frontend_port != 0 && flow.backend_port == port && same(&flow.backend, &address) {

@@ -1,6 +1,6 @@
 //! From what a client dials to the endpoint it gets.
 
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use proxy_abi::{
@@ -25,7 +25,7 @@ pub(crate) struct Target<A> {
 pub(crate) fn service4(address: Address4, port: Port, protocol: u8) -> Option<u32> {
     let key = FrontendKey4 { address, port, protocol, scope: 0 };
     // SAFETY: the element may be recycled while we look; the fingerprint below tells.
-    let value = unsafe { FRONTENDS4.get(&key) }?;
+    let value = unsafe { FRONTENDS4.get(key) }?;
     service(value, key.fingerprint())
 }
 
@@ -34,14 +34,13 @@ pub(crate) fn service4(address: Address4, port: Port, protocol: u8) -> Option<u3
 pub(crate) fn service6(address: Address6, port: Port, protocol: u8) -> Option<u32> {
     let key = FrontendKey6 { address, port, protocol, scope: 0 };
     // SAFETY: as in `service4`.
-    let value = unsafe { FRONTENDS6.get(&key) }?;
+    let value = unsafe { FRONTENDS6.get(key) }?;
     service(value, key.fingerprint())
 }
 
 #[inline(always)]
 fn service(value: *const u64, fingerprint: u32) -> Option<u32> {
-    // SAFETY: `value` points into a map element, which stays readable until the program ends.
-    let value = FrontendValue(unsafe { read_volatile(value) });
+    let value = FrontendValue(word(value, 0));
     (value.fingerprint() == fingerprint).then_some(value.service())
 }
 
@@ -72,19 +71,23 @@ pub(crate) fn endpoint6(service: u32) -> Option<Target<Address6>> {
 #[inline(always)]
 fn choose(service: u32) -> Option<BackendRef> {
     let entry = DIRECTORY.get_ptr(service)?;
-    // SAFETY: `entry` is an element of an array map; the load is one aligned word.
-    let extent = Extent(unsafe { read_volatile(addr_of!((*entry)[0])) });
+    let extent = Extent(word(entry.cast(), 0));
     if extent.all() == 0 {
         return None;
     }
     let slot = SLOTS.get_ptr(extent.base() + below(extent.all()))?;
-    // SAFETY: as above.
-    Some(Slot(unsafe { read_volatile(slot) }).backend())
+    Some(Slot(word(slot, 0)).backend())
+}
+
+/// One aligned word of a map element, read once: the daemon may write it at any moment.
+#[inline(always)]
+fn word(element: *const u64, at: usize) -> u64 {
+    // SAFETY: callers pass an element of a map that has this word; it stays readable until the program ends.
+    unsafe { read_volatile(element.wrapping_add(at)) }
 }
 
 /// A random number below `count`, by multiplication: as even as a modulo and without the division.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the product of two 32-bit numbers shifted by 32 fits 32 bits")]
 fn below(count: u32) -> u32 {
     // SAFETY: the helper takes and touches nothing.
     let random = unsafe { bpf_get_prandom_u32() };
@@ -95,11 +98,10 @@ fn below(count: u32) -> u32 {
 #[inline(always)]
 pub(crate) fn alive4(reference: BackendRef) -> Option<Target<Address4>> {
     let backend: *const Backend4 = BACKENDS4.get_ptr(reference.index())?;
-    // SAFETY: `backend` is an element of an array map; the load is one aligned word.
-    let word = unsafe { read_volatile(addr_of!((*backend).words[0])) };
-    (Backend4::generation(word) == reference.generation()).then_some(Target {
-        address: Backend4::address(word),
-        port: Backend4::port(word),
+    let life = word(backend.cast(), 0);
+    (Backend4::generation(life) == reference.generation()).then_some(Target {
+        address: Backend4::address(life),
+        port: Backend4::port(life),
         reference,
     })
 }
@@ -108,12 +110,8 @@ pub(crate) fn alive4(reference: BackendRef) -> Option<Target<Address4>> {
 #[inline(always)]
 pub(crate) fn alive6(reference: BackendRef) -> Option<Target<Address6>> {
     let backend: *const Backend6 = BACKENDS6.get_ptr(reference.index())?;
-    // SAFETY: as in `alive4`.
-    let life = unsafe { read_volatile(addr_of!((*backend).words[Backend6::LIFE])) };
-    // SAFETY: as in `alive4`.
-    let first = unsafe { read_volatile(addr_of!((*backend).words[0])) };
-    // SAFETY: as in `alive4`.
-    let second = unsafe { read_volatile(addr_of!((*backend).words[1])) };
+    let life = word(backend.cast(), Backend6::LIFE);
+    let (first, second) = (word(backend.cast(), 0), word(backend.cast(), 1));
     (Backend6::generation(life) == reference.generation()).then_some(Target {
         address: Backend6::address(first, second),
         port: Backend6::port(life),

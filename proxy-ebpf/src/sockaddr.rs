@@ -2,8 +2,10 @@
 //! offset. A compiler that merges two of them or moves the pointer gets "dereference of modified ctx ptr", so every
 //! access is volatile (spec/datapath.md trap 20).
 
-use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use core::mem::offset_of;
+use core::ptr::{read_volatile, write_volatile};
 
+use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::{Address4, Address6, Port};
@@ -14,11 +16,32 @@ const IPPROTO_SCTP: u32 = 132;
 
 const ECONNREFUSED: i32 = 111;
 
+const PROTOCOL: usize = offset_of!(bpf_sock_addr, protocol);
+const ADDRESS4: usize = offset_of!(bpf_sock_addr, user_ip4);
+const ADDRESS6: usize = offset_of!(bpf_sock_addr, user_ip6);
+const PORT: usize = offset_of!(bpf_sock_addr, user_port);
+
+#[inline(always)]
+fn field(ctx: &SockAddrContext, offset: usize) -> *mut u32 {
+    ctx.sock_addr.wrapping_byte_add(offset).cast()
+}
+
+#[inline(always)]
+fn load(ctx: &SockAddrContext, offset: usize) -> u32 {
+    // SAFETY: the kernel passes a valid context, and `offset` is that of one of its 4-byte fields.
+    unsafe { read_volatile(field(ctx, offset)) }
+}
+
+#[inline(always)]
+fn store(ctx: &SockAddrContext, offset: usize, value: u32) {
+    // SAFETY: as in `load`; the field is one that these hooks may write, or the verifier refuses the program.
+    unsafe { write_volatile(field(ctx, offset), value) };
+}
+
 /// Protocol number of a socket that can be load-balanced. Ping sockets reach these hooks with ICMP and stay as they are.
 #[inline(always)]
 pub(crate) fn protocol(ctx: &SockAddrContext) -> Option<u8> {
-    // SAFETY: the kernel passes a valid context; this reads one of its 4-byte fields.
-    match unsafe { read_volatile(addr_of!((*ctx.sock_addr).protocol)) } {
+    match load(ctx, PROTOCOL) {
         IPPROTO_TCP => Some(6),
         IPPROTO_UDP => Some(17),
         IPPROTO_SCTP => Some(132),
@@ -29,59 +52,38 @@ pub(crate) fn protocol(ctx: &SockAddrContext) -> Option<u8> {
 /// The IPv4 address the call is about.
 #[inline(always)]
 pub(crate) fn address4(ctx: &SockAddrContext) -> Address4 {
-    // SAFETY: as in `protocol`.
-    unsafe { read_volatile(addr_of!((*ctx.sock_addr).user_ip4)) }
+    load(ctx, ADDRESS4)
 }
 
 /// The IPv6 address the call is about.
 #[inline(always)]
 pub(crate) fn address6(ctx: &SockAddrContext) -> Address6 {
-    // SAFETY: as in `protocol`.
-    let a = unsafe { read_volatile(addr_of!((*ctx.sock_addr).user_ip6[0])) };
-    // SAFETY: as in `protocol`.
-    let b = unsafe { read_volatile(addr_of!((*ctx.sock_addr).user_ip6[1])) };
-    // SAFETY: as in `protocol`.
-    let c = unsafe { read_volatile(addr_of!((*ctx.sock_addr).user_ip6[2])) };
-    // SAFETY: as in `protocol`.
-    let d = unsafe { read_volatile(addr_of!((*ctx.sock_addr).user_ip6[3])) };
-    [a, b, c, d]
+    [load(ctx, ADDRESS6), load(ctx, ADDRESS6 + 4), load(ctx, ADDRESS6 + 8), load(ctx, ADDRESS6 + 12)]
 }
 
 /// The port the call is about.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the kernel keeps a 16-bit port in this 32-bit field")]
 pub(crate) fn port(ctx: &SockAddrContext) -> Port {
-    // SAFETY: as in `protocol`.
-    unsafe { read_volatile(addr_of!((*ctx.sock_addr).user_port)) as Port }
+    load(ctx, PORT) as Port
 }
 
 /// Replaces IPv4 address and port.
 #[inline(always)]
 pub(crate) fn set4(ctx: &SockAddrContext, address: Address4, port: Port) {
-    // SAFETY: the kernel passes a valid context; this writes a field that these hooks may write.
-    unsafe { write_volatile(addr_of_mut!((*ctx.sock_addr).user_ip4), address) };
-    set_port(ctx, port);
+    store(ctx, ADDRESS4, address);
+    store(ctx, PORT, port.into());
 }
 
 /// Replaces IPv6 address and port.
 #[inline(always)]
 pub(crate) fn set6(ctx: &SockAddrContext, address: Address6, port: Port) {
     let [a, b, c, d] = address;
-    // SAFETY: as in `set4`.
-    unsafe { write_volatile(addr_of_mut!((*ctx.sock_addr).user_ip6[0]), a) };
-    // SAFETY: as in `set4`.
-    unsafe { write_volatile(addr_of_mut!((*ctx.sock_addr).user_ip6[1]), b) };
-    // SAFETY: as in `set4`.
-    unsafe { write_volatile(addr_of_mut!((*ctx.sock_addr).user_ip6[2]), c) };
-    // SAFETY: as in `set4`.
-    unsafe { write_volatile(addr_of_mut!((*ctx.sock_addr).user_ip6[3]), d) };
-    set_port(ctx, port);
-}
-
-#[inline(always)]
-fn set_port(ctx: &SockAddrContext, port: Port) {
-    // SAFETY: as in `set4`.
-    unsafe { write_volatile(addr_of_mut!((*ctx.sock_addr).user_port), port.into()) };
+    store(ctx, ADDRESS6, a);
+    store(ctx, ADDRESS6 + 4, b);
+    store(ctx, ADDRESS6 + 8, c);
+    store(ctx, ADDRESS6 + 12, d);
+    store(ctx, PORT, port.into());
 }
 
 /// Makes the call fail with ECONNREFUSED, what a client of kube-proxy sees when nobody serves (spec NE-4). Without it

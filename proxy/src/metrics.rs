@@ -16,17 +16,28 @@ use crate::status::Status;
 /// Reads the DNS server's counters.
 pub type DnsStats = Box<dyn Fn() -> shunt_dns::Stats + Send + Sync>;
 
-/// The durations of syncs: 0.1 ms to 1.6 s and above.
-#[must_use]
-pub fn sync_durations() -> Histogram {
-    Histogram::new(exponential_buckets(0.0001, 2.0, 15))
+/// What takes time between a new view of the cluster and the kernel: 0.1 ms to 1.6 s and above.
+#[derive(Clone, Debug)]
+pub struct Durations {
+    /// Deciding.
+    pub plan: Histogram,
+    /// Writing.
+    pub sync: Histogram,
+}
+
+impl Default for Durations {
+    fn default() -> Self {
+        let histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 15));
+        Self { plan: histogram(), sync: histogram() }
+    }
 }
 
 /// All metrics, under the prefix `shunt_`.
 #[must_use]
-pub fn registry(status: watch::Receiver<Status>, durations: Histogram, dns: Option<DnsStats>) -> Registry {
+pub fn registry(status: watch::Receiver<Status>, durations: Durations, dns: Option<DnsStats>) -> Registry {
     let mut registry = Registry::with_prefix("shunt");
-    registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations);
+    registry.register("plan_duration_seconds", "Time to plan what a new view changes", durations.plan);
+    registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations.sync);
     registry.register_collector(Box::new(Proxy(status)));
     if let Some(stats) = dns {
         registry.register_collector(Box::new(Dns(stats)));

@@ -36,7 +36,7 @@ pub struct Output {
     /// The views that the kernel serves, for DNS: a name must not resolve to a service that is not reachable yet.
     pub reachable: watch::Sender<Option<Arc<Snapshot>>>,
     /// Takes the duration of every sync in seconds.
-    pub durations: prometheus_client::metrics::histogram::Histogram,
+    pub durations: crate::metrics::Durations,
 }
 
 /// The loop's state.
@@ -92,11 +92,13 @@ impl Reconciler {
     fn sync_newest(&mut self) -> Option<Instant> {
         let snapshot = Arc::clone(&self.input.snapshots.borrow_and_update());
         self.generation += 1;
+        let started = Instant::now();
         self.planner.update(Arc::clone(&snapshot));
+        self.output.durations.plan.observe(started.elapsed().as_secs_f64());
         let started = Instant::now();
         let outcome = self.datapath.sync(self.planner.plan());
         let elapsed = started.elapsed();
-        self.output.durations.observe(elapsed.as_secs_f64());
+        self.output.durations.sync.observe(elapsed.as_secs_f64());
         self.status.syncs += 1;
         self.describe_plan();
         let complete = match outcome {

@@ -133,7 +133,7 @@ impl Daemon {
         let (reachable, served) = watch::channel(None);
         let (dns, listen) = self.start_dns(served).await?;
         self.start_control(dns.as_ref());
-        let durations = metrics::sync_durations();
+        let durations = metrics::Durations::default();
         self.start_metrics(durations.clone(), dns.as_ref(), mode);
         let planner = Planner::new(plan_options(&config, listen));
         let input = Input { snapshots: source.snapshots.clone(), health: source.health.clone() };
@@ -181,12 +181,7 @@ impl Daemon {
         }
     }
 
-    fn start_metrics(
-        &mut self,
-        durations: prometheus_client::metrics::histogram::Histogram,
-        dns: Option<&Arc<Server>>,
-        mode: &'static str,
-    ) {
+    fn start_metrics(&mut self, durations: metrics::Durations, dns: Option<&Arc<Server>>, mode: &'static str) {
         if let Some(listener) = self.metrics.take() {
             // The metrics must not keep alive a server that is being stopped.
             let server = dns.map(Arc::downgrade);

@@ -1,6 +1,6 @@
 //! The socket data path: tables that say who answers, and programs at the cgroup that read them at `connect()`.
 //!
-//! Flow: plan of a service port → [`image::target`] (pure) → [`layout::Layout`] (pure) → [`tables::Tables`] (thin).
+//! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
 mod image;
 pub mod layout;
@@ -16,12 +16,12 @@ use std::time::Instant;
 
 use imbl::ordmap::DiffItem;
 
-pub use self::pins::{PinError, Removed, remove as cleanup};
-pub use self::programs::{Links, ProgramsError};
-pub use self::tables::TableError;
 use self::layout::pool::Moment;
 use self::layout::{Layout, Write};
 use self::pins::Pins;
+pub use self::pins::{PinError, Removed, remove as cleanup};
+pub use self::programs::{Links, ProgramsError};
+pub use self::tables::TableError;
 use self::tables::Tables;
 use super::{Datapath, SyncError, Synced};
 use crate::plan::{Plan, PortKey, PortPlan};
@@ -98,7 +98,8 @@ impl Ebpf {
     /// Loads the programs or adopts those that run, opens the tables and reads what is in them. Nothing that balances
     /// traffic now is changed before the first [`Datapath::sync`].
     pub fn open(options: &EbpfOptions) -> Result<(Self, Adopted), OpenError> {
-        let read = |path: &PathBuf| std::fs::read(path).map_err(|source| OpenError::Object { path: path.clone(), source });
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|source| OpenError::Object { path: path.clone(), source });
         let object = options.object.as_ref().map(read).transpose()?;
         let pins = Pins::create(&options.bpf_root)?;
         let links = programs::install(object.as_deref().unwrap_or(OBJECT), &pins, &options.cgroup_root)?;

@@ -122,8 +122,8 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
         ..shunt_model::source::SourceHealth::default()
     });
     let (_status, status) = watch::channel(status);
-    let durations = metrics::sync_durations();
-    durations.observe(0.003);
+    let durations = metrics::Durations::default();
+    durations.sync.observe(0.003);
     let server = Arc::new(server);
     let stats = Arc::clone(&server);
     let registry = metrics::registry(status, durations, Some(Box::new(move || stats.stats())));
@@ -140,7 +140,7 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }
     let (_, empty) = watch::channel(Status::default());
-    let registry = metrics::registry(empty, metrics::sync_durations(), None);
+    let registry = metrics::registry(empty, metrics::Durations::default(), None);
     assert_eq!(get(metrics_routes(registry, "ebpf"), "/proxyMode").await, (200, "ebpf".to_owned())); // HM-21
 }
 

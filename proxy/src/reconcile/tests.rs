@@ -80,7 +80,7 @@ impl Loop {
         let says = says.iter().copied().collect();
         let fake = Fake { says, began: Instant::now(), dns: dns.clone(), calls: Arc::clone(&calls) };
         let input = Input { snapshots: snapshots_read, health: health_read };
-        let output = Output { status, reachable, durations: metrics::sync_durations() };
+        let output = Output { status, reachable, durations: metrics::Durations::default() };
         let reconciler = Reconciler::new(Planner::new(PlanOptions::default()), Box::new(fake), input, output);
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(stop.clone()));

@@ -104,7 +104,7 @@ fn length(count: usize) -> io::Result<u32> {
 }
 
 /// Writes elements of a hash map whose keys have `K` bytes and whose values are 64-bit words, in one call per
-/// [`READ_BATCH`] elements. Kernel: 5.6.
+/// 16,384 elements. Kernel: 5.6.
 pub fn update_words<const K: usize>(map: BorrowedFd<'_>, elements: &[([u8; K], u64)]) -> io::Result<()> {
     for chunk in elements.chunks(READ_BATCH) {
         let keys: Vec<u8> = chunk.iter().flat_map(|(key, _)| key.iter().copied()).collect();

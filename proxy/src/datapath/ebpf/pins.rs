@@ -128,7 +128,11 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
 fn remove_files(directory: &Path) -> Result<usize, PinError> {
     let files = list(directory)?;
     for path in &files {
-        std::fs::remove_file(path).map_err(|source| PinError::File { doing: "removing the pin", path: path.clone(), source })?;
+        std::fs::remove_file(path).map_err(|source| PinError::File {
+            doing: "removing the pin",
+            path: path.clone(),
+            source,
+        })?;
     }
     remove_directory(directory)?;
     Ok(files.len())

@@ -50,8 +50,12 @@ fn kernel() -> Check {
     let release = uname().map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default();
     match version(&release) {
         Some(found) if found >= OLDEST => check("kernel", State::Ok, release),
-        Some(_) => check("kernel", State::Missing, format!("{release} is too old: socket programs need {major}.{minor}")),
-        None => check("kernel", State::Note, format!("release {release:?} is not understood; {major}.{minor} is needed")),
+        Some(_) => {
+            check("kernel", State::Missing, format!("{release} is too old: socket programs need {major}.{minor}"))
+        }
+        None => {
+            check("kernel", State::Note, format!("release {release:?} is not understood; {major}.{minor} is needed"))
+        }
     }
 }
 
@@ -73,7 +77,9 @@ fn program_type() -> Check {
     match is_program_supported(ProgramType::CgroupSockAddr) {
         Ok(true) => check(NAME, State::Ok, "the kernel loads them"),
         Ok(false) => check(NAME, State::Missing, "the kernel has none (CONFIG_CGROUP_BPF)"),
-        Err(error) => check(NAME, State::Missing, format!("cannot be asked for: {error}; CAP_BPF and CAP_NET_ADMIN are needed")),
+        Err(error) => {
+            check(NAME, State::Missing, format!("cannot be asked for: {error}; CAP_BPF and CAP_NET_ADMIN are needed"))
+        }
     }
 }
 
@@ -102,7 +108,11 @@ fn bpf_file_system(root: &Path) -> Check {
     } else if root.starts_with("/sys/fs/bpf") {
         check(NAME, State::Note, "not mounted; `shunt run` mounts it on /sys/fs/bpf")
     } else {
-        check(NAME, State::Missing, format!("{} is not on one: mount -t bpf bpf DIR, or another --bpf-root", root.display()))
+        check(
+            NAME,
+            State::Missing,
+            format!("{} is not on one: mount -t bpf bpf DIR, or another --bpf-root", root.display()),
+        )
     }
 }
 
