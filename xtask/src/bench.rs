@@ -1,12 +1,84 @@
-//! Measurements side by side, as ratios: what design budgets promise is read off here.
+//! Measurements side by side, as ratios: what the design's budgets promise is read off here.
 
-use anyhow::{Result, bail};
+mod cluster;
+mod report;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lab::peer::BenchLine;
+
+use crate::ui::heading;
+use crate::workspace::Workspace;
+use crate::{build, gate, setup};
+use cluster::{Cluster, Counters};
+use report::Report;
+
+/// How many services stand beside the one that is measured.
+const SIZES: [u32; 3] = [1, 1_000, 10_000];
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub(crate) struct BenchOptions {}
+pub(crate) struct BenchOptions {
+    /// Connections per target and size.
+    #[arg(long, default_value_t = 10_000)]
+    samples: u32,
+    /// Changes of one endpoint.
+    #[arg(long, default_value_t = 100)]
+    changes: u32,
+}
 
-/// Runs the measurements.
-pub(crate) fn run(_options: &BenchOptions) -> Result<()> {
-    bail!("there are no measurements yet")
+/// Builds, then runs the measurements. Needs root.
+pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
+    gate::can_run_a_lab("cargo xtask bench")?;
+    heading("set-up");
+    let toolchain = setup::for_running(workspace)?;
+    heading("build");
+    build::bpf_objects(workspace, &toolchain)?;
+    build::binaries(workspace, build::LAB_PROFILE)?;
+    heading("bench");
+    let mut cluster = Cluster::start(
+        &workspace.binary(build::LAB_PROFILE, "shunt"),
+        &workspace.binary(build::LAB_PROFILE, "lab-peer"),
+    )?;
+    let mut report = Report::default();
+    for size in SIZES {
+        cluster.grow_to(size).with_context(|| format!("growing to {size} services"))?;
+        connects(&cluster, options, size, &mut report)?;
+    }
+    changes(&mut cluster, options, &mut report)?;
+    programming(&mut cluster, &mut report)?;
+    report.print();
+    Ok(())
+}
+
+/// Connecting to the backend itself and through its Service, sample by sample in turn.
+fn connects(cluster: &Cluster, options: &BenchOptions, services: u32, report: &mut Report) -> Result<()> {
+    for (what, udp) in [("TCP connect", false), ("UDP connect", true)] {
+        let lines = cluster.bench_connect(options.samples, udp)?;
+        let [direct, service]: &[BenchLine; 2] = lines.as_slice().try_into().context("two targets give two lines")?;
+        report.connect(what, services, direct, service);
+    }
+    Ok(())
+}
+
+/// One endpoint comes or goes in a service of ten, beside all the others.
+fn changes(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+    let before = cluster.counters()?;
+    let mut seen: Vec<Duration> = Vec::new();
+    for number in 0..options.changes {
+        seen.push(cluster.change_one_endpoint(number)?);
+    }
+    let spent = cluster.counters()?.since(&before);
+    seen.sort_unstable();
+    report.change(&spent, seen.get(seen.len() / 2).copied().unwrap_or_default());
+    Ok(())
+}
+
+/// A daemon that starts on empty tables with everything to program.
+fn programming(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
+    cluster.start_afresh()?;
+    let spent: Counters = cluster.counters()?;
+    report.programming(&spent, cluster.endpoints(), cluster.rss_kib()?);
+    Ok(())
 }

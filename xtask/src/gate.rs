@@ -40,7 +40,7 @@ pub(crate) fn can_run_a_lab(what: &str) -> Result<()> {
     let missing = missing_filesystems(&filesystems);
     if !missing.is_empty() {
         bail!(
-            "this kernel has no {}; {what} needs a Linux kernel with cgroup v2 and BPF (5.19 or later)",
+            "this kernel has no {}; {what} needs a Linux kernel with cgroup v2 and BPF (5.18 or later)",
             missing.join(" and no ")
         );
     }

@@ -90,7 +90,7 @@ fn run(action: Action) -> Result<ExitCode> {
             lint::run(&workspace, &toolchain, &mut Phases::new())?;
         }
         Action::Test => return gate::run(&workspace),
-        Action::Bench(options) => bench::run(&options)?,
+        Action::Bench(options) => bench::run(&workspace, &options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,74 @@
+//! The figures as a table, each beside the budget it is held against.
+
+use std::time::Duration;
+
+use lab::peer::BenchLine;
+
+use super::cluster::Counters;
+
+/// Rows in the order of measurement.
+#[derive(Debug, Default)]
+pub(super) struct Report(Vec<[String; 5]>);
+
+impl Report {
+    /// Connect times; the ratio of medians is what counts.
+    pub(super) fn connect(&mut self, what: &str, services: u32, direct: &BenchLine, service: &BenchLine) {
+        let [ratio50, ratio99] = [(service.p50, direct.p50), (service.p99, direct.p99)]
+            .map(|(service, direct)| format!("{:.3}", ratio(service, direct)));
+        let what = format!("{what}, {services} services");
+        let times = |line: &BenchLine| format!("{} / {}", micros(line.p50), micros(line.p99));
+        let budget = if what.starts_with("TCP") { "p50 ratio <= 1.05, flat" } else { "flat" };
+        self.0.push([what, times(direct), times(service), format!("{ratio50} / {ratio99}"), budget.to_owned()]);
+    }
+
+    /// One endpoint changed at the largest size; means over all changes, from the daemon's own clock.
+    pub(super) fn change(&mut self, spent: &Counters, seen: Duration) {
+        let each = spent.syncs.max(1.0);
+        let [plan, sync] = [spent.plan_seconds, spent.sync_seconds].map(|seconds| seconds / each * 1e6);
+        let writes = spent.writes / each;
+        self.0.push([
+            "one endpoint changed".to_owned(),
+            String::new(),
+            format!("plan {plan:.0} us, kernel {sync:.0} us"),
+            format!("{writes:.1} writes"),
+            "< 1 ms, <= 6 writes".to_owned(),
+        ]);
+        let row =
+            ["  file to kernel, median", "", &format!("{:.1} ms", seen.as_secs_f64() * 1e3), "", "(not budgeted)"];
+        self.0.push(row.map(str::to_owned));
+    }
+
+    /// Everything programmed from empty tables.
+    pub(super) fn programming(&mut self, spent: &Counters, endpoints: u32, rss_kib: u64) {
+        let (plan, sync) = (spent.plan_seconds * 1e3, spent.sync_seconds * 1e3);
+        self.0.push([
+            format!("{endpoints} endpoints from nothing"),
+            String::new(),
+            format!("plan {plan:.0} ms, kernel {sync:.0} ms"),
+            format!("{:.0} writes", spent.writes),
+            "< 500 ms, kernel < 150 ms".to_owned(),
+        ]);
+        let rss = format!("{:.0} MB", rss_kib as f64 / 1024.0);
+        self.0.push(["daemon RSS", "", &rss, "", "< 120 MB"].map(str::to_owned));
+    }
+
+    /// Prints all rows.
+    #[expect(clippy::print_stdout, reason = "the table is what the command is for")]
+    pub(super) fn print(&self) {
+        let head = ["what", "direct p50/p99 us", "through the Service", "ratio / writes", "budget"].map(str::to_owned);
+        let rows: Vec<&[String; 5]> = std::iter::once(&head).chain(&self.0).collect();
+        let widths = [0, 1, 2, 3].map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max());
+        for [what, direct, service, ratio, budget] in rows {
+            let [w0, w1, w2, w3] = widths.map(Option::unwrap_or_default);
+            println!("{what:w0$}  {direct:w1$}  {service:w2$}  {ratio:w3$}  {budget}");
+        }
+    }
+}
+
+fn ratio(service: u64, direct: u64) -> f64 {
+    service as f64 / (direct.max(1)) as f64
+}
+
+fn micros(nanos: u64) -> String {
+    format!("{:.1}", nanos as f64 / 1e3)
+}
