@@ -30,13 +30,15 @@ pub struct DaemonOptions {
     pub dns_upstream: Option<SocketAddr>,
     /// Further arguments.
     pub extra: Vec<String>,
+    /// How long it may take to become ready: a large folder takes its time to parse.
+    pub ready_within: Duration,
 }
 
 impl DaemonOptions {
     /// Reads `manifests`, everything else by default.
     #[must_use]
     pub fn new(manifests: &Path) -> Self {
-        Self { manifests: manifests.to_owned(), dns_upstream: None, extra: Vec::new() }
+        Self { manifests: manifests.to_owned(), dns_upstream: None, extra: Vec::new(), ready_within: READY_WITHIN }
     }
 }
 
@@ -63,7 +65,8 @@ impl Daemon {
 
     /// Waits until `/readyz` says 200.
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let patience = self.options.ready_within;
+        let deadline = Instant::now() + patience;
         loop {
             signals::check()?;
             if !self.process.is_running()? {
@@ -75,7 +78,7 @@ impl Daemon {
                 Err(error) => format!("/readyz: {error:#}"),
             };
             if Instant::now() > deadline {
-                return Err(self.process.failure(&format!("is not ready after {READY_WITHIN:?} ({last})")));
+                return Err(self.process.failure(&format!("is not ready after {patience:?} ({last})")));
             }
             sleep(POLL);
         }

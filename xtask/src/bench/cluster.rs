@@ -65,7 +65,8 @@ impl Cluster {
         let address = server.ipv4;
         manifests.put("target", &[service("target", TARGET), slice("target", &[address])])?;
         manifests.put("changing", &changing(ENDPOINTS))?;
-        let daemon = node.daemon(DaemonOptions::new(manifests.directory()))?;
+        let options = DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(manifests.directory()) };
+        let daemon = node.daemon(options)?;
         Ok(Self { daemon, _server: listener, client, server, manifests, services: 1, _lab: lab })
     }
 
