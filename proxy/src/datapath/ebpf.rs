@@ -148,7 +148,9 @@ impl Ebpf {
             }
             Err(full) => {
                 self.refused.insert(port.key.clone(), full.to_string());
-                Ok(0)
+                // Nothing is left undone but what the tables have no room for.
+                let writes = self.layout.shrink(&port.key, target.endpoints, now);
+                self.write(&writes)
             }
         }
     }

@@ -141,6 +141,23 @@ impl Layout {
         Ok(writes)
     }
 
+    /// The writes that take away what `wanted` no longer holds, for a service port that [`Full`] kept from growing: a
+    /// removed endpoint gets nothing more even then.
+    pub fn shrink(&mut self, owner: &PortKey, wanted: &[Endpoint], now: Moment) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let Some(service) = self.owners.get(owner).copied() else { return writes };
+        let Some(record) = self.records.get_mut(&service) else { return writes };
+        let wanted: HashSet<SocketAddr> = wanted.iter().map(|end| end.address).collect();
+        let placed = record.placed.iter().enumerate().map(|(at, placed)| (placed.address, at < record.local));
+        let gone: Vec<(SocketAddr, bool)> = placed.filter(|(address, _)| !wanted.contains(address)).collect();
+        for (address, local) in gone {
+            if let Some(placed) = record.take_out(service, address, local, &mut writes) {
+                writes.push(self.backends.retire(record.family, placed.reference, now));
+            }
+        }
+        writes
+    }
+
     /// The writes that make everything of `owner` disappear.
     pub fn remove(&mut self, owner: &PortKey, now: Moment) -> Vec<Write> {
         self.owners.remove(owner).map_or_else(Vec::new, |service| self.drop_service(service, now))

@@ -106,7 +106,10 @@ pub(super) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links
         let program = program(&mut ebpf, name)?;
         let pin = pins.links.join(hook);
         match existing(&pin, cgroup_id, name)? {
-            Some(link) if same_code(link.program, program, name)? => links.kept = links.kept.saturating_add(1),
+            Some(link) if same_code(link.program, program, name)? => {
+                links.kept = links.kept.saturating_add(1);
+                continue;
+            }
             Some(_) => {
                 replace(&pin, program, name)?;
                 links.replaced = links.replaced.saturating_add(1);
@@ -114,13 +117,9 @@ pub(super) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links
             None => {
                 attach(&pin, &directory, program, name)?;
                 links.attached = links.attached.saturating_add(1);
-                pin_program(&pins.programs.join(hook), program, name)?;
-                continue;
             }
         }
-        if !pins.programs.join(hook).exists() {
-            pin_program(&pins.programs.join(hook), program, name)?;
-        }
+        pin_program(&pins.programs.join(hook), program, name)?;
     }
     Ok(links)
 }
@@ -190,11 +189,7 @@ fn same_code(running: u32, program: &CgroupSockAddr, name: &'static str) -> Resu
 fn replace(pin: &Path, program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
     let link = bpf::open_pin(pin).map_err(kernel("opening the link of", name))?;
     let fd = program.fd().map_err(kernel("asking about", name))?;
-    bpf::replace_program(link, fd).map_err(kernel("switching the link to", name))?;
-    if let (Some(root), Some(hook)) = (pin.parent().and_then(Path::parent), pin.file_name()) {
-        pin_program(&root.join("programs").join(hook), program, name)?;
-    }
-    Ok(())
+    bpf::replace_program(link, fd).map_err(kernel("switching the link to", name))
 }
 
 /// Attaches and pins; a pin of a link to another cgroup is replaced only once the new link is in effect.

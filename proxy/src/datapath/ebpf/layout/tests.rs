@@ -297,7 +297,10 @@ fn a_full_table_changes_nothing() {
     assert_eq!(layout.upsert(&owner(1, family), &target(1, 2), 0), full);
     assert_eq!(layout.upsert(&owner(0, family), &target(3, 1), 0), full);
     assert_eq!(layout.upsert(&owner(0, family), &target(2, 1), 0), Ok(Vec::new()), "the other is as it was");
-    layout.upsert(&owner(0, family), &target(1, 1), 0).unwrap();
+    let moved = Target { frontends: vec![frontend(1, family)], endpoints: &ends[1..3] };
+    assert_eq!(layout.upsert(&owner(0, family), &moved, 0), full);
+    let writes = layout.shrink(&owner(0, family), &ends[1..3], 0);
+    assert!(matches!(writes.last(), Some(Write::BackendGone { .. })), "the endpoint that left is out: {writes:?}");
     assert_eq!(layout.upsert(&owner(1, family), &target(1, 2), 0), full, "a freed element rests");
     assert!(layout.upsert(&owner(1, family), &target(1, 2), GRACE).is_ok());
 }
