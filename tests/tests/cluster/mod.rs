@@ -23,7 +23,7 @@ const TARGET: u16 = 7000;
 pub struct Cluster {
     daemon: Mutex<Daemon>,
     pub node: Node,
-    manifests: Manifests,
+    pub manifests: Manifests,
     services: AtomicU8,
     markers: AtomicU32,
     lab: Lab,
