@@ -150,11 +150,7 @@ impl Layout {
         let wanted: HashSet<SocketAddr> = wanted.iter().map(|end| end.address).collect();
         let placed = record.placed.iter().enumerate().map(|(at, placed)| (placed.address, at < record.local));
         let gone: Vec<(SocketAddr, bool)> = placed.filter(|(address, _)| !wanted.contains(address)).collect();
-        for (address, local) in gone {
-            if let Some(placed) = record.take_out(service, address, local, &mut writes) {
-                writes.push(self.backends.retire(record.family, placed.reference, now));
-            }
-        }
+        take_out_all(&mut self.backends, service, record, &gone, now, &mut writes);
         writes
     }
 
@@ -256,11 +252,7 @@ impl Layout {
         for (end, reference) in added.iter().zip(references) {
             record.insert(service, *end, reference, writes);
         }
-        for (address, local) in removed {
-            if let Some(placed) = record.take_out(service, address, local, writes) {
-                writes.push(self.backends.retire(record.family, placed.reference, now));
-            }
-        }
+        take_out_all(&mut self.backends, service, record, &removed, now, writes);
         Ok(())
     }
 
@@ -347,6 +339,22 @@ impl Layout {
         }
         self.services.retire(service, now);
         writes
+    }
+}
+
+/// Takes endpoints out of sight one by one; each backend dies only once no slot shows it.
+fn take_out_all(
+    backends: &mut Backends,
+    service: u32,
+    record: &mut Record,
+    gone: &[(SocketAddr, bool)],
+    now: Moment,
+    writes: &mut Vec<Write>,
+) {
+    for (address, local) in gone {
+        if let Some(placed) = record.take_out(service, *address, *local, writes) {
+            writes.push(backends.retire(record.family, placed.reference, now));
+        }
     }
 }
 
