@@ -76,7 +76,8 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let config = server_config(&flags)?;
-    let options = ManifestsOptions { dir: flags.manifests, service_cidrs: flags.service_cidr, reserved: Vec::new() };
+    let options =
+        ManifestsOptions { dir: flags.manifests, service_cidrs: flags.service_cidr, ..ManifestsOptions::default() };
     let source = start(options).await.context("reading the manifests")?;
     let (sender, snapshots) = watch::channel(Some(source.snapshots.borrow().clone()));
     let relay = tokio::spawn(relay(source.snapshots.clone(), sender));

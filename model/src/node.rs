@@ -31,6 +31,8 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
+    /// Those of `metadata.annotations` that the source was asked for, in order of their keys.
+    pub annotations: Box<[(Arc<str>, Arc<str>)]>,
 }
 
 /// A Namespace; its existence is all that is read (DNS 8.3).

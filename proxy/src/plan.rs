@@ -9,70 +9,56 @@ mod claims;
 #[cfg(test)]
 mod fixture;
 mod frontends;
+mod health_checks;
 mod lists;
 mod merge;
+mod node;
+mod opt_out;
+mod options;
 mod planner;
 #[cfg(test)]
 mod properties;
+mod ranges;
+mod service;
 mod verdict;
 mod view;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use ipnet::IpNet;
 use serde::Serialize;
 use shunt_model::{Family, ObjectKey, Protocol};
 
 pub use claims::{Claim, Conflict};
+pub use health_checks::HealthCheck;
+pub use options::{Detect, NodePortAddresses, PlanOptions};
 pub use planner::{Planner, plan};
-pub use verdict::{Decision, Packet, Reason, Source, Verdict};
-pub use view::{EndpointView, FrontendView, PlanView, PortView, RuleView, render_json, render_table};
-
-/// What the plan depends on besides the snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlanOptions {
-    /// Own node name, trimmed and in lower case; empty means that no endpoint is local (spec IN-9).
-    pub node: Arc<str>,
-    /// For which families pods can be told from other clients (spec TP-19).
-    pub detector: Detect,
-    /// The service addresses pods use for DNS.
-    pub cluster_dns: Vec<IpAddr>,
-    /// Where the bundled DNS listens on this node; empty means that it is off.
-    pub dns_backends: Vec<SocketAddr>,
-}
-
-/// For which families the local detector can tell whether a flow comes from a pod (spec 2.4, TP-19).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Detect {
-    /// For none: pods are treated like clients from outside the node.
-    Nothing,
-    /// For one family only, as when `--cluster-cidr` names only one.
-    Only(Family),
-    /// For both, as the socket path does by network namespace.
-    #[default]
-    Both,
-}
-
-impl Detect {
-    /// Whether pods of `family` can be told apart.
-    #[must_use]
-    pub fn covers(self, family: Family) -> bool {
-        match self {
-            Self::Nothing => false,
-            Self::Only(only) => only == family,
-            Self::Both => true,
-        }
-    }
-}
+pub use ranges::SourceRanges;
+pub use verdict::{Decision, Met, Packet, Reason, Source, Verdict};
+pub use view::{
+    EndpointView, FrontendView, HealthCheckView, PlanView, PortView, RuleView, SourceRangesView, render_json,
+    render_table,
+};
 
 /// Everything this node must do. Two plans share structure, so `old.ports.diff(&new.ports)` costs as much as the change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// One entry per (service port, family).
     pub ports: OrdMap<PortKey, Arc<PortPlan>>,
+    /// The addresses of this node that accept node ports, in canonical form. 127.0.0.1 stands for 127.0.0.0/8; it and
+    /// ::1 count for flows from the node itself only.
+    pub node_addresses: Arc<BTreeSet<IpAddr>>,
+    /// Addresses of local Pods whose sockets are left alone.
+    pub opted_out: Arc<BTreeSet<IpAddr>>,
+    /// The health-check node ports to serve (spec HM-1…3, IN-21).
+    pub health_checks: OrdMap<(ObjectKey, Family), HealthCheck>,
+    /// As [`PlanOptions::service_cidrs`].
+    pub service_cidrs: Arc<[IpNet]>,
 }
 
 /// Identity of a service port in one family (spec IN-11, IN-12).
@@ -112,6 +98,10 @@ pub struct PortPlan {
     pub local: Vec<Endpoint>,
     /// Session affinity timeout in seconds, if the Service asks for ClientIP affinity.
     pub affinity: Option<NonZeroU32>,
+    /// Serving, but in neither list: no new flow may reach them, running ones go on (spec CT-3, CT-10). Sorted.
+    pub draining: Vec<SocketAddr>,
+    /// Who may dial the LoadBalancer frontends (spec TP-30…37); `None` is everybody.
+    pub source_ranges: Option<Arc<SourceRanges>>,
 }
 
 /// An endpoint a new flow may reach. Ordered by address, then port.

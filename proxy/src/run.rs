@@ -232,6 +232,7 @@ pub fn manifests_options(config: &Config) -> ManifestsOptions {
         dir: config.manifests.clone(),
         service_cidrs: config.service_cidrs.clone(),
         reserved: config.cluster_dns.clone(),
+        pod_annotations: Vec::new(),
     }
 }
 
@@ -241,6 +242,7 @@ fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
         detector: Detect::Both,
         cluster_dns: config.cluster_dns.clone(),
         dns_backends,
+        ..PlanOptions::default()
     }
 }
 

@@ -109,7 +109,7 @@ fn endpoint(word: &str) -> Endpoint {
 
 pub(crate) fn pod(snapshot: &mut Snapshot, key: &ObjectKey, addresses: &str) {
     let addresses = addresses.split_whitespace().map(ip).collect();
-    let pod = Pod { key: key.clone(), addresses, node: None, host_network: false };
+    let pod = Pod { key: key.clone(), addresses, node: None, host_network: false, annotations: Box::default() };
     snapshot.pods.insert(key.clone(), Arc::new(pod));
 }
 

@@ -9,7 +9,7 @@ mod node;
 mod service;
 mod slice;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -33,9 +33,17 @@ pub(crate) struct Conversion {
     /// Length of `names` at which unused ones are looked for again.
     sweep_at: usize,
     notes: Vec<String>,
+    /// Keys of the Pod annotations that are kept.
+    pod_annotations: Box<[Arc<str>]>,
 }
 
 impl Conversion {
+    /// One that keeps these annotations of Pods, and no others: most are long, and nobody reads them.
+    pub(crate) fn keeping(pod_annotations: &[String]) -> Self {
+        let keys: BTreeSet<&str> = pod_annotations.iter().map(String::as_str).collect();
+        Self { pod_annotations: keys.into_iter().map(Arc::from).collect(), ..Self::default() }
+    }
+
     /// One shared copy of a string that many objects repeat (node, zone, port and service names).
     pub(crate) fn intern(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.names.get(text) {
@@ -63,6 +71,14 @@ impl Conversion {
     /// The notes since the last call.
     pub(crate) fn take_notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notes)
+    }
+
+    /// Those of a Pod's annotations that are kept, in order of their keys.
+    fn wanted_annotations(&mut self, given: Option<&BTreeMap<String, String>>) -> Box<[(Arc<str>, Arc<str>)]> {
+        let Some(given) = given else { return Box::default() };
+        let keys = self.pod_annotations.clone();
+        let kept = keys.into_iter().filter_map(|key| Some((given.get(&*key)?, key)));
+        kept.map(|(value, key)| (key, self.intern(value))).collect()
     }
 
     /// The key of a namespaced object; no namespace means `default`.

@@ -31,6 +31,8 @@ pub struct ManifestsOptions {
     pub service_cidrs: Vec<IpNet>,
     /// Addresses never handed out to a Service that does not ask for them by name, such as that of the cluster DNS.
     pub reserved: Vec<IpAddr>,
+    /// Which annotations of Pods to keep, by key.
+    pub pod_annotations: Vec<String>,
 }
 
 /// Why the folder cannot be a source at all.

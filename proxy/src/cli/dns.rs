@@ -75,6 +75,7 @@ fn offline(arguments: &Arguments, folder: &Path) -> Result<DnsReply> {
         dir: folder.to_path_buf(),
         service_cidrs: config::service_cidrs(arguments.service_cidr.clone()),
         reserved: cluster_dns.clone(),
+        pod_annotations: Vec::new(),
     })?;
     for problem in problems {
         complain(format_args!("ignored: {problem}"));

@@ -42,10 +42,17 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
         dir: arguments.manifests,
         service_cidrs: config::service_cidrs(arguments.service_cidr),
         reserved: cluster_dns.clone(),
+        pod_annotations: Vec::new(),
     })?;
     let listen = arguments.dns_bind_address.map_or_else(Vec::new, |List(listen)| listen);
     let dns_backends = listen.into_iter().map(|address| address.or_port(DNS_PORT)).collect();
-    let options = PlanOptions { node: Arc::from(node), detector: Detect::Both, cluster_dns, dns_backends };
+    let options = PlanOptions {
+        node: Arc::from(node),
+        detector: Detect::Both,
+        cluster_dns,
+        dns_backends,
+        ..PlanOptions::default()
+    };
     let (plan, conflicts) = plan(&snapshot, &options);
     for problem in problems {
         complain(format_args!("ignored: {problem}"));

@@ -40,6 +40,8 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
         cluster: cluster.clone(),
         local: Vec::new(),
         affinity: None,
+        draining: Vec::new(),
+        source_ranges: None,
     };
     [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)].map(port).into()
 }

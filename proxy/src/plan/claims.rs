@@ -53,6 +53,16 @@ impl fmt::Display for Conflict {
 pub(super) enum Rank {
     /// The node's own DNS: pods must reach it whatever a Service says.
     BuiltIn,
+    /// The address is the Service's cluster IP. Whoever may write a Service can name any address as an external IP;
+    /// that must not take over the cluster IP of another, however old the Service is.
+    ClusterIp(Age),
+    /// External and load balancer addresses, and node ports.
+    Other(Age),
+}
+
+/// Precedence by age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Age {
     /// Seconds since 1970: the older Service wins, so a newcomer cannot take over what already works.
     Created(i64),
     /// Without a time of creation, as in manifests: after all that have one.

@@ -1,6 +1,7 @@
 //! Clusters in a few words, for the tests of the plan.
 //!
-//! Service: `ip=10.96.0.1 port=http:80/tcp np=30080 ext=… vip=… iTP eTP type=lb aff=10 created=5 other headless alias`.
+//! Service: `ip=10.96.0.1 port=http:80/tcp np=30080 ext=… vip=… iTP eTP type=lb from=10.0.0.0/8 check=30900 aff=10
+//! created=5 other headless alias`.
 //! Endpoints in the notation of spec 2.5: `e3:Rl z=ab n=1; e4:T` is 10.1.0.3, ready, on this node, hinted to zones a and b
 //! and to node-1; and 10.1.0.4, serving and terminating. `f3` is fd00::3.
 
@@ -76,6 +77,8 @@ pub(crate) fn service(name: &str, words: &str) -> Service {
             ("iTP", _) => service.internal_policy = TrafficPolicy::Local,
             ("eTP", _) => service.external_policy = TrafficPolicy::Local,
             ("type", "lb") => service.kind = ServiceKind::LoadBalancer,
+            ("from", range) => service.source_ranges.push(range.parse().unwrap()),
+            ("check", port) => service.health_check_node_port = Some(number(port)),
             ("aff", seconds) => service.affinity = Some(seconds.parse().unwrap()),
             ("created", time) => service.created = Some(time.parse().unwrap()),
             ("other", _) => service.other_proxy = true,
@@ -148,7 +151,12 @@ pub(crate) fn cluster(
 }
 
 pub(crate) fn set_zone(snapshot: &mut Snapshot, zone: Option<&str>) {
-    let node = Node { name: NODE.into(), zone: zone.map(Arc::from), addresses: Vec::new(), pod_cidrs: Vec::new() };
+    set_node(snapshot, zone, &[]);
+}
+
+pub(crate) fn set_node(snapshot: &mut Snapshot, zone: Option<&str>, addresses: &[&str]) {
+    let addresses = addresses.iter().map(|address| ip(address)).collect();
+    let node = Node { name: NODE.into(), zone: zone.map(Arc::from), addresses, pod_cidrs: Vec::new() };
     snapshot.nodes.insert(node.name.clone(), Arc::new(node));
 }
 

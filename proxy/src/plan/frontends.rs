@@ -39,20 +39,25 @@ pub(super) fn ports_of(service: &Service) -> impl Iterator<Item = (&ServicePort,
 }
 
 /// Where clients dial this port: node port first, then addresses in order, each once.
-pub(super) fn sites_of(service: &Service, port: &ServicePort, family: Family, cluster_ip: IpAddr) -> Vec<Site> {
+pub(super) fn sites_of(
+    service: &Service,
+    (port, family, cluster_ip): (&ServicePort, Family, IpAddr),
+    external_ips: bool,
+) -> Vec<Site> {
     let at = |kind| move |address: &IpAddr| Site { address: Some(*address), port: port.port, kind };
     let mut sites = vec![at(FrontendKind::ClusterIp)(&cluster_ip)];
     sites.extend(of_family(&service.load_balancer_ips, family).map(at(FrontendKind::LoadBalancer)));
-    sites.extend(of_family(&service.external_ips, family).map(at(FrontendKind::External)));
+    let external = of_family(&service.external_ips, family).filter(|_| external_ips); // IN-16
+    sites.extend(external.map(at(FrontendKind::External)));
     sites.extend(port.node_port.map(|port| Site { address: None, port, kind: FrontendKind::NodePort }));
     // Stable: of one address listed twice, the kind pushed first stays. A load balancer's address that is an external
-    // IP too keeps the former kind, so that source ranges would hold for it (TP-36 as in nftables mode).
+    // IP too keeps the former kind, so that source ranges hold for it (TP-36 as in nftables mode).
     sites.sort_by_key(|site| (site.address, site.port));
     sites.dedup_by_key(|site| (site.address, site.port));
     sites
 }
 
-/// The lists this service port uses (EP-2, EP-3, EP-4).
+/// The lists this service port uses (EP-2, EP-3, EP-4). External IPs count even if they are not obeyed (IN-16).
 pub(super) fn needs_of(service: &Service, port: &ServicePort, family: Family) -> Needs {
     let external = port.node_port.is_some()
         || of_family(&service.load_balancer_ips, family).next().is_some()

@@ -38,6 +38,8 @@ pub(super) struct Lists {
     pub(super) cluster: Vec<Endpoint>,
     /// EP-21; empty if not needed.
     pub(super) local: Vec<Endpoint>,
+    /// Serving, but in neither list: running flows go on, new ones go elsewhere (CT-3, CT-10).
+    pub(super) draining: Vec<SocketAddr>,
     /// The service port works somewhere, though perhaps not from here (EP-22).
     pub(super) has_endpoints: bool,
 }
@@ -55,7 +57,21 @@ pub(super) fn choose(candidates: &[Candidate<'_>], place: Place<'_>, needs: Need
     };
     let has_endpoints = !cluster.is_empty()
         || needs.local && candidates.iter().any(|c| c.endpoint.ready || c.serves_while_terminating());
-    Lists { cluster, local, has_endpoints }
+    let draining = serving_besides(candidates, &cluster, &local);
+    Lists { cluster, local, draining, has_endpoints }
+}
+
+/// The endpoints that serve but are in neither list: flows to them stay, whatever policy and topology say (CT-3).
+fn serving_besides(candidates: &[Candidate<'_>], cluster: &[Endpoint], local: &[Endpoint]) -> Vec<SocketAddr> {
+    let listed = |list: &[Endpoint], address| list.binary_search_by_key(&address, |e: &Endpoint| e.address).is_ok();
+    let left_out = |c: &&Candidate<'_>| c.endpoint.serving && !listed(cluster, c.address) && !listed(local, c.address);
+    let mut draining = Vec::new();
+    // Nearly always all of them are in the cluster list.
+    if cluster.len() < candidates.len() {
+        draining.reserve_exact(candidates.iter().filter(left_out).count());
+        draining.extend(candidates.iter().filter(left_out).map(|candidate| candidate.address));
+    }
+    draining
 }
 
 /// The ready endpoints that `allowed` lets through; if there are none, the terminating ones in `fallback` that still

@@ -2,18 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
-use shunt_model::{EndpointSlice, Family, ObjectKey, Protocol, Service, ServicePort, Snapshot};
+use shunt_model::{EndpointSlice, Family, ObjectKey, Protocol, Service, Snapshot};
 use tracing::warn;
 
 use super::built_in::{built_in, built_in_key};
 use super::claims::{Claim, Claimant, Claims, Conflict, Rank};
-use super::frontends::{Site, Situation, frontend, needs_of, ports_of, sites_of};
-use super::lists::{Lists, Place, choose};
-use super::merge::endpoints_of;
-use super::{Plan, PlanOptions, PortKey, PortPlan};
+use super::frontends::Site;
+use super::health_checks::{HealthCheck, health_checks};
+use super::node::Here;
+use super::opt_out::OptedOut;
+use super::service::{claim, has_frontend, plan_service, stakes_of};
+use super::{FrontendKind, Plan, PlanOptions, PortKey, PortPlan};
 
 /// The plan for a snapshot, and who was refused a frontend because another has it.
 #[must_use]
@@ -31,6 +34,10 @@ pub struct Planner {
     /// The name under which the node's own DNS is in the plan, if it is: a Service of that name is not planned.
     reserved: Option<ObjectKey>,
     snapshot: Arc<Snapshot>,
+    /// The addresses of this node's interfaces, once they are known.
+    observed: Option<Arc<BTreeSet<IpAddr>>>,
+    here: Here,
+    opted_out: OptedOut,
     claims: Claims,
     conflicts: BTreeMap<Claim, Vec<Conflict>>,
     plan: Plan,
@@ -41,7 +48,7 @@ impl Planner {
     #[must_use]
     pub fn new(options: PlanOptions) -> Self {
         let mut claims = Claims::default();
-        let mut plan = Plan::default();
+        let mut plan = Plan { service_cidrs: options.service_cidrs.as_slice().into(), ..Plan::default() };
         for port in built_in(&options) {
             for frontend in &port.frontends {
                 let site = Site { address: frontend.address, port: frontend.port, kind: frontend.kind };
@@ -50,7 +57,23 @@ impl Planner {
             plan.ports.insert(port.key.clone(), Arc::new(port));
         }
         let reserved = (!plan.ports.is_empty()).then(built_in_key);
-        Self { options, reserved, snapshot: Arc::default(), claims, conflicts: BTreeMap::new(), plan }
+        Self {
+            options,
+            reserved,
+            snapshot: Arc::default(),
+            observed: None,
+            here: Here::default(),
+            opted_out: OptedOut::default(),
+            claims,
+            conflicts: BTreeMap::new(),
+            plan,
+        }
+    }
+
+    /// The addresses assigned to this node's interfaces. Until told, those of its Node object count. The next update
+    /// takes them into account, even one with the same snapshot.
+    pub fn observe_addresses(&mut self, addresses: Arc<BTreeSet<IpAddr>>) {
+        self.observed = Some(addresses);
     }
 
     /// Follows the cluster to `snapshot`. Costs as much as what changed; what did not change stays shared with the
@@ -86,6 +109,10 @@ impl Planner {
     fn follow(&mut self, snapshot: Arc<Snapshot>) -> Vec<Conflict> {
         let old = mem::replace(&mut self.snapshot, snapshot);
         let mut services = self.touched(&old);
+        services.extend(self.look_around());
+        if let Some(opted_out) = self.opted_out.follow(&old, &self.snapshot, &self.options) {
+            self.plan.opted_out = opted_out;
+        }
         services.retain(|service| self.is_from_cluster(service));
         let (contested, mut rivals) = self.restake(&old, &services);
         rivals.retain(|service| self.is_from_cluster(service));
@@ -106,10 +133,27 @@ impl Planner {
         let mut touched = BTreeSet::new();
         touched.extend(old.services.diff(&self.snapshot.services).map(|item| key_of(&item).clone()));
         touched.extend(old.slices.diff(&self.snapshot.slices).map(|item| key_of(&item).service.clone()));
-        if own_zone(old, &self.options) != own_zone(&self.snapshot, &self.options) {
-            touched.extend(self.snapshot.services.keys().cloned()); // EP-15
-        }
         touched
+    }
+
+    /// Brings what is known of the node up to date. Returns the services whose plan depends on what changed.
+    fn look_around(&mut self) -> Vec<ObjectKey> {
+        let here = Here::new(&self.snapshot, &self.options, self.observed.as_deref());
+        if here == self.here {
+            return Vec::new();
+        }
+        let before = mem::replace(&mut self.here, here);
+        if before.node_ports != self.here.node_ports {
+            self.plan.node_addresses = Arc::clone(&self.here.node_ports);
+        }
+        let services = self.snapshot.services.values();
+        let depends = |service: &Service| match before.zone == self.here.zone {
+            false => true, // EP-15
+            true => Family::BOTH.iter().any(|family| {
+                before.primary(*family) != self.here.primary(*family) && !service.source_ranges.is_empty() // TP-34
+            }),
+        };
+        services.filter(|service| depends(service)).map(|service| service.key.clone()).collect()
     }
 
     /// Brings the claims up to date. Returns the contested frontends among them, and all services that contest them.
@@ -127,11 +171,11 @@ impl Planner {
             if before == after {
                 continue; // Only its endpoints changed; they make no claims.
             }
-            for (claim, claimant) in before.into_iter().flat_map(|service| stakes_of(service)) {
+            for (claim, claimant) in before.into_iter().flat_map(|service| stakes_of(service, &self.options)) {
                 note(&self.claims, claim);
                 self.claims.remove(&claim, &claimant);
             }
-            for (claim, claimant) in after.into_iter().flat_map(|service| stakes_of(service)) {
+            for (claim, claimant) in after.into_iter().flat_map(|service| stakes_of(service, &self.options)) {
                 self.claims.add(claim, claimant);
                 note(&self.claims, claim);
             }
@@ -141,23 +185,44 @@ impl Planner {
 
     /// Plans one service anew. Ports that come out the same stay the same allocation.
     fn replan(&mut self, key: &ObjectKey) {
-        let mut fresh = match self.snapshot.services.get(key) {
+        let (mut fresh, checks) = match self.snapshot.services.get(key) {
             Some(service) => {
                 let slices: Vec<&EndpointSlice> = self.snapshot.slices_of(key).map(Arc::as_ref).collect();
-                plan_service(service, &slices, &self.options, own_zone(&self.snapshot, &self.options))
+                let checks = health_checks(service, &slices, &self.options.node);
+                (plan_service(service, &slices, &self.options, &self.here), checks)
             }
-            None => Vec::new(),
+            None => (Vec::new(), Vec::new()),
         };
+        self.recheck(key, &checks);
         for port in &mut fresh {
-            let PortPlan { key, frontends, .. } = port;
+            let PortPlan { key, frontends, source_ranges, .. } = port;
             frontends.retain(|frontend| {
                 let site = Site { address: frontend.address, port: frontend.port, kind: frontend.kind };
                 self.claims.is_won_by(&claim(site, key), key)
             });
+            source_ranges.take_if(|_| !has_frontend(frontends, FrontendKind::LoadBalancer)); // TP-30
         }
         // Without a frontend nobody can dial it.
         fresh.retain(|port| !port.frontends.is_empty());
         self.replace(key, fresh);
+    }
+
+    fn recheck(&mut self, service: &ObjectKey, fresh: &[(Family, HealthCheck)]) {
+        for family in Family::BOTH {
+            let key = (service.clone(), family);
+            let check = fresh.iter().find(|(of, _)| *of == family).map(|(_, check)| *check);
+            match check {
+                Some(check) if self.plan.health_checks.get(&key) == Some(&check) => {}
+                Some(check) => {
+                    self.plan.health_checks.insert(key, check);
+                }
+                // Removing what is not there would copy the nodes on the way.
+                None if !self.plan.health_checks.contains_key(&key) => {}
+                None => {
+                    self.plan.health_checks.remove(&key);
+                }
+            }
+        }
     }
 
     fn replace(&mut self, service: &ObjectKey, fresh: Vec<PortPlan>) {
@@ -194,54 +259,6 @@ fn key_of<'a, K, V>(item: &DiffItem<'a, 'a, K, V>) -> &'a K {
     match item {
         DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => key,
     }
-}
-
-fn own_zone<'a>(snapshot: &'a Snapshot, options: &PlanOptions) -> Option<&'a str> {
-    snapshot.nodes.get(&options.node)?.zone.as_deref()
-}
-
-/// All ports of a service, with every frontend it asks for.
-fn plan_service(
-    service: &Service,
-    slices: &[&EndpointSlice],
-    options: &PlanOptions,
-    zone: Option<&str>,
-) -> Vec<PortPlan> {
-    let place = Place { node: &options.node, zone };
-    let plan_port = |(port, family, cluster_ip)| {
-        let candidates = endpoints_of(slices, port, family, place.node);
-        let Lists { cluster, local, has_endpoints } = choose(&candidates, place, needs_of(service, port, family));
-        let situation = Situation { has_endpoints, knows_pods: options.detector.covers(family) };
-        let sites = sites_of(service, port, family, cluster_ip);
-        PortPlan {
-            key: key(service, port, family),
-            frontends: sites.into_iter().map(|site| frontend(site, service, situation)).collect(),
-            cluster,
-            local,
-            affinity: service.affinity,
-        }
-    };
-    ports_of(service).map(plan_port).collect()
-}
-
-fn key(service: &Service, port: &ServicePort, family: Family) -> PortKey {
-    PortKey { service: service.key.clone(), port: port.name.clone(), protocol: port.protocol, family }
-}
-
-fn claim(site: Site, port: &PortKey) -> Claim {
-    Claim { family: port.family, address: site.address, protocol: port.protocol, port: site.port }
-}
-
-/// Every frontend a Service asks for. Depends on the Service alone.
-fn stakes_of(service: &Service) -> Vec<(Claim, Claimant)> {
-    let rank = service.created.map_or(Rank::Undated, Rank::Created);
-    ports_of(service)
-        .flat_map(|(port, family, cluster_ip)| {
-            let key = key(service, port, family);
-            let sites = sites_of(service, port, family, cluster_ip);
-            sites.into_iter().map(move |site| (claim(site, &key), Claimant { rank, port: key.clone() }))
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -7,8 +7,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use shunt_model::{EndpointSlice, Family, Service, Snapshot};
 
-use super::fixture::{cluster, ip, options, service, set_zone, slice};
+use super::fixture::{cluster, ip, options, service, set_node, slice};
 use super::{Detect, Empty, Frontend, Packet, Plan, PlanOptions, Planner, PortPlan, Source, Verdict, plan};
+
+/// None of those that Services use.
+const NODE_ADDRESSES: [&str; 2] = ["198.51.100.1", "2001:db8:ffff::1"];
 
 /// Few names and few addresses, so that Services collide and slices overlap often.
 fn any_service() -> impl Strategy<Value = Service> {
@@ -68,7 +71,7 @@ fn any_cluster() -> impl Strategy<Value = Snapshot> {
     let slices = prop::collection::vec(any_slice(), 0..8);
     (services, slices, any_zone()).prop_map(|(services, slices, zone)| {
         let mut snapshot = cluster(services, slices);
-        set_zone(&mut snapshot, zone);
+        set_node(&mut snapshot, zone, &NODE_ADDRESSES);
         snapshot
     })
 }
@@ -127,7 +130,7 @@ fn apply(snapshot: &mut Snapshot, edit: Edit) {
                 snapshot.slices.remove(&key);
             }
         }
-        Edit::Zone(zone) => set_zone(snapshot, zone),
+        Edit::Zone(zone) => set_node(snapshot, zone, &NODE_ADDRESSES),
         Edit::LoseNode => snapshot.nodes.clear(),
     }
 }
@@ -161,18 +164,18 @@ fn every_frontend(plan: &Plan) -> impl Iterator<Item = (&PortPlan, &Frontend)> {
     plan.ports.values().flat_map(|port| port.frontends.iter().map(move |frontend| (&**port, frontend)))
 }
 
-/// A packet to the frontend. Node addresses are none of those that Services use.
+/// A packet to the frontend.
 fn packet_to(port: &PortPlan, frontend: &Frontend, source: Source) -> Packet {
     let node: IpAddr = match port.key.family {
-        Family::V4 => ip("198.18.0.1"),
-        Family::V6 => ip("2001:db8:ffff::1"),
+        Family::V4 => ip(NODE_ADDRESSES[0]),
+        Family::V6 => ip(NODE_ADDRESSES[1]),
     };
     Packet {
         source,
+        source_address: None,
         destination: frontend.address.unwrap_or(node),
         port: frontend.port.get(),
         protocol: port.key.protocol,
-        to_node: frontend.address.is_none(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use shunt_model::{Family, Protocol};
 
+use super::node::as_listed;
 use super::{Empty, Endpoint, Frontend, FrontendKind, List, Plan, PortKey, PortPlan, Rule};
 
 /// The first packet of a flow, as far as the plan cares.
@@ -11,14 +12,14 @@ use super::{Empty, Endpoint, Frontend, FrontendKind, List, Plan, PortKey, PortPl
 pub struct Packet {
     /// Who sends it.
     pub source: Source,
+    /// Its source address, if known: at a socket it is chosen after the destination.
+    pub source_address: Option<IpAddr>,
     /// Where it is sent; an IPv4-mapped address counts as IPv4.
     pub destination: IpAddr,
-    /// The port it is sent to.
+    /// The port it is sent to; 0 as in a socket that only asks for its source address.
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
-    /// `destination` is an address of this node on which node ports are accepted (spec 3.2).
-    pub to_node: bool,
 }
 
 /// Who sends a packet, after the local detector has had its say (spec 3.3).
@@ -50,7 +51,7 @@ pub enum Verdict<'a> {
     Drop,
 }
 
-/// A verdict with the steps that led to it.
+/// A verdict with what led to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision<'a> {
     /// The outcome.
@@ -62,14 +63,23 @@ pub struct Decision<'a> {
 /// Which frontend was met and which rule applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason<'a> {
+    /// The frontend that was met; `None` if the address is refused whatever is behind its other ports.
+    pub met: Option<Met<'a>>,
+    /// The rule of the spec behind it: for [`Verdict::Forward`] why this list, else why this refusal.
+    pub spec: &'static str,
+}
+
+/// A frontend that a packet has met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met<'a> {
     /// The service port that was dialled.
     pub port: &'a PortPlan,
     /// The frontend that matched.
     pub frontend: &'a Frontend,
     /// The rule for this kind of source.
     pub rule: Rule,
-    /// The rule of the spec behind it: for [`Verdict::Forward`] why this list, else why this refusal.
-    pub spec: &'static str,
+    /// Whether the source ranges let it pass, if they apply to this frontend.
+    pub admitted: Option<bool>,
 }
 
 impl Plan {
@@ -82,34 +92,87 @@ impl Plan {
     /// As [`Plan::verdict`], with the reason. Looks at every frontend: made to be evident, not fast.
     #[must_use]
     pub fn decide(&self, packet: &Packet) -> Decision<'_> {
-        let Some((port, frontend)) = self.frontend_of(packet) else {
-            return Decision { verdict: Verdict::NotOurs, reason: None };
-        };
-        let rule = frontend.rule_for(packet.source);
-        let endpoints = port.list(rule.list);
-        let verdict = match (endpoints.is_empty(), rule.empty) {
-            (false, _) => Verdict::Forward { port: &port.key, endpoints },
-            (true, Empty::Reject) => Verdict::Reject,
-            (true, Empty::Drop) => Verdict::Drop,
-        };
-        let spec = spec_of(frontend, packet.source, &verdict);
-        Decision { verdict, reason: Some(Reason { port, frontend, rule, spec }) }
+        let packet = Packet { destination: packet.destination.to_canonical(), ..*packet };
+        match self.met_by(&packet) {
+            Some(met) => decide_at(met, packet.source),
+            None => self.decide_elsewhere(&packet),
+        }
     }
 
     /// The frontend a packet is sent to: addresses come before node ports (spec TP-4).
-    fn frontend_of(&self, packet: &Packet) -> Option<(&PortPlan, &Frontend)> {
-        let destination = packet.destination.to_canonical();
+    fn met_by(&self, packet: &Packet) -> Option<Met<'_>> {
         let frontends = || {
-            self.ports
-                .values()
-                .filter(|port| port.key.protocol == packet.protocol && port.key.family == Family::of(&destination))
-                .flat_map(|port| port.frontends.iter().map(move |frontend| (&**port, frontend)))
-                .filter(|(_, frontend)| frontend.port.get() == packet.port)
+            self.frontends_of(Family::of(&packet.destination))
+                .filter(|(port, frontend)| port.key.protocol == packet.protocol && frontend.port.get() == packet.port)
         };
-        let at_address = || frontends().find(|(_, frontend)| frontend.address == Some(destination));
+        let at_address = || frontends().find(|(_, frontend)| frontend.address == Some(packet.destination));
         let at_node = || frontends().find(|(_, frontend)| frontend.address.is_none());
-        at_address().or_else(|| at_node().filter(|_| packet.to_node))
+        let (port, frontend) = at_address().or_else(|| at_node().filter(|_| self.accepts_node_ports(packet)))?;
+        Some(Met { port, frontend, rule: frontend.rule_for(packet.source), admitted: admitted(port, frontend, packet) })
     }
+
+    /// Whether node ports are accepted where the packet is sent (spec 3.2).
+    #[must_use]
+    pub fn accepts_node_ports(&self, packet: &Packet) -> bool {
+        let address = as_listed(packet.destination.to_canonical());
+        let reachable = match packet.source {
+            Source::Node => true,
+            // Every network namespace has a loopback of its own.
+            Source::Pod | Source::Outside => !address.is_loopback(),
+        };
+        reachable && self.node_addresses.contains(&address)
+    }
+
+    /// What becomes of a packet that meets no frontend.
+    fn decide_elsewhere(&self, packet: &Packet) -> Decision<'_> {
+        let refused = |verdict, spec| Decision { verdict, reason: Some(Reason { met: None, spec }) };
+        let not_ours = Decision { verdict: Verdict::NotOurs, reason: None };
+        if packet.port == 0 {
+            return not_ours;
+        }
+        let mut kinds = self
+            .frontends_of(Family::of(&packet.destination))
+            .filter(|(_, frontend)| frontend.address == Some(packet.destination))
+            .map(|(_, frontend)| frontend.kind)
+            .peekable();
+        let in_use = kinds.peek().is_some();
+        if kinds.any(|kind| kind == FrontendKind::ClusterIp) {
+            refused(Verdict::Reject, "NE-11")
+        } else if !in_use && self.service_cidrs.iter().any(|range| range.contains(&packet.destination)) {
+            refused(Verdict::Drop, "NE-12")
+        } else {
+            not_ours
+        }
+    }
+
+    fn frontends_of(&self, family: Family) -> impl Iterator<Item = (&PortPlan, &Frontend)> {
+        let ports = self.ports.values().filter(move |port| port.key.family == family);
+        ports.flat_map(|port| port.frontends.iter().map(move |frontend| (&**port, frontend)))
+    }
+}
+
+/// Source ranges hold for load balancer addresses only (spec TP-30), and for every source (TP-31).
+fn admitted(port: &PortPlan, frontend: &Frontend, packet: &Packet) -> Option<bool> {
+    match frontend.kind {
+        FrontendKind::LoadBalancer => {
+            port.source_ranges.as_ref().map(|ranges| ranges.admit(packet.source, packet.source_address))
+        }
+        FrontendKind::ClusterIp | FrontendKind::External | FrontendKind::NodePort => None,
+    }
+}
+
+fn decide_at(met: Met<'_>, source: Source) -> Decision<'_> {
+    let Met { port, frontend, rule, admitted } = met;
+    let endpoints = port.list(rule.list);
+    // The ranges come first, so that who is kept out does not learn whether anybody serves (TP-35).
+    let (verdict, spec) = match (admitted, endpoints.is_empty(), rule.empty) {
+        (Some(false), _, _) => (Verdict::Drop, "TP-32"),
+        (_, false, _) => (Verdict::Forward { port: &port.key, endpoints }, spec_of_list(frontend, source)),
+        (_, true, Empty::Reject) => (Verdict::Reject, "NE-1"),
+        (_, true, Empty::Drop) if is_internal(frontend) => (Verdict::Drop, "NE-2"),
+        (_, true, Empty::Drop) => (Verdict::Drop, "NE-3"),
+    };
+    Decision { verdict, reason: Some(Reason { met: Some(met), spec }) }
 }
 
 impl PortPlan {
@@ -135,37 +198,33 @@ impl Frontend {
     }
 }
 
-/// Names the rule of the spec that decided.
-fn spec_of(frontend: &Frontend, source: Source, verdict: &Verdict<'_>) -> &'static str {
-    let internal = match frontend.kind {
+fn is_internal(frontend: &Frontend) -> bool {
+    match frontend.kind {
         FrontendKind::ClusterIp => true,
         FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort => false,
-    };
-    match (verdict, internal) {
-        (Verdict::NotOurs, _) => "NE-14",
-        (Verdict::Reject, _) => "NE-1",
-        (Verdict::Drop, true) => "NE-2",
-        (Verdict::Drop, false) => "NE-3",
-        (Verdict::Forward { .. }, true) => match frontend.rule_for(source).list {
-            List::Cluster => "EP-20",
-            List::Local => "EP-21",
-        },
-        (Verdict::Forward { .. }, false) => {
-            match (frontend.from_outside.list, frontend.rule_for(source).list, source) {
-                (List::Cluster, _, _) => "TP-20",
-                (List::Local, List::Cluster, Source::Pod) => "TP-21",
-                (List::Local, List::Cluster, Source::Node | Source::Outside) => "TP-22",
-                (List::Local, List::Local, _) => "TP-23",
-            }
-        }
+    }
+}
+
+/// The rule of the spec by which this list serves this source.
+fn spec_of_list(frontend: &Frontend, source: Source) -> &'static str {
+    let list = frontend.rule_for(source).list;
+    match (is_internal(frontend), frontend.from_outside.list, list, source) {
+        (true, _, List::Cluster, _) => "EP-20",
+        (true, _, List::Local, _) => "EP-21",
+        (false, List::Cluster, _, _) => "TP-20",
+        (false, List::Local, List::Cluster, Source::Pod) => "TP-21",
+        (false, List::Local, List::Cluster, Source::Node | Source::Outside) => "TP-22",
+        (false, List::Local, List::Local, _) => "TP-23",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::fixture::{cluster, ip, names, options, service, slice};
+    use crate::plan::fixture::{cluster, ip, names, options, service, set_node, slice};
     use crate::plan::{Detect, PlanOptions, plan};
+
+    const NODE_IP: &str = "198.51.100.1";
 
     const ADDRESSES: &str = "ip=10.96.0.1 np=30080 ext=203.0.113.9 vip=192.0.2.1";
     const SOURCES: [Source; 3] = [Source::Pod, Source::Node, Source::Outside];
@@ -181,16 +240,17 @@ mod tests {
 
     fn packet(source: Source, to: &str) -> Packet {
         let (address, port) = to.rsplit_once(':').unwrap();
-        let destination = if address == "node" { ip("198.18.0.1") } else { ip(address) };
+        let destination = if address == "node" { ip(NODE_IP) } else { ip(address) };
         let port = port.parse().unwrap();
-        Packet { source, destination, port, protocol: Protocol::Tcp, to_node: address == "node" }
+        Packet { source, source_address: None, destination, port, protocol: Protocol::Tcp }
     }
 
     /// What flows from pod, node and outside get: at the cluster IP, and at every external frontend.
     #[track_caller]
     fn check(words: &str, detector: Detect, endpoints: &str, internal: [&str; 3], external: [&str; 3]) {
         let service = service("web", &format!("{words} {ADDRESSES}"));
-        let snapshot = cluster([service], [slice("web", "web-1", "http:80/tcp", endpoints)]);
+        let mut snapshot = cluster([service], [slice("web", "web-1", "http:80/tcp", endpoints)]);
+        set_node(&mut snapshot, None, &[NODE_IP]);
         let (plan, _) = plan(&snapshot, &PlanOptions { detector, ..options() });
         let at = |to| SOURCES.map(|source| shown(&plan.verdict(&packet(source, to))));
         assert_eq!(at("10.96.0.1:80"), internal, "cluster IP");
@@ -237,7 +297,8 @@ mod tests {
     #[track_caller]
     fn check_decision(words: &str, endpoints: &str, source: Source, to: &str, wanted: (&str, Option<&str>)) {
         let service = service("web", words);
-        let snapshot = cluster([service], [slice("web", "web-1", "http:80/tcp", endpoints)]);
+        let mut snapshot = cluster([service], [slice("web", "web-1", "http:80/tcp", endpoints)]);
+        set_node(&mut snapshot, None, &[NODE_IP]);
         let (plan, _) = plan(&snapshot, &options());
         let decision = plan.decide(&packet(source, to));
         assert_eq!((shown(&decision.verdict).as_str(), decision.reason.map(|reason| reason.spec)), wanted);
@@ -247,9 +308,9 @@ mod tests {
     fn decisions_name_the_rule() {
         let (words, one) = ("ip=10.96.0.1 np=30080", "e1:R");
         check_decision(words, one, Source::Pod, "10.96.0.1:80", ("e1", Some("EP-20")));
-        check_decision(words, one, Source::Pod, "10.96.0.1:81", ("not ours", None));
+        check_decision(words, one, Source::Pod, "10.96.0.1:81", ("reject", Some("NE-11")));
         check_decision(words, one, Source::Pod, "10.96.0.2:80", ("not ours", None));
-        check_decision(words, one, Source::Pod, "10.96.0.1:30080", ("not ours", None));
+        check_decision(words, one, Source::Pod, "10.96.0.1:30080", ("reject", Some("NE-11")));
         check_decision(words, one, Source::Outside, "node:30080", ("e1", Some("TP-20")));
         check_decision(words, "", Source::Outside, "node:30080", ("reject", Some("NE-1")));
         check_decision("ip=10.96.0.1 iTP", one, Source::Node, "10.96.0.1:80", ("drop", Some("NE-2")));
@@ -264,10 +325,12 @@ mod tests {
     #[test]
     fn mapped_addresses_count_as_ipv4_and_addresses_come_before_node_ports() {
         check_decision("ip=10.96.0.1", "e1:R", Source::Pod, "::ffff:10.96.0.1:80", ("e1", Some("EP-20"))); // IN-24
-        let web = service("web", "ip=10.96.0.1 ext=198.18.0.1 port=http:30080/tcp");
+        let web = service("web", "ip=10.96.0.1 ext=198.51.100.1 port=http:30080/tcp");
         let other = service("other", "ip=10.96.0.2 np=30080");
         let slices = [slice("web", "a", "http:80/tcp", "e1:R"), slice("other", "a", "http:80/tcp", "e2:R")];
-        let (plan, _) = plan(&cluster([web, other], slices), &options());
+        let mut snapshot = cluster([web, other], slices);
+        set_node(&mut snapshot, None, &[NODE_IP]);
+        let (plan, _) = plan(&snapshot, &options());
         assert_eq!(shown(&plan.verdict(&packet(Source::Pod, "node:30080"))), "e1"); // TP-4
     }
 }

@@ -3,17 +3,40 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use serde::Serialize;
-use shunt_model::{Family, Protocol};
+use shunt_model::{Family, ObjectKey, Protocol};
 
-use super::{Empty, Endpoint, Frontend, FrontendKind, List, Plan, PortPlan, Rule};
+use super::{Empty, Endpoint, Frontend, FrontendKind, HealthCheck, List, Plan, PortPlan, Rule, SourceRanges};
 
-/// A plan: `{"ports": [...]}`.
+/// A plan: `{"ports": [...], ...}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanView<'a> {
     /// Ordered by namespace, name, port, protocol and family.
     pub ports: Vec<PortView<'a>>,
+    /// Addresses of this node that accept node ports.
+    pub node_addresses: Vec<IpAddr>,
+    /// Addresses of local Pods whose sockets are left alone.
+    pub opted_out: Vec<IpAddr>,
+    /// Health-check node ports.
+    pub health_checks: Vec<HealthCheckView<'a>>,
+}
+
+/// A health-check node port of a Service in one family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheckView<'a> {
+    /// Namespace of the Service.
+    pub namespace: &'a str,
+    /// Name of the Service.
+    pub name: &'a str,
+    /// `IPv4` or `IPv6`.
+    pub family: Family,
+    /// Where it is served.
+    pub port: u16,
+    /// How many addresses on this node have a ready endpoint.
+    pub local_endpoints: usize,
 }
 
 /// A service port in one family.
@@ -38,6 +61,20 @@ pub struct PortView<'a> {
     pub local: Vec<EndpointView>,
     /// Timeout of ClientIP affinity in seconds, null without affinity.
     pub affinity_seconds: Option<u32>,
+    /// Serving endpoints that no new flow reaches: running ones go on.
+    pub draining: &'a [SocketAddr],
+    /// Who may dial the LoadBalancer frontends, null for everybody.
+    pub source_ranges: Option<SourceRangesView<'a>>,
+}
+
+/// A restriction of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRangesView<'a> {
+    /// The networks that are let through.
+    pub ranges: &'a [IpNet],
+    /// This node's primary address is among them.
+    pub node: bool,
 }
 
 /// A frontend.
@@ -80,13 +117,31 @@ pub struct EndpointView {
 
 impl<'a> From<&'a Plan> for PlanView<'a> {
     fn from(plan: &'a Plan) -> Self {
-        Self { ports: plan.ports.values().map(|port| PortView::from(&**port)).collect() }
+        // What a node does not answer from has no place here: `service_cidrs` is what the caller said.
+        let Plan { ports, node_addresses, opted_out, health_checks, service_cidrs: _ } = plan;
+        let check = |((service, family), check): (&'a (ObjectKey, Family), &HealthCheck)| HealthCheckView {
+            namespace: &service.namespace,
+            name: &service.name,
+            family: *family,
+            port: check.port.get(),
+            local_endpoints: check.local_endpoints,
+        };
+        Self {
+            ports: ports.values().map(|port| PortView::from(&**port)).collect(),
+            node_addresses: node_addresses.iter().copied().collect(),
+            opted_out: opted_out.iter().copied().collect(),
+            health_checks: health_checks.iter().map(check).collect(),
+        }
     }
 }
 
 impl<'a> From<&'a PortPlan> for PortView<'a> {
     fn from(port: &'a PortPlan) -> Self {
-        let PortPlan { key, frontends, cluster, local, affinity } = port;
+        let PortPlan { key, frontends, cluster, local, affinity, draining, source_ranges } = port;
+        let restriction = |ranges: &'a SourceRanges| {
+            let SourceRanges { ranges, node } = ranges;
+            SourceRangesView { ranges, node: *node }
+        };
         Self {
             namespace: &key.service.namespace,
             name: &key.service.name,
@@ -97,6 +152,8 @@ impl<'a> From<&'a PortPlan> for PortView<'a> {
             cluster: cluster.iter().map(EndpointView::from).collect(),
             local: local.iter().map(EndpointView::from).collect(),
             affinity_seconds: affinity.map(std::num::NonZero::get),
+            draining,
+            source_ranges: source_ranges.as_deref().map(restriction),
         }
     }
 }
@@ -228,6 +285,8 @@ mod tests {
                 "cluster": [{ "address": "10.1.0.1:8080", "local": false }],
                 "local": [{ "address": "10.1.0.3:8080", "local": true }],
                 "affinitySeconds": 600,
+                "draining": [],
+                "sourceRanges": null,
             })
         );
     }

@@ -44,6 +44,7 @@ pub(crate) fn pod(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Pod>
         addresses: pod_addresses(object, cx),
         node: cx.intern_some(spec.and_then(|spec| spec.node_name.as_deref())),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+        annotations: cx.wanted_annotations(object.metadata.annotations.as_ref()),
     }))
 }
 

@@ -64,7 +64,7 @@ impl Folder {
         Self {
             dir: options.dir.clone(),
             stamps: BTreeMap::new(),
-            conversion: Conversion::default(),
+            conversion: Conversion::keeping(&options.pod_annotations),
             assembly: Assembly::new(options),
         }
     }

@@ -12,6 +12,7 @@ fn assembly() -> Assembly {
         dir: PathBuf::from("/m"),
         service_cidrs: vec!["10.96.0.0/24".parse().unwrap()],
         reserved: Vec::new(),
+        pod_annotations: Vec::new(),
     })
 }
 

@@ -39,7 +39,8 @@ impl Place {
 
     async fn start(&self) -> Source {
         let service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
-        start(ManifestsOptions { dir: self.dir.clone(), service_cidrs, reserved: Vec::new() }).await.unwrap()
+        let options = ManifestsOptions { dir: self.dir.clone(), service_cidrs, ..ManifestsOptions::default() };
+        start(options).await.unwrap()
     }
 }
 

@@ -1,0 +1,77 @@
+//! One Service: its ports as planned, and the frontends it asks for.
+
+use std::sync::Arc;
+
+use shunt_model::{EndpointSlice, Family, Service, ServicePort};
+
+use super::claims::{Age, Claim, Claimant, Rank};
+use super::frontends::{Site, Situation, frontend, needs_of, ports_of, sites_of};
+use super::lists::{Lists, Place, choose};
+use super::merge::endpoints_of;
+use super::node::Here;
+use super::ranges::source_ranges;
+use super::{Frontend, FrontendKind, PlanOptions, PortKey, PortPlan, SourceRanges};
+
+/// All ports of a service, with every frontend it asks for.
+pub(super) fn plan_service(
+    service: &Service,
+    slices: &[&EndpointSlice],
+    options: &PlanOptions,
+    here: &Here,
+) -> Vec<PortPlan> {
+    let place = Place { node: &options.node, zone: here.zone.as_deref() };
+    let ranges: [Option<Arc<SourceRanges>>; 2] = Family::BOTH.map(|family| source_ranges(service, family, here));
+    let plan_port = |(port, family, cluster_ip)| {
+        let candidates = endpoints_of(slices, port, family, place.node);
+        let needs = needs_of(service, port, family);
+        let Lists { cluster, local, draining, has_endpoints } = choose(&candidates, place, needs);
+        let situation = Situation { has_endpoints, knows_pods: options.detector.covers(family) };
+        let sites = sites_of(service, (port, family, cluster_ip), options.external_ips);
+        let [v4, v6] = &ranges;
+        PortPlan {
+            key: key(service, port, family),
+            frontends: sites.into_iter().map(|site| frontend(site, service, situation)).collect(),
+            cluster,
+            local,
+            affinity: service.affinity,
+            draining,
+            source_ranges: match family {
+                Family::V4 => v4.clone(),
+                Family::V6 => v6.clone(),
+            },
+        }
+    };
+    ports_of(service).map(plan_port).collect()
+}
+
+/// Whether one of the frontends is of that kind.
+pub(super) fn has_frontend(frontends: &[Frontend], kind: FrontendKind) -> bool {
+    frontends.iter().any(|frontend| frontend.kind == kind)
+}
+
+/// Every frontend a Service asks for. Depends on the Service and the options alone.
+pub(super) fn stakes_of(service: &Service, options: &PlanOptions) -> Vec<(Claim, Claimant)> {
+    let age = service.created.map_or(Age::Undated, Age::Created);
+    let rank = move |kind| match kind {
+        FrontendKind::ClusterIp => Rank::ClusterIp(age),
+        FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort => Rank::Other(age),
+    };
+    ports_of(service)
+        .flat_map(|(port, family, cluster_ip)| {
+            let key = key(service, port, family);
+            let sites = sites_of(service, (port, family, cluster_ip), options.external_ips);
+            sites
+                .into_iter()
+                .map(move |site| (claim(site, &key), Claimant { rank: rank(site.kind), port: key.clone() }))
+        })
+        .collect()
+}
+
+/// A frontend of a service port as a claim.
+pub(super) fn claim(site: Site, port: &PortKey) -> Claim {
+    Claim { family: port.family, address: site.address, protocol: port.protocol, port: site.port }
+}
+
+fn key(service: &Service, port: &ServicePort, family: Family) -> PortKey {
+    PortKey { service: service.key.clone(), port: port.name.clone(), protocol: port.protocol, family }
+}
