@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::config::{DNS_PORT, DnsListen};
+use crate::netlink::addresses::local_address;
 
 /// The address NodeLocal DNSCache made usual, and ours if another program holds that one.
 const USUAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), IpAddr::V4(Ipv4Addr::new(169, 254, 20, 11))];
@@ -168,7 +169,7 @@ impl Host {
         let assigned = |message: AddressMessage| {
             let interface = interface(message.header.index)?;
             let ours = interface == "lo" && is_ours(&message);
-            Some(Assigned { address: address_of(&message)?, interface, ours })
+            Some(Assigned { address: local_address(&message)?, interface, ours })
         };
         Ok(messages.into_iter().filter_map(assigned).collect())
     }
@@ -201,13 +202,6 @@ impl Host {
 
 fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// IFA_LOCAL where there is one: on point-to-point interfaces IFA_ADDRESS is the other end.
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
-    let attributes = || message.attributes.iter();
-    let local = attributes().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
-    local.or_else(|| attributes().find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None }))
 }
 
 fn is_ours(message: &AddressMessage) -> bool {

@@ -8,6 +8,8 @@ pub mod datapath;
 pub mod dns_service;
 pub mod health;
 pub mod metrics;
+mod netlink;
+pub mod netns;
 pub mod plan;
 pub mod reconcile;
 pub mod run;
