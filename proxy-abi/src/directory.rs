@@ -1,7 +1,6 @@
 //! `DIRECTORY`: an array from service id to the service's region of slots.
 
-/// Value of `DIRECTORY`: four words, of which `words[0]` is the switch ([`Extent`]) and `words[1]` the [`Shape`].
-/// The others are reserved and zero.
+/// Value of `DIRECTORY`: four words: the switch ([`Extent`]), the [`Shape`], the [`Terms`] and the [`RangesWord`].
 pub type Directory = [u64; 4];
 
 /// Where the slots of a service are: base, how many there are, and how many of the first are on this node.
@@ -49,6 +48,22 @@ impl Extent {
     pub const fn local(self) -> u32 {
         (self.0 & COUNT_MASK) as u32
     }
+
+    /// How many endpoints may serve under policy Local or Cluster.
+    #[inline(always)]
+    #[must_use]
+    pub const fn count(self, local: bool) -> u32 {
+        if local { self.local() } else { self.all() }
+    }
+
+    /// The slot of one of the first `count` endpoints, by an even random number.
+    ///
+    /// By multiplication: as even as a modulo and without the division.
+    #[inline(always)]
+    #[must_use]
+    pub const fn choice(self, count: u32, random: u32) -> u32 {
+        self.base().wrapping_add(((random as u64 * count as u64) >> 32) as u32)
+    }
 }
 
 /// What the daemon needs to rebuild its allocator from the map: size of the region and family of the backends.
@@ -85,6 +100,77 @@ impl Shape {
     }
 }
 
+/// How the endpoints of a service port are chosen, beside who they are. Changed by one store.
+///
+/// From the top: service port 32 (the directory entry that stands for it in affinity records and in backends; a service
+/// port whose lists differ has two entries and one of them stands for both), flags 8, affinity timeout 24 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms(pub u64);
+
+impl Terms {
+    const SILENT: u64 = 1 << 24;
+    const TIMEOUT: u64 = (1 << 24) - 1;
+
+    /// Terms of the service port that entry `port` stands for. `timeout`: of session affinity in seconds, 0 without.
+    /// `silent`: with no endpoint here, a flow that only an endpoint here may serve gets no answer (spec NE-2).
+    #[must_use]
+    pub const fn new(port: u32, timeout: u32, silent: bool) -> Self {
+        let silent = if silent { Self::SILENT } else { 0 };
+        Self(((port as u64) << 32) | silent | (timeout as u64 & Self::TIMEOUT))
+    }
+
+    /// The entry that stands for the service port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Affinity timeout in seconds, 0 without affinity.
+    #[inline(always)]
+    #[must_use]
+    pub const fn timeout(self) -> u64 {
+        self.0 & Self::TIMEOUT
+    }
+
+    /// See [`Terms::new`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn silent(self) -> bool {
+        self.0 & Self::SILENT != 0
+    }
+}
+
+/// Who may use the frontends of a service that are [`filtered`](crate::Lead): id of the ranges in `RANGES` in the lower
+/// 32 bits, 0 for nobody; bit 32: this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RangesWord(pub u64);
+
+impl RangesWord {
+    const NODE: u64 = 1 << 32;
+
+    /// The ranges `id`, and this node itself or not.
+    #[must_use]
+    pub const fn new(id: u32, node: bool) -> Self {
+        Self(id as u64 | if node { Self::NODE } else { 0 })
+    }
+
+    /// Id of the ranges.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+    pub const fn id(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// This node itself is inside.
+    #[inline(always)]
+    #[must_use]
+    pub const fn node(self) -> bool {
+        self.0 & Self::NODE != 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +188,14 @@ mod tests {
         assert!(!Shape::default().in_use());
         let shape = Shape::new(5, true);
         assert_eq!((shape.in_use(), shape.ipv6(), shape.order()), (true, true, 5));
+    }
+
+    #[test]
+    fn terms_and_ranges_give_back_their_parts() {
+        let terms = Terms::new(u32::MAX, 86_400, true);
+        assert_eq!((terms.port(), terms.timeout(), terms.silent()), (u32::MAX, 86_400, true));
+        assert_eq!(Terms::default().timeout(), 0);
+        let ranges = RangesWord::new(7, true);
+        assert_eq!((ranges.id(), ranges.node(), RangesWord::new(7, false).node()), (7, true, false));
     }
 }

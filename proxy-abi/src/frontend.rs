@@ -2,7 +2,7 @@
 
 use crate::{Address4, Address6, Port};
 
-/// Key of `FRONTENDS4`: 8 bytes, no padding.
+/// Key of `FRONTENDS4`: 8 bytes, no padding. Address 0 is every address of the node that accepts node ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct FrontendKey4 {
@@ -16,7 +16,7 @@ pub struct FrontendKey4 {
     pub scope: u8,
 }
 
-/// Key of `FRONTENDS6`: 20 bytes, no padding.
+/// Key of `FRONTENDS6`: 20 bytes, no padding. Address 0 is every address of the node that accepts node ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct FrontendKey6 {
@@ -35,6 +35,13 @@ const PRIME: u32 = 0x9e37_79b1;
 #[inline(always)]
 const fn mix(hash: u32, word: u32) -> u32 {
     (hash.rotate_left(5) ^ word).wrapping_mul(PRIME)
+}
+
+/// A digest of an address, for values that are checked against their key.
+#[inline(always)]
+pub(crate) const fn digest(address: &Address6) -> u32 {
+    let [a, b, c, d] = *address;
+    mix(mix(mix(mix(0, a), b), c), d)
 }
 
 #[inline(always)]
@@ -98,23 +105,40 @@ impl FrontendKey6 {
     #[inline(always)]
     #[must_use]
     pub const fn fingerprint(&self) -> u32 {
-        let [a, b, c, d] = self.address;
-        mix(mix(mix(mix(mix(0, a), b), c), d), tail(self.port, self.protocol, self.scope))
+        mix(digest(&self.address), tail(self.port, self.protocol, self.scope))
     }
 }
 
-/// Value of both frontend maps: fingerprint of the key in the upper, service id in the lower 32 bits.
+/// Where a frontend leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lead {
+    /// Index into the service directory, below 2^30.
+    pub service: u32,
+    /// Only the endpoints on this node serve: the first [`local`](crate::Extent::local) slots.
+    pub local: bool,
+    /// The source must lie in the ranges of the service ([`RangesWord`](crate::RangesWord)).
+    pub filtered: bool,
+}
+
+/// Value of both frontend maps: fingerprint of the key in the upper 32 bits; below, from the top: `local` 1,
+/// `filtered` 1, service id 30 bits.
 ///
 /// A preallocated hash element can be recycled for another key while a program still holds the pointer, so the
 /// program compares the fingerprint after its one 64-bit load; a mismatch is a miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrontendValue(pub u64);
 
+const LOCAL: u64 = 1 << 31;
+const FILTERED: u64 = 1 << 30;
+const SERVICE: u64 = FILTERED - 1;
+
 impl FrontendValue {
-    /// The value that sends the key with this fingerprint to `service`.
+    /// The value that sends the key with this fingerprint along `lead`.
     #[must_use]
-    pub const fn new(fingerprint: u32, service: u32) -> Self {
-        Self(((fingerprint as u64) << 32) | service as u64)
+    pub const fn new(fingerprint: u32, lead: Lead) -> Self {
+        let local = if lead.local { LOCAL } else { 0 };
+        let filtered = if lead.filtered { FILTERED } else { 0 };
+        Self(((fingerprint as u64) << 32) | local | filtered | (lead.service as u64 & SERVICE))
     }
 
     /// Fingerprint of the key this value was written for.
@@ -124,12 +148,12 @@ impl FrontendValue {
         (self.0 >> 32) as u32
     }
 
-    /// Index into the service directory.
+    /// Where the frontend leads.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
-    pub const fn service(self) -> u32 {
-        self.0 as u32
+    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves 30 bits")]
+    pub const fn lead(self) -> Lead {
+        Lead { service: (self.0 & SERVICE) as u32, local: self.0 & LOCAL != 0, filtered: self.0 & FILTERED != 0 }
     }
 }
 
@@ -154,7 +178,10 @@ mod tests {
 
     #[test]
     fn a_value_gives_back_both_halves() {
-        let value = FrontendValue::new(0xdead_beef, 7);
-        assert_eq!((value.fingerprint(), value.service()), (0xdead_beef, 7));
+        for (local, filtered) in [(false, false), (true, false), (false, true), (true, true)] {
+            let lead = Lead { service: (1 << 30) - 1, local, filtered };
+            let value = FrontendValue::new(0xdead_beef, lead);
+            assert_eq!((value.fingerprint(), value.lead()), (0xdead_beef, lead));
+        }
     }
 }

@@ -7,20 +7,29 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod address;
+pub mod affinity;
 pub mod backend;
+pub mod config;
 pub mod directory;
 pub mod frontend;
+pub mod range;
 pub mod slot;
 pub mod socket;
 
-pub use backend::{Backend4, Backend6, BackendRef};
-pub use directory::{Directory, Extent, Shape};
-pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue};
+pub use address::AddressValue;
+pub use affinity::{AffinityKey, AffinityValue};
+pub use backend::{Backend4, Backend6, BackendRef, Standing};
+pub use config::{Config, Namespace};
+pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
+pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead};
+pub use range::RangeKey;
 pub use slot::Slot;
-pub use socket::{DatagramFlows, Flow};
+pub use socket::{DatagramFlows, Flow, OverflowKey};
 
-/// Version of all layouts in this crate; pins of another version are never opened.
-pub const VERSION: u32 = 1;
+/// Version of all layouts in this crate; pins of another version are never opened, and are removed once this version
+/// serves.
+pub const VERSION: u32 = 2;
 
 /// An IPv4 address as it lies in a packet.
 pub type Address4 = u32;
@@ -41,6 +50,16 @@ pub mod capacity {
     pub const SLOTS: u32 = 524_288;
     /// Backends of one family, one per endpoint of a service port.
     pub const BACKENDS: u32 = 262_144;
+    /// Addresses of both families that are of this node or of a Service.
+    pub const ADDRESSES: u32 = 131_072;
+    /// Clients remembered by session affinity; the longest unused is forgotten first.
+    pub const AFFINITY: u32 = 65_536;
+    /// Prefixes of all `loadBalancerSourceRanges` together.
+    pub const RANGES: u32 = 65_536;
+    /// Network namespaces that the daemon knows.
+    pub const NAMESPACES: u32 = 16_384;
+    /// Translations of UDP sockets that talk to more frontends at once than their own storage holds; each takes two.
+    pub const OVERFLOW: u32 = 65_536;
 }
 
 /// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0`, as it lies in a packet.

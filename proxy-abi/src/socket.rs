@@ -33,7 +33,7 @@ impl Flow {
     }
 }
 
-/// How many frontends an unconnected UDP socket can talk to at once without forgetting one.
+/// How many frontends an unconnected UDP socket can talk to at once before `OVERFLOW` is needed.
 pub const FLOWS: usize = 4;
 
 /// Value of `DATAGRAMS`: the last frontends of an unconnected UDP socket.
@@ -42,7 +42,7 @@ pub const FLOWS: usize = 4;
 pub struct DatagramFlows {
     /// The translations.
     pub flows: [Flow; FLOWS],
-    /// Which one is overwritten next.
+    /// How many have been kept so far; modulo [`FLOWS`], which one is overwritten next.
     pub next: u32,
 }
 
@@ -51,5 +51,32 @@ impl DatagramFlows {
     pub const SIZE: u32 = 180;
 }
 
+/// Key of `OVERFLOW`: a translation of a socket that talks to more frontends than [`FLOWS`], by what was dialled and by
+/// what was got. The value is the [`Flow`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct OverflowKey {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// The frontend's or the backend's address.
+    pub address: Address6,
+    /// Its port.
+    pub port: Port,
+    /// [`OverflowKey::DIALLED`] or [`OverflowKey::GOT`].
+    pub side: u16,
+    /// Always 0.
+    pub padding: u32,
+}
+
+impl OverflowKey {
+    /// Size in bytes.
+    pub const SIZE: u32 = 32;
+    /// `address` and `port` are the frontend's.
+    pub const DIALLED: u16 = 0;
+    /// `address` and `port` are the backend's.
+    pub const GOT: u16 = 1;
+}
+
+const _: () = assert!(size_of::<OverflowKey>() == OverflowKey::SIZE as usize);
 const _: () = assert!(size_of::<Flow>() == Flow::SIZE as usize);
 const _: () = assert!(size_of::<DatagramFlows>() == DatagramFlows::SIZE as usize);

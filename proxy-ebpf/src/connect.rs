@@ -1,19 +1,27 @@
 //! `connect()` and `getpeername()`.
 
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::{Address4, Address6, Flow, Port, mapped, unmapped};
+use proxy_abi::{Address4, Address6, Flow, Lead, Port, mapped, unmapped};
 
 use crate::PROCEED;
 use crate::maps::PEER;
-use crate::pick::{Target, endpoint4, endpoint6, service4, service6};
-use crate::sockaddr::{address4, address6, port, protocol, refuse, set4, set6};
+use crate::meaning::{Meaning, meaning4, meaning6};
+use crate::pick::{Target, V4, V6, endpoint};
+use crate::sockaddr::{UDP, address4, address6, nobody, port, protocol, refuse, set4, set6};
 
 pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
     let Some(protocol) = protocol(ctx) else { return PROCEED };
     let (address, port) = (address4(ctx), port(ctx));
-    let Some(service) = service4(address, port, protocol) else { return PROCEED };
-    let Some(target) = endpoint4(service) else { return refuse() };
-    remember(ctx, service, mapped(address), port, &through_mapped(&target));
+    let lead = match meaning4(ctx, address, port, protocol) {
+        Meaning::Frontend(lead) => lead,
+        Meaning::Undefined => return undefined(ctx, protocol),
+        Meaning::Foreign => return forget(ctx),
+    };
+    let target = match endpoint::<V4>(ctx, lead) {
+        Ok(target) => target,
+        Err(why) => return nobody(&why),
+    };
+    remember(ctx, lead, mapped(address), port, &through_mapped(&target));
     set4(ctx, target.address, target.port);
     PROCEED
 }
@@ -24,9 +32,16 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
     if let Some(four) = unmapped(address) {
         return connect_mapped(ctx, four, port, protocol);
     }
-    let Some(service) = service6(address, port, protocol) else { return PROCEED };
-    let Some(target) = endpoint6(service) else { return refuse() };
-    remember(ctx, service, address, port, &target);
+    let lead = match meaning6(ctx, address, port, protocol) {
+        Meaning::Frontend(lead) => lead,
+        Meaning::Undefined => return undefined(ctx, protocol),
+        Meaning::Foreign => return forget(ctx),
+    };
+    let target = match endpoint::<V6>(ctx, lead) {
+        Ok(target) => target,
+        Err(why) => return nobody(&why),
+    };
+    remember(ctx, lead, address, port, &target);
     set6(ctx, target.address, target.port);
     PROCEED
 }
@@ -34,10 +49,16 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
 /// An IPv6 socket that dials an IPv4 service as `::ffff:a.b.c.d`; `connect4` does not see it.
 #[inline(always)]
 fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol: u8) -> i32 {
-    let Some(service) = service4(address, port, protocol) else { return PROCEED };
-    let Some(target) = endpoint4(service) else { return refuse() };
-    let target = through_mapped(&target);
-    remember(ctx, service, mapped(address), port, &target);
+    let lead = match meaning4(ctx, address, port, protocol) {
+        Meaning::Frontend(lead) => lead,
+        Meaning::Undefined => return undefined(ctx, protocol),
+        Meaning::Foreign => return forget(ctx),
+    };
+    let target = match endpoint::<V4>(ctx, lead) {
+        Ok(target) => through_mapped(&target),
+        Err(why) => return nobody(&why),
+    };
+    remember(ctx, lead, mapped(address), port, &target);
     set6(ctx, target.address, target.port);
     PROCEED
 }
@@ -47,10 +68,16 @@ fn through_mapped(target: &Target<Address4>) -> Target<Address6> {
     Target { address: mapped(target.address), port: target.port, reference: target.reference }
 }
 
+/// UDP is let through: nothing is sent yet, and resolvers of the C library connect to odd ports to learn of routes.
+#[inline(always)]
+fn undefined(ctx: &SockAddrContext, protocol: u8) -> i32 {
+    if protocol == UDP { forget(ctx) } else { refuse() }
+}
+
 /// Keeps what was dialled, for `getpeername` and `recvmsg`. If the kernel has no memory for it the connection works all
 /// the same; only the peer's name will be the endpoint's.
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, service: u32, frontend: Address6, frontend_port: Port, target: &Target<Address6>) {
+fn remember(ctx: &SockAddrContext, lead: Lead, frontend: Address6, frontend_port: Port, target: &Target<Address6>) {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
     let flow = unsafe { PEER.get_or_insert_ptr_mut(ctx, None) };
     if !flow.is_null() {
@@ -60,11 +87,23 @@ fn remember(ctx: &SockAddrContext, service: u32, frontend: Address6, frontend_po
             frontend_port,
             backend_port: target.port,
             reference: target.reference.0,
-            service,
+            service: lead.service,
         };
         // SAFETY: not null, and the storage is as large as a `Flow`.
         unsafe { flow.write(value) };
     }
+}
+
+/// The socket connects to something else now; it must not pass for what it dialled before.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
+    let flow = unsafe { PEER.get_ptr_mut(ctx) };
+    if !flow.is_null() {
+        // SAFETY: not null, and the storage is as large as a `Flow`.
+        unsafe { flow.write(Flow::default()) };
+    }
+    PROCEED
 }
 
 pub(crate) fn getpeername4(ctx: &SockAddrContext) -> i32 {
@@ -92,7 +131,8 @@ pub(crate) fn dialled(ctx: &SockAddrContext, address: Address6, port: Port) -> O
     }
     // SAFETY: not null, and the storage is as large as a `Flow`.
     let flow = unsafe { &*flow };
-    (flow.backend_port == port && same(&flow.backend, &address)).then_some((flow.frontend, flow.frontend_port))
+    let is_peer = flow.frontend_port != 0 && flow.backend_port == port && same(&flow.backend, &address);
+    is_peer.then_some((flow.frontend, flow.frontend_port))
 }
 
 /// Word by word: `==` on arrays becomes a call of `memcmp`, which a BPF program cannot make.

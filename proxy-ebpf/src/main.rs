@@ -1,18 +1,24 @@
 //! The socket programs: a connect or a datagram to a frontend leaves the socket already addressed to an endpoint, so
 //! nothing is translated per packet. Attached to the root of the pods' cgroup v2 tree.
 //!
-//! Kernel: 5.18 (cgroup sock_addr with `bpf_set_retval`, socket storage). Sources: spec/datapath.md 3.1, design.md 3.
+//! Kernel: 5.18 (cgroup programs with `bpf_set_retval`, socket storage). Sources: spec/datapath.md 3.1, design.md 3.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 
+mod affinity;
+mod bind;
 mod connect;
 mod datagram;
 mod maps;
+mod meaning;
+mod node;
+mod overflow;
 mod pick;
 mod sockaddr;
+mod source;
 
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 
 /// The hook lets the call go on.
 const PROCEED: i32 = 1;
@@ -57,6 +63,16 @@ fn shunt_recvmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(recvmsg6)]
 fn shunt_recvmsg6(ctx: SockAddrContext) -> i32 {
     datagram::recvmsg6(&ctx)
+}
+
+#[cgroup_sock(post_bind4)]
+fn shunt_post_bind4(ctx: SockContext) -> i32 {
+    bind::post_bind4(&ctx)
+}
+
+#[cgroup_sock(post_bind6)]
+fn shunt_post_bind6(ctx: SockContext) -> i32 {
+    bind::post_bind6(&ctx)
 }
 
 #[cfg(target_arch = "bpf")]

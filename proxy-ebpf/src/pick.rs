@@ -1,13 +1,15 @@
-//! From what a client dials to the endpoint it gets.
+//! From the service behind a frontend to the endpoint that a new flow gets.
 
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::{
-    Address4, Address6, Backend4, Backend6, BackendRef, Extent, FrontendKey4, FrontendKey6, FrontendValue, Port, Slot,
+    Address4, Address6, Backend4, Backend6, BackendRef, Extent, Lead, Port, RangesWord, Slot, Standing, Terms,
 };
 
-use crate::maps::{BACKENDS4, BACKENDS6, DIRECTORY, FRONTENDS4, FRONTENDS6, SLOTS};
+use crate::maps::{BACKENDS4, BACKENDS6, DIRECTORY, SLOTS};
+use crate::{affinity, source};
 
 /// A removed backend dies only after its slot is out of sight, so a reader that meets a dead one has read an old
 /// extent and finds a living one at its next try. More than two changes during one pick do not happen.
@@ -20,101 +22,138 @@ pub(crate) struct Target<A> {
     pub(crate) reference: BackendRef,
 }
 
-/// The service behind an IPv4 frontend.
-#[inline(always)]
-pub(crate) fn service4(address: Address4, port: Port, protocol: u8) -> Option<u32> {
-    let key = FrontendKey4 { address, port, protocol, scope: 0 };
-    // SAFETY: the element may be recycled while we look; the fingerprint below tells.
-    let value = unsafe { FRONTENDS4.get(key) }?;
-    service(value, key.fingerprint())
+/// Why a flow gets no endpoint.
+pub(crate) enum Nobody {
+    /// There is none: refused (spec NE-1).
+    Refused,
+    /// There is one on another node, where policy Local does not let it go (spec NE-2).
+    Elsewhere,
+    /// The source is outside of the Service's ranges (spec TP-31).
+    Denied,
 }
 
-/// The service behind an IPv6 frontend.
-#[inline(always)]
-pub(crate) fn service6(address: Address6, port: Port, protocol: u8) -> Option<u32> {
-    let key = FrontendKey6 { address, port, protocol, scope: 0 };
-    // SAFETY: as in `service4`.
-    let value = unsafe { FRONTENDS6.get(key) }?;
-    service(value, key.fingerprint())
+/// The backends of one family.
+pub(crate) trait Backends {
+    /// An address of the family.
+    type Address;
+    /// Which family.
+    const IPV4: bool;
+
+    /// The endpoint behind a reference, unless it has left.
+    fn alive(reference: BackendRef) -> Option<Target<Self::Address>>;
+
+    /// What the backend is in its service port.
+    fn standing(reference: BackendRef) -> Standing;
 }
 
-#[inline(always)]
-fn service(value: *const u64, fingerprint: u32) -> Option<u32> {
-    let value = FrontendValue(word(value, 0));
-    (value.fingerprint() == fingerprint).then_some(value.service())
-}
+/// `BACKENDS4`.
+pub(crate) enum V4 {}
 
-/// A random endpoint of an IPv4 service; `None` if it has none.
-#[inline(always)]
-pub(crate) fn endpoint4(service: u32) -> Option<Target<Address4>> {
-    for _ in 0..TRIES {
-        let reference = choose(service)?;
-        if let Some(target) = alive4(reference) {
-            return Some(target);
+/// `BACKENDS6`.
+pub(crate) enum V6 {}
+
+impl Backends for V4 {
+    type Address = Address4;
+    const IPV4: bool = true;
+
+    #[inline(always)]
+    fn alive(reference: BackendRef) -> Option<Target<Address4>> {
+        let backend: *const Backend4 = BACKENDS4.get_ptr(reference.index())?;
+        let life = word(backend.cast(), 0);
+        (Backend4::generation(life) == reference.generation()).then_some(Target {
+            address: Backend4::address(life),
+            port: Backend4::port(life),
+            reference,
+        })
+    }
+
+    #[inline(always)]
+    fn standing(reference: BackendRef) -> Standing {
+        match BACKENDS4.get_ptr(reference.index()) {
+            Some(backend) => Standing(word(backend.cast(), Backend4::STANDING)),
+            None => Standing::default(),
         }
     }
-    None
 }
 
-/// A random endpoint of an IPv6 service; `None` if it has none.
-#[inline(always)]
-pub(crate) fn endpoint6(service: u32) -> Option<Target<Address6>> {
-    for _ in 0..TRIES {
-        let reference = choose(service)?;
-        if let Some(target) = alive6(reference) {
-            return Some(target);
+impl Backends for V6 {
+    type Address = Address6;
+    const IPV4: bool = false;
+
+    #[inline(always)]
+    fn alive(reference: BackendRef) -> Option<Target<Address6>> {
+        let backend: *const Backend6 = BACKENDS6.get_ptr(reference.index())?;
+        let life = word(backend.cast(), Backend6::LIFE);
+        let (first, second) = (word(backend.cast(), 0), word(backend.cast(), 1));
+        (Backend6::generation(life) == reference.generation()).then_some(Target {
+            address: Backend6::address(first, second),
+            port: Backend6::port(life),
+            reference,
+        })
+    }
+
+    #[inline(always)]
+    fn standing(reference: BackendRef) -> Standing {
+        match BACKENDS6.get_ptr(reference.index()) {
+            Some(backend) => Standing(word(backend.cast(), Backend6::STANDING)),
+            None => Standing::default(),
         }
     }
-    None
+}
+
+/// The endpoint for a new flow along `lead`: the one that the client had last, if the Service has affinity, else a
+/// random one.
+#[inline(always)]
+pub(crate) fn endpoint<F: Backends>(ctx: &SockAddrContext, lead: Lead) -> Result<Target<F::Address>, Nobody> {
+    let Some(entry) = DIRECTORY.get_ptr(lead.service) else { return Err(Nobody::Refused) };
+    if lead.filtered && !source::is_inside(ctx, RangesWord(word(entry.cast(), 3)), F::IPV4) {
+        return Err(Nobody::Denied);
+    }
+    let terms = Terms(word(entry.cast(), 2));
+    if terms.timeout() == 0 {
+        return random::<F>(entry.cast(), lead, terms);
+    }
+    let client = affinity::Client::of(ctx, terms);
+    if let Some(reference) = client.recall()
+        && let Some(target) = F::alive(reference)
+        && let standing = F::standing(reference)
+        && standing.port() == terms.port()
+        && standing.may_serve(lead.local)
+    {
+        client.keep(reference);
+        return Ok(target);
+    }
+    let target = random::<F>(entry.cast(), lead, terms)?;
+    client.keep(target.reference);
+    Ok(target)
 }
 
 #[inline(always)]
-fn choose(service: u32) -> Option<BackendRef> {
-    let entry = DIRECTORY.get_ptr(service)?;
-    let extent = Extent(word(entry.cast(), 0));
-    if extent.all() == 0 {
-        return None;
+fn random<F: Backends>(entry: *const u64, lead: Lead, terms: Terms) -> Result<Target<F::Address>, Nobody> {
+    for _ in 0..TRIES {
+        let extent = Extent(word(entry, 0));
+        let count = extent.count(lead.local);
+        if count == 0 {
+            return Err(if lead.local && terms.silent() { Nobody::Elsewhere } else { Nobody::Refused });
+        }
+        // SAFETY: the helper takes and touches nothing.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let Some(slot) = SLOTS.get_ptr(extent.choice(count, random)) else { return Err(Nobody::Refused) };
+        let slot = Slot(word(slot, 0));
+        // A slot that is not local where only local ones were: the extent is stale (see `Slot::local`).
+        if lead.local && !slot.local() {
+            continue;
+        }
+        if let Some(target) = F::alive(slot.backend()) {
+            return Ok(target);
+        }
     }
-    let slot = SLOTS.get_ptr(extent.base() + below(extent.all()))?;
-    Some(Slot(word(slot, 0)).backend())
+    Err(Nobody::Refused)
 }
 
 /// One aligned word of a map element, read once: the daemon may write it at any moment.
 #[inline(always)]
-fn word(element: *const u64, at: usize) -> u64 {
+pub(crate) fn word(element: *const u64, at: usize) -> u64 {
     // SAFETY: callers pass an element of a map that has this word; it stays readable until the program ends.
     unsafe { read_volatile(element.wrapping_add(at)) }
-}
-
-/// A random number below `count`, by multiplication: as even as a modulo and without the division.
-#[inline(always)]
-fn below(count: u32) -> u32 {
-    // SAFETY: the helper takes and touches nothing.
-    let random = unsafe { bpf_get_prandom_u32() };
-    ((u64::from(random) * u64::from(count)) >> 32) as u32
-}
-
-/// The endpoint behind a reference, unless it has left.
-#[inline(always)]
-pub(crate) fn alive4(reference: BackendRef) -> Option<Target<Address4>> {
-    let backend: *const Backend4 = BACKENDS4.get_ptr(reference.index())?;
-    let life = word(backend.cast(), 0);
-    (Backend4::generation(life) == reference.generation()).then_some(Target {
-        address: Backend4::address(life),
-        port: Backend4::port(life),
-        reference,
-    })
-}
-
-/// The endpoint behind a reference, unless it has left.
-#[inline(always)]
-pub(crate) fn alive6(reference: BackendRef) -> Option<Target<Address6>> {
-    let backend: *const Backend6 = BACKENDS6.get_ptr(reference.index())?;
-    let life = word(backend.cast(), Backend6::LIFE);
-    let (first, second) = (word(backend.cast(), 0), word(backend.cast(), 1));
-    (Backend6::generation(life) == reference.generation()).then_some(Target {
-        address: Backend6::address(first, second),
-        port: Backend6::port(life),
-        reference,
-    })
 }

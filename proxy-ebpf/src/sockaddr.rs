@@ -8,11 +8,17 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::{Address4, Address6, Port};
+use proxy_abi::{Address4, Address6, Config, Port};
+
+use crate::node::flag;
+use crate::pick::Nobody;
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_SCTP: u32 = 132;
+
+/// Protocol number of UDP in an IP header.
+pub(crate) const UDP: u8 = 17;
 
 const ECONNREFUSED: i32 = 111;
 
@@ -43,7 +49,7 @@ fn store(ctx: &SockAddrContext, offset: usize, value: u32) {
 pub(crate) fn protocol(ctx: &SockAddrContext) -> Option<u8> {
     match load(ctx, PROTOCOL) {
         IPPROTO_TCP => Some(6),
-        IPPROTO_UDP => Some(17),
+        IPPROTO_UDP => Some(UDP),
         IPPROTO_SCTP => Some(132),
         _ => None,
     }
@@ -93,4 +99,17 @@ pub(crate) fn refuse() -> i32 {
     // SAFETY: the helper takes an errno and touches no memory of ours.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     crate::DENY
+}
+
+/// Ends the call for want of an endpoint. A flow that only an endpoint elsewhere could serve is refused too, since a hang
+/// is worse to debug, unless the operator wants the silence of kube-proxy.
+#[inline(always)]
+pub(crate) fn nobody(why: &Nobody) -> i32 {
+    match why {
+        Nobody::Refused => refuse(),
+        Nobody::Elsewhere if flag(Config::SILENT) => crate::PROCEED,
+        Nobody::Elsewhere => refuse(),
+        // A hook that denies gives EPERM, as does a firewall on the node.
+        Nobody::Denied => crate::DENY,
+    }
 }

@@ -13,6 +13,10 @@ pub trait Datapath: Send {
     /// Makes the kernel do what `plan` says, writing only what differs from what it does already. Idempotent: a second
     /// call with an equal plan writes nothing. After an error the next call reads the kernel back first.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError>;
+
+    /// Compares a small part of the kernel with what the last sync left there and repairs what differs; the next call
+    /// looks at the next part. Returns how many elements were repaired.
+    fn audit(&mut self) -> Result<u64, SyncError>;
 }
 
 /// What one [`Datapath::sync`] did.

@@ -63,6 +63,8 @@ fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
         cgroup_root: cgroup_root(config.cgroup_root.as_deref())?,
         bpf_root: config.bpf_root.clone(),
         object: config.bpf_object.clone(),
+        bind_protection: true,
+        silent: false,
     })
 }
 

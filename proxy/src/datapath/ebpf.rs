@@ -2,22 +2,31 @@
 //!
 //! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
+mod addresses;
+mod audit;
 mod image;
 pub mod layout;
+pub mod memory;
 pub mod pins;
 pub mod probe;
 pub mod programs;
 mod tables;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use imbl::ordmap::DiffItem;
+use proxy_abi::Config;
+use tracing::{info, warn};
 
+use self::addresses::Addresses;
+use self::audit::Audit;
 use self::layout::pool::Moment;
-use self::layout::{Layout, Write};
+use self::layout::{Layout, Target, Write};
 use self::pins::Pins;
 pub use self::pins::{PinError, Removed, remove as cleanup};
 pub use self::programs::{Links, ProgramsError};
@@ -25,6 +34,13 @@ pub use self::tables::TableError;
 use self::tables::Tables;
 use super::{Datapath, SyncError, Synced};
 use crate::plan::{Plan, PortKey, PortPlan};
+
+/// What the self-test dials: addresses that are reserved for documentation, so nobody misses them, at a port nobody uses.
+/// They lead to the loopback addresses, and nothing is ever sent there.
+pub const SELF_TEST: [SocketAddr; 2] = [
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1)),
+    SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0)),
+];
 
 /// The programs, compiled in by the build script; empty in a build without the BPF tool chain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-socket.o"));
@@ -38,6 +54,10 @@ pub struct EbpfOptions {
     pub bpf_root: PathBuf,
     /// Load the programs from this file and not from the binary; for development.
     pub object: Option<PathBuf>,
+    /// A process of the node cannot bind a node port in use.
+    pub bind_protection: bool,
+    /// Leave a flow alone that policy Local keeps from endpoints on other nodes, where others refuse it.
+    pub silent: bool,
 }
 
 /// Why the data path cannot start.
@@ -50,7 +70,7 @@ pub enum OpenError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The pins.
     #[error(transparent)]
@@ -64,6 +84,9 @@ pub enum OpenError {
     /// What an earlier life of the daemon left.
     #[error(transparent)]
     Read(#[from] SyncError),
+    /// Which network namespace is the node's.
+    #[error("asking for the cookie of this network namespace (kernel 5.14)")]
+    Namespace(#[source] io::Error),
 }
 
 /// What was found from an earlier life of the daemon.
@@ -84,6 +107,9 @@ pub struct Adopted {
 pub struct Ebpf {
     tables: Tables,
     layout: Layout,
+    addresses: Addresses,
+    audit: Audit,
+    pins: Pins,
     /// What the tables hold; empty after a start or a failure, when every service port is looked at again.
     synced: Plan,
     /// No complete plan has been written since the tables were read: what nobody has claimed stays.
@@ -103,12 +129,22 @@ impl Ebpf {
         let object = options.object.as_ref().map(read).transpose()?;
         let pins = Pins::create(&options.bpf_root)?;
         let links = programs::install(object.as_deref().unwrap_or(OBJECT), &pins, &options.cgroup_root)?;
-        let tables = Tables::open(&pins.maps)?;
+        let mut tables = Tables::open(&pins.maps)?;
+        tables.configure(Config {
+            host_cookie: crate::sys::netns_cookie().map_err(OpenError::Namespace)?,
+            // Opt-outs are switched on with the first namespace that opts out.
+            flags: if options.bind_protection { Config::BIND_PROTECTION } else { 0 }
+                | if options.silent { Config::SILENT } else { 0 },
+        })?;
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
+        let addresses = Addresses::restored(tables.addresses()?);
         let (services, frontends, backends) = layout.usage();
         let ebpf = Self {
             tables,
             layout,
+            addresses,
+            audit: Audit::default(),
+            pins,
             synced: Plan::default(),
             incomplete: true,
             failed: false,
@@ -125,6 +161,7 @@ impl Ebpf {
 
     fn read_back(&mut self) -> Result<(), SyncError> {
         self.layout = Layout::restored(self.tables.capacity(), &self.tables.dump()?);
+        self.addresses = Addresses::restored(self.tables.addresses()?);
         self.synced = Plan::default();
         self.incomplete = true;
         self.failed = false;
@@ -139,17 +176,21 @@ impl Ebpf {
     }
 
     fn upsert(&mut self, port: &PortPlan) -> Result<u64, SyncError> {
-        let now = self.now();
         let Some(target) = image::target(port) else { return self.remove(&port.key) };
-        match self.layout.upsert(&port.key, &target, now) {
+        self.upsert_target(&port.key, &target)
+    }
+
+    fn upsert_target(&mut self, key: &PortKey, target: &Target<'_>) -> Result<u64, SyncError> {
+        let now = self.now();
+        match self.layout.upsert(key, target, now) {
             Ok(writes) => {
-                self.refused.remove(&port.key);
+                self.refused.remove(key);
                 self.write(&writes)
             }
             Err(full) => {
-                self.refused.insert(port.key.clone(), full.to_string());
+                self.refused.insert(key.clone(), full.to_string());
                 // Nothing is left undone but what the tables have no room for.
-                let writes = self.layout.shrink(&port.key, target.endpoints, now);
+                let writes = self.layout.shrink(key, target, now);
                 self.write(&writes)
             }
         }
@@ -166,18 +207,56 @@ impl Ebpf {
     fn write_difference(&mut self, plan: &Plan) -> Result<u64, SyncError> {
         let (upserts, removals) = difference(&self.synced, plan, &self.refused);
         let mut written = 0_u64;
+        if self.incomplete {
+            for (key, frontend, endpoint) in image::self_test() {
+                let target = image::self_test_target(frontend, std::slice::from_ref(&endpoint));
+                written = written.saturating_add(self.upsert_target(&key, &target)?);
+            }
+        }
         for port in upserts {
             written = written.saturating_add(self.upsert(&port)?);
         }
+        self.tables.flush()?;
+        written = written.saturating_add(self.write_addresses(plan)?);
         for key in removals {
             written = written.saturating_add(self.remove(&key)?);
         }
         if std::mem::take(&mut self.incomplete) {
             let writes = self.layout.remove_unclaimed(self.now());
             written = written.saturating_add(self.write(&writes)?);
+            self.tables.flush()?;
+            self.retire_other_versions();
         }
         self.tables.flush()?;
         Ok(written)
+    }
+
+    /// After the frontends that join and before those that leave: an address whose Service is not there yet refuses
+    /// nothing.
+    fn write_addresses(&mut self, plan: &Plan) -> Result<u64, SyncError> {
+        for item in self.synced.ports.diff(&plan.ports) {
+            match item {
+                DiffItem::Add(_, new) => self.addresses.follow(None, Some(new)),
+                DiffItem::Remove(_, old) => self.addresses.follow(Some(old), None),
+                DiffItem::Update { old: (_, old), new: (_, new) } => self.addresses.follow(Some(old), Some(new)),
+            }
+        }
+        self.addresses.set_nodes(&plan.node_addresses);
+        let (set, gone) = self.addresses.take_changes();
+        self.tables.set_addresses(&set)?;
+        for address in &gone {
+            self.tables.set_address(*address, None)?;
+        }
+        Ok(u64::try_from(set.len().saturating_add(gone.len())).unwrap_or(u64::MAX))
+    }
+
+    /// This version serves now; what an earlier one left attached would translate a second time for nothing.
+    fn retire_other_versions(&self) {
+        match self.pins.remove_other_versions() {
+            Ok(0) => {}
+            Ok(links) => info!(links, "removed the programs of another version"),
+            Err(error) => warn!(%error, "the programs of another version stay attached"),
+        }
     }
 }
 
@@ -215,5 +294,16 @@ impl Datapath for Ebpf {
                 Err(error)
             }
         }
+    }
+
+    fn audit(&mut self) -> Result<u64, SyncError> {
+        if self.failed || self.incomplete {
+            return Ok(0); // The next sync reads everything back.
+        }
+        let mut audit = std::mem::take(&mut self.audit);
+        let repaired = audit.step(&self.layout, &self.addresses, &mut self.tables);
+        self.audit = audit;
+        self.failed |= repaired.is_err();
+        repaired
     }
 }

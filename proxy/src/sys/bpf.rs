@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -128,6 +130,50 @@ pub fn update_word<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K], value: u6
     let mut attr = ElementAttr { map: raw(map), key: address(key), value: address(&value), ..ElementAttr::default() };
     // SAFETY: `key` and `value` have the sizes of the map's and outlive the call.
     unsafe { call(BPF_MAP_UPDATE_ELEM, &mut attr) }
+}
+
+/// Writes one element of a map whose keys have `K` and whose values have `V` bytes.
+pub fn update<const K: usize, const V: usize>(map: BorrowedFd<'_>, key: &[u8; K], value: &[u8; V]) -> io::Result<()> {
+    let mut attr = ElementAttr { map: raw(map), key: address(key), value: address(value), ..ElementAttr::default() };
+    // SAFETY: `key` and `value` have the sizes of the map's and outlive the call.
+    unsafe { call(BPF_MAP_UPDATE_ELEM, &mut attr) }
+}
+
+/// Reads one element of a map whose keys have `K` bytes and whose values are 64-bit words.
+pub fn lookup_word<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<Option<u64>> {
+    let mut value = [0_u64];
+    let mut attr = ElementAttr {
+        map: raw(map),
+        key: address(key),
+        value: value.as_mut_ptr().expose_provenance() as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: `key` and `value` have the sizes of the map's and outlive the call.
+    match unsafe { call(BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+        Ok(()) => Ok(value.first().copied()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// All keys, of `K` bytes, of a map that has no batch commands. Nobody else may write meanwhile.
+pub fn keys<const K: usize>(map: BorrowedFd<'_>) -> io::Result<Vec<[u8; K]>> {
+    let mut found: Vec<[u8; K]> = Vec::new();
+    loop {
+        let mut next = [0_u8; K];
+        let mut attr = ElementAttr {
+            map: raw(map),
+            key: found.last().map_or(0, |last| address(last)),
+            value: next.as_mut_ptr().expose_provenance() as u64,
+            ..ElementAttr::default()
+        };
+        // SAFETY: both keys have the size of the map's and outlive the call.
+        match unsafe { call(BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+            Ok(()) => found.push(next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Deletes one element; one that is not there counts as deleted.

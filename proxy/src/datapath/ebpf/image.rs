@@ -1,22 +1,75 @@
 //! From the plan of one service port to what its tables must hold.
 
-use super::layout::{FrontendKey, Target};
-use crate::plan::{FrontendKind, List, PortPlan};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
 
-/// What the tables hold for a service port; `None` if it has no frontend that the socket path serves.
+use shunt_model::{Family, ObjectKey, Protocol};
+
+use super::SELF_TEST;
+use super::layout::{Access, FrontendKey, Sources, Target};
+use crate::plan::{Empty, Endpoint, Frontend, FrontendKind, List, PortKey, PortPlan};
+
+/// What the tables hold for a service port; `None` if nobody can dial it.
 ///
-/// The socket path serves cluster IPs. Whoever dials one from a socket of this node is a pod or the node itself, for
-/// whom spec 2.4 has the same rule, so one list serves the service port.
+/// Whoever dials from a socket of this node is a pod or the node itself, and namespaces tell which, so spec 2.4 has the
+/// same rule for both: one access for each frontend.
 #[must_use]
 pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {
-    let served = || port.frontends.iter().filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
-    let rule = served().next()?.from_pods;
-    let frontends = served()
-        .filter_map(|frontend| Some(FrontendKey::new(frontend.address?, frontend.port, port.key.protocol)))
-        .collect();
-    let endpoints = match rule.list {
-        List::Cluster => &port.cluster,
-        List::Local => &port.local,
-    };
-    Some(Target { frontends, endpoints })
+    if port.frontends.is_empty() {
+        return None;
+    }
+    let uses = |list| port.frontends.iter().any(|frontend| frontend.from_pods.list == list);
+    // Who is in a list that no socket uses gets no new flow from one, and keeps those that it has.
+    let unused =
+        [(List::Cluster, &port.cluster), (List::Local, &port.local)].into_iter().filter(|(list, _)| !uses(*list));
+    let used = [(List::Cluster, &port.cluster), (List::Local, &port.local)].into_iter().filter(|(list, _)| uses(*list));
+    let used = |address: &SocketAddr| used.clone().any(|(_, list)| list.iter().any(|end| end.address == *address));
+    let mut draining = port.draining.clone();
+    draining.extend(unused.flat_map(|(_, list)| list).map(|end| end.address).filter(|address| !used(address)));
+    let frontends = port.frontends.iter().map(|frontend| (key(port, frontend), access(port, frontend))).collect();
+    let silent =
+        |frontend: &Frontend| frontend.from_pods.list == List::Local && frontend.from_pods.empty == Empty::Drop;
+    Some(Target {
+        frontends,
+        cluster: &port.cluster,
+        local: &port.local,
+        draining,
+        affinity: port.affinity.map_or(0, std::num::NonZero::get),
+        silent: port.frontends.iter().any(silent),
+        ranges: port.source_ranges.as_ref().map(|ranges| Sources { prefixes: &ranges.ranges, node: ranges.node }),
+    })
+}
+
+fn key(port: &PortPlan, frontend: &Frontend) -> FrontendKey {
+    match frontend.address {
+        Some(address) => FrontendKey::new(address, frontend.port, port.key.protocol),
+        None => FrontendKey::node_port(port.key.family, frontend.port, port.key.protocol),
+    }
+}
+
+fn access(port: &PortPlan, frontend: &Frontend) -> Access {
+    let filtered = port.source_ranges.is_some() && frontend.kind == FrontendKind::LoadBalancer; // TP-30
+    Access { list: frontend.from_pods.list, filtered }
+}
+
+/// The service ports that the self-test dials: owner, frontend, and the loopback address it leads to.
+pub(super) fn self_test() -> impl Iterator<Item = (PortKey, FrontendKey, Endpoint)> {
+    SELF_TEST.into_iter().filter_map(|probe| {
+        let family = Family::of(&probe.ip());
+        let loopback: IpAddr = match family {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        let service = ObjectKey::new("shunt", "self-test");
+        let owner = PortKey { service, port: Arc::default(), protocol: Protocol::Udp, family };
+        let frontend = FrontendKey::new(probe.ip(), NonZeroU16::new(probe.port())?, Protocol::Udp);
+        Some((owner, frontend, Endpoint { address: SocketAddr::new(loopback, probe.port()), local: true }))
+    })
+}
+
+/// What the tables hold for the self-test.
+pub(super) fn self_test_target(frontend: FrontendKey, endpoint: &[Endpoint]) -> Target<'_> {
+    let access = Access { list: List::Cluster, filtered: false };
+    Target { frontends: vec![(frontend, access)], cluster: endpoint, ..Target::default() }
 }

@@ -43,6 +43,8 @@ pub enum PinError {
 /// The directories of one version of the layout.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
+    root: PathBuf,
+    version: PathBuf,
     pub(super) maps: PathBuf,
     pub(super) programs: PathBuf,
     pub(super) links: PathBuf,
@@ -53,13 +55,24 @@ impl Pins {
     pub(super) fn create(root: &Path) -> Result<Self, PinError> {
         mount_bpf(root)?;
         let version = root.join(format!("v{}", proxy_abi::VERSION));
-        let pins =
-            Self { maps: version.join("maps"), programs: version.join("programs"), links: version.join("links") };
+        let pins = Self {
+            root: root.to_owned(),
+            maps: version.join("maps"),
+            programs: version.join("programs"),
+            links: version.join("links"),
+            version,
+        };
         for path in [&pins.maps, &pins.programs, &pins.links] {
             let failed = |source| PinError::File { doing: "making the directory", path: path.clone(), source };
             std::fs::create_dir_all(path).map_err(failed)?;
         }
         Ok(pins)
+    }
+
+    /// Removes what daemons of other versions of the layout pinned, links first. Returns how many links that were.
+    pub(super) fn remove_other_versions(&self) -> Result<usize, PinError> {
+        let others = list(&self.root)?.into_iter().filter(|path| is_version(path) && *path != self.version);
+        Ok(remove_versions(&others.collect::<Vec<_>>())?.links)
     }
 }
 
@@ -94,20 +107,25 @@ pub struct Removed {
 /// Removes every pin below `root`, of all versions, links first: programs stop before their tables go. What is not
 /// there counts as removed. Only directories laid out by us are touched.
 pub fn remove(root: &Path) -> Result<Removed, PinError> {
-    let mut removed = Removed::default();
     if !on_bpf(root) {
-        return Ok(removed);
+        return Ok(Removed::default());
     }
     let versions: Vec<PathBuf> = list(root)?.into_iter().filter(|path| is_version(path)).collect();
-    for version in &versions {
+    let removed = remove_versions(&versions)?;
+    remove_directory(root)?;
+    Ok(removed)
+}
+
+fn remove_versions(versions: &[PathBuf]) -> Result<Removed, PinError> {
+    let mut removed = Removed::default();
+    for version in versions {
         removed.links = removed.links.saturating_add(remove_files(&version.join("links"))?);
     }
-    for version in &versions {
+    for version in versions {
         removed.programs = removed.programs.saturating_add(remove_files(&version.join("programs"))?);
         removed.maps = removed.maps.saturating_add(remove_files(&version.join("maps"))?);
         remove_directory(version)?;
     }
-    remove_directory(root)?;
     Ok(removed)
 }
 

@@ -9,7 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramInfo, loaded_programs};
+use aya::programs::{
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo, loaded_programs,
+};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::pins::Pins;
@@ -18,7 +20,7 @@ use crate::sys::bpf;
 
 /// Hook and program, in the order in which they are attached: answers are translated back before anything is
 /// translated forth.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("getpeername4", "shunt_getpeer4"),
     ("getpeername6", "shunt_getpeer6"),
     ("recvmsg4", "shunt_recvmsg4"),
@@ -27,6 +29,8 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("sendmsg6", "shunt_sendmsg6"),
     ("connect4", "shunt_connect4"),
     ("connect6", "shunt_connect6"),
+    ("post_bind4", "shunt_post_bind4"),
+    ("post_bind6", "shunt_post_bind6"),
 ];
 
 /// How much of the verifier's log is shown: its last lines name the instruction and the reason.
@@ -103,23 +107,23 @@ pub(super) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links
     }
     let mut links = Links::default();
     for (hook, name) in PROGRAMS {
-        let program = program(&mut ebpf, name)?;
+        let mut program = program(&mut ebpf, name)?;
         let pin = pins.links.join(hook);
         match existing(&pin, cgroup_id, name)? {
-            Some(link) if same_code(link.program, program, name)? => {
+            Some(link) if same_code(link.program, &program, name)? => {
                 links.kept = links.kept.saturating_add(1);
                 continue;
             }
             Some(_) => {
-                replace(&pin, program, name)?;
+                replace(&pin, &program, name)?;
                 links.replaced = links.replaced.saturating_add(1);
             }
             None => {
-                attach(&pin, &directory, program, name)?;
+                attach(&pin, &directory, &mut program, name)?;
                 links.attached = links.attached.saturating_add(1);
             }
         }
-        pin_program(&pins.programs.join(hook), program, name)?;
+        pin_program(&pins.programs.join(hook), &mut program, name)?;
     }
     Ok(links)
 }
@@ -139,12 +143,70 @@ fn load_object(object: &[u8], pins: &Pins) -> Result<Ebpf, ProgramsError> {
     loader.load(object).map_err(|error| ProgramsError::Object(Box::new(error)))
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, ProgramsError> {
-    let found = ebpf.program_mut(name).ok_or(ProgramsError::NoProgram(name))?;
-    found.try_into().map_err(kernel("reading", name))
+/// A program of one of the two kinds that a cgroup runs for sockets.
+enum Hook<'a> {
+    /// At calls with an address.
+    Address(&'a mut CgroupSockAddr),
+    /// At events in the life of a socket.
+    Socket(&'a mut CgroupSock),
 }
 
-fn load(program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
+impl Hook<'_> {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        match self {
+            Self::Address(program) => program.load(),
+            Self::Socket(program) => program.load(),
+        }
+    }
+
+    fn info(&self) -> Result<ProgramInfo, ProgramError> {
+        match self {
+            Self::Address(program) => program.info(),
+            Self::Socket(program) => program.info(),
+        }
+    }
+
+    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
+        match self {
+            Self::Address(program) => program.fd(),
+            Self::Socket(program) => program.fd(),
+        }
+    }
+
+    /// The mode must be `Single`, which passes no flags: links always allow several programs, and the kernel refuses
+    /// the flag that says so with EINVAL.
+    fn attach(&mut self, cgroup: &File) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
+        const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+        Ok(match self {
+            Self::Address(program) => {
+                let id = program.attach(cgroup, MODE)?;
+                FdLink::try_from(program.take_link(id)?)?
+            }
+            Self::Socket(program) => {
+                let id = program.attach(cgroup, MODE)?;
+                FdLink::try_from(program.take_link(id)?)?
+            }
+        })
+    }
+
+    fn pin(&mut self, path: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match self {
+            Self::Address(program) => program.pin(path)?,
+            Self::Socket(program) => program.pin(path)?,
+        }
+        Ok(())
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<Hook<'a>, ProgramsError> {
+    let found = ebpf.program_mut(name).ok_or(ProgramsError::NoProgram(name))?;
+    if matches!(found, Program::CgroupSock(_)) {
+        return Ok(Hook::Socket(found.try_into().map_err(kernel("reading", name))?));
+    }
+    Ok(Hook::Address(found.try_into().map_err(kernel("reading", name))?))
+}
+
+fn load(mut program: Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {
     match program.load() {
         Ok(()) => Ok(()),
         Err(ProgramError::LoadError { io_error, verifier_log }) => {
@@ -180,25 +242,21 @@ fn existing(pin: &Path, cgroup_id: u64, name: &'static str) -> Result<Option<bpf
 }
 
 /// Whether the running program has the same instructions (the kernel's tag) as the one just loaded.
-fn same_code(running: u32, program: &CgroupSockAddr, name: &'static str) -> Result<bool, ProgramsError> {
-    let new: ProgramInfo = program.info().map_err(kernel("asking about", name))?;
+fn same_code(running: u32, program: &Hook<'_>, name: &'static str) -> Result<bool, ProgramsError> {
+    let new = program.info().map_err(kernel("asking about", name))?;
     let old = loaded_programs().filter_map(Result::ok).find(|found| found.id() == running);
     Ok(old.is_some_and(|old| old.tag() == new.tag()))
 }
 
-fn replace(pin: &Path, program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
+fn replace(pin: &Path, program: &Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {
     let link = bpf::open_pin(pin).map_err(kernel("opening the link of", name))?;
     let fd = program.fd().map_err(kernel("asking about", name))?;
     bpf::replace_program(link, fd).map_err(kernel("switching the link to", name))
 }
 
 /// Attaches and pins; a pin of a link to another cgroup is replaced only once the new link is in effect.
-fn attach(pin: &Path, cgroup: &File, program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
-    // The mode must be `Single`, which passes no flags: links always allow several programs, and the kernel refuses
-    // the flag that says so with EINVAL.
-    let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(kernel("attaching", name))?;
-    let link = program.take_link(id).map_err(kernel("attaching", name))?;
-    let link = FdLink::try_from(link).map_err(kernel("attaching", name))?;
+fn attach(pin: &Path, cgroup: &File, program: &mut Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {
+    let link = program.attach(cgroup).map_err(kernel("attaching", name))?;
     // Not an extension: bpffs refuses names with a dot, with EPERM.
     let fresh = pin.with_file_name(format!("{name}-new"));
     remove(&fresh, name)?;
@@ -207,7 +265,7 @@ fn attach(pin: &Path, cgroup: &File, program: &mut CgroupSockAddr, name: &'stati
     std::fs::rename(&fresh, pin).map_err(kernel("pinning the link of", name))
 }
 
-fn pin_program(pin: &Path, program: &mut CgroupSockAddr, name: &'static str) -> Result<(), ProgramsError> {
+fn pin_program(pin: &Path, program: &mut Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {
     remove(pin, name)?;
     program.pin(pin).map_err(kernel("pinning", name))
 }

@@ -74,6 +74,11 @@ impl Backends {
         Some(taken)
     }
 
+    /// Gives back a life that nobody has seen.
+    pub(super) fn untake(&mut self, family: Family, reference: BackendRef) {
+        self.of(family).untake(reference);
+    }
+
     /// Ends a life.
     pub(super) fn retire(&mut self, family: Family, reference: BackendRef, now: Moment) -> Write {
         self.of(family).pool.retire(reference.index(), now);

@@ -1,21 +1,22 @@
-//! Which service each frontend leads to, counted by family because each family has a map of its own.
+//! Where each frontend leads, counted by family because each family has a map of its own.
 
 use std::collections::HashMap;
 
+use proxy_abi::Lead;
 use shunt_model::Family;
 
 use super::write::FrontendKey;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Frontends {
-    services: HashMap<FrontendKey, u32>,
+    leads: HashMap<FrontendKey, Lead>,
     four: usize,
     six: usize,
 }
 
 impl Frontends {
-    pub(super) fn get(&self, key: &FrontendKey) -> Option<u32> {
-        self.services.get(key).copied()
+    pub(super) fn get(&self, key: &FrontendKey) -> Option<Lead> {
+        self.leads.get(key).copied()
     }
 
     pub(super) fn count(&self, family: Family) -> usize {
@@ -25,9 +26,9 @@ impl Frontends {
         }
     }
 
-    /// Sends `key` to `service`; returns where it led before.
-    pub(super) fn insert(&mut self, key: FrontendKey, service: u32) -> Option<u32> {
-        let former = self.services.insert(key, service);
+    /// Sends `key` along `lead`; returns where it led before.
+    pub(super) fn insert(&mut self, key: FrontendKey, lead: Lead) -> Option<Lead> {
+        let former = self.leads.insert(key, lead);
         if former.is_none() {
             let count = self.counter(key.family());
             *count = count.saturating_add(1);
@@ -36,7 +37,7 @@ impl Frontends {
     }
 
     pub(super) fn remove(&mut self, key: &FrontendKey) {
-        if self.services.remove(key).is_some() {
+        if self.leads.remove(key).is_some() {
             let count = self.counter(key.family());
             *count = count.saturating_sub(1);
         }

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use proxy_abi::{Directory, Extent, FrontendValue, Shape, Slot};
+use ipnet::IpNet;
+use proxy_abi::{BackendRef, Directory, Extent, FrontendValue, RangesWord, Shape, Slot, Terms};
 use shunt_model::Family;
 
 use super::backends::{Backends, Restored};
 use super::pool::{Pool, Region, Regions};
-use super::write::{FrontendKey, backend_parts};
-use super::{Capacity, Frontends, Layout, Placed, Record};
+use super::ranges::Ranges;
+use super::record::{Placed, Record};
+use super::write::{FrontendKey, Life, backend_parts};
+use super::{Capacity, Frontends, Layout};
 
 /// Everything that is in the tables.
 #[derive(Clone, Debug, Default)]
@@ -23,10 +26,12 @@ pub struct Dump {
     pub backends4: Vec<(u32, [u64; 4])>,
     /// The backends that are not all zero, by index.
     pub backends6: Vec<(u32, [u64; 4])>,
+    /// All prefixes of source ranges.
+    pub ranges: Vec<(u32, IpNet)>,
 }
 
 struct Found {
-    alive: HashMap<u32, (std::net::SocketAddr, u16)>,
+    alive: HashMap<u32, Life>,
     restored: Restored,
 }
 
@@ -40,9 +45,10 @@ impl Layout {
         let mut six = Found::new(Family::V6, &dump.backends6);
         let mut regions = Regions::new(capacity.slots);
         let mut records = HashMap::new();
-        for (service, [extent, shape, ..]) in &dump.directory {
-            let (extent, shape) = (Extent(*extent), Shape(*shape));
-            if !shape.in_use() && extent == Extent::EMPTY {
+        for (service, words) in &dump.directory {
+            let [extent, shape, ..] = *words;
+            let shape = Shape(shape);
+            if !shape.in_use() && Extent(extent) == Extent::EMPTY {
                 continue;
             }
             let family = if shape.ipv6() { Family::V6 } else { Family::V4 };
@@ -50,18 +56,54 @@ impl Layout {
                 Family::V4 => &mut four,
                 Family::V6 => &mut six,
             };
-            records.insert(*service, record(family, extent, shape, &dump.slots, &mut regions, found));
+            let record = record(family, words, &dump.slots, &mut regions, found);
+            records.insert(*service, record);
         }
         let frontends = lead(&dump.frontends, &mut records);
+        join(&mut records);
         let used: BTreeSet<u32> = records.keys().copied().collect();
+        let mut ranges = Ranges::restored(capacity.ranges, &dump.ranges);
+        let (mut draining4, mut draining6) = (four.draining(), six.draining());
+        for (service, record) in records.iter_mut().filter(|(service, record)| record.terms.port() == **service) {
+            record.prefixes = ranges.adopt(record.ranges.id());
+            let (draining, found) = match record.family {
+                Family::V4 => (&mut draining4, &mut four),
+                Family::V6 => (&mut draining6, &mut six),
+            };
+            record.draining = draining.remove(service).unwrap_or_default();
+            found.adopt(&record.draining);
+        }
         Self {
             capacity,
-            owners: HashMap::new(),
+            ports: HashMap::new(),
             frontends,
             services: Pool::new(capacity.services, &used),
             regions,
             backends: Backends::restored(capacity.backends, four.finish(), six.finish()),
+            ranges,
             records,
+        }
+    }
+}
+
+/// Joins second entries to those that stand for their service ports. One without the other is broken.
+fn join(records: &mut HashMap<u32, Record>) {
+    let seconds: Vec<(u32, u32)> = records
+        .iter()
+        .filter(|(service, record)| !record.broken && record.terms.port() != **service)
+        .map(|(service, record)| (*service, record.terms.port()))
+        .collect();
+    for (second, main) in seconds {
+        let stands = |record: &&mut Record| record.terms.port() == main && !record.broken && record.second.is_none();
+        let joined = match records.get_mut(&main).filter(stands) {
+            Some(record) => {
+                record.second = Some(second);
+                true
+            }
+            None => false,
+        };
+        if let Some(record) = records.get_mut(&second).filter(|_| !joined) {
+            record.broken = true;
         }
     }
 }
@@ -70,31 +112,24 @@ impl Layout {
 fn lead(found: &[(FrontendKey, FrontendValue)], records: &mut HashMap<u32, Record>) -> Frontends {
     let mut frontends = Frontends::default();
     for (key, value) in found {
-        let broken = Record {
-            family: key.family(),
-            owner: None,
-            broken: true,
-            region: None,
-            placed: Vec::new(),
-            local: 0,
-            frontends: Vec::new(),
-        };
-        records.entry(value.service()).or_insert(broken).frontends.push(*key);
-        frontends.insert(*key, value.service());
+        let lead = value.lead();
+        let broken = Record { broken: true, ..Record::new(key.family(), None) };
+        records.entry(lead.service).or_insert(broken).frontends.push(*key);
+        frontends.insert(*key, lead);
     }
     frontends
 }
 
 fn record(
     family: Family,
-    extent: Extent,
-    shape: Shape,
+    words: &Directory,
     slots: &HashMap<u32, u64>,
     regions: &mut Regions,
     found: &mut Found,
 ) -> Record {
-    let mut record =
-        Record { family, owner: None, broken: true, region: None, placed: Vec::new(), local: 0, frontends: Vec::new() };
+    let [extent, shape, terms, ranges] = *words;
+    let (extent, shape, terms) = (Extent(extent), Shape(shape), Terms(terms));
+    let mut record = Record { broken: true, terms, ranges: RangesWord(ranges), ..Record::new(family, None) };
     if !shape.in_use() {
         return record;
     }
@@ -107,13 +142,14 @@ fn record(
     let placed: Option<Vec<Placed>> = (0..extent.all())
         .map(|at| {
             let slot = Slot(*slots.get(&region.base.saturating_add(at))?);
-            let (address, generation) = found.alive.get(&slot.backend().index())?;
+            let life = found.alive.get(&slot.backend().index())?;
             let local = at < extent.local();
-            (*generation == slot.backend().generation() && slot.local() == local)
-                .then_some(Placed { address: *address, reference: slot.backend() })
+            let is_ours = life.generation == slot.backend().generation() && life.standing.port() == terms.port();
+            (is_ours && slot.local() == local).then_some(Placed { address: life.address, reference: slot.backend() })
         })
         .collect();
-    let Some(placed) = placed.filter(|placed| sound && distinct(placed, &found.restored.used)) else { return record };
+    // The two entries of a service port share backends; entries of different ones do not, as backends name theirs.
+    let Some(placed) = placed.filter(|placed| sound && distinct(placed)) else { return record };
     if !regions.claim(region) {
         return record;
     }
@@ -121,10 +157,10 @@ fn record(
     Record { broken: false, region: Some(region), local: extent.local() as usize, placed, ..record }
 }
 
-/// No backend twice, and none that another service holds.
-fn distinct(placed: &[Placed], used: &BTreeSet<u32>) -> bool {
+/// No backend twice.
+fn distinct(placed: &[Placed]) -> bool {
     let mut seen = BTreeSet::new();
-    placed.iter().all(|placed| !used.contains(&placed.reference.index()) && seen.insert(placed.reference.index()))
+    placed.iter().all(|placed| seen.insert(placed.reference.index()))
 }
 
 impl Found {
@@ -132,13 +168,31 @@ impl Found {
         let mut alive = HashMap::new();
         let mut generations = BTreeMap::new();
         for (index, words) in backends {
-            let (address, generation, last) = backend_parts(family, *words);
-            generations.insert(*index, last.max(generation));
-            if generation != 0 {
-                alive.insert(*index, (address, generation));
+            let life = backend_parts(family, *words);
+            generations.insert(*index, life.standing.generation().max(life.generation));
+            if life.generation != 0 {
+                alive.insert(*index, life);
             }
         }
         Self { alive, restored: Restored { generations, ..Restored::default() } }
+    }
+
+    /// The living backends that no slot shows and that say so, by the service port that they name. Others were about to be
+    /// shown when the daemon died.
+    fn draining(&self) -> HashMap<u32, Vec<Placed>> {
+        let mut draining: HashMap<u32, Vec<Placed>> = HashMap::new();
+        let unseen = self.alive.iter().filter(|(index, _)| !self.restored.used.contains(index));
+        for (index, life) in unseen.filter(|(_, life)| life.standing.drains()) {
+            let placed = Placed { address: life.address, reference: BackendRef::new(*index, life.generation) };
+            draining.entry(life.standing.port()).or_default().push(placed);
+        }
+        draining.values_mut().for_each(|held| held.sort_unstable_by_key(|held| held.reference));
+        draining
+    }
+
+    /// The draining backends that a service port has taken.
+    fn adopt(&mut self, draining: &[Placed]) {
+        self.restored.used.extend(draining.iter().map(|held| held.reference.index()));
     }
 
     fn finish(self) -> Restored {

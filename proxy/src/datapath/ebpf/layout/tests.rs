@@ -1,89 +1,42 @@
 //! What programs can see while writes are applied one by one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use proxy_abi::{Backend4, Backend6, Directory, Extent, FrontendValue, Slot};
+use proxy_abi::{Slot, Standing};
 use shunt_model::{ObjectKey, Protocol};
 
 use super::pool::GRACE;
-use super::write::backend_parts;
 use super::*;
+use crate::datapath::ebpf::memory::Memory;
 
-const SMALL: Capacity = Capacity { frontends: 8, services: 8, slots: 64, backends: 64 };
+const SMALL: Capacity = Capacity { frontends: 8, services: 8, slots: 64, backends: 64, ranges: 8 };
 
-/// The tables, as memory.
-#[derive(Clone, Default)]
-struct Tables {
-    frontends: HashMap<FrontendKey, FrontendValue>,
-    directory: HashMap<u32, Directory>,
-    slots: HashMap<u32, u64>,
-    backends: HashMap<(Family, u32), [u64; 4]>,
+/// What each frontend leads to.
+type View = BTreeMap<FrontendKey, BTreeSet<SocketAddr>>;
+
+/// The endpoints behind a frontend, through an entry read now or earlier; panics at a dead or misplaced one.
+fn through(memory: &Memory, family: Family, extent: Extent, local: bool) -> Vec<(Option<SocketAddr>, bool)> {
+    let slot = |at| Slot(memory.slots[&(extent.base() + at)]);
+    let found = |at| (memory.alive(family, slot(at)).map(|life| life.address), slot(at).local());
+    (0..extent.count(local)).map(found).collect()
 }
 
-impl Tables {
-    fn apply(&mut self, write: &Write) {
-        match *write {
-            Write::Backend { family, index, words } => drop(self.backends.insert((family, index), words)),
-            Write::BackendGone { family, index } => {
-                let words = self.backends.get_mut(&(family, index)).expect("a backend dies once, after it lived");
-                let life = if family == Family::V4 { 0 } else { Backend6::LIFE };
-                words[life] = 0;
-            }
-            Write::Slot { index, slot } => drop(self.slots.insert(index, slot.0)),
-            Write::Extent { service, extent } => self.directory.entry(service).or_default()[0] = extent.0,
-            Write::Shape { service, shape } => self.directory.entry(service).or_default()[1] = shape.0,
-            Write::Frontend { key, service } => drop(self.frontends.insert(key, key.value(service))),
-            Write::FrontendGone { key } => drop(self.frontends.remove(&key)),
-        }
+fn visible(memory: &Memory, key: &FrontendKey) -> Option<BTreeSet<SocketAddr>> {
+    let lead = memory.lead(key)?;
+    let [extent, ..] = memory.entry(lead.service);
+    let found = through(memory, key.family(), Extent(extent), lead.local);
+    for (at, (address, local)) in found.iter().enumerate() {
+        assert!(address.is_some(), "slot {at} of {key:?} leads to a dead backend");
+        assert!(*local || !lead.local, "slot {at} of {key:?} is not local");
     }
+    Some(found.into_iter().filter_map(|(address, _)| address).collect())
+}
 
-    fn dump(&self) -> Dump {
-        let of = |wanted| {
-            self.backends
-                .iter()
-                .filter(|((family, _), _)| *family == wanted)
-                .map(|((_, at), words)| (*at, *words))
-                .collect()
-        };
-        Dump {
-            frontends: self.frontends.iter().map(|(key, value)| (*key, *value)).collect(),
-            directory: self.directory.iter().map(|(service, entry)| (*service, *entry)).collect(),
-            slots: self.slots.clone(),
-            backends4: of(Family::V4),
-            backends6: of(Family::V6),
-        }
-    }
-
-    fn alive(&self, family: Family, slot: Slot) -> Option<SocketAddr> {
-        let words = self.backends.get(&(family, slot.backend().index()))?;
-        let (address, generation, _) = backend_parts(family, *words);
-        (generation != 0 && generation == slot.backend().generation()).then_some(address)
-    }
-
-    /// What a program can reach through `extent`: every visible slot, `None` where it finds a dead backend.
-    fn through(&self, family: Family, extent: Extent) -> Vec<(Option<SocketAddr>, bool)> {
-        let slot = |at| Slot(self.slots[&(extent.base() + at)]);
-        (0..extent.all()).map(|at| (self.alive(family, slot(at)), slot(at).local())).collect()
-    }
-
-    fn extent(&self, key: &FrontendKey) -> Option<Extent> {
-        let service = self.frontends.get(key)?.service();
-        Some(Extent(self.directory.get(&service)?[0]))
-    }
-
-    /// The endpoints behind a frontend; panics at a dead or misplaced one.
-    fn visible(&self, key: &FrontendKey) -> Option<BTreeSet<SocketAddr>> {
-        let extent = self.extent(key)?;
-        let found = self.through(key.family(), extent);
-        for (at, (address, local)) in found.iter().enumerate() {
-            assert!(address.is_some(), "slot {at} of {key:?} leads to a dead backend");
-            assert!(*local || at >= extent.local() as usize, "slot {at} of {key:?} is not local");
-        }
-        Some(found.into_iter().filter_map(|(address, _)| address).collect())
-    }
+fn view(memory: &Memory) -> View {
+    memory.frontends.keys().filter_map(|key| Some((*key, visible(memory, key)?))).collect()
 }
 
 fn owner(number: u8, family: Family) -> PortKey {
@@ -115,113 +68,250 @@ fn endpoint(number: u8, local: bool, family: Family) -> Endpoint {
 #[derive(Clone, Debug)]
 struct Step {
     number: u8,
-    ends: Option<Vec<(u8, bool)>>,
-    fronts: BTreeSet<u8>,
+    /// Endpoint, on this node, and in which of the lists: cluster, local or both.
+    ends: Option<BTreeMap<u8, (bool, Place)>>,
+    fronts: BTreeMap<u8, Access>,
+    draining: BTreeSet<u8>,
+    affinity: u32,
+    ranges: Option<BTreeSet<u8>>,
     wait: Moment,
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let ends = proptest::collection::btree_map(0..24_u8, any::<bool>(), 0..12);
-    let ends = prop_oneof![5 => ends.prop_map(|ends| Some(ends.into_iter().collect())), 1 => Just(None)];
-    let fronts = proptest::collection::btree_set(0..3_u8, 1..3);
-    let wait = prop_oneof![Just(0), Just(GRACE)];
-    (0..4_u8, ends, fronts, wait).prop_map(|(number, ends, fronts, wait)| Step { number, ends, fronts, wait })
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Usual,
+    OnlyLocal,
 }
 
-/// The plan gives each frontend to one service only; here by number.
-fn fronts(step: &Step, family: Family) -> Vec<FrontendKey> {
-    step.fronts.iter().map(|front| frontend(step.number * 4 + front, family)).collect()
+fn step() -> impl Strategy<Value = Step> {
+    let place = prop_oneof![4 => Just(Place::Usual), 1 => Just(Place::OnlyLocal)];
+    let ends = proptest::collection::btree_map(0..24_u8, (any::<bool>(), place), 0..12);
+    let ends = prop_oneof![5 => ends.prop_map(Some), 1 => Just(None)];
+    let access = (any::<bool>(), any::<bool>())
+        .prop_map(|(local, filtered)| Access { list: if local { List::Local } else { List::Cluster }, filtered });
+    let fronts = proptest::collection::btree_map(0..3_u8, access, 1..3);
+    let draining = proptest::collection::btree_set(0..24_u8, 0..4);
+    let ranges = proptest::option::of(proptest::collection::btree_set(0..4_u8, 0..3));
+    let wait = prop_oneof![Just(0), Just(GRACE)];
+    (0..4_u8, ends, fronts, draining, 0..2_u32, ranges, wait).prop_map(
+        |(number, ends, fronts, draining, affinity, ranges, wait)| Step {
+            number,
+            ends,
+            fronts,
+            draining,
+            affinity,
+            ranges,
+            wait,
+        },
+    )
+}
+
+/// The parts of a target, which borrows from them.
+struct Wanted {
+    frontends: Vec<(FrontendKey, Access)>,
+    cluster: Vec<Endpoint>,
+    local: Vec<Endpoint>,
+    draining: Vec<SocketAddr>,
+    affinity: u32,
+    prefixes: Option<Vec<IpNet>>,
+}
+
+impl Wanted {
+    fn of(step: &Step, family: Family) -> Self {
+        let ends = || step.ends.iter().flatten();
+        let is_local = |local: bool, place: Place| local || place == Place::OnlyLocal;
+        let mut cluster: Vec<Endpoint> = ends()
+            .filter(|(_, (_, place))| *place == Place::Usual)
+            .map(|(number, (local, _))| endpoint(*number, *local, family))
+            .collect();
+        let mut local: Vec<Endpoint> = ends()
+            .filter(|(_, (local, place))| is_local(*local, *place))
+            .map(|(number, _)| endpoint(*number, true, family))
+            .collect();
+        cluster.sort_unstable();
+        local.sort_unstable();
+        let used = ends().map(|(number, _)| *number).collect::<BTreeSet<_>>();
+        let prefix = |number: &u8| format!("10.{number}.0.0/16").parse().unwrap();
+        Self {
+            frontends: step
+                .fronts
+                .iter()
+                .map(|(front, access)| {
+                    let filtered = access.filtered && step.ranges.is_some();
+                    (frontend(step.number * 4 + front, family), Access { filtered, ..*access })
+                })
+                .collect(),
+            cluster,
+            local,
+            draining: step.draining.difference(&used).map(|number| endpoint(*number, true, family).address).collect(),
+            affinity: step.affinity,
+            prefixes: step.ranges.as_ref().map(|ranges| ranges.iter().map(prefix).collect()),
+        }
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            frontends: self.frontends.clone(),
+            cluster: &self.cluster,
+            local: &self.local,
+            draining: self.draining.clone(),
+            affinity: self.affinity,
+            silent: false,
+            ranges: self.prefixes.as_ref().map(|prefixes| Sources { prefixes, node: true }),
+        }
+    }
+
+    fn view(&self) -> View {
+        let list = |access: &Access| match access.list {
+            List::Cluster => &self.cluster,
+            List::Local => &self.local,
+        };
+        let addresses = |access: &Access| list(access).iter().map(|end| end.address).collect();
+        self.frontends.iter().map(|(key, access)| (*key, addresses(access))).collect()
+    }
+
+    fn uses(&self, list: List) -> bool {
+        self.frontends.iter().any(|(_, access)| access.list == list)
+    }
+}
+
+fn of_service(number: u8, family: Family) -> Vec<FrontendKey> {
+    (0..3).map(|front| frontend(number * 4 + front, family)).collect()
 }
 
 fn run(steps: &[Step], family: Family) {
-    let (mut layout, mut tables, mut now) = (Layout::new(SMALL), Tables::default(), 0);
-    let mut truth: HashMap<u8, BTreeSet<SocketAddr>> = HashMap::new();
+    let (mut layout, mut memory, mut now) = (Layout::new(SMALL), Memory::default(), 0);
     for step in steps {
         now += step.wait;
-        let owner = owner(step.number, family);
-        let ends: Vec<Endpoint> =
-            step.ends.iter().flatten().map(|(number, local)| endpoint(*number, *local, family)).collect();
-        let new: BTreeSet<SocketAddr> = ends.iter().map(|end| end.address).collect();
-        let old = truth.get(&step.number).cloned().unwrap_or_default();
-        let target = Target { frontends: fronts(step, family), endpoints: &ends };
+        let (owner, wanted) = (owner(step.number, family), Wanted::of(step, family));
+        let before = view(&memory);
         let writes = match step.ends {
-            Some(_) => match layout.upsert(&owner, &target, now) {
+            Some(_) => match layout.upsert(&owner, &wanted.target(), now) {
                 Ok(writes) => writes,
                 Err(Full { .. }) => {
-                    check_all(&tables, &truth, family);
+                    assert_eq!(view(&memory), before);
+                    let writes = layout.shrink(&owner, &wanted.target(), now);
+                    writes.iter().for_each(|write| memory.apply(write));
+                    view(&memory);
                     continue;
                 }
             },
             None => layout.remove(&owner, now),
         };
-        apply_each(&mut tables, &writes, step, family, (&old, &new));
-        match step.ends {
-            Some(_) => drop(truth.insert(step.number, new.clone())),
-            None => drop(truth.remove(&step.number)),
+        let after = if step.ends.is_some() { wanted.view() } else { View::new() };
+        apply_each(&mut memory, &writes, step.number, family, (&before, &after));
+        let now_seen = view(&memory);
+        for key in of_service(step.number, family) {
+            assert_eq!(now_seen.get(&key), after.get(&key), "{key:?}");
         }
-        check_all(&tables, &truth, family);
         if step.ends.is_some() {
-            for key in &target.frontends {
-                assert_eq!(tables.visible(key).as_ref(), Some(&new), "{key:?}");
-                let local = ends.iter().filter(|end| end.local).count();
-                assert_eq!(tables.extent(key).unwrap().local() as usize, local);
-            }
-            assert_eq!(layout.upsert(&owner, &target, now), Ok(Vec::new()), "a second time writes nothing");
+            assert_eq!(layout.upsert(&owner, &wanted.target(), now), Ok(Vec::new()), "a second time writes nothing");
+            standings(&memory, &wanted, family);
         }
-        restart(&tables, &layout, &owner, step.ends.is_some().then_some(&target), now);
-    }
-}
-
-fn check_all(tables: &Tables, truth: &HashMap<u8, BTreeSet<SocketAddr>>, family: Family) {
-    for (number, ends) in truth {
-        for key in (0..3).map(|front| frontend(number * 4 + front, family)) {
-            assert!(tables.visible(&key).is_none_or(|visible| visible == *ends), "{key:?} of another service changed");
-        }
+        audited(&memory, &layout);
+        restart(&memory, &layout, &owner, step.ends.is_some().then_some(&wanted), now);
     }
 }
 
 /// Every prefix is safe, also for a reader that still holds an extent read earlier in this change.
-fn apply_each(
-    tables: &mut Tables,
-    writes: &[Write],
-    step: &Step,
-    family: Family,
-    ends: (&BTreeSet<SocketAddr>, &BTreeSet<SocketAddr>),
-) {
-    let (old, new) = ends;
-    let keys: Vec<FrontendKey> = (0..3).map(|front| frontend(step.number * 4 + front, family)).collect();
-    let either: BTreeSet<SocketAddr> = old.union(new).copied().collect();
-    let mut stale: Vec<Extent> = keys.iter().filter_map(|key| tables.extent(key)).collect();
+fn apply_each(memory: &mut Memory, writes: &[Write], number: u8, family: Family, (before, after): (&View, &View)) {
+    let changes = |write: &Write| match *write {
+        Write::Frontend { key, lead } => memory.lead(&key).is_some_and(|old| old.local != lead.local).then_some(key),
+        _ => None,
+    };
+    let changed: BTreeSet<FrontendKey> = writes.iter().filter_map(changes).collect();
+    let keys = of_service(number, family);
+    let none = BTreeSet::new();
+    let ends = |view: &View, key| view.get(key).unwrap_or(&none).clone();
+    let all: BTreeSet<SocketAddr> = keys.iter().flat_map(|key| &ends(before, key) | &ends(after, key)).collect();
+    let extents = |memory: &Memory| -> Vec<(Extent, bool)> {
+        let leads = keys.iter().filter_map(|key| memory.lead(key));
+        leads.map(|lead| (Extent(memory.entry(lead.service)[0]), lead.local)).collect()
+    };
+    let mut stale = extents(memory);
     for write in writes {
-        tables.apply(write);
+        memory.apply(write);
         for key in &keys {
-            let Some(visible) = tables.visible(key) else { continue };
-            assert!(visible.is_subset(&either), "{key:?} leads to a stranger after {write:?}");
-            if !old.is_empty() && !new.is_empty() && step.ends.is_some() {
-                assert!(!visible.is_empty(), "{key:?} is empty after {write:?}");
+            let Some(seen) = visible(memory, key) else { continue };
+            let (old, new) = (ends(before, key), ends(after, key));
+            // One that joins, goes or changes its policy may show whatever its service port was and becomes.
+            let stays = before.contains_key(key) && after.contains_key(key) && !changed.contains(key);
+            let allowed = if stays { &old | &new } else { all.clone() };
+            assert!(
+                seen.is_subset(&allowed),
+                "{key:?} leads to a stranger after {write:?}: {seen:?} not in {allowed:?}"
+            );
+            if !old.is_empty() && !new.is_empty() {
+                assert!(!seen.is_empty(), "{key:?} is empty after {write:?}");
             }
-            stale.extend(tables.extent(key));
         }
-        for extent in &stale {
-            let strangers = tables.through(family, *extent).into_iter().filter_map(|(address, _)| address);
-            assert!(strangers.into_iter().all(|address| either.contains(&address)), "a slow reader meets a stranger");
+        let others = view(memory);
+        for (key, seen) in before.iter().filter(|(key, _)| !keys.contains(key)) {
+            assert_eq!(others.get(key), Some(seen), "{key:?} of another service changed");
+        }
+        stale.extend(extents(memory));
+        for (extent, local) in &stale {
+            let strangers = through(memory, family, *extent, *local).into_iter().filter_map(|(address, _)| address);
+            assert!(strangers.into_iter().all(|address| all.contains(&address)), "a slow reader meets a stranger");
         }
     }
 }
 
-/// A new daemon that reads the tables back finds everything in place and writes nothing.
-fn restart(tables: &Tables, layout: &Layout, owner: &PortKey, target: Option<&Target<'_>>, now: Moment) {
-    let mut restored = Layout::restored(SMALL, &tables.dump());
-    assert_eq!(restored.usage(), layout.usage());
-    if let Some(target) = target {
-        assert_eq!(restored.upsert(owner, target, now), Ok(Vec::new()), "adopted as it is");
+/// An affinity record is followed exactly to endpoints of the list in use (spec SA-5).
+fn standings(memory: &Memory, wanted: &Wanted, family: Family) {
+    for (list, ends, local) in [(List::Cluster, &wanted.cluster, false), (List::Local, &wanted.local, true)] {
+        if !wanted.uses(list) || wanted.frontends.is_empty() {
+            continue;
+        }
+        let lead = memory.lead(&wanted.frontends.iter().find(|(_, access)| access.list == list).unwrap().0).unwrap();
+        let port = Terms(memory.entry(lead.service)[2]).port();
+        let may: BTreeSet<SocketAddr> = memory
+            .backends
+            .iter()
+            .filter(|((of, _), _)| *of == family)
+            .map(|(_, words)| write::backend_parts(family, *words))
+            .filter(|life| life.generation != 0 && life.standing.port() == port && life.standing.may_serve(local))
+            .map(|life| life.address)
+            .collect();
+        let expected: BTreeSet<SocketAddr> = ends.iter().map(|end| end.address).collect();
+        assert_eq!(may, expected, "{list:?}");
     }
-    let mut emptied = tables.clone();
+}
+
+/// What the layout believes is what the tables hold.
+fn audited(memory: &Memory, layout: &Layout) {
+    let mut repaired = memory.clone();
+    for service in layout.services() {
+        layout.image(service).iter().for_each(|write| repaired.apply(write));
+    }
+    assert_eq!(format!("{:?}", sorted(&repaired)), format!("{:?}", sorted(memory)));
+}
+
+fn sorted(memory: &Memory) -> impl std::fmt::Debug {
+    let dump = memory.dump();
+    let (mut frontends, mut directory, mut backends) = (dump.frontends, dump.directory, dump.backends4);
+    frontends.sort_unstable_by_key(|(key, _)| *key);
+    directory.sort_unstable();
+    backends.sort_unstable();
+    let slots: BTreeMap<u32, u64> = dump.slots.into_iter().collect();
+    (frontends, directory, backends, slots, dump.ranges)
+}
+
+/// A new daemon that reads the tables back finds everything in place and writes nothing.
+fn restart(memory: &Memory, layout: &Layout, owner: &PortKey, wanted: Option<&Wanted>, now: Moment) {
+    let mut restored = Layout::restored(SMALL, &memory.dump());
+    assert_eq!(restored.usage(), layout.usage());
+    if let Some(wanted) = wanted {
+        assert_eq!(restored.upsert(owner, &wanted.target(), now), Ok(Vec::new()), "adopted as it is");
+    }
+    let mut emptied = memory.clone();
     for write in restored.remove_unclaimed(now) {
         emptied.apply(&write);
     }
-    let kept = target.map_or(0, |target| target.frontends.len());
-    assert_eq!(emptied.frontends.len(), kept, "unclaimed frontends go");
+    assert_eq!(view(&emptied), wanted.map(Wanted::view).unwrap_or_default(), "unclaimed frontends go");
+    if wanted.is_none() {
+        assert!(emptied.ranges.is_empty());
+    }
 }
 
 proptest! {
@@ -234,44 +324,59 @@ proptest! {
 
     /// A crash in the middle of a change: whatever was written, the next daemon ends in the wanted state.
     #[test]
-    fn a_torn_change_is_repaired(first in step(), second in step(), cut in 0..60_usize) {
-        let (mut layout, mut tables) = (Layout::new(SMALL), Tables::default());
+    fn a_torn_change_is_repaired(first in step(), second in step(), cut in 0..80_usize) {
+        let (mut layout, mut memory) = (Layout::new(SMALL), Memory::default());
         let family = Family::V4;
-        let mut wanted = Vec::new();
-        for (step, cut) in [(&first, usize::MAX), (&Step { number: first.number, ..second }, cut)] {
-            wanted = step.ends.iter().flatten().map(|(number, local)| endpoint(*number, *local, family)).collect();
-            let target = Target { frontends: fronts(step, family), endpoints: &wanted };
-            for write in layout.upsert(&owner(step.number, family), &target, 0).unwrap().iter().take(cut) {
-                tables.apply(write);
+        let second = Step { number: first.number, ..second };
+        for (step, cut) in [(&first, usize::MAX), (&second, cut)] {
+            let wanted = Wanted::of(step, family);
+            for write in layout.upsert(&owner(step.number, family), &wanted.target(), 0).unwrap().iter().take(cut) {
+                memory.apply(write);
             }
         }
-        let mut restored = Layout::restored(SMALL, &tables.dump());
-        let key = frontend(first.number * 4, family);
-        let target = Target { frontends: vec![key], endpoints: &wanted };
-        for write in restored.upsert(&owner(first.number, family), &target, GRACE).unwrap() {
-            tables.apply(&write);
+        let mut restored = Layout::restored(SMALL, &memory.dump());
+        let wanted = Wanted::of(&second, family);
+        for write in restored.upsert(&owner(first.number, family), &wanted.target(), GRACE).unwrap() {
+            memory.apply(&write);
         }
         for write in restored.remove_unclaimed(GRACE) {
-            tables.apply(&write);
+            memory.apply(&write);
         }
-        prop_assert_eq!(tables.visible(&key), Some(wanted.iter().map(|end| end.address).collect()));
-        prop_assert_eq!(tables.frontends.len(), 1);
-        let alive = tables.backends.values().filter(|words| Backend4::generation(words[0]) != 0).count();
-        prop_assert_eq!(alive, wanted.len(), "no backend is left alive without a service");
+        prop_assert_eq!(view(&memory), wanted.view());
+        let prefixes = wanted.prefixes.as_ref().map_or(0, Vec::len);
+        prop_assert_eq!(memory.ranges.len(), prefixes, "no prefix is left without a service");
+        let fresh = |words: &&[u64; 4]| {
+            let life = write::backend_parts(family, **words);
+            life.generation != 0 && life.standing != Standing::new(life.generation, life.standing.port(), false, false)
+        };
+        let ends: BTreeSet<_> = wanted.view_addresses();
+        prop_assert_eq!(memory.backends.values().filter(fresh).count(), ends.len(), "no backend is left without a service");
     }
+}
+
+impl Wanted {
+    fn view_addresses(&self) -> BTreeSet<SocketAddr> {
+        let lists = [(List::Cluster, &self.cluster), (List::Local, &self.local)];
+        let used = lists.into_iter().filter(|(list, _)| self.uses(*list));
+        used.flat_map(|(_, list)| list.iter().map(|end| end.address)).collect()
+    }
+}
+
+const PLAIN: Access = Access { list: List::Cluster, filtered: false };
+
+fn ends(list: &[(u8, bool)]) -> Vec<Endpoint> {
+    list.iter().map(|(number, local)| endpoint(*number, *local, Family::V4)).collect()
 }
 
 #[track_caller]
 fn check_cost(before: &[(u8, bool)], after: &[(u8, bool)], most: usize) {
     let family = Family::V4;
-    let ends = |list: &[(u8, bool)]| -> Vec<Endpoint> {
-        list.iter().map(|(number, local)| endpoint(*number, *local, family)).collect()
-    };
     let mut layout = Layout::new(SMALL);
-    let frontends = vec![frontend(1, family), frontend(2, family)];
+    let frontends = vec![(frontend(1, family), PLAIN), (frontend(2, family), PLAIN)];
     let (before, after) = (ends(before), ends(after));
-    layout.upsert(&owner(0, family), &Target { frontends: frontends.clone(), endpoints: &before }, 0).unwrap();
-    let writes = layout.upsert(&owner(0, family), &Target { frontends, endpoints: &after }, 0).unwrap();
+    let target = |cluster| Target { frontends: frontends.clone(), cluster, ..Target::default() };
+    layout.upsert(&owner(0, family), &target(&before), 0).unwrap();
+    let writes = layout.upsert(&owner(0, family), &target(&after), 0).unwrap();
     assert!(writes.len() <= most, "{} writes: {writes:?}", writes.len());
 }
 
@@ -290,17 +395,39 @@ fn one_endpoint_costs_at_most_six_writes() {
 fn a_full_table_changes_nothing() {
     let family = Family::V4;
     let mut layout = Layout::new(Capacity { backends: 2, ..SMALL });
-    let ends: Vec<Endpoint> = (1..=3).map(|number| endpoint(number, false, family)).collect();
-    let target = |count: usize, front| Target { frontends: vec![frontend(front, family)], endpoints: &ends[..count] };
+    let all = ends(&[(1, false), (2, false), (3, false)]);
+    let target = |count: usize, front| Target {
+        frontends: vec![(frontend(front, family), PLAIN)],
+        cluster: &all[..count],
+        ..Target::default()
+    };
     layout.upsert(&owner(0, family), &target(2, 1), 0).unwrap();
     let full = Err(Full { table: "backend", capacity: 2 });
     assert_eq!(layout.upsert(&owner(1, family), &target(1, 2), 0), full);
     assert_eq!(layout.upsert(&owner(0, family), &target(3, 1), 0), full);
     assert_eq!(layout.upsert(&owner(0, family), &target(2, 1), 0), Ok(Vec::new()), "the other is as it was");
-    let moved = Target { frontends: vec![frontend(1, family)], endpoints: &ends[1..3] };
+    let moved = Target { cluster: &all[1..3], ..target(2, 1) };
     assert_eq!(layout.upsert(&owner(0, family), &moved, 0), full);
-    let writes = layout.shrink(&owner(0, family), &ends[1..3], 0);
+    let writes = layout.shrink(&owner(0, family), &moved, 0);
     assert!(matches!(writes.last(), Some(Write::BackendGone { .. })), "the endpoint that left is out: {writes:?}");
     assert_eq!(layout.upsert(&owner(1, family), &target(1, 2), 0), full, "a freed element rests");
     assert!(layout.upsert(&owner(1, family), &target(1, 2), GRACE).is_ok());
+}
+
+#[test]
+fn a_full_table_of_ranges_refuses_the_newcomer_only() {
+    let family = Family::V4;
+    let mut layout = Layout::new(SMALL);
+    let prefixes: Vec<IpNet> = (0..9).map(|number| format!("10.{number}.0.0/16").parse().unwrap()).collect();
+    let all = ends(&[(1, false)]);
+    let target = |count: usize, front| Target {
+        frontends: vec![(frontend(front, family), Access { filtered: true, ..PLAIN })],
+        cluster: &all,
+        ranges: Some(Sources { prefixes: &prefixes[..count], node: false }),
+        ..Target::default()
+    };
+    layout.upsert(&owner(0, family), &target(5, 1), 0).unwrap();
+    let full = Err(Full { table: "source range", capacity: 8 });
+    assert_eq!(layout.upsert(&owner(1, family), &target(4, 2), 0), full);
+    assert!(layout.upsert(&owner(1, family), &target(3, 2), 0).is_ok());
 }

@@ -3,7 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
-use proxy_abi::{Backend4, Backend6, BackendRef, Extent, FrontendKey4, FrontendKey6, FrontendValue, Shape, Slot};
+use ipnet::IpNet;
+use proxy_abi::{
+    Address4, Address6, Backend4, Backend6, BackendRef, Extent, FrontendKey4, FrontendKey6, FrontendValue, Lead,
+    RangeKey, RangesWord, Shape, Slot, Standing, Terms,
+};
 use shunt_model::{Family, Protocol};
 
 /// A store that programs see at once. A list of them is safe to stop after any element.
@@ -17,6 +21,15 @@ pub enum Write {
         index: u32,
         /// The value.
         words: [u64; 4],
+    },
+    /// A living backend gets another standing in its service port.
+    Standing {
+        /// Which array.
+        family: Family,
+        /// Which element.
+        index: u32,
+        /// The value.
+        standing: Standing,
     },
     /// A backend dies: its references fail from now on.
     BackendGone {
@@ -46,12 +59,40 @@ pub enum Write {
         /// The value.
         shape: Shape,
     },
+    /// How a service chooses.
+    Terms {
+        /// Which service.
+        service: u32,
+        /// The value.
+        terms: Terms,
+    },
+    /// Which sources the filtered frontends of a service take.
+    Ranges {
+        /// Which service.
+        service: u32,
+        /// The value.
+        ranges: RangesWord,
+    },
+    /// A prefix joins the ranges `id`.
+    Range {
+        /// Which ranges.
+        id: u32,
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// A prefix leaves the ranges `id`.
+    RangeGone {
+        /// Which ranges.
+        id: u32,
+        /// The prefix.
+        prefix: IpNet,
+    },
     /// A frontend leads to a service.
     Frontend {
         /// What clients dial.
         key: FrontendKey,
-        /// Which service.
-        service: u32,
+        /// Where it leads.
+        lead: Lead,
     },
     /// A frontend is ours no longer.
     FrontendGone {
@@ -80,6 +121,16 @@ impl FrontendKey {
         }
     }
 
+    /// The key of a node port: it stands for every address of the node that accepts them.
+    #[must_use]
+    pub fn node_port(family: Family, port: NonZeroU16, protocol: Protocol) -> Self {
+        let any: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::new(any, port, protocol)
+    }
+
     /// Which of the two maps it belongs to.
     #[must_use]
     pub fn family(&self) -> Family {
@@ -89,58 +140,120 @@ impl FrontendKey {
         }
     }
 
-    /// The value that sends this key to `service`.
+    /// The value that sends this key along `lead`.
     #[must_use]
-    pub fn value(&self, service: u32) -> FrontendValue {
+    pub fn value(&self, lead: Lead) -> FrontendValue {
         match self {
-            Self::V4(key) => FrontendValue::new(key.fingerprint(), service),
-            Self::V6(key) => FrontendValue::new(key.fingerprint(), service),
+            Self::V4(key) => FrontendValue::new(key.fingerprint(), lead),
+            Self::V6(key) => FrontendValue::new(key.fingerprint(), lead),
         }
     }
 }
 
-fn address4(address: Ipv4Addr) -> proxy_abi::Address4 {
+/// An IPv4 address as tables hold it.
+#[must_use]
+pub fn address4(address: Ipv4Addr) -> Address4 {
     u32::from_ne_bytes(address.octets())
 }
 
-fn address6(address: Ipv6Addr) -> proxy_abi::Address6 {
+/// An address as tables of both families hold it.
+#[must_use]
+pub fn address(address: IpAddr) -> Address6 {
+    match address {
+        IpAddr::V4(four) => proxy_abi::mapped(address4(four)),
+        IpAddr::V6(six) => address6(six),
+    }
+}
+
+fn address6(address: Ipv6Addr) -> Address6 {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address.octets();
     [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
 }
 
+fn address_of(words: Address6) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    for (place, word) in octets.chunks_exact_mut(4).zip(words) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(octets)
+}
+
+/// The key of a prefix in `RANGES`.
+#[must_use]
+pub fn range_key(id: u32, prefix: &IpNet) -> [u8; 24] {
+    let before = match prefix {
+        IpNet::V4(_) => RangeKey::BITS_BEFORE4,
+        IpNet::V6(_) => RangeKey::BITS_BEFORE6,
+    };
+    let key = RangeKey { id, address: address(prefix.network()) };
+    key.to_bytes(before.saturating_add(u32::from(prefix.prefix_len())))
+}
+
+/// The ranges and the prefix that [`range_key`] made `bytes` of; `None` for a key that it cannot have made.
+#[must_use]
+pub fn range_of(bytes: &[u8; 24]) -> Option<(u32, IpNet)> {
+    let mut words = [0_u32; 6];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = u32::from_ne_bytes(<[u8; 4]>::try_from(chunk).ok()?);
+    }
+    let [bits, id, a, b, c, d] = words;
+    let address = address_of([a, b, c, d]);
+    let (address, before) = match address.to_ipv4_mapped() {
+        Some(four) => (IpAddr::V4(four), RangeKey::BITS_BEFORE4),
+        None => (IpAddr::V6(address), RangeKey::BITS_BEFORE6),
+    };
+    let length = u8::try_from(bits.checked_sub(before)?).ok()?;
+    Some((id, IpNet::new(address, length).ok()?))
+}
+
 /// The value of a living backend.
 #[must_use]
-pub fn backend_words(address: SocketAddr, reference: BackendRef) -> [u64; 4] {
+pub fn backend_words(address: SocketAddr, standing: Standing) -> [u64; 4] {
     let port = address.port().to_be();
     match address.ip() {
         IpAddr::V4(four) => {
-            let [first, second] = Backend4::new(address4(four), port, reference.generation()).words;
+            let [first, second] = Backend4::new(address4(four), port, standing).words;
             [first, second, 0, 0]
         }
-        IpAddr::V6(six) => Backend6::new(address6(six), port, reference.generation()).words,
+        IpAddr::V6(six) => Backend6::new(address6(six), port, standing).words,
     }
 }
 
-/// What `words` say: the endpoint and its generation, 0 if it is dead, and the last generation used.
+/// A backend as read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The endpoint.
+    pub address: SocketAddr,
+    /// Its generation, 0 if it is dead.
+    pub generation: u16,
+    /// What it is in its service port; tells the last generation even if it is dead.
+    pub standing: Standing,
+}
+
+/// What the words of a backend say.
 #[must_use]
-pub fn backend_parts(family: Family, words: [u64; 4]) -> (SocketAddr, u16, u16) {
+pub fn backend_parts(family: Family, words: [u64; 4]) -> Life {
     let [first, second, third, fourth] = words;
-    let last = |word: u64| u16::try_from(word).unwrap_or(0);
     match family {
         Family::V4 => {
             let address = Ipv4Addr::from(Backend4::address(first).to_ne_bytes());
             let port = u16::from_be(Backend4::port(first));
-            (SocketAddr::from((address, port)), Backend4::generation(first), last(second))
+            let (generation, standing) = (Backend4::generation(first), Standing(second));
+            Life { address: SocketAddr::from((address, port)), generation, standing }
         }
         Family::V6 => {
-            let mut octets = [0; 16];
-            for (place, word) in octets.chunks_exact_mut(4).zip(Backend6::address(first, second)) {
-                place.copy_from_slice(&word.to_ne_bytes());
-            }
+            let address = address_of(Backend6::address(first, second));
             let port = u16::from_be(Backend6::port(third));
-            (SocketAddr::from((Ipv6Addr::from(octets), port)), Backend6::generation(third), last(fourth))
+            let (generation, standing) = (Backend6::generation(third), Standing(fourth));
+            Life { address: SocketAddr::from((address, port)), generation, standing }
         }
     }
+}
+
+/// The write that brings a backend to life.
+#[must_use]
+pub fn backend(family: Family, address: SocketAddr, reference: BackendRef, standing: Standing) -> Write {
+    Write::Backend { family, index: reference.index(), words: backend_words(address, standing) }
 }
 
 #[cfg(test)]
@@ -151,8 +264,17 @@ mod tests {
     fn a_backend_survives_the_way_through_the_map() {
         for text in ["10.244.1.2:8080", "[fd00::1:2]:53"] {
             let address: SocketAddr = text.parse().unwrap();
-            let words = backend_words(address, BackendRef::new(9, 77));
-            assert_eq!(backend_parts(Family::of(&address.ip()), words), (address, 77, 77));
+            let standing = Standing::new(77, 3, true, false);
+            let life = Life { address, generation: 77, standing };
+            assert_eq!(backend_parts(Family::of(&address.ip()), backend_words(address, standing)), life);
+        }
+    }
+
+    #[test]
+    fn a_prefix_survives_the_way_through_the_map() {
+        for text in ["10.0.0.0/8", "192.0.2.1/32", "0.0.0.0/1", "fd00::/8", "2001:db8::1/128"] {
+            let prefix: IpNet = text.parse().unwrap();
+            assert_eq!(range_of(&range_key(7, &prefix)), Some((7, prefix)), "{text}");
         }
     }
 }

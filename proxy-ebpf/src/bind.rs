@@ -1,0 +1,63 @@
+//! `bind()`: a process of the node cannot take a port that is a node port, where it would wait for connections that
+//! never come (spec TP-7, spec/datapath.md 3.1 trap 12).
+
+use core::mem::offset_of;
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockContext;
+use proxy_abi::{Config, FrontendKey4, FrontendKey6};
+
+use crate::maps::{FRONTENDS4, FRONTENDS6};
+use crate::node::{flag, host_cookie};
+use crate::{DENY, PROCEED};
+
+const EADDRINUSE: i32 = 98;
+
+#[inline(always)]
+fn load(ctx: &SockContext, offset: usize) -> u32 {
+    let field: *const u32 = ctx.sock.wrapping_byte_add(offset).cast();
+    // SAFETY: the kernel passes a valid context, and `offset` is that of one of its 4-byte fields.
+    unsafe { read_volatile(field) }
+}
+
+/// Protocol and port, if they are to be looked at: the port in network order.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the kernel keeps 8 and 16 bits in these 32-bit fields")]
+fn bound(ctx: &SockContext) -> Option<(u8, u16)> {
+    // SAFETY: `ctx` is valid; the helper only reads.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.sock.cast()) };
+    if cookie != host_cookie() || !flag(Config::BIND_PROTECTION) {
+        return None;
+    }
+    let port = load(ctx, offset_of!(bpf_sock, src_port)) as u16;
+    Some((load(ctx, offset_of!(bpf_sock, protocol)) as u8, port.to_be()))
+}
+
+#[inline(always)]
+fn in_use() -> i32 {
+    // SAFETY: the helper takes an errno and touches no memory of ours.
+    unsafe { bpf_set_retval(-EADDRINUSE) };
+    DENY
+}
+
+pub(crate) fn post_bind4(ctx: &SockContext) -> i32 {
+    let Some((protocol, port)) = bound(ctx) else { return PROCEED };
+    match FRONTENDS4.get_ptr(FrontendKey4 { address: 0, port, protocol, scope: 0 }) {
+        Some(_) => in_use(),
+        None => PROCEED,
+    }
+}
+
+pub(crate) fn post_bind6(ctx: &SockContext) -> i32 {
+    let Some((protocol, port)) = bound(ctx) else { return PROCEED };
+    if FRONTENDS6.get_ptr(FrontendKey6 { address: [0; 4], port, protocol, scope: 0 }).is_some() {
+        return in_use();
+    }
+    // A socket bound to [::] usually takes IPv4 as well.
+    match FRONTENDS4.get_ptr(FrontendKey4 { address: 0, port, protocol, scope: 0 }) {
+        Some(_) => in_use(),
+        None => PROCEED,
+    }
+}

@@ -1,0 +1,101 @@
+//! What addresses mean besides their frontends: which accept node ports, and which are cluster IPs (spec TP-3, NE-11).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use crate::plan::{FrontendKind, PortPlan};
+
+/// What an address means: accepts node ports, is a cluster IP.
+pub(super) type Meaning = (bool, bool);
+
+/// What the map is believed to hold, and how many service ports make an address a cluster IP.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Addresses {
+    held: BTreeMap<IpAddr, Meaning>,
+    clusters: HashMap<IpAddr, u32>,
+    nodes: BTreeSet<IpAddr>,
+    /// Addresses whose meaning may differ from what the map holds.
+    touched: BTreeSet<IpAddr>,
+}
+
+impl Addresses {
+    /// As read back: no meaning is believed in until somebody claims it.
+    pub(super) fn restored(found: Vec<(IpAddr, Meaning)>) -> Self {
+        let touched = found.iter().map(|(address, _)| *address).collect();
+        Self { held: found.into_iter().collect(), touched, ..Self::default() }
+    }
+
+    /// A service port came, changed or went.
+    pub(super) fn follow(&mut self, old: Option<&PortPlan>, new: Option<&PortPlan>) {
+        let clusters = |port: Option<&PortPlan>| -> Vec<IpAddr> {
+            let frontends = port.into_iter().flat_map(|port| &port.frontends);
+            let clusters = frontends.filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
+            clusters.filter_map(|frontend| frontend.address).collect()
+        };
+        let (before, after) = (clusters(old), clusters(new));
+        if before == after {
+            return;
+        }
+        for address in after {
+            let count = self.clusters.entry(address).or_default();
+            *count = count.saturating_add(1);
+            self.touched.insert(address);
+        }
+        for address in before {
+            if let Some(count) = self.clusters.get_mut(&address) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.clusters.remove(&address);
+                }
+            }
+            self.touched.insert(address);
+        }
+    }
+
+    /// The addresses that accept node ports are these.
+    pub(super) fn set_nodes(&mut self, nodes: &BTreeSet<IpAddr>) {
+        self.touched.extend(self.nodes.symmetric_difference(nodes));
+        self.nodes.clone_from(nodes);
+    }
+
+    /// The changes to the map: new meanings, and addresses that mean nothing any more.
+    pub(super) fn take_changes(&mut self) -> (Vec<(IpAddr, Meaning)>, Vec<IpAddr>) {
+        let (mut set, mut gone) = (Vec::new(), Vec::new());
+        for address in std::mem::take(&mut self.touched) {
+            let meaning = (self.nodes.contains(&address), self.clusters.contains_key(&address));
+            if meaning == (false, false) {
+                if self.held.remove(&address).is_some() {
+                    gone.push(address);
+                }
+            } else if self.held.insert(address, meaning) != Some(meaning) {
+                set.push((address, meaning));
+            }
+        }
+        (set, gone)
+    }
+
+    /// What the map should hold.
+    pub(super) fn held(&self) -> &BTreeMap<IpAddr, Meaning> {
+        &self.held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_means_what_is_claimed_and_nothing_when_read_back() {
+        let found = vec![(ip("10.96.0.1"), (false, true)), (ip("172.18.0.11"), (true, false))];
+        let mut addresses = Addresses::restored(found);
+        addresses.set_nodes(&BTreeSet::from([ip("172.18.0.11"), ip("127.0.0.1")]));
+        let (set, gone) = addresses.take_changes();
+        assert_eq!(set, [(ip("127.0.0.1"), (true, false))], "what is there already is not written");
+        assert_eq!(gone, [ip("10.96.0.1")], "nobody claims it");
+        assert_eq!(addresses.take_changes(), (vec![], vec![]));
+    }
+}

@@ -1,0 +1,79 @@
+//! Compares the kernel with what we believe about it, a slice at a time, and repairs what differs.
+//!
+//! Nobody but the daemon writes to its maps; a difference is the work of a stray hand or of a bug.
+
+use std::net::IpAddr;
+
+use tracing::warn;
+
+use super::addresses::Addresses;
+use super::layout::{Layout, Write};
+use super::tables::Tables;
+use crate::datapath::SyncError;
+
+/// Service ports looked at in one step: about a millisecond at ten endpoints each.
+const SLICE: usize = 256;
+
+/// Where the audit is.
+#[derive(Debug, Default)]
+pub(super) struct Audit {
+    /// The service ports of this round that are still to be looked at, last first.
+    rest: Vec<u32>,
+}
+
+impl Audit {
+    /// Looks at the next service ports; at the end of a round, for elements that belong to nobody.
+    pub(super) fn step(
+        &mut self,
+        layout: &Layout,
+        addresses: &Addresses,
+        tables: &mut Tables,
+    ) -> Result<u64, SyncError> {
+        let mut repaired = Vec::new();
+        if self.rest.is_empty() {
+            repaired.extend(strangers(layout, tables)?);
+            repair_addresses(addresses, tables)?.into_iter().for_each(|address| {
+                warn!(%address, "an address meant something else in the kernel and was repaired");
+            });
+            self.rest = layout.services();
+            self.rest.reverse();
+        }
+        let from = self.rest.len().saturating_sub(SLICE);
+        for service in self.rest.split_off(from) {
+            for write in layout.image(service) {
+                if !tables.holds(&write)? {
+                    repaired.push(write);
+                }
+            }
+        }
+        for write in &repaired {
+            warn!(?write, "an element in the kernel was not as it should be and was repaired");
+            tables.write(write)?;
+        }
+        tables.flush()?;
+        Ok(u64::try_from(repaired.len()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The removal of frontends that nobody programmed.
+fn strangers(layout: &Layout, tables: &Tables) -> Result<Vec<Write>, SyncError> {
+    let found = tables.frontends()?.into_iter().map(|(key, _)| key);
+    Ok(found.filter(|key| !layout.has_frontend(key)).map(|key| Write::FrontendGone { key }).collect())
+}
+
+fn repair_addresses(addresses: &Addresses, tables: &mut Tables) -> Result<Vec<IpAddr>, SyncError> {
+    let found = tables.addresses()?;
+    let mut missing = addresses.held().clone();
+    let mut repaired = Vec::new();
+    for (address, meaning) in found {
+        if missing.remove(&address) != Some(meaning) {
+            tables.set_address(address, addresses.held().get(&address).copied())?;
+            repaired.push(address);
+        }
+    }
+    for (address, meaning) in missing {
+        tables.set_address(address, Some(meaning))?;
+        repaired.push(address);
+    }
+    Ok(repaired)
+}
