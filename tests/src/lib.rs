@@ -9,6 +9,7 @@ mod binaries;
 mod clients;
 mod daemon;
 pub mod demo;
+pub mod flows;
 mod host;
 mod http;
 mod leftovers;

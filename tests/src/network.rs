@@ -11,7 +11,7 @@ use crate::place::Place;
 
 /// The router's address on its bridge: gateway of the nodes, and what the outside client calls from.
 pub(crate) const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
-const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 1);
+pub(crate) const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 1);
 /// A pod's gateway is the same on every node, as with routed pod networks (Calico, GKE).
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);

@@ -1,0 +1,18 @@
+//! The flow corpus: stories of Kubernetes objects and flows, written as data, and what is needed to play them.
+//!
+//! `tests/flows/cast.yaml` says who plays, the other files there hold the stories. Nothing here knows a data path: a
+//! reader puts the objects of one [`Scene`] after another in force and says what becomes of each [`Flow`]. A reader
+//! that evaluates packets instead of sending them implements [`Rules`] and gets the way from node to node for free.
+
+mod cast;
+mod format;
+mod reader;
+mod scene;
+#[cfg(test)]
+mod tests;
+mod twin;
+
+pub use cast::{Cast, Member, OTHER_PORT, PORT, Role, Server};
+pub use format::{Book, Expect, OnlyFamily, RawFlow, Step, Story, load};
+pub use reader::{Outcome, Packet, Reader, Report, Rules, Seen, Source, judge, play, read_rules};
+pub use scene::{Destination, Flow, Protocol, Scene, scenes};

@@ -1,0 +1,220 @@
+//! Playing the corpus to a reader: what it saw against what was to be seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use anyhow::{Context as _, ensure};
+
+use super::cast::{Cast, Role, Server};
+use super::format::{Book, Expect};
+use super::scene::{Destination, Flow, Protocol, Scene, scenes};
+
+/// Puts scenes in force, one after the other, and looks what becomes of their flows.
+pub trait Reader {
+    /// Looks at one scene; returns what it saw of each flow, in their order.
+    fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>>;
+}
+
+/// What a reader has to say about a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// As told.
+    Right,
+    /// Otherwise, and how.
+    Wrong(String),
+    /// This reader cannot see that, and why.
+    Skipped(&'static str),
+}
+
+/// What became of the first packet of a flow, for readers that can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It goes to one of these servers.
+    Served {
+        /// The servers.
+        by: BTreeSet<Server>,
+        /// Whether a client stays with the one it got.
+        sticky: bool,
+    },
+    /// Refused at once.
+    Reject,
+    /// Silence.
+    Drop,
+    /// Left alone.
+    Pass,
+}
+
+/// The first packet of a flow as one node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Who sends it, seen from this node.
+    pub source: Source,
+    /// Its source address.
+    pub source_address: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Who sends a packet, seen from the node that looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A pod of this node.
+    Pod,
+    /// The node itself.
+    Node,
+    /// Anybody else.
+    Outside,
+}
+
+/// What decides about packets on every node without one being sent: a plan, a rendered table, a program under test.
+pub trait Rules {
+    /// Takes in the objects of a scene.
+    fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()>;
+    /// What the node named `node` makes of a packet.
+    fn meet(&mut self, cast: &Cast, node: &str, packet: &Packet) -> anyhow::Result<Outcome>;
+}
+
+/// A reader over [`Rules`].
+#[must_use]
+pub fn read_rules<R: Rules>(rules: R) -> impl Reader {
+    RulesReader(rules)
+}
+
+struct RulesReader<R>(R);
+
+impl<R: Rules> Reader for RulesReader<R> {
+    fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>> {
+        self.0.load(scene)?;
+        scene.flows.iter().map(|flow| self.follow(scene.cast, flow)).collect()
+    }
+}
+
+impl<R: Rules> RulesReader<R> {
+    fn follow(&mut self, cast: &Cast, flow: &Flow<'_>) -> anyhow::Result<Seen> {
+        for to in &flow.to {
+            let outcome = self.journey(cast, flow, to)?;
+            if let Seen::Wrong(what) = judge(flow.expect, &outcome) {
+                return Ok(Seen::Wrong(format!("{to}: {what}")));
+            }
+        }
+        Ok(Seen::Right)
+    }
+
+    /// From the client's node to the one it dials, if the first lets the packet pass. There it comes from outside,
+    /// whoever sent it: only a node's own pods are pods to it (TP-26, the advice; E2E-41).
+    fn journey(&mut self, cast: &Cast, flow: &Flow<'_>, to: &Destination) -> anyhow::Result<Outcome> {
+        let source = match flow.client.role {
+            Role::Node { zone: _ } => Source::Node,
+            Role::Pod { node: _ } => Source::Pod,
+            Role::Outside => Source::Outside,
+        };
+        let (destination, port) = (to.address.ip(), to.address.port());
+        let packet = Packet { source, source_address: flow.source, destination, port, protocol: to.protocol };
+        let first = self.0.meet(cast, &flow.node, &packet)?;
+        let next = cast.at(destination).filter(|member| matches!(member.role, Role::Node { zone: _ }));
+        match (first, next) {
+            (Outcome::Pass, Some(next)) if next.name != flow.node => {
+                self.0.meet(cast, &next.name, &Packet { source: Source::Outside, ..packet })
+            }
+            (first, _) => Ok(first),
+        }
+    }
+}
+
+/// What an exactly known outcome says about an expectation.
+#[must_use]
+pub fn judge(expect: &Expect, outcome: &Outcome) -> Seen {
+    let wanted = match expect {
+        Expect::To(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: false },
+        Expect::OneOf(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: true },
+        Expect::Reject => Outcome::Reject,
+        Expect::Drop => Outcome::Drop,
+        Expect::Pass => Outcome::Pass,
+    };
+    if *outcome == wanted { Seen::Right } else { Seen::Wrong(format!("wanted {expect}, got {outcome}")) }
+}
+
+/// How a reader fared.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Flows that were as told.
+    pub right: usize,
+    /// Stories in which something was wrong, with every such flow.
+    pub wrong: Vec<(String, Vec<String>)>,
+    /// Flows the reader could not see, by reason.
+    pub skipped: BTreeMap<&'static str, usize>,
+    /// Stories played.
+    pub stories: usize,
+}
+
+/// Plays those stories whose file or name contains `only`; a story is given up at its first step that goes wrong.
+pub fn play(book: &Book, only: &str, reader: &mut impl Reader) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    for story in &book.stories {
+        let title = format!("{}: {}", story.file, story.story);
+        if !title.contains(only) {
+            continue;
+        }
+        report.stories += 1;
+        for scene in scenes(&book.cast, story)? {
+            let seen = reader.read(&scene).with_context(|| format!("{title}, step {:?}", scene.when))?;
+            ensure!(seen.len() == scene.flows.len(), "the reader saw {} flows of {}", seen.len(), scene.flows.len());
+            let wrong = report.take(&scene, seen);
+            if !wrong.is_empty() {
+                report.wrong.push((title, wrong));
+                break;
+            }
+        }
+    }
+    Ok(report)
+}
+
+impl Report {
+    fn take(&mut self, scene: &Scene<'_>, seen: Vec<Seen>) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (flow, seen) in scene.flows.iter().zip(seen) {
+            match seen {
+                Seen::Right => self.right += 1,
+                Seen::Wrong(what) if scene.when.is_empty() => wrong.push(format!("{flow}: {what}")),
+                Seen::Wrong(what) => wrong.push(format!("when {}: {flow}: {what}", scene.when)),
+                Seen::Skipped(why) => *self.skipped.entry(why).or_default() += 1,
+            }
+        }
+        wrong
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (story, flows) in &self.wrong {
+            writeln!(f, "WRONG {story}")?;
+            for flow in flows {
+                writeln!(f, "      {flow}")?;
+            }
+        }
+        for (why, count) in &self.skipped {
+            writeln!(f, "SKIPPED {count} flows: {why}")?;
+        }
+        let Self { right, wrong, stories, .. } = self;
+        write!(f, "{right} flows right, {} of {stories} stories wrong", wrong.len())
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Served { by, sticky } => {
+                let servers = by.iter().cloned().collect();
+                write!(f, "{}", if *sticky { Expect::OneOf(servers) } else { Expect::To(servers) })
+            }
+            Self::Reject => f.write_str("reject"),
+            Self::Drop => f.write_str("drop"),
+            Self::Pass => f.write_str("pass"),
+        }
+    }
+}
