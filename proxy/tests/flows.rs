@@ -1,0 +1,96 @@
+//! The flow corpus read by the plan: what every story says must be what [`Plan::verdict`] says.
+#![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
+#![expect(clippy::panic, clippy::print_stderr, reason = "a reader says what went wrong and what it left out")]
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, ensure};
+use lab::Manifests;
+use lab::flows::{self, Cast, Outcome, Rules, Scene};
+use shunt_model::source::manifests::{self, ManifestsOptions};
+use shunt_proxy::plan::{Decision, Packet, Plan, PlanOptions, Source, Verdict, plan};
+
+/// Plays the whole corpus, or the stories whose title contains `FLOWS`.
+fn read_corpus(rules: impl Rules) {
+    let book = flows::load().unwrap_or_else(|error| panic!("{error:#}"));
+    let only = std::env::var("FLOWS").unwrap_or_default();
+    let report = flows::play(&book, &only, &mut flows::read_rules(rules)).unwrap_or_else(|error| panic!("{error:#}"));
+    eprintln!("{report}");
+    assert!(report.stories > 0, "no story's title contains {only:?}");
+    assert!(report.wrong.is_empty(), "the stories above went wrong");
+}
+
+#[test]
+fn verdict() {
+    read_corpus(Verdicts::default());
+}
+
+/// The plans of all nodes for the scene that is on.
+#[derive(Default)]
+struct Verdicts {
+    plans: BTreeMap<String, Plan>,
+}
+
+impl Rules for Verdicts {
+    fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
+        self.plans = plans(scene)?;
+        Ok(())
+    }
+
+    fn meet(&mut self, cast: &Cast, node: &str, packet: &flows::Packet) -> anyhow::Result<Outcome> {
+        let plan = self.plans.get(node).with_context(|| format!("no plan for {node}"))?;
+        Ok(outcome(cast, &plan.decide(&planned(packet))))
+    }
+}
+
+/// What every node plans, read from the objects as the daemon reads them.
+fn plans(scene: &Scene<'_>) -> anyhow::Result<BTreeMap<String, Plan>> {
+    let folder = tempfile::tempdir().context("making a folder")?;
+    Manifests::new(folder.path())?.put("scene", &scene.objects)?;
+    let options = ManifestsOptions { dir: folder.path().to_owned(), ..ManifestsOptions::default() };
+    let (snapshot, _) = manifests::read(&options).context("reading the scene")?;
+    let services = scene.objects.iter().filter(|object| object["kind"] == "Service").count();
+    ensure!(snapshot.services.len() == services, "{} of {services} Services were read", snapshot.services.len());
+    let nodes = scene.cast.members.iter().filter(|member| matches!(member.role, flows::Role::Node { zone: _ }));
+    Ok(nodes
+        .map(|node| {
+            let options = PlanOptions { node: node.name.as_str().into(), ..PlanOptions::default() };
+            (node.name.clone(), plan(&snapshot, &options).0)
+        })
+        .collect())
+}
+
+/// A packet of the corpus as the plan knows it.
+fn planned(packet: &flows::Packet) -> Packet {
+    Packet {
+        source: match packet.source {
+            flows::Source::Pod => Source::Pod,
+            flows::Source::Node => Source::Node,
+            flows::Source::Outside => Source::Outside,
+        },
+        source_address: Some(packet.source_address),
+        destination: packet.destination,
+        port: packet.port,
+        protocol: match packet.protocol {
+            flows::Protocol::Tcp => shunt_model::Protocol::Tcp,
+            flows::Protocol::Udp => shunt_model::Protocol::Udp,
+            flows::Protocol::Sctp => shunt_model::Protocol::Sctp,
+        },
+    }
+}
+
+/// A decision of the plan in the words of the corpus.
+fn outcome(cast: &Cast, decision: &Decision<'_>) -> Outcome {
+    match decision.verdict {
+        Verdict::NotOurs => Outcome::Pass,
+        Verdict::Reject => Outcome::Reject,
+        Verdict::Drop => Outcome::Drop,
+        Verdict::Forward { endpoints, .. } => {
+            let met = decision.reason.and_then(|reason| reason.met);
+            Outcome::Served {
+                by: endpoints.iter().map(|endpoint| cast.server(endpoint.address)).collect(),
+                sticky: met.is_some_and(|met| met.port.affinity.is_some()),
+            }
+        }
+    }
+}
