@@ -1,13 +1,16 @@
-//! The flow corpus read by the plan: what every story says must be what [`Plan::verdict`] says.
+//! The flow corpus read by the plan and by the tables of the socket programs: what every story says must be what
+//! [`Plan::verdict`] says, and what a lookup in the tables finds.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::panic, clippy::print_stderr, reason = "a reader says what went wrong and what it left out")]
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, ensure};
 use lab::Manifests;
 use lab::flows::{self, Cast, Outcome, Rules, Scene};
 use shunt_model::source::manifests::{self, ManifestsOptions};
+use shunt_proxy::datapath::ebpf::memory::{Client, Memory, Outcome as Lookup};
 use shunt_proxy::plan::{Decision, Packet, Plan, PlanOptions, Source, Verdict, plan};
 
 /// Plays the whole corpus, or the stories whose title contains `FLOWS`.
@@ -23,6 +26,43 @@ fn read_corpus(rules: impl Rules) {
 #[test]
 fn verdict() {
     read_corpus(Verdicts::default());
+}
+
+#[test]
+fn tables() {
+    read_corpus(Tables::default());
+}
+
+/// The tables of all nodes for the scene that is on.
+#[derive(Default)]
+struct Tables {
+    nodes: BTreeMap<String, Memory>,
+}
+
+impl Rules for Tables {
+    fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
+        let tables = |(node, plan): (String, Plan)| anyhow::Ok((node, Memory::of(&plan)?));
+        self.nodes = plans(scene)?.into_iter().map(tables).collect::<anyhow::Result<_>>()?;
+        Ok(())
+    }
+
+    fn meet(&mut self, cast: &Cast, node: &str, packet: &flows::Packet) -> anyhow::Result<Outcome> {
+        let memory = self.nodes.get(node).with_context(|| format!("no tables for {node}"))?;
+        let client = match packet.source {
+            flows::Source::Pod => Client::Pod(packet.source_address),
+            flows::Source::Node => Client::Node,
+            flows::Source::Outside => return Ok(Outcome::Unseen("packets from outside meet no socket of this node")),
+        };
+        let (to, protocol) = (SocketAddr::new(packet.destination, packet.port), planned(packet).protocol);
+        Ok(match memory.outcome(client, to, protocol) {
+            Lookup::Endpoints { addresses, sticky } => {
+                Outcome::Served { by: addresses.into_iter().map(|address| cast.server(address)).collect(), sticky }
+            }
+            Lookup::Refused => Outcome::Reject,
+            Lookup::Elsewhere | Lookup::Denied => Outcome::Drop,
+            Lookup::Foreign => Outcome::Pass,
+        })
+    }
 }
 
 /// The plans of all nodes for the scene that is on.

@@ -43,6 +43,8 @@ pub enum Outcome {
     Drop,
     /// Left alone.
     Pass,
+    /// These rules do not see such packets, and why.
+    Unseen(&'static str),
 }
 
 /// The first packet of a flow as one node sees it.
@@ -98,8 +100,10 @@ impl<R: Rules> RulesReader<R> {
     fn follow(&mut self, cast: &Cast, flow: &Flow<'_>) -> anyhow::Result<Seen> {
         for to in &flow.to {
             let outcome = self.journey(cast, flow, to)?;
-            if let Seen::Wrong(what) = judge(flow.expect, &outcome) {
-                return Ok(Seen::Wrong(format!("{to}: {what}")));
+            match judge(flow.expect, &outcome) {
+                Seen::Right => {}
+                Seen::Wrong(what) => return Ok(Seen::Wrong(format!("{to}: {what}"))),
+                Seen::Skipped(why) => return Ok(Seen::Skipped(why)),
             }
         }
         Ok(Seen::Right)
@@ -129,6 +133,9 @@ impl<R: Rules> RulesReader<R> {
 /// What an exactly known outcome says about an expectation.
 #[must_use]
 pub fn judge(expect: &Expect, outcome: &Outcome) -> Seen {
+    if let Outcome::Unseen(why) = outcome {
+        return Seen::Skipped(why);
+    }
     let wanted = match expect {
         Expect::To(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: false },
         Expect::OneOf(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: true },
@@ -215,6 +222,7 @@ impl fmt::Display for Outcome {
             Self::Reject => f.write_str("reject"),
             Self::Drop => f.write_str("drop"),
             Self::Pass => f.write_str("pass"),
+            Self::Unseen(why) => write!(f, "nothing seen: {why}"),
         }
     }
 }

@@ -37,8 +37,13 @@ pub enum Client {
 /// What a socket gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// One of these endpoints, each as likely.
-    Endpoints(BTreeSet<SocketAddr>),
+    /// One of these endpoints.
+    Endpoints {
+        /// Each is as likely for a new client.
+        addresses: BTreeSet<SocketAddr>,
+        /// A client stays with the one it got.
+        sticky: bool,
+    },
     /// ECONNREFUSED: nobody serves, or the Service does not define the port.
     Refused,
     /// Nobody on this node, and policy Local.
@@ -110,7 +115,8 @@ impl Memory {
         let random =
             (0..count).map(|nth| u32::try_from((u64::from(nth) << 32) / u64::from(count) + 1).unwrap_or(u32::MAX));
         let slots = random.filter_map(|random| self.slots.get(&extent.choice(count, random)));
-        Outcome::Endpoints(slots.filter_map(|slot| self.alive(family, Slot(*slot))).map(|life| life.address).collect())
+        let addresses = slots.filter_map(|slot| self.alive(family, Slot(*slot))).map(|life| life.address).collect();
+        Outcome::Endpoints { addresses, sticky: terms.timeout() != 0 }
     }
 
     fn is_inside(&self, client: Client, ranges: RangesWord) -> bool {
