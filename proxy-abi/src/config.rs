@@ -40,6 +40,17 @@ impl Namespace {
     pub const SIZE: u32 = 24;
     /// Its sockets are left alone.
     pub const OPTED_OUT: u32 = 1;
+
+    /// The value as the kernel stores it.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 24] {
+        let [a, b, c, d] = self.address6;
+        let mut bytes = [0; 24];
+        for (place, word) in bytes.chunks_exact_mut(4).zip([self.flags, self.address4, a, b, c, d]) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
 }
 
 const _: () = assert!(size_of::<Config>() == Config::SIZE as usize);

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
 
-pub use settings::{LogFormat, PodNames, ProxyMode, Settings};
-pub use values::{Address, List, Upstreams};
+pub use settings::{EmptyLocal, LogFormat, PodNames, ProxyMode, Settings};
+pub use values::{Address, Annotation, List, NodePortAddress, Upstreams};
+
+use crate::plan::NodePortAddresses;
 
 /// Port of the DNS server where none is given.
 pub const DNS_PORT: u16 = 53;
@@ -23,6 +25,8 @@ pub const CONTROL_SOCKET: &str = "/run/shunt/shunt.sock";
 /// kubeadm's service range: what most clusters have, and what [`CLUSTER_DNS`] lies in.
 const SERVICE_CIDR: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12));
 const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
+/// The annotation by which a Pod opts out of load balancing at its sockets, with its value.
+const OPT_OUT: (&str, &str) = ("shunt.dev/socket-proxy", "disabled");
 const CLUSTER_DOMAIN: &str = "cluster.local";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DNS_TTL: u32 = 5;
@@ -38,6 +42,18 @@ pub struct Config {
     pub manifests: PathBuf,
     /// Ranges for Services without a clusterIP.
     pub service_cidrs: Vec<IpNet>,
+    /// Of these, the ranges that the operator says belong to Services alone: none if nobody named any.
+    pub exclusive_cidrs: Vec<IpNet>,
+    /// Which addresses of the node accept node ports.
+    pub node_ports: NodePortAddresses,
+    /// Processes of the node cannot bind a node port.
+    pub bind_protection: bool,
+    /// External IPs are served.
+    pub external_ips: bool,
+    /// Annotations of Pods that are left alone: key and, if given, value.
+    pub opt_out: Vec<Annotation>,
+    /// What a socket gets where policy Local has no endpoint.
+    pub empty_local: EmptyLocal,
     /// The served cgroup; discovered if not given.
     pub cgroup_root: Option<PathBuf>,
     /// Where programs and maps are pinned.
@@ -117,6 +133,9 @@ pub enum ConfigError {
     /// The DNS server has nowhere to listen.
     #[error("--dns-bind-address is empty: give an address, or --dns=false to run without DNS")]
     NoDnsAddress,
+    /// Contradictory node port addresses.
+    #[error("--nodeport-addresses: primary stands alone and cannot be combined with ranges")]
+    PrimaryWithRanges,
     /// Something wants a port on an address of services.
     #[error("--cluster-dns takes addresses without a port, not {0}: pods always ask at port 53")]
     ClusterDnsPort(SocketAddr),
@@ -131,7 +150,13 @@ impl Config {
         Ok(Self {
             node: node_name(settings.hostname_override.as_deref())?,
             manifests: settings.manifests.ok_or(ConfigError::NoSource)?,
+            exclusive_cidrs: settings.service_cidr.clone().map_or_else(Vec::new, |List(ranges)| ranges),
             service_cidrs: service_cidrs(settings.service_cidr),
+            node_ports: node_ports(settings.nodeport_addresses)?,
+            bind_protection: settings.nodeport_bind_protection.unwrap_or(true),
+            external_ips: settings.external_ips.unwrap_or(true),
+            opt_out: settings.opt_out_annotation.map_or_else(default_opt_out, |List(annotations)| annotations),
+            empty_local: settings.empty_local.unwrap_or(EmptyLocal::Refuse),
             cgroup_root: settings.cgroup_root,
             bpf_root: settings.bpf_root.unwrap_or_else(|| PathBuf::from(BPF_ROOT)),
             bpf_object: settings.bpf_object,
@@ -191,6 +216,27 @@ pub fn cluster_dns(given: Option<&List<Address>>) -> Result<Vec<IpAddr>, ConfigE
         None => Ok(address.ip),
     };
     addresses.iter().map(check).collect()
+}
+
+fn node_ports(given: Option<List<NodePortAddress>>) -> Result<NodePortAddresses, ConfigError> {
+    let Some(List(given)) = given.filter(|List(given)| !given.is_empty()) else { return Ok(NodePortAddresses::All) };
+    let ranges: Vec<IpNet> = given
+        .iter()
+        .filter_map(|address| match address {
+            NodePortAddress::Primary => None,
+            NodePortAddress::Within(range) => Some(*range),
+        })
+        .collect();
+    match ranges.len() {
+        0 => Ok(NodePortAddresses::Primary),
+        count if count == given.len() => Ok(NodePortAddresses::Within(ranges)),
+        _ => Err(ConfigError::PrimaryWithRanges),
+    }
+}
+
+fn default_opt_out() -> Vec<Annotation> {
+    let (key, value) = OPT_OUT;
+    vec![Annotation { key: key.to_owned(), value: Some(value.to_owned()) }]
 }
 
 fn check_mode(mode: ProxyMode) -> Result<(), ConfigError> {

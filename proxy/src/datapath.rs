@@ -26,6 +26,8 @@ pub struct Synced {
     pub writes: u64,
     /// Service ports that could not be programmed (all others are), with the reason. They are tried again at every sync.
     pub refused: Vec<(PortKey, String)>,
+    /// How many endpoints were told to be gone: sockets may still hang on them.
+    pub departed: u64,
 }
 
 /// Why a sync failed as a whole; the former state stays in force for whatever was not reached.

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::datapath::ebpf::upkeep;
 use crate::dns_service;
 use crate::reconcile::chain;
 use crate::status::Status;
@@ -48,6 +49,8 @@ pub struct Health {
     pub status: watch::Receiver<Status>,
     /// Where the bundled DNS answers; `None` until it is started.
     pub dns: watch::Receiver<DnsState>,
+    /// Whether the programs are in effect.
+    pub upkeep: watch::Receiver<upkeep::Report>,
 }
 
 /// How far DNS is.
@@ -71,6 +74,11 @@ impl Health {
     /// What keeps the node from being ready; asks the DNS server a question.
     async fn not_ready(&self) -> Vec<String> {
         let mut reasons = self.status.borrow().not_ready();
+        let upkeep = self.upkeep.borrow().clone();
+        if upkeep.checkups == 0 && reasons.is_empty() {
+            reasons.push("self-test: not run yet".to_owned());
+        }
+        reasons.extend(upkeep.not_in_effect.into_iter().map(|reason| format!("self-test: {reason}")));
         let dns = self.dns.borrow().clone();
         match dns {
             DnsState::Off => {}

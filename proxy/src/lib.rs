@@ -7,6 +7,7 @@ pub mod control;
 pub mod datapath;
 pub mod dns_service;
 pub mod health;
+pub mod host_addresses;
 pub mod metrics;
 mod netlink;
 pub mod netns;

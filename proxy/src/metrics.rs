@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use crate::datapath::ebpf::upkeep::Report;
 use crate::status::Status;
 
 /// Reads the DNS server's counters.
@@ -34,15 +35,38 @@ impl Default for Durations {
 
 /// All metrics, under the prefix `shunt_`.
 #[must_use]
-pub fn registry(status: watch::Receiver<Status>, durations: Durations, dns: Option<DnsStats>) -> Registry {
+pub fn registry(
+    status: watch::Receiver<Status>,
+    upkeep: watch::Receiver<Report>,
+    durations: Durations,
+    dns: Option<DnsStats>,
+) -> Registry {
     let mut registry = Registry::with_prefix("shunt");
     registry.register("plan_duration_seconds", "Time to plan what a new view changes", durations.plan);
     registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations.sync);
     registry.register_collector(Box::new(Proxy(status)));
+    registry.register_collector(Box::new(Sockets(upkeep)));
     if let Some(stats) = dns {
         registry.register_collector(Box::new(Dns(stats)));
     }
     registry
+}
+
+#[derive(Debug)]
+struct Sockets(watch::Receiver<Report>);
+
+impl Collector for Sockets {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let report = self.0.borrow();
+        counter(&mut encoder, "sockets_destroyed", "Sockets destroyed as their endpoint had left", report.destroyed)?;
+        counter(&mut encoder, "self_tests", "Self-tests of the socket programs", report.checkups)?;
+        counter(&mut encoder, "upkeep_failures", "Rounds of upkeep that were incomplete", report.failures)?;
+        let faults = report.not_in_effect.len();
+        gauge(&mut encoder, "self_test_faults", "Reasons why the socket programs are not in effect", faults)?;
+        gauge(&mut encoder, "foreign_programs", "Programs of other tools at the same hooks", report.foreign.len())?;
+        gauge(&mut encoder, "network_namespaces", "Network namespaces of this node", report.namespaces)?;
+        gauge(&mut encoder, "opted_out_namespaces", "Network namespaces that are left alone", report.opted_out)
+    }
 }
 
 #[derive(Debug)]
@@ -55,6 +79,7 @@ impl Collector for Proxy {
         counter(&mut encoder, "syncs", "Syncs tried", status.syncs)?;
         counter(&mut encoder, "failed_syncs", "Syncs that failed as a whole", status.failed_syncs)?;
         counter(&mut encoder, "kernel_writes", "Map elements written, removals included", status.writes)?;
+        counter(&mut encoder, "audit_repairs", "Elements that were not as written and were repaired", status.repaired)?;
         gauge(&mut encoder, "refused_ports", "Service ports the data path could not take", status.refused.len())?;
         gauge(&mut encoder, "conflicts", "Service ports without a frontend that another has", status.conflicts.len())?;
         gauge(&mut encoder, "service_ports", "Service ports planned", status.ports)?;

@@ -4,7 +4,9 @@ pub(crate) mod addresses;
 
 use std::io;
 
-use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+};
 use rtnetlink::sys::{Socket, SocketAddr};
 
 /// The kernel answers a dump in pieces of at most 32 KiB.
@@ -48,6 +50,12 @@ impl Netlink {
             }
         }
         Err(io::Error::new(io::ErrorKind::Interrupted, "the list changed each time while it was read"))
+    }
+
+    /// Has something done and waits until it is.
+    pub(crate) fn order(&mut self, kind: u16, request: &[u8]) -> io::Result<()> {
+        self.ask(kind, NLM_F_ACK, request)?;
+        self.answer(|_| Ok(()))
     }
 
     fn ask(&mut self, kind: u16, flags: u16, request: &[u8]) -> io::Result<()> {

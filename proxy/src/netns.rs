@@ -117,7 +117,7 @@ impl Scanner {
         let addresses = match self.known.get(&cookie).filter(fresh) {
             Some(known) => known.addresses.clone(),
             None => {
-                let addresses = reachable_addresses(addresses::list()?);
+                let addresses = addresses::reachable(addresses::list()?);
                 self.known.insert(cookie, Known { addresses: addresses.clone(), read: now });
                 addresses
             }
@@ -193,15 +193,4 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
 
 fn inode(metadata: &fs::Metadata) -> Inode {
     (metadata.dev(), metadata.ino())
-}
-
-/// The addresses by which others may know a namespace: interface by interface in the kernel's order, secondary ones
-/// behind all others.
-fn reachable_addresses(mut found: Vec<addresses::InterfaceAddress>) -> Vec<IpAddr> {
-    found.retain(|assigned| match assigned.address {
-        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
-        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
-    });
-    found.sort_by_key(|assigned| (assigned.secondary, assigned.interface));
-    found.into_iter().map(|assigned| assigned.address).collect()
 }

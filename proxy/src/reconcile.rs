@@ -4,7 +4,9 @@ mod backoff;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +18,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::datapath::ebpf::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::plan::{Plan, Planner, PortKey, PortPlan};
 use crate::status::{LastSync, Status};
 use backoff::Backoff;
+
+/// How often a part of the kernel is compared with what was written to it.
+const AUDIT: Duration = Duration::from_secs(1);
 
 /// Where the loop gets its input.
 pub struct Input {
@@ -27,6 +33,8 @@ pub struct Input {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// What is wrong with the input.
     pub health: watch::Receiver<SourceHealth>,
+    /// Addresses of this node's interfaces.
+    pub addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
 }
 
 /// Where the loop tells what it did.
@@ -35,6 +43,8 @@ pub struct Output {
     pub status: watch::Sender<Status>,
     /// The views that the kernel serves, for DNS: a name must not resolve to a service that is not reachable yet.
     pub reachable: watch::Sender<Option<Arc<Snapshot>>>,
+    /// What is to be seen to beside the tables.
+    pub orders: watch::Sender<Orders>,
     /// Takes the duration of every sync in seconds.
     pub durations: crate::metrics::Durations,
 }
@@ -64,6 +74,8 @@ impl Reconciler {
     pub async fn run(mut self, stop: CancellationToken) {
         self.look_at_health();
         let mut next = Some(self.sync_newest());
+        let mut audits = tokio::time::interval(AUDIT);
+        audits.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let retry = next.take().flatten();
             tokio::select! {
@@ -83,7 +95,17 @@ impl Reconciler {
                     self.publish();
                     next = Some(retry);
                 }
+                changed = self.input.addresses.changed() => {
+                    if changed.is_err() {
+                        return self.source_ended(&stop).await;
+                    }
+                    next = Some(self.sync_newest());
+                }
                 () = at(retry) => next = Some(self.sync_newest()),
+                _ = audits.tick() => {
+                    let found = self.audit();
+                    next = Some(if found { Some(Instant::now()) } else { retry });
+                }
             }
         }
     }
@@ -93,6 +115,7 @@ impl Reconciler {
         let snapshot = Arc::clone(&self.input.snapshots.borrow_and_update());
         self.generation += 1;
         let started = Instant::now();
+        self.planner.observe_addresses(Arc::clone(&self.input.addresses.borrow_and_update()));
         self.planner.update(Arc::clone(&snapshot));
         self.output.durations.plan.observe(started.elapsed().as_secs_f64());
         let started = Instant::now();
@@ -118,6 +141,37 @@ impl Reconciler {
         Some(Instant::now() + delay)
     }
 
+    /// Compares and repairs a part; true if the whole must be read back, which the next sync does.
+    fn audit(&mut self) -> bool {
+        match self.datapath.audit() {
+            Ok(0) => false,
+            Ok(repaired) => {
+                self.status.repaired += repaired;
+                self.publish();
+                false
+            }
+            Err(error) => {
+                error!(reason = chain(&error), "comparing the kernel with what was written failed");
+                true
+            }
+        }
+    }
+
+    /// Says what is to be seen to, now that the tables are as planned.
+    fn give_orders(&mut self, departed: u64) {
+        let plan = self.planner.plan();
+        let orders = Orders {
+            opted_out: Arc::clone(&plan.opted_out),
+            sources: self.status.filtered > 0,
+            departed: self.output.orders.borrow().departed.saturating_add(departed),
+        };
+        self.output.orders.send_if_modified(|known| {
+            let modified = *known != orders || self.status.syncs == 1;
+            *known = orders;
+            modified
+        });
+    }
+
     /// Counts what the plan holds, looking only at what changed.
     fn describe_plan(&mut self) {
         let plan = self.planner.plan().clone();
@@ -130,10 +184,12 @@ impl Reconciler {
                 DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
             };
             if let Some(port) = gone {
+                status.filtered -= usize::from(port.source_ranges.is_some());
                 status.frontends -= port.frontends.len();
                 status.endpoints -= reachable(port);
             }
             if let Some(port) = come {
+                status.filtered += usize::from(port.source_ranges.is_some());
                 status.frontends += port.frontends.len();
                 status.endpoints += reachable(port);
             }
@@ -144,7 +200,8 @@ impl Reconciler {
 
     /// True if every service port was taken.
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
-        let Synced { writes, refused } = synced;
+        let Synced { writes, refused, departed } = synced;
+        self.give_orders(departed);
         let generation = self.generation;
         if writes > 0 || self.status.last_sync.is_none() {
             info!(generation, writes, refused = refused.len(), frontends = self.status.frontends, ?elapsed, "synced");

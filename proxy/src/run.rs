@@ -17,17 +17,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Config, DnsConfig};
+use crate::config::{Annotation, Config, DnsConfig, EmptyLocal};
 use crate::control::{self, Control, Views};
 use crate::datapath::Datapath;
 use crate::datapath::cgroup::{self, CgroupError};
+use crate::datapath::ebpf::upkeep::{Orders, Report, Upkeep};
 use crate::datapath::ebpf::{Adopted, Ebpf, EbpfOptions, Links};
 use crate::health::{self, DnsState, Health};
 use crate::metrics::{self, DnsStats};
 use crate::plan::{Detect, PlanOptions, Planner};
 use crate::reconcile::{Input, Output, Reconciler};
 use crate::status::Status;
-use crate::{addresses, dns_service};
+use crate::{addresses, dns_service, host_addresses};
 
 /// For the tasks, and again for DNS: a stop takes less than two seconds.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -61,10 +62,11 @@ fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
     );
     Ok(EbpfOptions {
         cgroup_root: cgroup_root(config.cgroup_root.as_deref())?,
+        cgroup_discovered: config.cgroup_root.is_none(),
         bpf_root: config.bpf_root.clone(),
         object: config.bpf_object.clone(),
-        bind_protection: true,
-        silent: false,
+        bind_protection: config.bind_protection,
+        silent: config.empty_local == EmptyLocal::Pass,
     })
 }
 
@@ -80,12 +82,13 @@ fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
     Ok(given.to_path_buf())
 }
 
-fn open_datapath(options: &EbpfOptions) -> Result<Box<dyn Datapath>> {
+fn open_datapath(options: &EbpfOptions) -> Result<(Box<dyn Datapath>, Upkeep)> {
     let (ebpf, Adopted { services, frontends, backends, links }) =
         Ebpf::open(options).context("opening the eBPF data path")?;
     let Links { kept, replaced, attached } = links;
     info!(services, frontends, backends, kept, replaced, attached, "data path is open");
-    Ok(Box::new(ebpf))
+    let upkeep = ebpf.upkeep(options).context("opening the eBPF data path")?;
+    Ok((Box::new(ebpf), upkeep))
 }
 
 /// Sockets, tasks and channels of the daemon.
@@ -98,6 +101,7 @@ struct Daemon {
     control: Option<control::Listener>,
     status: watch::Sender<Status>,
     dns: watch::Sender<DnsState>,
+    upkeep: watch::Sender<Report>,
 }
 
 /// What must live as long as the daemon.
@@ -118,10 +122,12 @@ impl Daemon {
         let control = Some(control::Listener::open(&config.control_socket)?);
         let (status, _) = watch::channel(Status::default());
         let (dns, _) = watch::channel(DnsState::default());
-        let routes = health::health_routes(Health { status: status.subscribe(), dns: dns.subscribe() });
+        let (upkeep, _) = watch::channel(Report::default());
+        let read = Health { status: status.subscribe(), dns: dns.subscribe(), upkeep: upkeep.subscribe() };
+        let routes = health::health_routes(read);
         let serving = health::serve(healthz, routes, stop.clone());
         tasks.spawn(async move { serving.await.context("serving health") });
-        Ok(Self { config: Arc::new(config), stop, tasks, metrics, control, status, dns })
+        Ok(Self { config: Arc::new(config), stop, tasks, metrics, control, status, dns, upkeep })
     }
 
     /// Nothing is written before the first view of the cluster is complete (spec SY-1).
@@ -130,7 +136,7 @@ impl Daemon {
         let source = manifests::start(manifests_options(&config)).await?;
         info!(manifests = %config.manifests.display(), "first view of the cluster is complete");
         let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
-        let datapath = opening.await.context("opening the data path")??;
+        let (datapath, upkeep) = opening.await.context("opening the data path")??;
         let mode = datapath.mode();
         let (reachable, served) = watch::channel(None);
         let (dns, listen) = self.start_dns(served).await?;
@@ -138,8 +144,11 @@ impl Daemon {
         let durations = metrics::Durations::default();
         self.start_metrics(durations.clone(), dns.as_ref(), mode);
         let planner = Planner::new(plan_options(&config, listen));
-        let input = Input { snapshots: source.snapshots.clone(), health: source.health.clone() };
-        let output = Output { status: self.status.clone(), reachable, durations };
+        let addresses = host_addresses::watch().await.context("watching the addresses of this node")?;
+        let input = Input { snapshots: source.snapshots.clone(), health: source.health.clone(), addresses };
+        let (orders, ordered) = watch::channel(Orders::default());
+        self.start_upkeep(upkeep, ordered);
+        let output = Output { status: self.status.clone(), reachable, orders, durations };
         let reconciler = Reconciler::new(planner, datapath, input, output);
         let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
         // Syncs block, so they have a thread of their own.
@@ -149,6 +158,34 @@ impl Daemon {
         });
         info!(node = config.node, mode, "started");
         Ok(Running { _source: source, dns })
+    }
+
+    /// Reads and writes block, so this too has a thread of its own.
+    fn start_upkeep(&mut self, mut upkeep: Upkeep, mut orders: watch::Receiver<Orders>) {
+        let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
+        let reports = self.upkeep.clone();
+        let run = async move {
+            // Nothing is in the tables before the first sync.
+            let mut ordered = orders.changed().await;
+            while ordered.is_ok() && !stop.is_cancelled() {
+                upkeep.take(orders.borrow_and_update().clone());
+                while upkeep.next() <= std::time::Instant::now() {
+                    let report = upkeep.round().clone();
+                    reports.send_if_modified(|known| std::mem::replace(known, report.clone()) != report);
+                }
+                ordered = tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = orders.changed() => changed,
+                    () = tokio::time::sleep_until(upkeep.next().into()) => Ok(()),
+                };
+            }
+            // The reconcile loop is gone; whoever watches over the daemon notices that first.
+            stop.cancelled().await;
+        };
+        self.tasks.spawn_blocking(move || {
+            runtime.block_on(run);
+            Ok(())
+        });
     }
 
     async fn start_dns(
@@ -190,7 +227,7 @@ impl Daemon {
             let stats = server.map(|server| -> DnsStats {
                 Box::new(move || server.upgrade().map(|server| server.stats()).unwrap_or_default())
             });
-            let registry = metrics::registry(self.status.subscribe(), durations, stats);
+            let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, stats);
             let serving = health::serve(listener, health::metrics_routes(registry, mode), self.stop.clone());
             self.tasks.spawn(async move { serving.await.context("serving metrics") });
         }
@@ -234,7 +271,7 @@ pub fn manifests_options(config: &Config) -> ManifestsOptions {
         dir: config.manifests.clone(),
         service_cidrs: config.service_cidrs.clone(),
         reserved: config.cluster_dns.clone(),
-        pod_annotations: Vec::new(),
+        pod_annotations: config.opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
     }
 }
 
@@ -244,8 +281,15 @@ fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
         detector: Detect::Both,
         cluster_dns: config.cluster_dns.clone(),
         dns_backends,
-        ..PlanOptions::default()
+        node_ports: config.node_ports.clone(),
+        external_ips: config.external_ips,
+        service_cidrs: config.exclusive_cidrs.clone(),
+        opt_out: config.opt_out.iter().map(opt_out).collect(),
     }
+}
+
+fn opt_out(annotation: &Annotation) -> (Arc<str>, Option<Arc<str>>) {
+    (Arc::from(annotation.key.as_str()), annotation.value.as_deref().map(Arc::from))
 }
 
 /// A task that waits for SIGTERM or SIGINT.

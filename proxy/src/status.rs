@@ -17,6 +17,8 @@ pub struct Status {
     pub failed_syncs: u64,
     /// Elements written since the start.
     pub writes: u64,
+    /// Elements of the kernel that were not as written and were repaired.
+    pub repaired: u64,
     /// The last sync that succeeded, refusals of single ports included.
     pub last_sync: Option<LastSync>,
     /// Why the last sync failed as a whole, if it did.
@@ -35,6 +37,8 @@ pub struct Status {
     pub ports: usize,
     /// Frontends that the last plan holds.
     pub frontends: usize,
+    /// Service ports of the last plan that ask for sources.
+    pub filtered: usize,
     /// Endpoints that the last plan holds, counted once for each service port.
     pub endpoints: usize,
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::ConfigError;
-use super::values::{Address, List, Upstreams};
+use super::values::{Address, Annotation, List, NodePortAddress, Upstreams};
 
 /// Settings of `shunt run`; `None` where nothing was said. The field names are the flags' and the file's names.
 #[derive(Args, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,22 @@ pub struct Settings {
     /// Where `shunt services` and `shunt dns` find this daemon [default: /run/shunt/shunt.sock]
     #[arg(long, value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
+    /// Node addresses that accept node ports: ranges, or `primary` alone [default: all, loopback included]
+    #[arg(long, value_name = "CIDR,...|primary")]
+    pub nodeport_addresses: Option<List<NodePortAddress>>,
+    /// Processes of the node cannot bind a node port in use [default: true]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub nodeport_bind_protection: Option<bool>,
+    /// Serve the externalIPs of Services [default: true]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub external_ips: Option<bool>,
+    /// Pods with one of these annotations are left alone, for service meshes and VMs [default:
+    /// shunt.dev/socket-proxy=disabled]
+    #[arg(long, value_name = "KEY[=VALUE],...")]
+    pub opt_out_annotation: Option<List<Annotation>>,
+    /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one [default: refuse]
+    #[arg(long)]
+    pub empty_local: Option<EmptyLocal>,
     /// How connections are balanced [default: auto]
     #[arg(long)]
     pub proxy_mode: Option<ProxyMode>,
@@ -83,6 +99,16 @@ pub enum ProxyMode {
     /// iptables rules (not in this version)
     #[value(hide = true)]
     Iptables,
+}
+
+/// `--empty-local`.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmptyLocal {
+    /// ECONNREFUSED at once
+    Refuse,
+    /// The address is left as it is, so the packets go unanswered
+    Pass,
 }
 
 /// `--dns-pods`.
@@ -135,6 +161,11 @@ impl Settings {
             bpf_root: self.bpf_root.or(file.bpf_root),
             bpf_object: self.bpf_object.or(file.bpf_object),
             control_socket: self.control_socket.or(file.control_socket),
+            nodeport_addresses: self.nodeport_addresses.or(file.nodeport_addresses),
+            nodeport_bind_protection: self.nodeport_bind_protection.or(file.nodeport_bind_protection),
+            external_ips: self.external_ips.or(file.external_ips),
+            opt_out_annotation: self.opt_out_annotation.or(file.opt_out_annotation),
+            empty_local: self.empty_local.or(file.empty_local),
             proxy_mode: self.proxy_mode.or(file.proxy_mode),
             dns: self.dns.or(file.dns),
             dns_bind_address: self.dns_bind_address.or(file.dns_bind_address),

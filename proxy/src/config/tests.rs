@@ -4,7 +4,8 @@ use std::error::Error as _;
 
 use clap::Parser;
 
-use super::{Config, DnsListen, LogFormat, PodNames, Settings, Upstreams};
+use super::{Annotation, Config, DnsListen, LogFormat, PodNames, Settings, Upstreams};
+use crate::plan::NodePortAddresses;
 
 #[derive(Parser)]
 struct Flags {
@@ -108,4 +109,25 @@ fn addresses_take_a_port_or_the_default_one() {
     assert_eq!(listen("127.0.0.1"), given(&["127.0.0.1:53"]));
     assert_eq!(listen("127.0.0.1:5353,::1,[::1]:5353"), given(&["127.0.0.1:5353", "[::1]:53", "[::1]:5353"]));
     assert_eq!(listen("::ffff:127.0.0.1"), given(&["127.0.0.1:53"]));
+}
+
+#[test]
+fn node_port_addresses_are_all_ranges_or_primary_alone() {
+    let node_ports = |line: &str| config(&format!("--manifests m --hostname-override n1 {line}")).map(|c| c.node_ports);
+    assert_eq!(node_ports(""), Ok(NodePortAddresses::All));
+    assert_eq!(node_ports("--nodeport-addresses primary"), Ok(NodePortAddresses::Primary));
+    let ranges = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+    assert_eq!(node_ports("--nodeport-addresses 10.0.0.0/8,fd00::/8"), Ok(NodePortAddresses::Within(ranges)));
+    refused(node_ports("--nodeport-addresses primary,10.0.0.0/8"), &["--nodeport-addresses", "primary"]);
+    refused(node_ports("--nodeport-addresses 10.0.0.0/33"), &["10.0.0.0/33"]);
+}
+
+#[test]
+fn annotations_of_pods_that_are_left_alone_can_be_named() {
+    let opt_out = |line: &str| config(&format!("--manifests m --hostname-override n1 {line}")).map(|c| c.opt_out);
+    let annotation = |key: &str, value: Option<&str>| Annotation { key: key.into(), value: value.map(Into::into) };
+    assert_eq!(opt_out(""), Ok(vec![annotation("shunt.dev/socket-proxy", Some("disabled"))]));
+    let both = vec![annotation("sidecar.istio.io/status", None), annotation("a/b", Some("c"))];
+    assert_eq!(opt_out("--opt-out-annotation sidecar.istio.io/status,a/b=c"), Ok(both));
+    refused(opt_out("--opt-out-annotation =x"), &["=x", "key"]);
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
@@ -61,6 +62,50 @@ impl FromStr for Upstreams {
             .parse::<List<Address>>()
             .map_err(|reason| format!("{reason}; a file is recognised by a slash in its name, such as ./{text}"))?;
         Ok(Self::Servers(servers.into_iter().map(|server| server.or_port(53)).collect()))
+    }
+}
+
+/// One value of `--nodeport-addresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddress {
+    /// The node's primary addresses.
+    Primary,
+    /// Addresses in a range.
+    Within(IpNet),
+}
+
+impl FromStr for NodePortAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            _ => text
+                .parse()
+                .map(Self::Within)
+                .map_err(|error| format!("{text:?} is neither a CIDR nor primary: {error}")),
+        }
+    }
+}
+
+/// An annotation by key, with the value that it must have if one is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotation {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Option<String>,
+}
+
+impl FromStr for Annotation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').map_or((text, None), |(key, value)| (key, Some(value.to_owned())));
+        if key.is_empty() {
+            return Err(format!("{text:?} has no key; an annotation is KEY or KEY=VALUE"));
+        }
+        Ok(Self { key: key.to_owned(), value })
     }
 }
 

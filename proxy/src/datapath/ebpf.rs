@@ -4,13 +4,18 @@
 
 mod addresses;
 mod audit;
+mod coverage;
+mod foreign;
 mod image;
 pub mod layout;
 pub mod memory;
 pub mod pins;
 pub mod probe;
 pub mod programs;
+mod selftest;
+mod sockets;
 mod tables;
+pub mod upkeep;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,6 +37,7 @@ pub use self::pins::{PinError, Removed, remove as cleanup};
 pub use self::programs::{Links, ProgramsError};
 pub use self::tables::TableError;
 use self::tables::Tables;
+use self::upkeep::Upkeep;
 use super::{Datapath, SyncError, Synced};
 use crate::plan::{Plan, PortKey, PortPlan};
 
@@ -50,6 +56,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sh
 pub struct EbpfOptions {
     /// The directory of the cgroup v2 tree below which all pods and the node's own processes are.
     pub cgroup_root: PathBuf,
+    /// Nobody chose it: every pod of the node should be below it.
+    pub cgroup_discovered: bool,
     /// Where pins are kept, on a BPF file system.
     pub bpf_root: PathBuf,
     /// Load the programs from this file and not from the binary; for development.
@@ -117,6 +125,8 @@ pub struct Ebpf {
     /// A write failed: what we believe about the tables may be wrong.
     failed: bool,
     refused: BTreeMap<PortKey, String>,
+    /// Backends that died in the sync under way.
+    departed: u64,
     started: Instant,
 }
 
@@ -149,9 +159,15 @@ impl Ebpf {
             incomplete: true,
             failed: false,
             refused: BTreeMap::new(),
+            departed: 0,
             started: Instant::now(),
         };
         Ok((ebpf, Adopted { services, frontends, backends, links }))
+    }
+
+    /// What sees to namespaces and sockets beside the tables.
+    pub fn upkeep(&self, options: &EbpfOptions) -> Result<Upkeep, TableError> {
+        Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &self.pins.maps, &self.pins.links)
     }
 
     /// The layout's clock.
@@ -171,6 +187,7 @@ impl Ebpf {
     fn write(&mut self, writes: &[Write]) -> Result<u64, SyncError> {
         for write in writes {
             self.tables.write(write)?;
+            self.departed = self.departed.saturating_add(u64::from(matches!(write, Write::BackendGone { .. })));
         }
         Ok(u64::try_from(writes.len()).unwrap_or(u64::MAX))
     }
@@ -287,7 +304,7 @@ impl Datapath for Ebpf {
             Ok(writes) => {
                 self.synced = plan.clone();
                 let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
-                Ok(Synced { writes, refused })
+                Ok(Synced { writes, refused, departed: std::mem::take(&mut self.departed) })
             }
             Err(error) => {
                 self.failed = true;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DnsState, Health, bind, health_routes, metrics_routes, serve};
 use crate::config::{DnsConfig, DnsListen, PodNames, Upstreams};
+use crate::datapath::ebpf::upkeep::Report;
 use crate::plan::PortKey;
 use crate::status::{LastSync, Status};
 use crate::{dns_service, metrics};
@@ -40,7 +41,8 @@ async fn get(routes: axum::Router, path: &str) -> (u16, String) {
 async fn health_of(status: Status, dns: DnsState, path: &str) -> (u16, Value) {
     let (_status, status) = watch::channel(status);
     let (_dns, dns) = watch::channel(dns);
-    let (code, body) = get(health_routes(Health { status, dns }), path).await;
+    let (_upkeep, upkeep) = watch::channel(Report { checkups: 1, ..Report::default() });
+    let (code, body) = get(health_routes(Health { status, dns, upkeep }), path).await;
     (code, serde_json::from_str(&body).unwrap())
 }
 
@@ -126,7 +128,12 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
     durations.sync.observe(0.003);
     let server = Arc::new(server);
     let stats = Arc::clone(&server);
-    let registry = metrics::registry(status, durations, Some(Box::new(move || stats.stats())));
+    let registry = metrics::registry(
+        status,
+        watch::channel(Report::default()).1,
+        durations,
+        Some(Box::new(move || stats.stats())),
+    );
     let (code, text) = get(metrics_routes(registry, "ebpf"), "/metrics").await;
     assert_eq!(code, 200);
     for line in [
@@ -140,7 +147,7 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }
     let (_, empty) = watch::channel(Status::default());
-    let registry = metrics::registry(empty, metrics::Durations::default(), None);
+    let registry = metrics::registry(empty, watch::channel(Report::default()).1, metrics::Durations::default(), None);
     assert_eq!(get(metrics_routes(registry, "ebpf"), "/proxyMode").await, (200, "ebpf".to_owned())); // HM-21
 }
 

@@ -53,3 +53,14 @@ pub(crate) fn list() -> io::Result<Vec<InterfaceAddress>> {
         Ok(InterfaceAddress::of(&AddressMessage::parse(entry).map_err(io::Error::other)?))
     })
 }
+
+/// The addresses by which others may know a namespace: interface by interface in the kernel's order, secondary ones
+/// behind all others.
+pub(crate) fn reachable(mut found: Vec<InterfaceAddress>) -> Vec<IpAddr> {
+    found.retain(|assigned| match assigned.address {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    });
+    found.sort_by_key(|assigned| (assigned.secondary, assigned.interface));
+    found.into_iter().map(|assigned| assigned.address).collect()
+}

@@ -92,7 +92,7 @@ fn addresses_are_ordered_by_interface_with_secondary_ones_last() {
                 tentative: false,
             }
         };
-        let found = reachable_addresses(listed.split_whitespace().map(parse).collect());
+        let found = addresses::reachable(listed.split_whitespace().map(parse).collect());
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(found.join(" "), wanted);
     }

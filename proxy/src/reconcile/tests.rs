@@ -1,7 +1,8 @@
 //! The loop with a data path that writes down what it is told, on a clock that stands still unless it is waited for.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Input, Output, Reconciler};
+use crate::datapath::ebpf::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::metrics;
 use crate::plan::{Plan, PlanOptions, Planner, PortKey};
@@ -53,8 +55,10 @@ impl Datapath for Fake {
         self.calls.lock().unwrap().push((self.began.elapsed(), plan.ports.len(), known));
         let first = || plan.ports.keys().next().cloned().unwrap();
         match self.says.pop_front().unwrap_or(Says::Done) {
-            Says::Done => Ok(Synced { writes: 1, refused: Vec::new() }),
-            Says::Refused => Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())] }),
+            Says::Done => Ok(Synced { writes: 1, refused: Vec::new(), departed: 0 }),
+            Says::Refused => {
+                Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())], departed: 0 })
+            }
             Says::Failed => Err(SyncError::Write { object: "map SERVICES", source: io::Error::other("no memory") }),
         }
     }
@@ -67,6 +71,7 @@ fn known(dns: &watch::Receiver<Option<Arc<Snapshot>>>) -> usize {
 struct Loop {
     snapshots: watch::Sender<Arc<Snapshot>>,
     health: watch::Sender<SourceHealth>,
+    _addresses: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     dns: watch::Receiver<Option<Arc<Snapshot>>>,
     status: watch::Receiver<Status>,
     calls: Arc<Mutex<Vec<Call>>>,
@@ -83,12 +88,14 @@ impl Loop {
         let calls = Arc::<Mutex<Vec<Call>>>::default();
         let says = says.iter().copied().collect();
         let fake = Fake { says, began: Instant::now(), dns: dns.clone(), calls: Arc::clone(&calls) };
-        let input = Input { snapshots: snapshots_read, health: health_read };
-        let output = Output { status, reachable, durations: metrics::Durations::default() };
+        let (addresses_sender, addresses) = watch::channel(Arc::default());
+        let (orders, _) = watch::channel(Orders::default());
+        let input = Input { snapshots: snapshots_read, health: health_read, addresses };
+        let output = Output { status, reachable, orders, durations: metrics::Durations::default() };
         let reconciler = Reconciler::new(Planner::new(PlanOptions::default()), Box::new(fake), input, output);
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(stop.clone()));
-        Self { snapshots, health, dns, status: status_read, calls, stop, task }
+        Self { snapshots, health, _addresses: addresses_sender, dns, status: status_read, calls, stop, task }
     }
 
     async fn until(&mut self, wanted: impl FnMut(&Status) -> bool) -> Status {

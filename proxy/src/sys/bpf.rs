@@ -12,9 +12,15 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// The programs of a cgroup and of those above it.
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+/// More programs than the kernel runs at one hook (BPF_CGROUP_MAX_PROGS).
+const MOST_PROGRAMS: usize = 64;
 
 /// How many elements one batch call reads.
 const READ_BATCH: usize = 16_384;
@@ -57,6 +63,18 @@ struct InfoAttr {
     fd: u32,
     length: u32,
     info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
 }
 
 #[repr(C)]
@@ -246,6 +264,23 @@ pub fn cgroup_link(link: impl AsFd) -> io::Result<CgroupLink> {
     // SAFETY: `info` has the stated length, any bytes are a valid value of it, and it outlives the call.
     unsafe { call(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
+}
+
+/// The ids of the programs that run at a hook of a cgroup, in their order, those of the cgroups above it included.
+/// Kernel: 4.15.
+pub fn attached_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut programs = [0_u32; MOST_PROGRAMS];
+    let mut attr = QueryAttr {
+        target: raw(cgroup),
+        attach_type,
+        flags: BPF_F_QUERY_EFFECTIVE,
+        programs: programs.as_mut_ptr().expose_provenance() as u64,
+        count: length(programs.len())?,
+        ..QueryAttr::default()
+    };
+    // SAFETY: `programs` has room for `count` ids and outlives the call.
+    unsafe { call(BPF_PROG_QUERY, &mut attr) }?;
+    Ok(programs.into_iter().take(attr.count as usize).collect())
 }
 
 /// Opens what is pinned at `path`.

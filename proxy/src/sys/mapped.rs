@@ -18,6 +18,9 @@ pub struct Mapped {
 // SAFETY: the memory is shared with the kernel anyway and only touched through atomics.
 unsafe impl Send for Mapped {}
 
+// SAFETY: as for `Send`: every access is one atomic operation.
+unsafe impl Sync for Mapped {}
+
 impl Mapped {
     /// Maps `words` words of the values of `map`. The kernel refuses more than the map has.
     pub fn new(map: BorrowedFd<'_>, words: usize) -> io::Result<Self> {

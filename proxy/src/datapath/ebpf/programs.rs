@@ -128,6 +128,12 @@ pub(super) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links
     Ok(links)
 }
 
+/// The ids of the programs that the links pinned in `links` run now.
+pub(super) fn our_programs(links: &Path) -> Vec<u32> {
+    let programs = PROGRAMS.iter().filter_map(|(hook, _)| bpf::open_pin(&links.join(hook)).ok());
+    programs.filter_map(|link| bpf::cgroup_link(link).ok()).map(|link| link.program).collect()
+}
+
 fn load_object(object: &[u8], pins: &Pins) -> Result<Ebpf, ProgramsError> {
     if object.is_empty() {
         return Err(ProgramsError::Missing);

@@ -109,6 +109,12 @@ pub(super) fn verify(path: &Path, wanted_key: u32, wanted_value: u32) -> Result<
     Err(TableError::Layout { path: path.to_owned(), key, value, wanted_key, wanted_value })
 }
 
+/// How many elements a pinned map has.
+pub(super) fn size(path: &Path) -> Result<u32, TableError> {
+    let open = |error| TableError::Open { path: path.to_owned(), source: io::Error::other(error) };
+    Ok(MapInfo::from_pin(path).map_err(open)?.max_entries())
+}
+
 impl Tables {
     /// Opens the maps pinned below `directory`.
     pub(super) fn open(pins: &Path) -> Result<Self, TableError> {

@@ -1,0 +1,90 @@
+//! Proves that the hooks are in effect for this very process, without sending a packet (spec/datapath.md 3.1 trap 14).
+//!
+//! A UDP socket connects to an address that leads to loopback while the programs run: where it ends up tells.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use super::SELF_TEST;
+
+/// What is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SelfTestError {
+    /// The connect hook did nothing.
+    #[error(
+        "the connect hook is not in effect for this process (cgroup {cgroup}): a socket that dialled {dialled} was left \
+         alone; is --cgroup-root above that cgroup, and the cgroup2 root of the host?"
+    )]
+    NotTranslated {
+        /// Own cgroup.
+        cgroup: String,
+        /// What was dialled.
+        dialled: SocketAddr,
+    },
+    /// Something else was done.
+    #[error(
+        "a socket that dialled {dialled} ended up at {peer}: another program at the same hook changes addresses too"
+    )]
+    Elsewhere {
+        /// What was dialled.
+        dialled: SocketAddr,
+        /// What `getpeername` says.
+        peer: SocketAddr,
+    },
+    /// The call failed.
+    #[error("connecting to {dialled}, which leads to loopback while the programs run")]
+    Connect {
+        /// What was dialled.
+        dialled: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Dials both families; one that this host does not have is left out.
+pub(super) fn probe() -> Result<(), SelfTestError> {
+    SELF_TEST.into_iter().filter(has_family).try_for_each(probe_one)
+}
+
+fn socket(like: &SocketAddr) -> io::Result<UdpSocket> {
+    match like {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+/// Whether the loopback address that the probe leads to can be reached at all.
+fn has_family(probe: &SocketAddr) -> bool {
+    let loopback = match probe {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, probe.port())),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::LOCALHOST, probe.port())),
+    };
+    socket(probe).and_then(|socket| socket.connect(loopback)).is_ok()
+}
+
+fn probe_one(dialled: SocketAddr) -> Result<(), SelfTestError> {
+    let failed = |source| SelfTestError::Connect { dialled, source };
+    let left_alone = || SelfTestError::NotTranslated { cgroup: own_cgroup(), dialled };
+    let socket = socket(&dialled).map_err(failed)?;
+    match socket.connect(dialled) {
+        Ok(()) => {}
+        // Without the hook this is a route that most hosts lack.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable) => {
+            return Err(left_alone());
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    if !socket.local_addr().map_err(failed)?.ip().is_loopback() {
+        return Err(left_alone());
+    }
+    let peer = socket.peer_addr().map_err(failed)?;
+    if peer == dialled { Ok(()) } else { Err(SelfTestError::Elsewhere { dialled, peer }) }
+}
+
+/// The cgroup v2 path of this process, as the kernel shows it here.
+fn own_cgroup() -> String {
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    path.unwrap_or("unknown").to_owned()
+}

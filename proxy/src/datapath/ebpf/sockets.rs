@@ -1,0 +1,69 @@
+//! Sockets that hang on an endpoint that left: they are destroyed, so that their owners connect anew at once.
+//!
+//! Only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still connecting.
+//! Established connections to an endpoint that ends are its own business (spec CT-6, UC-12). Which sockets are ours is told
+//! by the storage that the programs gave them; a socket that dialled an endpoint by itself has none.
+
+mod diag;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use proxy_abi::{BackendRef, unmapped};
+use shunt_model::Family;
+
+use crate::netns::{self, Namespace};
+
+/// What one sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Swept {
+    /// Sockets with a backend of ours.
+    pub(super) examined: usize,
+    /// Sockets destroyed.
+    pub(super) destroyed: usize,
+    /// Namespaces, by cookie, that could not be looked at, and why. Those that are gone do not count.
+    pub(super) failed: Vec<(u64, String)>,
+}
+
+/// Destroys the sockets of `namespaces` whose backend is not `alive`. `storage`: the map `PEER`.
+pub(super) fn sweep(
+    namespaces: &[Namespace],
+    storage: BorrowedFd<'_>,
+    alive: &(dyn Fn(Family, BackendRef) -> bool + Sync),
+) -> Swept {
+    let mut swept = Swept::default();
+    let outcomes = match netns::within_each(namespaces, |_| sweep_here(storage, alive)) {
+        Ok(outcomes) => outcomes,
+        Err(error) => {
+            swept.failed.push((0, error.to_string()));
+            return swept;
+        }
+    };
+    for (namespace, outcome) in namespaces.iter().zip(outcomes) {
+        match outcome.and_then(|swept| swept) {
+            Ok((examined, destroyed)) => {
+                swept.examined = swept.examined.saturating_add(examined);
+                swept.destroyed = swept.destroyed.saturating_add(destroyed);
+            }
+            Err(error) if netns::is_gone(&error) => {}
+            Err(error) => swept.failed.push((namespace.cookie, error.to_string())),
+        }
+    }
+    swept
+}
+
+fn sweep_here(
+    storage: BorrowedFd<'_>,
+    alive: &(dyn Fn(Family, BackendRef) -> bool + Sync),
+) -> io::Result<(usize, usize)> {
+    let mut diag = diag::Diag::open()?;
+    let connected = diag.connected(storage)?;
+    let mut destroyed = 0_usize;
+    for socket in &connected {
+        let family = if unmapped(socket.flow.backend).is_some() { Family::V4 } else { Family::V6 };
+        if !alive(family, socket.flow.reference()) && diag.destroy(socket)? {
+            destroyed = destroyed.saturating_add(1);
+        }
+    }
+    Ok((connected.len(), destroyed))
+}

@@ -1,0 +1,166 @@
+//! The kernel's list of sockets (`sock_diag`), with the storage of one map beside each.
+//!
+//! Written by hand because the crate for this protocol cannot ask for storage.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use proxy_abi::Flow;
+
+use crate::netlink::Netlink;
+
+const NETLINK_SOCK_DIAG: isize = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+/// In `enum` of linux/inet_diag.h and linux/sock_diag.h.
+const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
+const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
+const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
+const SK_DIAG_BPF_STORAGE: u16 = 1;
+const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
+/// Upper bits of an attribute's type are flags.
+const TYPE: u16 = 0x3fff;
+
+/// Bit of a state in `idiag_states`; a connected UDP socket counts as established.
+const ESTABLISHED: u32 = 1 << 1;
+const SYN_SENT: u32 = 1 << 2;
+
+/// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
+const ID: usize = 48;
+/// `struct inet_diag_msg` up to its attributes.
+const MESSAGE: usize = 72;
+
+const ADDRESS_FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
+const KINDS: [(u8, u32); 2] = [(libc::IPPROTO_UDP as u8, ESTABLISHED), (libc::IPPROTO_TCP as u8, SYN_SENT)];
+
+/// A socket with a flow of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Connected {
+    family: u8,
+    protocol: u8,
+    id: [u8; ID],
+    /// What it dialled and got.
+    pub(super) flow: Flow,
+}
+
+/// The list of the network namespace in which it was opened.
+#[derive(Debug)]
+pub(super) struct Diag(Netlink);
+
+impl Diag {
+    pub(super) fn open() -> io::Result<Self> {
+        Netlink::open(NETLINK_SOCK_DIAG).map(Self)
+    }
+
+    /// The connected UDP sockets and the connecting TCP sockets that have a value in `storage`. Kernel: 5.7.
+    pub(super) fn connected(&mut self, storage: BorrowedFd<'_>) -> io::Result<Vec<Connected>> {
+        let mut found = Vec::new();
+        for family in ADDRESS_FAMILIES {
+            for (protocol, states) in KINDS {
+                let mut question = request(family, protocol, states, &[0; ID]);
+                question.extend(storage_request(storage));
+                let read = |entry: &[u8]| Ok(read(entry, protocol));
+                found.extend(self.0.dump(SOCK_DIAG_BY_FAMILY, &question, read)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Ends a socket: its owner gets ECONNABORTED. False if it is gone already. Kernel: 4.9 with INET_DIAG_DESTROY.
+    pub(super) fn destroy(&mut self, socket: &Connected) -> io::Result<bool> {
+        let states = ESTABLISHED | SYN_SENT;
+        match self.0.order(SOCK_DESTROY, &request(socket.family, socket.protocol, states, &socket.id)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// `struct inet_diag_req_v2`.
+fn request(family: u8, protocol: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let mut bytes = vec![family, protocol, 0, 0];
+    bytes.extend(states.to_ne_bytes());
+    bytes.extend(id);
+    bytes
+}
+
+fn storage_request(storage: BorrowedFd<'_>) -> Vec<u8> {
+    let fd = storage.as_raw_fd().unsigned_abs().to_ne_bytes();
+    attribute(INET_DIAG_REQ_SK_BPF_STORAGES, &attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &fd))
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX);
+    let mut bytes = Vec::from(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes
+}
+
+/// The attributes in `bytes`, as far as they are well-formed.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (length, rest) = bytes.split_first_chunk::<2>()?;
+        let (kind, _) = rest.split_first_chunk::<2>()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes(*kind) & TYPE, value))
+    })
+}
+
+fn inside(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+/// What an entry of the list says, if it has a flow of ours.
+fn read(entry: &[u8], protocol: u8) -> Option<Connected> {
+    let family = *entry.first()?;
+    let id = entry.get(4..4 + ID)?.try_into().ok()?;
+    let storages = inside(entry.get(MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)?;
+    let storage = inside(storages, SK_DIAG_BPF_STORAGE)?;
+    let flow = Flow::from_bytes(inside(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE)?)?;
+    (flow.frontend_port != 0).then_some(Connected { family, protocol, id, flow })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry as the kernel writes it: a message, another attribute, the storage with map id, padding and value.
+    fn entry(port: u16) -> Vec<u8> {
+        let mut value = [7_u8; 44];
+        value[32..34].copy_from_slice(&port.to_ne_bytes());
+        let storage = [attribute(2, &5_u32.to_ne_bytes()), attribute(1, &[]), attribute(3, &value)].concat();
+        let mut entry = vec![2, 1, 0, 0];
+        entry.extend([9; ID]);
+        entry.extend([0; 20]);
+        entry.extend(attribute(8, &[0, 0, 0, 0]));
+        entry.extend(attribute(INET_DIAG_SK_BPF_STORAGES | 0x8000, &attribute(SK_DIAG_BPF_STORAGE, &storage)));
+        entry
+    }
+
+    #[test]
+    fn a_socket_is_listed_with_its_flow() {
+        let found = read(&entry(80), 17).unwrap();
+        assert_eq!((found.family, found.protocol, found.id), (2, 17, [9; ID]));
+        assert_eq!((found.flow.frontend_port, found.flow.backend_port), (80, u16::from_ne_bytes([7, 7])));
+    }
+
+    #[test]
+    fn sockets_without_a_flow_and_broken_entries_are_left_out() {
+        assert_eq!(read(&entry(0), 17), None);
+        let whole = entry(80);
+        for length in 0..whole.len() {
+            assert_eq!(read(&whole[..length], 17), None, "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn a_question_has_the_kernels_layout() {
+        let question = request(2, 17, ESTABLISHED, &[1; ID]);
+        assert_eq!((question.len(), &question[..8]), (56, &[2, 17, 0, 0, 2, 0, 0, 0][..]));
+        assert_eq!(attribute(2, &attribute(1, &[4, 0, 0, 0])), [12, 0, 2, 0, 8, 0, 1, 0, 4, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,288 @@
+//! What must be seen to beside the tables: which namespaces opt out, which sockets hang on endpoints that left, and
+//! whether the programs are in effect at all. A round reconciles what is there; nothing depends on having seen an event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proxy_abi::{Backend4, Backend6, BackendRef, Config, Namespace as Known};
+use shunt_model::Family;
+use tracing::{info, warn};
+
+pub use super::foreign::Foreign;
+use super::foreign::foreign;
+use super::layout::write::address as words;
+use super::sockets::{self, Swept};
+use super::tables::TableError;
+use super::{coverage, selftest};
+use crate::netns::{Inventory, Namespace, Scanner};
+use crate::sys::bpf;
+use crate::sys::mapped::Mapped;
+
+/// How often the self-test runs and everything is looked at again.
+const CHECKUP: Duration = Duration::from_mins(1);
+/// How often namespaces are looked for while something depends on them.
+const SCAN: Duration = Duration::from_secs(1);
+/// A program that ran when a backend left may still bring a socket to it: look a second time after this.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
+/// Sweeps take at most a fifth of the time of one core.
+const REST: u32 = 4;
+
+/// What a round works towards.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// Pods whose sockets are left alone.
+    pub opted_out: Arc<BTreeSet<IpAddr>>,
+    /// Some Service asks for sources, so the addresses of pods must be known.
+    pub sources: bool,
+    /// How many backends have died so far.
+    pub departed: u64,
+}
+
+/// What the rounds found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Why the programs are not in effect where they should be.
+    pub not_in_effect: Vec<String>,
+    /// Programs of others at our hooks.
+    pub foreign: Vec<Foreign>,
+    /// Network namespaces seen.
+    pub namespaces: usize,
+    /// Of these, how many opted out.
+    pub opted_out: usize,
+    /// Sockets destroyed so far because their endpoint had left.
+    pub destroyed: u64,
+    /// Self-tests run so far.
+    pub checkups: u64,
+    /// Rounds and parts of rounds that failed so far.
+    pub failures: u64,
+}
+
+/// Sees to all that. Owns the maps of namespaces; everything else it only reads.
+#[derive(Debug)]
+pub struct Upkeep {
+    cgroup: PathBuf,
+    /// The cgroup should be above all pods of the node.
+    covers_all: bool,
+    links: PathBuf,
+    scanner: Scanner,
+    inventory: Inventory,
+    namespaces: OwnedFd,
+    held: BTreeMap<u64, Known>,
+    config: Mapped,
+    peers: OwnedFd,
+    backends4: Mapped,
+    backends6: Mapped,
+    orders: Orders,
+    swept: Option<u64>,
+    /// Two sweeps have been made for the last departure.
+    looked_twice: bool,
+    due: Due,
+    report: Report,
+}
+
+/// When what is next.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    scan: Instant,
+    checkup: Instant,
+    sweep: Option<Instant>,
+    /// Not to sweep before.
+    rested: Instant,
+}
+
+/// Index of the flags in `CONFIG`.
+const FLAGS: usize = 1;
+
+impl Upkeep {
+    pub(super) fn open(cgroup: &Path, covers_all: bool, maps: &Path, links: &Path) -> Result<Self, TableError> {
+        let failed = |path: PathBuf| move |source| TableError::Open { path, source };
+        let open = |name: &str| bpf::open_pin(&maps.join(name)).map_err(failed(maps.join(name)));
+        let array = |name: &str, words: usize| {
+            let size = super::tables::size(&maps.join(name))? as usize;
+            Mapped::new(open(name)?.as_fd(), words.saturating_mul(size)).map_err(failed(maps.join(name)))
+        };
+        let named = ["/run/netns", "/var/run/netns"].map(PathBuf::from);
+        let now = Instant::now();
+        Ok(Self {
+            cgroup: cgroup.to_owned(),
+            covers_all,
+            links: links.to_owned(),
+            scanner: Scanner::new(Path::new("/proc"), &named),
+            inventory: Inventory::default(),
+            namespaces: open("NAMESPACES")?,
+            held: BTreeMap::new(),
+            config: array("CONFIG", 2)?,
+            peers: open("PEER")?,
+            backends4: array("BACKENDS4", 2)?,
+            backends6: array("BACKENDS6", 4)?,
+            orders: Orders::default(),
+            swept: None,
+            looked_twice: false,
+            due: Due { scan: now, checkup: now, sweep: None, rested: now },
+            report: Report::default(),
+        })
+    }
+
+    /// Takes new orders: the next round is due at once.
+    pub fn take(&mut self, orders: Orders) {
+        let now = Instant::now();
+        if self.swept != Some(orders.departed) {
+            // After a start too: endpoints may have left while nobody watched.
+            self.swept = Some(orders.departed);
+            self.looked_twice = false;
+            self.due.sweep = Some(now.max(self.due.rested));
+        }
+        if (&orders.opted_out, orders.sources) != (&self.orders.opted_out, self.orders.sources) {
+            self.due.scan = now;
+        }
+        self.orders = orders;
+    }
+
+    /// When the next round is due.
+    #[must_use]
+    pub fn next(&self) -> Instant {
+        let next = self.due.scan.min(self.due.checkup);
+        self.due.sweep.map_or(next, |sweep| sweep.min(next))
+    }
+
+    /// Does what is due.
+    pub fn round(&mut self) -> &Report {
+        let now = Instant::now();
+        let sweep = self.due.sweep.is_some_and(|due| due <= now);
+        if self.due.scan <= now || sweep {
+            let outcome = self.scan();
+            self.note("looking for network namespaces", outcome);
+            let needed = self.orders.sources || !self.orders.opted_out.is_empty();
+            self.due.scan = now + if needed { SCAN } else { CHECKUP };
+        }
+        if sweep {
+            self.sweep(now);
+        }
+        if self.due.checkup <= now {
+            self.check_up();
+            self.due.checkup = now + CHECKUP;
+        }
+        &self.report
+    }
+
+    fn note(&mut self, doing: &'static str, outcome: io::Result<()>) {
+        if let Err(error) = outcome {
+            self.report.failures = self.report.failures.saturating_add(1);
+            warn!(doing, %error, "upkeep is incomplete and will be tried again");
+        }
+    }
+
+    /// Tells the programs which namespaces there are, and forgets those that are gone.
+    fn scan(&mut self) -> io::Result<()> {
+        self.inventory = self.scanner.scan()?;
+        let pods = self.inventory.namespaces.iter().filter(|namespace| !namespace.own);
+        let wanted: BTreeMap<u64, Known> =
+            pods.map(|namespace| (namespace.cookie, known(namespace, &self.orders.opted_out))).collect();
+        if self.held.is_empty() {
+            // What an earlier life of the daemon left.
+            for cookie in bpf::keys::<8>(self.namespaces.as_fd())? {
+                self.held.insert(u64::from_ne_bytes(cookie), Known::default());
+            }
+        }
+        for (cookie, value) in &wanted {
+            if self.held.get(cookie) != Some(value) {
+                bpf::update(self.namespaces.as_fd(), &cookie.to_ne_bytes(), &value.to_bytes())?;
+                self.held.insert(*cookie, *value);
+            }
+        }
+        let gone: Vec<u64> = self.held.keys().filter(|cookie| !wanted.contains_key(cookie)).copied().collect();
+        for cookie in gone {
+            bpf::delete(self.namespaces.as_fd(), &cookie.to_ne_bytes())?;
+            self.held.remove(&cookie);
+        }
+        self.report.namespaces = self.inventory.namespaces.len();
+        self.report.opted_out = wanted.values().filter(|value| value.flags & Known::OPTED_OUT != 0).count();
+        self.switch_opt_outs(self.report.opted_out > 0)
+    }
+
+    /// Programs look for opted-out namespaces only while there are any.
+    fn switch_opt_outs(&self, on: bool) -> io::Result<()> {
+        let flags = self.config.load(FLAGS).unwrap_or_default();
+        let wanted = if on { flags | Config::OPT_OUTS } else { flags & !Config::OPT_OUTS };
+        if flags == wanted { Ok(()) } else { self.config.store(FLAGS, wanted) }
+    }
+
+    fn sweep(&mut self, began: Instant) {
+        let alive = |family, reference| is_alive(&self.backends4, &self.backends6, family, reference);
+        let Swept { examined, destroyed, failed } =
+            sockets::sweep(&self.inventory.namespaces, self.peers.as_fd(), &alive);
+        if destroyed > 0 {
+            info!(examined, destroyed, elapsed = ?began.elapsed(), "destroyed sockets of endpoints that left");
+        }
+        self.report.destroyed = self.report.destroyed.saturating_add(u64::try_from(destroyed).unwrap_or(u64::MAX));
+        for (cookie, error) in failed {
+            self.report.failures = self.report.failures.saturating_add(1);
+            warn!(cookie, error, "sockets of this network namespace could not be looked at");
+        }
+        let now = Instant::now();
+        self.due.rested = now + now.duration_since(began) * REST;
+        // Until a look finds nothing, and at least a second time.
+        let second = destroyed == 0 && self.looked_twice;
+        self.looked_twice = !second;
+        self.due.sweep = (!second).then(|| now + SECOND_LOOK);
+    }
+
+    fn check_up(&mut self) {
+        self.report.checkups = self.report.checkups.saturating_add(1);
+        let mut reasons = Vec::new();
+        if let Err(error) = selftest::probe() {
+            reasons.push(crate::reconcile::chain(&error));
+        }
+        match coverage::uncovered(&self.cgroup, &self.inventory) {
+            Ok(uncovered) if self.covers_all => reasons.extend(uncovered.first().map(|(process, cgroup)| {
+                let count = uncovered.len();
+                format!(
+                    "{count} processes in network namespaces of this node are outside of the served cgroup {}, the first \
+                     is {process} in {cgroup}; attach at the cgroup2 root of the host (--cgroup-root)",
+                    self.cgroup.display()
+                )
+            })),
+            Ok(_) => {}
+            Err(error) => self.note("comparing cgroups", Err(error)),
+        }
+        for reason in reasons.iter().filter(|reason| !self.report.not_in_effect.contains(reason)) {
+            warn!(reason, "the socket programs are not in effect where they should be");
+        }
+        self.report.not_in_effect = reasons;
+        match foreign(&self.cgroup, &self.links) {
+            Ok(found) => {
+                for program in found.iter().filter(|program| !self.report.foreign.contains(program)) {
+                    warn!(%program, "a program of another tool is attached to the same hook; it sees and changes the same addresses");
+                }
+                self.report.foreign = found;
+            }
+            Err(error) => self.note("asking which programs are attached", Err(error)),
+        }
+    }
+}
+
+fn known(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> Known {
+    let out = namespace.addresses.iter().any(|address| opted_out.contains(address));
+    let four = namespace.addresses.iter().find(|address| address.is_ipv4());
+    let six = namespace.addresses.iter().find(|address| address.is_ipv6());
+    let [_, _, _, address4] = four.map_or([0; 4], |address| words(*address));
+    Known {
+        flags: if out { Known::OPTED_OUT } else { 0 },
+        address4,
+        address6: six.map_or([0; 4], |address| words(*address)),
+    }
+}
+
+fn is_alive(four: &Mapped, six: &Mapped, family: Family, reference: BackendRef) -> bool {
+    let index = reference.index() as usize;
+    let generation = match family {
+        Family::V4 => four.load(index.saturating_mul(2)).map(Backend4::generation),
+        Family::V6 => six.load(index.saturating_mul(4).saturating_add(Backend6::LIFE)).map(Backend6::generation),
+    };
+    generation == Some(reference.generation())
+}
