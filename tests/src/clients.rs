@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::peer::{Attempt, Mode, Resolution, SERVING};
+use crate::peer::{Answer, Attempt, Mode, Question, Resolution, SERVING};
 use crate::place::{Place, parse};
 use crate::process::Process;
 
@@ -19,7 +19,35 @@ pub struct Client {
     attempts: Vec<Attempt>,
 }
 
+/// A client that stays and connects wherever it is told to.
+#[derive(Debug)]
+pub struct Dialler {
+    process: Process,
+}
+
+impl Dialler {
+    /// Asks all questions at once and waits for all answers, in the order of the questions.
+    pub fn dial(&mut self, questions: &[Question]) -> anyhow::Result<Vec<Vec<Attempt>>> {
+        for (id, question) in questions.iter().enumerate() {
+            let line = serde_json::to_string(&(id, question)).context("writing a question")?;
+            self.process.say(&line)?;
+        }
+        let mut answers = vec![Vec::new(); questions.len()];
+        for _ in questions {
+            let line = self.process.wait_for_line(PATIENCE, |_| true)?;
+            let Answer { id, attempts } = parse(&line)?;
+            *answers.get_mut(id).with_context(|| format!("an answer to no question: {line}"))? = attempts;
+        }
+        Ok(answers)
+    }
+}
+
 impl Place {
+    /// Starts a client that stays.
+    pub fn dialler(&self) -> anyhow::Result<Dialler> {
+        Ok(Dialler { process: self.listening_peer("dial")? })
+    }
+
     /// Starts a `lab-peer serve` with these arguments and waits until it listens.
     pub fn serve(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Process> {
         let process = self.peer(&[&["serve", "--name", name], arguments].concat())?;
@@ -124,6 +152,8 @@ fn connect_arguments(to: SocketAddr, mode: Mode) -> Vec<String> {
     let mode = match mode {
         Mode::Tcp => "tcp",
         Mode::Http => "http",
+        Mode::TcpFastopen => "tcp-fastopen",
+        Mode::Mptcp => "mptcp",
         Mode::Udp => "udp",
         Mode::UdpUnconnected => "udp-unconnected",
     };

@@ -1,6 +1,8 @@
 //! The daemon of a node.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::thread::sleep;
@@ -94,6 +96,19 @@ impl Daemon {
     pub fn metrics(&self, path: &str) -> anyhow::Result<HttpResponse> {
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
         self.node.in_netns(|| http_get(address, path, Duration::from_secs(2)))
+    }
+
+    /// Asks it over its control socket what it serves, as `shunt services` does but without a process of its own.
+    pub fn services(&self) -> anyhow::Result<String> {
+        let ask = || {
+            let mut stream = UnixStream::connect(self.control_socket())?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(br#"{"request":"services"}"#)?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).map(|_| reply)
+        };
+        ask().map_err(|error: std::io::Error| self.process.failure(&format!("does not answer: {error}")))
     }
 
     /// Runs another `shunt` command against this daemon, such as `services -o json`, and returns what it prints.

@@ -23,7 +23,7 @@ mod signals;
 mod topology;
 
 pub use binaries::Binaries;
-pub use clients::Client;
+pub use clients::{Client, Dialler};
 pub use daemon::{Daemon, DaemonOptions};
 pub use host::{is_root, missing};
 pub use http::{HttpResponse, http_get};

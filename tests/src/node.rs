@@ -50,6 +50,11 @@ impl Node {
         // .0 and .1 look like the network and its gateway; no pod gets them.
         let number =
             u8::try_from(self.pods.fetch_add(1, Ordering::Relaxed) + 2).context("a node has room for 254 pods")?;
+        self.pod_with_number(name, number)
+    }
+
+    /// Adds a pod whose addresses end in `number`, which no other pod of this node has.
+    pub fn pod_with_number(&self, name: &str, number: u8) -> anyhow::Result<Pod> {
         let core = &self.host.core;
         let place = Place::new(core, name, core.node_cgroup(self.name()).join(name))?;
         let (ipv4, ipv6) = network::pod_addresses(self.number, number);

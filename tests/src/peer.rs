@@ -2,8 +2,10 @@
 
 mod bench;
 mod connect;
+mod dial;
 mod resolve;
 mod serve;
+mod socket;
 mod upstream;
 
 use std::io::{Read as _, Write as _};
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bench::{BenchArguments, BenchLine};
 pub use connect::{Attempt, ConnectArguments};
+pub use dial::{Answer, Question};
 pub use resolve::{DnsRecord, Resolution, ResolveArguments};
 pub use serve::ServeArguments;
 pub use upstream::UpstreamArguments;
@@ -38,6 +41,8 @@ enum Role {
     Serve(ServeArguments),
     /// Connect again and again and say who answered.
     Connect(ConnectArguments),
+    /// Connect as each line of standard input asks, all at once.
+    Dial,
     /// Ask a DNS server.
     Resolve(ResolveArguments),
     /// Fetch a path over HTTP and print status and body.
@@ -70,6 +75,7 @@ impl Peer {
         match self.role {
             Role::Serve(arguments) => serve::serve(&arguments),
             Role::Connect(arguments) => connect::connect(&arguments),
+            Role::Dial => dial::dial(),
             Role::Resolve(arguments) => print(&resolve::resolve(&arguments)?),
             Role::HttpGet { address, path } => {
                 let response = crate::http_get(address, &path, Duration::from_secs(5))?;
@@ -126,6 +132,10 @@ pub enum Mode {
     Tcp,
     /// A TCP connection with one HTTP request.
     Http,
+    /// A TCP connection whose first bytes go with its SYN, by connect() with `TCP_FASTOPEN_CONNECT`.
+    TcpFastopen,
+    /// A connection of Multipath TCP.
+    Mptcp,
     /// A connected UDP socket.
     Udp,
     /// A UDP socket that is not connected.

@@ -63,6 +63,13 @@ impl Place {
         self.spawn(&all)
     }
 
+    /// Starts a `lab-peer` here that is told on its standard input what to do.
+    pub(crate) fn listening_peer(&self, role: &str) -> anyhow::Result<Process> {
+        let log = self.core.new_log(&format!("{}-{role}", self.name));
+        let command = self.command(&[self.core.binaries.peer.as_os_str(), OsStr::new(role)]);
+        Process::start_listening(format!("lab-peer {role} in {}", self.name), command, log)
+    }
+
     /// Runs `lab-peer` here to its end and reads each line it prints as a `T`.
     pub fn ask<T: DeserializeOwned>(
         &self,

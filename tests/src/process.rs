@@ -1,9 +1,9 @@
 //! A process of the lab: its output as lines, its errors in a file, killed when dropped.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(5);
 pub struct Process {
     name: String,
     child: Child,
+    stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     log: PathBuf,
 }
@@ -37,15 +38,25 @@ pub struct Finished {
 
 impl Process {
     /// Starts `command`; its standard error goes to `log`.
-    pub(crate) fn start(name: String, mut command: Command, log: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) fn start(name: String, command: Command, log: PathBuf) -> anyhow::Result<Self> {
+        Self::start_with(name, command, log, Stdio::null())
+    }
+
+    /// As [`start`](Self::start), with a standard input for [`say`](Self::say).
+    pub(crate) fn start_listening(name: String, command: Command, log: PathBuf) -> anyhow::Result<Self> {
+        Self::start_with(name, command, log, Stdio::piped())
+    }
+
+    fn start_with(name: String, mut command: Command, log: PathBuf, stdin: Stdio) -> anyhow::Result<Self> {
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.with_context(|| format!("creating {}", log.display()))?;
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(errors)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
+        let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("stdout was not piped")?;
         let (sender, lines) = channel();
         // The thread ends with the process, or with the receiver: whichever goes first.
@@ -56,7 +67,13 @@ impl Process {
                 }
             }
         });
-        Ok(Self { name, child, lines, log })
+        Ok(Self { name, child, stdin, lines, log })
+    }
+
+    /// Writes a line to its standard input.
+    pub(crate) fn say(&mut self, line: &str) -> anyhow::Result<()> {
+        let stdin = self.stdin.as_mut().with_context(|| format!("{} has no standard input", self.name))?;
+        writeln!(stdin, "{line}").with_context(|| format!("writing to {}", self.name))
     }
 
     /// What it is called in messages.

@@ -1,7 +1,6 @@
 //! A client that connects again and again and says who answered.
 
-use std::io::{self, BufRead as _, BufReader};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::socket::{Target, attempt, udp_socket};
 use super::{Mode, error_name, now, print};
 
 /// Where to connect and how often.
@@ -32,6 +32,9 @@ pub struct ConnectArguments {
     /// Milliseconds until an attempt counts as failed.
     #[arg(long, default_value_t = 3000)]
     timeout: u64,
+    /// The source address; port 0 for any.
+    #[arg(long)]
+    bind: Option<SocketAddr>,
     /// Keep one UDP socket for all attempts.
     #[arg(long)]
     same_socket: bool,
@@ -59,16 +62,11 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(arguments.duration);
     let interval = Duration::from_millis(arguments.interval);
     let mut next = Instant::now();
-    let mut kept = arguments.same_socket.then(|| udp_socket(arguments)).transpose().context("making a UDP socket")?;
+    let timeout = Duration::from_millis(arguments.timeout);
+    let target = Target { to: arguments.to, mode: arguments.mode, timeout, bind: arguments.bind };
+    let kept = arguments.same_socket.then(|| udp_socket(&target)).transpose().context("making a UDP socket")?;
     for number in 0..arguments.count {
-        let (start, began) = (Instant::now(), now());
-        let result = attempt(arguments, number, kept.as_mut());
-        let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let (server, peername, error) = match result {
-            Ok((server, peername)) => (Some(server), Some(peername), None),
-            Err(error) => (None, None, Some(error_name(&error))),
-        };
-        print(&Attempt { t: now(), began, server, peername, error, us })?;
+        print(&timed(&target, number, kept.as_ref()))?;
         next += interval;
         if Instant::now().max(next) >= end {
             break;
@@ -78,73 +76,14 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn attempt(
-    arguments: &ConnectArguments,
-    number: u64,
-    kept: Option<&mut UdpSocket>,
-) -> io::Result<(String, SocketAddr)> {
-    match (arguments.mode, kept) {
-        (Mode::Tcp, _) => tcp(arguments),
-        (Mode::Http, _) => http(arguments),
-        (Mode::Udp | Mode::UdpUnconnected, Some(socket)) => datagram(arguments, socket, number),
-        (Mode::Udp | Mode::UdpUnconnected, None) => datagram(arguments, &udp_socket(arguments)?, number),
-    }
-}
-
-fn tcp(arguments: &ConnectArguments) -> io::Result<(String, SocketAddr)> {
-    let stream = open(arguments)?;
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line)?;
-    let name = line.split(' ').next().filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "closed without a greeting"))?;
-    Ok((name.to_owned(), stream.peer_addr()?))
-}
-
-fn http(arguments: &ConnectArguments) -> io::Result<(String, SocketAddr)> {
-    let mut stream = open(arguments)?;
-    let peername = stream.peer_addr()?;
-    let response = crate::http::fetch(&mut stream, "/").map_err(io::Error::other)?;
-    let name = response.body.split_whitespace().next().unwrap_or_default();
-    if response.status != 200 || name.is_empty() {
-        return Err(io::Error::other(format!("HTTP status {}", response.status)));
-    }
-    Ok((name.to_owned(), peername))
-}
-
-fn open(arguments: &ConnectArguments) -> io::Result<TcpStream> {
-    let timeout = Duration::from_millis(arguments.timeout);
-    let stream = TcpStream::connect_timeout(&arguments.to, timeout)?;
-    stream.set_read_timeout(Some(timeout))?;
-    Ok(stream)
-}
-
-fn udp_socket(arguments: &ConnectArguments) -> io::Result<UdpSocket> {
-    let socket = if arguments.to.is_ipv4() {
-        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?
-    } else {
-        UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?
+/// One attempt and what it came to.
+pub(super) fn timed(target: &Target, number: u64, kept: Option<&UdpSocket>) -> Attempt {
+    let (start, began) = (Instant::now(), now());
+    let result = attempt(target, number, kept);
+    let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let (server, peername, error) = match result {
+        Ok((server, peername)) => (Some(server), Some(peername), None),
+        Err(error) => (None, None, Some(error_name(&error))),
     };
-    socket.set_read_timeout(Some(Duration::from_millis(arguments.timeout)))?;
-    if arguments.mode == Mode::Udp {
-        socket.connect(arguments.to)?;
-    }
-    Ok(socket)
-}
-
-fn datagram(arguments: &ConnectArguments, socket: &UdpSocket, number: u64) -> io::Result<(String, SocketAddr)> {
-    let question = format!("question {number}");
-    let mut buffer = [0; 2048];
-    let (length, peername) = if arguments.mode == Mode::Udp {
-        socket.send(question.as_bytes())?;
-        (socket.recv(&mut buffer)?, socket.peer_addr()?)
-    } else {
-        socket.send_to(question.as_bytes(), arguments.to)?;
-        socket.recv_from(&mut buffer)?
-    };
-    let answer = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
-    // A late answer to an earlier question must not count for this one.
-    match answer.split_once(' ') {
-        Some((name, echo)) if echo == question => Ok((name.to_owned(), peername)),
-        Some(_) | None => Err(io::Error::other(format!("answer to another question: {answer}"))),
-    }
+    Attempt { t: now(), began, server, peername, error, us }
 }

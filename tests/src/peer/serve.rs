@@ -20,6 +20,9 @@ pub struct ServeArguments {
     /// The name to answer with.
     #[arg(long)]
     name: String,
+    /// Answer with the name and the port, as in `web:7000`.
+    #[arg(long)]
+    with_port: bool,
     /// Ports where a connection is greeted with name and addresses, then its lines are echoed.
     #[arg(long, num_args = 1..)]
     tcp: Vec<u16>,
@@ -41,17 +44,21 @@ pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
     for (ports, kind) in kinds {
         for address in ports.iter().flat_map(|port| any(*port)) {
             let listener = listen(address)?;
-            let name = arguments.name.clone();
+            let name = name_at(arguments, address);
             threads.push(thread::spawn(move || accept(&listener, &name, kind)));
         }
     }
     for address in arguments.udp.iter().flat_map(|port| any(*port)) {
         let socket: UdpSocket = bind(address, Type::DGRAM, Protocol::UDP)?.into();
-        let name = arguments.name.clone();
+        let name = name_at(arguments, address);
         threads.push(thread::spawn(move || answer(&socket, &name)));
     }
     say(SERVING)?;
     threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a server panicked")))
+}
+
+fn name_at(arguments: &ServeArguments, address: SocketAddr) -> String {
+    if arguments.with_port { format!("{}:{}", arguments.name, address.port()) } else { arguments.name.clone() }
 }
 
 #[derive(Clone, Copy)]

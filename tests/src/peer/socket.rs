@@ -1,0 +1,110 @@
+//! One attempt to reach a server, by each kind of socket.
+
+use std::io::{self, BufRead as _, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpFastOpenConnect;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::Mode;
+
+/// Where to connect and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub(super) to: SocketAddr,
+    pub(super) mode: Mode,
+    pub(super) timeout: Duration,
+    pub(super) bind: Option<SocketAddr>,
+}
+
+/// Who answered, and who the client believes that it talks to.
+pub(super) fn attempt(target: &Target, number: u64, kept: Option<&UdpSocket>) -> io::Result<(String, SocketAddr)> {
+    match (target.mode, kept) {
+        (Mode::Tcp | Mode::Mptcp, _) => greeted(&open(target)?),
+        (Mode::TcpFastopen, _) => fast_open(target),
+        (Mode::Http, _) => http(target),
+        (Mode::Udp | Mode::UdpUnconnected, Some(socket)) => datagram(target, socket, number),
+        (Mode::Udp | Mode::UdpUnconnected, None) => datagram(target, &udp_socket(target)?, number),
+    }
+}
+
+/// A UDP socket for this target, connected if the mode says so.
+pub(super) fn udp_socket(target: &Target) -> io::Result<UdpSocket> {
+    let any = if target.to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(target.bind.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
+    socket.set_read_timeout(Some(target.timeout))?;
+    if target.mode == Mode::Udp {
+        socket.connect(target.to)?;
+    }
+    Ok(socket)
+}
+
+fn stream_socket(target: &Target) -> io::Result<Socket> {
+    let protocol = if target.mode == Mode::Mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let socket = Socket::new(Domain::for_address(target.to), Type::STREAM, Some(protocol))?;
+    if let Some(address) = target.bind {
+        socket.set_reuse_address(true)?;
+        socket.bind(&SockAddr::from(address))?;
+    }
+    Ok(socket)
+}
+
+fn open(target: &Target) -> io::Result<TcpStream> {
+    let socket = stream_socket(target)?;
+    socket.connect_timeout(&SockAddr::from(target.to), target.timeout)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(target.timeout))?;
+    Ok(stream)
+}
+
+/// With `TCP_FASTOPEN_CONNECT` connect() only remembers the address; the first write sends the SYN, with data if the
+/// kernel has a cookie of that server. Kernel: 4.11.
+fn fast_open(target: &Target) -> io::Result<(String, SocketAddr)> {
+    let socket = stream_socket(target)?;
+    setsockopt(&socket, TcpFastOpenConnect, &true).map_err(io::Error::from)?;
+    socket.set_read_timeout(Some(target.timeout))?;
+    socket.set_write_timeout(Some(target.timeout))?;
+    socket.connect(&SockAddr::from(target.to))?;
+    let stream = TcpStream::from(socket);
+    io::Write::write_all(&mut &stream, b"ping\n")?;
+    greeted(&stream)
+}
+
+fn greeted(stream: &TcpStream) -> io::Result<(String, SocketAddr)> {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    let name = line.split(' ').next().filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "closed without a greeting"))?;
+    Ok((name.to_owned(), stream.peer_addr()?))
+}
+
+fn http(target: &Target) -> io::Result<(String, SocketAddr)> {
+    let mut stream = open(target)?;
+    let peername = stream.peer_addr()?;
+    let response = crate::http::fetch(&mut stream, "/").map_err(io::Error::other)?;
+    let name = response.body.split_whitespace().next().unwrap_or_default();
+    if response.status != 200 || name.is_empty() {
+        return Err(io::Error::other(format!("HTTP status {}", response.status)));
+    }
+    Ok((name.to_owned(), peername))
+}
+
+fn datagram(target: &Target, socket: &UdpSocket, number: u64) -> io::Result<(String, SocketAddr)> {
+    let question = format!("question {number}");
+    let mut buffer = [0; 2048];
+    let (length, peername) = if target.mode == Mode::Udp {
+        socket.send(question.as_bytes())?;
+        (socket.recv(&mut buffer)?, socket.peer_addr()?)
+    } else {
+        socket.send_to(question.as_bytes(), target.to)?;
+        socket.recv_from(&mut buffer)?
+    };
+    let answer = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
+    // A late answer to an earlier question must not count for this one.
+    match answer.split_once(' ') {
+        Some((name, echo)) if echo == question => Ok((name.to_owned(), peername)),
+        Some(_) | None => Err(io::Error::other(format!("answer to another question: {answer}"))),
+    }
+}

@@ -1,0 +1,257 @@
+//! The flow corpus on real sockets: three nodes with a daemon each, servers everywhere, and clients that dial.
+//!
+//! What this reader takes for an outcome: *reject* is `ECONNREFUSED`; *drop* is any failure, since a socket is told at
+//! once what a packet would wait for; *pass* is what the place dialled does by itself, or any failure where there is no
+//! such place. Flows that need a packet path are skipped and counted.
+#![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
+#![expect(clippy::panic, clippy::print_stderr, reason = "a reader says what went wrong and what it left out")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use lab::flows::{
+    self, Cast, Destination, Expect, Flow, OTHER_PORT, PORT, Protocol, Reader, Role, Scene, Seen, Server,
+};
+use lab::peer::{Attempt, Mode, Question};
+use lab::{Daemon, DaemonOptions, Dialler, Lab, Manifests, Node, Place, Process};
+use serde_json::{Value, json};
+
+/// How often a sole server is asked, and how often for each of several: one is missed once in 10^11 scenes.
+const ALONE: u64 = 4;
+const EACH: u64 = 25;
+/// How long an answer may take, and how long is waited where none is expected.
+const PATIENCE: u64 = 3000;
+const SILENCE: u64 = 400;
+
+#[test]
+fn sockets() {
+    if support::skipped() {
+        return;
+    }
+    let start = Instant::now();
+    let book = flows::load().unwrap_or_else(|error| panic!("{error:#}"));
+    let only = std::env::var("FLOWS").unwrap_or_default();
+    let mut stage = Stage::new(&book.cast).unwrap_or_else(|error| panic!("{error:#}"));
+    let report = flows::play(&book, &only, &mut stage)
+        .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", stage.lab.logs()));
+    eprintln!("{report} in {:?}", start.elapsed());
+    assert!(report.stories > 0, "no story's title contains {only:?}");
+    assert!(report.wrong.is_empty(), "the stories above went wrong");
+}
+
+/// The lab with the cast on it. Fields are dropped in this order.
+struct Stage {
+    daemons: Vec<Daemon>,
+    clients: BTreeMap<String, Dialler>,
+    _servers: Vec<Process>,
+    manifests: Manifests,
+    scenes: u32,
+    lab: Lab,
+}
+
+impl Stage {
+    fn new(cast: &Cast) -> anyhow::Result<Self> {
+        let lab = Lab::new("flows")?;
+        let manifests = Manifests::new(&lab.directory().join("manifests"))?;
+        manifests.put("scene", &cast.nodes)?;
+        let (mut nodes, mut places) = (BTreeMap::<&str, Node>::new(), Vec::<Place>::new());
+        for member in &cast.members {
+            let name = member.name.as_str();
+            match &member.role {
+                Role::Node { zone: _ } => {
+                    let node = lab.node(name)?;
+                    places.push(node.host().clone());
+                    nodes.insert(name, node);
+                }
+                Role::Pod { node } => {
+                    let last: u8 = name.trim_start_matches(char::is_alphabetic).parse().context(member.name.clone())?;
+                    let pod =
+                        nodes.get(node.as_str()).context("a pod before its node")?.pod_with_number(name, 10 + last)?;
+                    ensure!((member.ipv4, member.ipv6) == (pod.ipv4.into(), pod.ipv6.into()), "{name} moved");
+                    places.push((*pod).clone());
+                }
+                Role::Outside => {}
+            }
+        }
+        let [port, other] = [PORT, OTHER_PORT].map(|port| port.to_string());
+        let ports = ["--with-port", "--tcp", &port, &other, "--udp", &port, &other];
+        let servers: anyhow::Result<_> = places.iter().map(|place| place.serve(place.name(), &ports)).collect();
+        let clients: anyhow::Result<_> =
+            places.iter().map(|place| Ok((place.name().to_owned(), place.dialler()?))).collect();
+        let daemons: anyhow::Result<_> =
+            nodes.values().map(|node| node.daemon(DaemonOptions::new(manifests.directory()))).collect();
+        Ok(Self { daemons: daemons?, clients: clients?, _servers: servers?, manifests, scenes: 0, lab })
+    }
+
+    /// Puts the objects in force on every node. They are one file with a Service that marks it, so they are one change
+    /// to a daemon, and once it says that it serves the mark all of it is in the kernel.
+    fn set(&mut self, objects: &[Value]) -> anyhow::Result<()> {
+        self.scenes += 1;
+        let mark = format!("scene-{}-mark", self.scenes);
+        let marker = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": mark, "namespace": "stage"},
+            "spec": {"clusterIP": "10.96.255.1", "ports": [{"port": 9}]},
+        });
+        self.manifests.put("scene", &[objects, &[marker]].concat())?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for daemon in &self.daemons {
+            while !daemon.services()?.contains(&mark) {
+                if Instant::now() > deadline {
+                    bail!("{} does not serve {mark} after 10 s", daemon.process().name());
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reader for Stage {
+    fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>> {
+        self.set(&scene.objects)?;
+        let mut seen: Vec<Seen> =
+            scene.flows.iter().map(|flow| unseen(scene.cast, flow).map_or(Seen::Right, Seen::Skipped)).collect();
+        // All clients at once, and each asks all its questions at once.
+        let results: Vec<anyhow::Result<Vec<(usize, Seen)>>> = thread::scope(|scope| {
+            let playing: Vec<_> = self
+                .clients
+                .iter_mut()
+                .map(|(name, client)| {
+                    let mine: Vec<(usize, &Flow<'_>)> = scene
+                        .flows
+                        .iter()
+                        .enumerate()
+                        .zip(&seen)
+                        .filter(|((_, flow), seen)| flow.client.name == *name && **seen == Seen::Right)
+                        .map(|(numbered, _)| numbered)
+                        .collect();
+                    scope.spawn(move || ask(scene.cast, client, &mine))
+                })
+                .collect();
+            let joined = playing.into_iter().map(thread::ScopedJoinHandle::join);
+            joined.map(|result| result.unwrap_or_else(|_| bail!("a client's thread panicked"))).collect()
+        });
+        for result in results {
+            for (index, what) in result? {
+                if let Some(place) = seen.get_mut(index) {
+                    *place = what;
+                }
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// Why a socket cannot show what becomes of this flow.
+fn unseen(cast: &Cast, flow: &Flow<'_>) -> Option<&'static str> {
+    let elsewhere = |to: &Destination| {
+        let node = cast.at(to.address.ip()).filter(|member| matches!(member.role, Role::Node { zone: _ }));
+        node.is_some_and(|node| node.name != flow.node)
+    };
+    if flow.client.role == Role::Outside {
+        Some("the client is outside: needs a packet path")
+    } else if flow.unusual_source {
+        Some("the source address is not the client's: needs crafted packets")
+    } else if flow.to.iter().any(|to| to.protocol == Protocol::Sctp) {
+        Some("SCTP: the lab has no such sockets")
+    } else if *flow.expect != Expect::Pass && flow.to.iter().any(elsewhere) {
+        Some("another node is dialled: needs its packet path")
+    } else {
+        None
+    }
+}
+
+fn ask(cast: &Cast, client: &mut Dialler, flows: &[(usize, &Flow<'_>)]) -> anyhow::Result<Vec<(usize, Seen)>> {
+    let questions: Vec<Vec<(Destination, Question)>> = flows.iter().map(|(_, flow)| questions(flow)).collect();
+    let all: Vec<Question> = questions.iter().flatten().map(|(_, question)| *question).collect();
+    let mut answers = client.dial(&all)?.into_iter();
+    let mut seen = Vec::new();
+    for ((index, flow), questions) in flows.iter().zip(questions) {
+        let answers: Vec<_> = questions.into_iter().zip(answers.by_ref()).collect();
+        let wrong = wrong(cast, flow, &answers);
+        seen.push((*index, wrong.map_or(Seen::Right, Seen::Wrong)));
+    }
+    Ok(seen)
+}
+
+fn questions(flow: &Flow<'_>) -> Vec<(Destination, Question)> {
+    let (count, timeout) = match flow.expect {
+        Expect::To(servers) if servers.len() > 1 => (EACH * u64::try_from(servers.len()).unwrap_or(1), PATIENCE),
+        Expect::To(_) => (ALONE, PATIENCE),
+        Expect::OneOf(_) => (15, PATIENCE),
+        Expect::Reject | Expect::Drop | Expect::Pass => (1, SILENCE),
+    };
+    let modes = |protocol| match protocol {
+        Protocol::Tcp => [Mode::Tcp].as_slice(),
+        Protocol::Udp => &[Mode::Udp, Mode::UdpUnconnected],
+        Protocol::Sctp => &[],
+    };
+    let each = |to: &Destination| {
+        let (to, address) = (*to, to.address);
+        modes(to.protocol).iter().map(move |mode| (to, Question { to: address, mode: *mode, count, timeout }))
+    };
+    flow.to.iter().flat_map(each).collect()
+}
+
+/// What is wrong with what a client saw.
+fn wrong(cast: &Cast, flow: &Flow<'_>, answers: &[((Destination, Question), Vec<Attempt>)]) -> Option<String> {
+    let told =
+        |to: &Destination, mode: Mode, got: String| Some(format!("{to} ({mode:?}): wanted {}, got {got}", flow.expect));
+    let mut everywhere = BTreeSet::new();
+    for ((to, question), attempts) in answers {
+        let mode = question.mode;
+        let failed = attempts.iter().find_map(|attempt| attempt.error.as_deref());
+        let servers: BTreeSet<Server> =
+            attempts.iter().filter_map(|attempt| attempt.server.as_deref()?.parse().ok()).collect();
+        let got = || failed.map_or_else(|| names(&servers), |error| format!("{} {error}", names(&servers)));
+        let right = match flow.expect {
+            Expect::To(wanted) => failed.is_none() && servers == wanted.iter().cloned().collect(),
+            Expect::OneOf(wanted) => {
+                everywhere.extend(servers.iter().cloned());
+                failed.is_none() && everywhere.len() == 1 && everywhere.iter().all(|server| wanted.contains(server))
+            }
+            Expect::Reject => failed == Some("ECONNREFUSED"),
+            Expect::Drop => failed.is_some(),
+            Expect::Pass => left_alone(cast, flow, to, failed, &servers),
+        };
+        if !right {
+            return told(to, mode, got());
+        }
+        // TP-51: the client believes to talk to whom it dialled.
+        if let Some(other) = attempts.iter().filter_map(|attempt| attempt.peername).find(|peer| *peer != to.address) {
+            return told(to, mode, format!("{}, which show as {other}", got()));
+        }
+    }
+    None
+}
+
+/// Whether this is what happens without a proxy.
+fn left_alone(
+    cast: &Cast,
+    flow: &Flow<'_>,
+    to: &Destination,
+    failed: Option<&str>,
+    servers: &BTreeSet<Server>,
+) -> bool {
+    let address = to.address.ip().to_canonical();
+    let owner = if address.is_loopback() { Some(flow.client) } else { cast.at(address) };
+    let port = to.address.port();
+    match owner {
+        Some(owner) if owner.serves() && [PORT, OTHER_PORT].contains(&port) => {
+            failed.is_none() && *servers == BTreeSet::from([Server { place: owner.name.clone(), port }])
+        }
+        // An unconnected socket is not told that nobody listens.
+        Some(_) => {
+            matches!(failed, Some("ECONNREFUSED")) || to.protocol == Protocol::Udp && failed == Some("ETIMEDOUT")
+        }
+        None => failed.is_some(),
+    }
+}
+
+fn names(servers: &BTreeSet<Server>) -> String {
+    servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
