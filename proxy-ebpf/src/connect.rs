@@ -14,7 +14,7 @@ pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
     let (address, port) = (address4(ctx), port(ctx));
     let lead = match meaning4(ctx, address, port, protocol) {
         Meaning::Frontend(lead) => lead,
-        Meaning::Undefined => return undefined(ctx, protocol),
+        Meaning::Undefined => return undefined(ctx, protocol, port),
         Meaning::Foreign => return forget(ctx),
     };
     let target = match endpoint::<V4>(ctx, lead) {
@@ -34,7 +34,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
     }
     let lead = match meaning6(ctx, address, port, protocol) {
         Meaning::Frontend(lead) => lead,
-        Meaning::Undefined => return undefined(ctx, protocol),
+        Meaning::Undefined => return undefined(ctx, protocol, port),
         Meaning::Foreign => return forget(ctx),
     };
     let target = match endpoint::<V6>(ctx, lead) {
@@ -51,7 +51,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
 fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol: u8) -> i32 {
     let lead = match meaning4(ctx, address, port, protocol) {
         Meaning::Frontend(lead) => lead,
-        Meaning::Undefined => return undefined(ctx, protocol),
+        Meaning::Undefined => return undefined(ctx, protocol, port),
         Meaning::Foreign => return forget(ctx),
     };
     let target = match endpoint::<V4>(ctx, lead) {
@@ -68,10 +68,12 @@ fn through_mapped(target: &Target<Address4>) -> Target<Address6> {
     Target { address: mapped(target.address), port: target.port, reference: target.reference }
 }
 
-/// UDP is let through: nothing is sent yet, and resolvers of the C library connect to odd ports to learn of routes.
+/// The port to which musl connects UDP sockets to learn of routes; it sends nothing. glibc takes port 0.
+const ROUTE_PROBE: Port = 65_535_u16.to_be();
+
 #[inline(always)]
-fn undefined(ctx: &SockAddrContext, protocol: u8) -> i32 {
-    if protocol == UDP { forget(ctx) } else { refuse() }
+fn undefined(ctx: &SockAddrContext, protocol: u8, port: Port) -> i32 {
+    if protocol == UDP && port == ROUTE_PROBE { forget(ctx) } else { refuse() }
 }
 
 /// Keeps what was dialled, for `getpeername` and `recvmsg`. If the kernel has no memory for it the connection works all
