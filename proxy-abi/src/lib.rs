@@ -58,6 +58,8 @@ pub mod capacity {
     pub const RANGES: u32 = 65_536;
     /// Network namespaces that the daemon knows.
     pub const NAMESPACES: u32 = 16_384;
+    /// Connected UDP sockets that can be found when their endpoint leaves; the longest unused is forgotten first.
+    pub const CONNECTED: u32 = 131_072;
     /// Translations of UDP sockets that talk to more frontends at once than their own storage holds; each takes two.
     pub const OVERFLOW: u32 = 65_536;
 }

@@ -1,10 +1,11 @@
 //! `connect()` and `getpeername()`.
 
+use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::{Address4, Address6, Flow, Lead, Port, mapped, unmapped};
 
 use crate::PROCEED;
-use crate::maps::PEER;
+use crate::maps::{CONNECTED, PEER};
 use crate::meaning::{Meaning, meaning4, meaning6};
 use crate::pick::{Target, V4, V6, endpoint};
 use crate::sockaddr::{UDP, address4, address6, nobody, port, protocol, refuse, set4, set6};
@@ -21,7 +22,7 @@ pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
         Ok(target) => target,
         Err(why) => return nobody(&why),
     };
-    remember(ctx, lead, mapped(address), port, &through_mapped(&target));
+    remember(ctx, protocol, &flow(lead, mapped(address), port, &through_mapped(&target)));
     set4(ctx, target.address, target.port);
     PROCEED
 }
@@ -41,7 +42,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
         Ok(target) => target,
         Err(why) => return nobody(&why),
     };
-    remember(ctx, lead, address, port, &target);
+    remember(ctx, protocol, &flow(lead, address, port, &target));
     set6(ctx, target.address, target.port);
     PROCEED
 }
@@ -58,7 +59,7 @@ fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol
         Ok(target) => through_mapped(&target),
         Err(why) => return nobody(&why),
     };
-    remember(ctx, lead, mapped(address), port, &target);
+    remember(ctx, protocol, &flow(lead, mapped(address), port, &target));
     set6(ctx, target.address, target.port);
     PROCEED
 }
@@ -76,23 +77,27 @@ fn undefined(ctx: &SockAddrContext, protocol: u8, port: Port) -> i32 {
     if protocol == UDP && port == ROUTE_PROBE { forget(ctx) } else { refuse() }
 }
 
+#[inline(always)]
+fn flow(lead: Lead, frontend: Address6, frontend_port: Port, target: &Target<Address6>) -> Flow {
+    let Target { address: backend, port: backend_port, reference } = *target;
+    Flow { frontend, backend, frontend_port, backend_port, reference: reference.0, service: lead.service }
+}
+
 /// Keeps what was dialled, for `getpeername` and `recvmsg`. If the kernel has no memory for it the connection works all
 /// the same; only the peer's name will be the endpoint's.
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, lead: Lead, frontend: Address6, frontend_port: Port, target: &Target<Address6>) {
+fn remember(ctx: &SockAddrContext, protocol: u8, flow: &Flow) {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
-    let flow = unsafe { PEER.get_or_insert_ptr_mut(ctx, None) };
-    if !flow.is_null() {
-        let value = Flow {
-            frontend,
-            backend: target.address,
-            frontend_port,
-            backend_port: target.port,
-            reference: target.reference.0,
-            service: lead.service,
-        };
+    let kept = unsafe { PEER.get_or_insert_ptr_mut(ctx, None) };
+    if !kept.is_null() {
         // SAFETY: not null, and the storage is as large as a `Flow`.
-        unsafe { flow.write(value) };
+        unsafe { kept.write(*flow) };
+    }
+    if protocol == UDP {
+        // SAFETY: `ctx` is valid; the helper only reads.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
+        // Without room the socket is not found when its endpoint leaves.
+        let (Ok(()) | Err(_)) = CONNECTED.insert(cookie, flow, 0);
     }
 }
 

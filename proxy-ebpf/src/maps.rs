@@ -48,6 +48,10 @@ pub(crate) static NAMESPACES: HashMap<u64, Namespace, { capacity::NAMESPACES as 
 #[btf_map]
 pub(crate) static PEER: SkStorage<Flow> = SkStorage::new();
 
+/// The same for connected UDP sockets by cookie: the kernel does not show the daemon the storage of UDP sockets.
+#[btf_map]
+pub(crate) static CONNECTED: LruHashMap<u64, Flow, { capacity::CONNECTED as usize }> = LruHashMap::new();
+
 /// What an unconnected UDP socket dialled.
 #[btf_map]
 pub(crate) static DATAGRAMS: SkStorage<DatagramFlows> = SkStorage::new();

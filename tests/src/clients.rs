@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::peer::{Answer, Attempt, Mode, Question, Resolution, SERVING};
+use crate::peer::{Answer, Attempt, Mode, Probe, Question, Resolution, SERVING};
 use crate::place::{Place, parse};
 use crate::process::Process;
 
@@ -45,7 +45,7 @@ impl Dialler {
 impl Place {
     /// Starts a client that stays.
     pub fn dialler(&self) -> anyhow::Result<Dialler> {
-        Ok(Dialler { process: self.listening_peer("dial")? })
+        Ok(Dialler { process: self.listening_peer("dial", &[])? })
     }
 
     /// Starts a `lab-peer serve` with these arguments and waits until it listens.
@@ -80,6 +80,19 @@ impl Place {
     pub fn connect_loop(&self, to: SocketAddr, mode: Mode, interval: u32) -> anyhow::Result<Client> {
         let mut arguments = connect_arguments(to, mode);
         arguments.extend(["--interval".to_owned(), interval.to_string()]);
+        Ok(Client { process: self.peer(&arguments)?, attempts: Vec::new() })
+    }
+
+    /// Makes one kind of call for each address, named as on the command line: `ping`, `bind-tcp`.
+    pub fn probe(&self, call: &str, to: &[SocketAddr]) -> anyhow::Result<Vec<Probe>> {
+        let to = to.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        self.ask(&["probe", "--call", call, "--to", &to], PATIENCE)
+    }
+
+    /// Connects as the further arguments say, in the background.
+    pub fn connect_in_background(&self, to: SocketAddr, mode: Mode, further: &[&str]) -> anyhow::Result<Client> {
+        let mut arguments = connect_arguments(to, mode);
+        arguments.extend(further.iter().map(|&argument| argument.to_owned()));
         Ok(Client { process: self.peer(&arguments)?, attempts: Vec::new() })
     }
 

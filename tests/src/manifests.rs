@@ -69,8 +69,10 @@ pub enum PodState {
     Ready,
     /// Running, its readiness probe fails.
     Unready,
-    /// Being deleted; still running.
+    /// Being deleted, its readiness probe fails.
     Terminating,
+    /// Being deleted; it goes on serving meanwhile.
+    TerminatingServing,
 }
 
 /// A Namespace.
@@ -98,7 +100,10 @@ pub fn node(node: &Node) -> Value {
 /// A Pod of the lab in `namespace` with label `app`, in the given state, with container ports.
 #[must_use]
 pub fn pod(namespace: &str, app: &str, pod: &Pod, state: PodState, ports: &[Port<'_>]) -> Value {
-    let ready = if state == PodState::Ready { "True" } else { "False" };
+    let ready = match state {
+        PodState::Ready | PodState::TerminatingServing => "True",
+        PodState::Unready | PodState::Terminating => "False",
+    };
     let container_ports: Vec<Value> = ports
         .iter()
         .map(|port| json!({"name": port.name, "containerPort": port.target, "protocol": port.protocol}))
@@ -115,7 +120,7 @@ pub fn pod(namespace: &str, app: &str, pod: &Pod, state: PodState, ports: &[Port
             "conditions": [{"type": "Ready", "status": ready}],
         },
     });
-    if state == PodState::Terminating
+    if matches!(state, PodState::Terminating | PodState::TerminatingServing)
         && let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut)
     {
         metadata.insert("deletionTimestamp".to_owned(), DELETED_AT.into());

@@ -3,6 +3,7 @@
 mod bench;
 mod connect;
 mod dial;
+mod probe;
 mod resolve;
 mod serve;
 mod socket;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use bench::{BenchArguments, BenchLine};
 pub use connect::{Attempt, ConnectArguments};
 pub use dial::{Answer, Question};
+pub use probe::{Call, Probe, ProbeArguments};
 pub use resolve::{DnsRecord, Resolution, ResolveArguments};
 pub use serve::ServeArguments;
 pub use upstream::UpstreamArguments;
@@ -43,6 +45,13 @@ enum Role {
     Connect(ConnectArguments),
     /// Connect as each line of standard input asks, all at once.
     Dial,
+    /// Make single calls on odd sockets and say what the kernel says.
+    Probe(ProbeArguments),
+    /// Keep a TCP connection open and say on it what standard input says.
+    Hold {
+        /// The server.
+        to: SocketAddr,
+    },
     /// Ask a DNS server.
     Resolve(ResolveArguments),
     /// Fetch a path over HTTP and print status and body.
@@ -76,6 +85,8 @@ impl Peer {
             Role::Serve(arguments) => serve::serve(&arguments),
             Role::Connect(arguments) => connect::connect(&arguments),
             Role::Dial => dial::dial(),
+            Role::Probe(arguments) => probe::probe(&arguments),
+            Role::Hold { to } => probe::hold(to),
             Role::Resolve(arguments) => print(&resolve::resolve(&arguments)?),
             Role::HttpGet { address, path } => {
                 let response = crate::http_get(address, &path, Duration::from_secs(5))?;

@@ -64,9 +64,11 @@ impl Place {
     }
 
     /// Starts a `lab-peer` here that is told on its standard input what to do.
-    pub(crate) fn listening_peer(&self, role: &str) -> anyhow::Result<Process> {
+    pub fn listening_peer(&self, role: &str, arguments: &[&str]) -> anyhow::Result<Process> {
         let log = self.core.new_log(&format!("{}-{role}", self.name));
-        let command = self.command(&[self.core.binaries.peer.as_os_str(), OsStr::new(role)]);
+        let mut all = vec![self.core.binaries.peer.as_os_str(), OsStr::new(role)];
+        all.extend(arguments.iter().map(OsStr::new));
+        let command = self.command(&all);
         Process::start_listening(format!("lab-peer {role} in {}", self.name), command, log)
     }
 

@@ -71,7 +71,7 @@ impl Process {
     }
 
     /// Writes a line to its standard input.
-    pub(crate) fn say(&mut self, line: &str) -> anyhow::Result<()> {
+    pub fn say(&mut self, line: &str) -> anyhow::Result<()> {
         let stdin = self.stdin.as_mut().with_context(|| format!("{} has no standard input", self.name))?;
         writeln!(stdin, "{line}").with_context(|| format!("writing to {}", self.name))
     }

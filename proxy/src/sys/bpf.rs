@@ -159,7 +159,12 @@ pub fn update<const K: usize, const V: usize>(map: BorrowedFd<'_>, key: &[u8; K]
 
 /// Reads one element of a map whose keys have `K` bytes and whose values are 64-bit words.
 pub fn lookup_word<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<Option<u64>> {
-    let mut value = [0_u64];
+    Ok(lookup::<K, 8>(map, key)?.map(u64::from_ne_bytes))
+}
+
+/// Reads one element of a map whose keys have `K` and whose values have `V` bytes.
+pub fn lookup<const K: usize, const V: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<Option<[u8; V]>> {
+    let mut value = [0_u8; V];
     let mut attr = ElementAttr {
         map: raw(map),
         key: address(key),
@@ -168,7 +173,7 @@ pub fn lookup_word<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Re
     };
     // SAFETY: `key` and `value` have the sizes of the map's and outlive the call.
     match unsafe { call(BPF_MAP_LOOKUP_ELEM, &mut attr) } {
-        Ok(()) => Ok(value.first().copied()),
+        Ok(()) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }

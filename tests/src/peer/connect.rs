@@ -35,7 +35,7 @@ pub struct ConnectArguments {
     /// The source address; port 0 for any.
     #[arg(long)]
     bind: Option<SocketAddr>,
-    /// Keep one UDP socket for all attempts.
+    /// Keep one UDP socket for all attempts; a new one only when the kernel has destroyed it.
     #[arg(long)]
     same_socket: bool,
 }
@@ -64,9 +64,14 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     let mut next = Instant::now();
     let timeout = Duration::from_millis(arguments.timeout);
     let target = Target { to: arguments.to, mode: arguments.mode, timeout, bind: arguments.bind };
-    let kept = arguments.same_socket.then(|| udp_socket(&target)).transpose().context("making a UDP socket")?;
+    let mut kept = arguments.same_socket.then(|| udp_socket(&target)).transpose().context("making a UDP socket")?;
     for number in 0..arguments.count {
-        print(&timed(&target, number, kept.as_ref()))?;
+        let attempt = timed(&target, number, kept.as_ref());
+        print(&attempt)?;
+        // What a receiver and a sender are told of a socket that was destroyed.
+        if kept.is_some() && matches!(attempt.error.as_deref(), Some("ECONNABORTED" | "EDESTADDRREQ")) {
+            kept = Some(udp_socket(&target).context("making a UDP socket anew")?);
+        }
         next += interval;
         if Instant::now().max(next) >= end {
             break;

@@ -85,6 +85,15 @@ impl Cluster {
             .unwrap_or_else(|| panic!("no kernel_writes:\n{metrics}"))
     }
 
+    /// Waits until something is so.
+    pub fn wait_for(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_so() {
+            assert!(Instant::now() < deadline, "waited 10 s for {what}\n{}", self.lab.logs());
+            sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Waits until everything written so far is in force: changes take effect in order, so a Service written after
     /// them is the mark. It has no endpoints, so a connect is refused once it is there and has no route before.
     pub fn wait_until_applied(&self, client: &Pod) {
@@ -134,6 +143,16 @@ impl Shop {
         shop.write();
         cluster.wait_until_applied(&shop.client);
         shop
+    }
+
+    /// Its name, which is also the `app` label of its pods.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One of its pods.
+    pub fn pod(&self, index: usize) -> &Pod {
+        &self.pods[index].0
     }
 
     /// Its addresses, IPv4 and IPv6; TCP and UDP have the same port.

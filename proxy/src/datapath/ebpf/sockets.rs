@@ -2,7 +2,8 @@
 //!
 //! Only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still connecting.
 //! Established connections to an endpoint that ends are its own business (spec CT-6, UC-12). Which sockets are ours is told
-//! by the storage that the programs gave them; a socket that dialled an endpoint by itself has none.
+//! by what the programs keep of them: TCP sockets in their storage, which the kernel lists, and UDP sockets in a map by
+//! cookie. A socket that dialled an endpoint by itself is in neither.
 
 mod diag;
 
@@ -13,6 +14,15 @@ use proxy_abi::{BackendRef, unmapped};
 use shunt_model::Family;
 
 use crate::netns::{self, Namespace};
+
+/// Where the programs keep what sockets dialled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Maps<'a> {
+    /// `PEER`.
+    pub(super) storage: BorrowedFd<'a>,
+    /// `CONNECTED`.
+    pub(super) by_cookie: BorrowedFd<'a>,
+}
 
 /// What one sweep did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,14 +35,14 @@ pub(super) struct Swept {
     pub(super) failed: Vec<(u64, String)>,
 }
 
-/// Destroys the sockets of `namespaces` whose backend is not `alive`. `storage`: the map `PEER`.
+/// Destroys the sockets of `namespaces` whose backend is not `alive`.
 pub(super) fn sweep(
     namespaces: &[Namespace],
-    storage: BorrowedFd<'_>,
+    maps: Maps<'_>,
     alive: &(dyn Fn(Family, BackendRef) -> bool + Sync),
 ) -> Swept {
     let mut swept = Swept::default();
-    let outcomes = match netns::within_each(namespaces, |_| sweep_here(storage, alive)) {
+    let outcomes = match netns::within_each(namespaces, |_| sweep_here(maps, alive)) {
         Ok(outcomes) => outcomes,
         Err(error) => {
             swept.failed.push((0, error.to_string()));
@@ -52,12 +62,9 @@ pub(super) fn sweep(
     swept
 }
 
-fn sweep_here(
-    storage: BorrowedFd<'_>,
-    alive: &(dyn Fn(Family, BackendRef) -> bool + Sync),
-) -> io::Result<(usize, usize)> {
+fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> io::Result<(usize, usize)> {
     let mut diag = diag::Diag::open()?;
-    let connected = diag.connected(storage)?;
+    let connected = diag.connected(maps)?;
     let mut destroyed = 0_usize;
     for socket in &connected {
         let family = if unmapped(socket.flow.backend).is_some() { Family::V4 } else { Family::V6 };

@@ -20,7 +20,7 @@ use crate::sys::bpf;
 use crate::sys::mapped::Mapped;
 
 /// Name, key size and value size of every map; the pins of another layout are refused.
-pub(super) const MAPS: [(&str, u32, u32); 14] = [
+pub(super) const MAPS: [(&str, u32, u32); 15] = [
     ("FRONTENDS4", 8, 8),
     ("FRONTENDS6", 20, 8),
     ("ADDRESSES", 16, 8),
@@ -33,6 +33,7 @@ pub(super) const MAPS: [(&str, u32, u32); 14] = [
     ("CONFIG", 4, Config::SIZE),
     ("NAMESPACES", 8, Namespace::SIZE),
     ("PEER", 4, Flow::SIZE),
+    ("CONNECTED", 8, Flow::SIZE),
     ("DATAGRAMS", 4, DatagramFlows::SIZE),
     ("OVERFLOW", OverflowKey::SIZE, Flow::SIZE),
 ];

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use proxy_abi::{Backend4, Backend6, BackendRef, Config, Namespace as Known};
 use shunt_model::Family;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use super::foreign::Foreign;
 use super::foreign::foreign;
 use super::layout::write::address as words;
-use super::sockets::{self, Swept};
+use super::sockets::{self, Maps, Swept};
 use super::tables::TableError;
 use super::{coverage, selftest};
 use crate::netns::{Inventory, Namespace, Scanner};
@@ -75,6 +75,7 @@ pub struct Upkeep {
     held: BTreeMap<u64, Known>,
     config: Mapped,
     peers: OwnedFd,
+    connected: OwnedFd,
     backends4: Mapped,
     backends6: Mapped,
     orders: Orders,
@@ -118,6 +119,7 @@ impl Upkeep {
             held: BTreeMap::new(),
             config: array("CONFIG", 2)?,
             peers: open("PEER")?,
+            connected: open("CONNECTED")?,
             backends4: array("BACKENDS4", 2)?,
             backends6: array("BACKENDS6", 4)?,
             orders: Orders::default(),
@@ -214,8 +216,14 @@ impl Upkeep {
 
     fn sweep(&mut self, began: Instant) {
         let alive = |family, reference| is_alive(&self.backends4, &self.backends6, family, reference);
-        let Swept { examined, destroyed, failed } =
-            sockets::sweep(&self.inventory.namespaces, self.peers.as_fd(), &alive);
+        let maps = Maps { storage: self.peers.as_fd(), by_cookie: self.connected.as_fd() };
+        let Swept { examined, destroyed, failed } = sockets::sweep(&self.inventory.namespaces, maps, &alive);
+        debug!(
+            examined,
+            destroyed,
+            namespaces = self.inventory.namespaces.len(),
+            "looked for sockets of endpoints that left"
+        );
         if destroyed > 0 {
             info!(examined, destroyed, elapsed = ?began.elapsed(), "destroyed sockets of endpoints that left");
         }

@@ -7,7 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use proxy_abi::Flow;
 
+use super::Maps;
 use crate::netlink::Netlink;
+use crate::sys::bpf;
 
 const NETLINK_SOCK_DIAG: isize = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -30,8 +32,11 @@ const ID: usize = 48;
 /// `struct inet_diag_msg` up to its attributes.
 const MESSAGE: usize = 72;
 
-const ADDRESS_FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
-const KINDS: [(u8, u32); 2] = [(libc::IPPROTO_UDP as u8, ESTABLISHED), (libc::IPPROTO_TCP as u8, SYN_SENT)];
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const ADDRESS_FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
+const UDP: u8 = 17;
+const TCP: u8 = 6;
 
 /// A socket with a flow of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,16 +57,20 @@ impl Diag {
         Netlink::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
-    /// The connected UDP sockets and the connecting TCP sockets that have a value in `storage`. Kernel: 5.7.
-    pub(super) fn connected(&mut self, storage: BorrowedFd<'_>) -> io::Result<Vec<Connected>> {
+    /// The connected UDP sockets and the connecting TCP sockets with a flow of ours. Kernel: 5.7.
+    pub(super) fn connected(&mut self, maps: Maps<'_>) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
         for family in ADDRESS_FAMILIES {
-            for (protocol, states) in KINDS {
-                let mut question = request(family, protocol, states, &[0; ID]);
-                question.extend(storage_request(storage));
-                let read = |entry: &[u8]| Ok(read(entry, protocol));
-                found.extend(self.0.dump(SOCK_DIAG_BY_FAMILY, &question, read)?);
+            let question = request(family, UDP, ESTABLISHED, &[0; ID]);
+            let ids = self.0.dump(SOCK_DIAG_BY_FAMILY, &question, |entry| Ok(id(entry)))?;
+            for id in ids {
+                let flow = bpf::lookup::<8, { Flow::SIZE as usize }>(maps.by_cookie, &cookie(&id))?;
+                let flow = flow.and_then(|bytes| Flow::from_bytes(&bytes)).filter(|flow| is_peer(flow, family, &id));
+                found.extend(flow.map(|flow| Connected { family, protocol: UDP, id, flow }));
             }
+            let mut question = request(family, TCP, SYN_SENT, &[0; ID]);
+            question.extend(storage_request(maps.storage));
+            found.extend(self.0.dump(SOCK_DIAG_BY_FAMILY, &question, |entry| Ok(read(entry, family)))?);
         }
         Ok(found)
     }
@@ -114,14 +123,31 @@ fn inside(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
-/// What an entry of the list says, if it has a flow of ours.
-fn read(entry: &[u8], protocol: u8) -> Option<Connected> {
-    let family = *entry.first()?;
-    let id = entry.get(4..4 + ID)?.try_into().ok()?;
+fn id(entry: &[u8]) -> Option<[u8; ID]> {
+    entry.get(4..4 + ID)?.try_into().ok()
+}
+
+/// A socket's cookie, the last of its id.
+fn cookie(id: &[u8; ID]) -> [u8; 8] {
+    id.last_chunk::<8>().copied().unwrap_or_default()
+}
+
+/// Whether the socket is still connected to the endpoint that it got: it may have connected again since.
+fn is_peer(flow: &Flow, family: u8, id: &[u8; ID]) -> bool {
+    let Flow { backend: [a, b, c, d], backend_port, .. } = *flow;
+    let words: &[u32] = if family == AF_INET { &[d] } else { &[a, b, c, d] };
+    let address: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // Ports 2 + 2 and the source address 16 come before the destination.
+    id.get(2..4) == Some(&backend_port.to_ne_bytes()[..]) && id.get(20..20 + address.len()) == Some(&address[..])
+}
+
+/// What an entry of the list of TCP sockets says, if it has a flow of ours.
+fn read(entry: &[u8], family: u8) -> Option<Connected> {
+    let id = id(entry)?;
     let storages = inside(entry.get(MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)?;
     let storage = inside(storages, SK_DIAG_BPF_STORAGE)?;
     let flow = Flow::from_bytes(inside(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE)?)?;
-    (flow.frontend_port != 0).then_some(Connected { family, protocol, id, flow })
+    (flow.frontend_port != 0).then_some(Connected { family, protocol: TCP, id, flow })
 }
 
 #[cfg(test)]
@@ -143,18 +169,32 @@ mod tests {
 
     #[test]
     fn a_socket_is_listed_with_its_flow() {
-        let found = read(&entry(80), 17).unwrap();
-        assert_eq!((found.family, found.protocol, found.id), (2, 17, [9; ID]));
+        let found = read(&entry(80), AF_INET).unwrap();
+        assert_eq!((found.family, found.protocol, found.id), (2, 6, [9; ID]));
         assert_eq!((found.flow.frontend_port, found.flow.backend_port), (80, u16::from_ne_bytes([7, 7])));
     }
 
     #[test]
     fn sockets_without_a_flow_and_broken_entries_are_left_out() {
-        assert_eq!(read(&entry(0), 17), None);
+        assert_eq!(read(&entry(0), AF_INET), None);
         let whole = entry(80);
         for length in 0..whole.len() {
-            assert_eq!(read(&whole[..length], 17), None, "cut at {length}");
+            assert_eq!(read(&whole[..length], AF_INET), None, "cut at {length}");
         }
+    }
+
+    #[test]
+    fn a_udp_socket_is_ours_while_it_is_connected_to_what_it_got() {
+        let mut id = [0; ID];
+        id[2..4].copy_from_slice(&8080_u16.to_be_bytes());
+        id[20..24].copy_from_slice(&[10, 1, 0, 7]);
+        id[40..].copy_from_slice(&77_u64.to_ne_bytes());
+        let backend = proxy_abi::mapped(u32::from_ne_bytes([10, 1, 0, 7]));
+        let flow = Flow { backend, backend_port: 8080_u16.to_be(), frontend_port: 80, ..Flow::default() };
+        assert!(is_peer(&flow, AF_INET, &id));
+        assert!(!is_peer(&Flow { backend_port: 80, ..flow }, AF_INET, &id));
+        assert!(!is_peer(&flow, AF_INET6, &id), "an IPv6 socket has the mapped address");
+        assert_eq!(u64::from_ne_bytes(cookie(&id)), 77);
     }
 
     #[test]
