@@ -151,7 +151,6 @@ impl FrontendValue {
     /// Where the frontend leads.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves 30 bits")]
     pub const fn lead(self) -> Lead {
         Lead { service: (self.0 & SERVICE) as u32, local: self.0 & LOCAL != 0, filtered: self.0 & FILTERED != 0 }
     }

@@ -1,6 +1,6 @@
 //! Thousands of services and a thousand endpoint changes a second, while clients connect as fast as they can.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, its helpers included")]
 #![expect(clippy::print_stderr, reason = "figures are told, not asserted")]
 
 mod support;

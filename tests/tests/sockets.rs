@@ -2,6 +2,7 @@
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
 #![expect(clippy::print_stderr, reason = "figures are told, not asserted")]
+#![expect(clippy::indexing_slicing, reason = "JSON of our own making")]
 
 mod cluster;
 mod support;

@@ -46,7 +46,9 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
         cluster.grow_to(size).with_context(|| format!("growing to {size} services"))?;
         connects(&cluster, options, size, &mut report)?;
     }
+    exchanges(&cluster, options, &mut report)?;
     changes(&mut cluster, options, &mut report)?;
+    changes_of_many(&mut cluster, options, &mut report)?;
     programming(&mut cluster, &mut report)?;
     report.print();
     Ok(())
@@ -59,6 +61,29 @@ fn connects(cluster: &Cluster, options: &BenchOptions, services: u32, report: &m
         let [direct, service]: &[BenchLine; 2] = lines.as_slice().try_into().context("two targets give two lines")?;
         report.connect(what, services, direct, service);
     }
+    Ok(())
+}
+
+/// Whole exchanges: through the Service, and with session affinity, each against the server itself.
+fn exchanges(cluster: &Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+    let requests = cluster.bench_request_response(options.samples / 2)?;
+    let datagrams = cluster.bench_datagrams(options.samples)?;
+    for (what, lines) in [("TCP connect, request, close", requests), ("UDP datagram, unconnected", datagrams)] {
+        let [direct, plain, sticky]: &[BenchLine; 3] = lines.as_slice().try_into().context("three targets")?;
+        report.exchange(what, direct, plain);
+        report.exchange(&format!("{what}, affinity"), direct, sticky);
+    }
+    Ok(())
+}
+
+/// One endpoint comes or goes in a service of 5,000 with three frontends.
+fn changes_of_many(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+    cluster.grow_large()?;
+    let before = cluster.counters()?;
+    for number in 0..options.changes.min(30) {
+        cluster.change_one_of_many(number)?;
+    }
+    report.change_of_many(&cluster.counters()?.since(&before));
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! Timed loops: connect, datagram, request and response, over several targets in turn.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -62,16 +63,18 @@ pub(super) fn connect(arguments: &BenchArguments) -> anyhow::Result<()> {
     })
 }
 
-/// Times a datagram there and back on one unconnected socket per family.
+/// Times a datagram there and back on one unconnected socket per target.
 pub(super) fn udp(arguments: &BenchArguments) -> anyhow::Result<()> {
-    let v4 = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("making a socket")?;
-    let v6 = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).context("making a socket")?;
-    for socket in [&v4, &v6] {
+    let mut sockets = BTreeMap::new();
+    for target in &arguments.to {
+        let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).context("making a socket")?;
         socket.set_read_timeout(Some(Duration::from_secs(2))).context("setting the timeout")?;
+        sockets.insert(*target, socket);
     }
     let mut buffer = [0; 256];
     interleave(arguments, |target| {
-        let socket = if target.is_ipv4() { &v4 } else { &v6 };
+        let socket = sockets.get(&target).context("a socket for each target")?;
         let start = Instant::now();
         socket.send_to(b"ping", target).with_context(|| format!("sending to {target}"))?;
         socket.recv_from(&mut buffer).with_context(|| format!("waiting for {target}"))?;

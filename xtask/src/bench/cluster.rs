@@ -17,6 +17,13 @@ const BATCH: u32 = 1_000;
 const PORT: u16 = 7000;
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 1);
 const CHANGING: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 2);
+/// The server that answers, without and with session affinity.
+const ECHO: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 3);
+const STICKY: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 4);
+const LARGE: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 5);
+const ECHO_PORT: u16 = 7001;
+/// Endpoints of the large service.
+const MANY: u32 = 5_000;
 /// Cluster IPs of the services that are only there.
 const FILLER_SERVICES: Ipv4Addr = Ipv4Addr::new(10, 96, 16, 0);
 /// Their endpoints: addresses that the lab does not route and nobody dials.
@@ -60,10 +67,14 @@ impl Cluster {
         let lab = Lab::with_binaries("bench", binaries)?;
         let node = lab.node("n1")?;
         let (client, server) = (node.pod("client")?, node.pod("server")?);
-        let listener = server.serve("server", &["--sink", &PORT.to_string()])?;
+        let listener = server.serve(
+            "server",
+            &["--sink", &PORT.to_string(), "--tcp", &ECHO_PORT.to_string(), "--udp", &ECHO_PORT.to_string()],
+        )?;
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
         let address = server.ipv4;
         manifests.put("target", &[service("target", TARGET), slice("target", &[address])])?;
+        manifests.put("echo", &echo(address))?;
         manifests.put("changing", &changing(ENDPOINTS))?;
         let options = DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(manifests.directory()) };
         let daemon = node.daemon(options)?;
@@ -101,6 +112,46 @@ impl Cluster {
             arguments.push("--udp");
         }
         self.client.ask(&arguments, PATIENCE)
+    }
+
+    /// Connect, one request, its answer and close: at the server itself, through its Service, and with affinity.
+    pub(super) fn bench_request_response(&self, samples: u32) -> Result<Vec<BenchLine>> {
+        self.bench_echo("bench-rr", samples)
+    }
+
+    /// A datagram there and back on an unconnected socket, with the same targets.
+    pub(super) fn bench_datagrams(&self, samples: u32) -> Result<Vec<BenchLine>> {
+        self.bench_echo("bench-udp", samples)
+    }
+
+    fn bench_echo(&self, what: &str, samples: u32) -> Result<Vec<BenchLine>> {
+        const ROUNDS: u32 = 20;
+        let targets = [self.server.ipv4, ECHO, STICKY].map(|ip| format!("{ip}:{ECHO_PORT}")).join(",");
+        let (samples, rounds) = ((samples / ROUNDS).to_string(), ROUNDS.to_string());
+        self.client.ask(&[what, "--to", &targets, "--samples", &samples, "--rounds", &rounds], PATIENCE)
+    }
+
+    /// Adds the large service, dialled at three addresses.
+    pub(super) fn grow_large(&mut self) -> Result<()> {
+        let before = self.metric("shunt_syncs_total")?;
+        self.change_large(0, before)
+    }
+
+    /// Adds an endpoint to the large service or takes it away again.
+    pub(super) fn change_one_of_many(&mut self, number: u32) -> Result<()> {
+        let before = self.metric("shunt_syncs_total")?;
+        self.change_large(number.wrapping_add(1), before)
+    }
+
+    fn change_large(&mut self, number: u32, before: f64) -> Result<()> {
+        let started = Instant::now();
+        self.manifests.put("large", &large(MANY + number % 2))?;
+        while self.metric("shunt_syncs_total")? <= before {
+            if started.elapsed() > PATIENCE {
+                bail!("the daemon has not noticed a change within {PATIENCE:?}");
+            }
+        }
+        Ok(())
     }
 
     /// Adds an endpoint or takes it away again; returns the time from the file's change to the next finished sync, as far
@@ -170,6 +221,42 @@ fn filler(number: u32) -> [Value; 2] {
     let endpoints: Vec<Ipv4Addr> =
         (0..ENDPOINTS).map(|end| after(FILLER_ENDPOINTS, number.wrapping_mul(ENDPOINTS).wrapping_add(end))).collect();
     [service(&name, after(FILLER_SERVICES, number)), slice(&name, &endpoints)]
+}
+
+/// The Service of the server that answers, and a second one with session affinity.
+fn echo(server: Ipv4Addr) -> Vec<Value> {
+    let ports = json!([
+        {"name": "tcp", "protocol": "TCP", "port": ECHO_PORT}, {"name": "udp", "protocol": "UDP", "port": ECHO_PORT},
+    ]);
+    let objects = |(name, address, affinity): (&str, Ipv4Addr, &str)| {
+        let (mut service, mut slice) = (service(name, address), slice(name, &[server]));
+        if let (Some(spec), Some(slice)) = (service.get_mut("spec"), slice.as_object_mut()) {
+            spec["ports"] = ports.clone();
+            spec["sessionAffinity"] = affinity.into();
+            slice.insert("ports".to_owned(), ports.clone());
+        }
+        [service, slice]
+    };
+    [("echo", ECHO, "None"), ("sticky", STICKY, "ClientIP")].into_iter().flat_map(objects).collect()
+}
+
+/// A service of many endpoints in slices of a thousand, with external IPs beside its cluster IP.
+fn large(endpoints: u32) -> Vec<Value> {
+    let first = Ipv4Addr::new(10, 252, 0, 1);
+    let mut service = service("large", LARGE);
+    if let Some(spec) = service.get_mut("spec") {
+        spec["externalIPs"] = json!(["203.0.113.1", "203.0.113.2"]);
+    }
+    let mut objects = vec![service];
+    for start in (0..endpoints).step_by(1000) {
+        let ends: Vec<Ipv4Addr> = (start..endpoints.min(start + 1000)).map(|end| after(first, end)).collect();
+        let mut part = slice("large", &ends);
+        if let Some(metadata) = part.get_mut("metadata") {
+            metadata["name"] = format!("large-{start}").into();
+        }
+        objects.push(part);
+    }
+    objects
 }
 
 fn changing(endpoints: u32) -> [Value; 2] {

@@ -21,6 +21,29 @@ impl Report {
         self.0.push([what, times(direct), times(service), format!("{ratio50} / {ratio99}"), budget.to_owned()]);
     }
 
+    /// Whole exchanges; the ratio of medians is what counts.
+    pub(super) fn exchange(&mut self, what: &str, direct: &BenchLine, service: &BenchLine) {
+        let [ratio50, ratio99] = [(service.p50, direct.p50), (service.p99, direct.p99)]
+            .map(|(service, direct)| format!("{:.3}", ratio(service, direct)));
+        let times = |line: &BenchLine| format!("{} / {}", micros(line.p50), micros(line.p99));
+        let budget = if what.starts_with("TCP") { "p50 ratio <= 1.11 (rate >= 0.9)" } else { "p50 ratio <= 1.15" };
+        let row = [what.to_owned(), times(direct), times(service), format!("{ratio50} / {ratio99}"), budget.to_owned()];
+        self.0.push(row);
+    }
+
+    /// One endpoint changed in a large service.
+    pub(super) fn change_of_many(&mut self, spent: &Counters) {
+        let each = spent.syncs.max(1.0);
+        let [plan, sync] = [spent.plan_seconds, spent.sync_seconds].map(|seconds| seconds / each * 1e6);
+        self.0.push([
+            "one endpoint of 5,000 changed".to_owned(),
+            String::new(),
+            format!("plan {plan:.0} us, kernel {sync:.0} us"),
+            format!("{:.1} writes", spent.writes / each),
+            "<= 6 writes".to_owned(),
+        ]);
+    }
+
     /// One endpoint changed at the largest size; means over all changes, from the daemon's own clock.
     pub(super) fn change(&mut self, spent: &Counters, seen: Duration) {
         let each = spent.syncs.max(1.0);

@@ -32,7 +32,7 @@ pub(super) fn uncovered(root: &Path, inventory: &Inventory) -> io::Result<Vec<(u
 
 /// The attached directory as `/proc/<pid>/cgroup` would call it.
 fn served(root: &Path, mount: &cgroup::Mount) -> PathBuf {
-    let below = root.strip_prefix(&mount.path).unwrap_or(Path::new(""));
+    let below = root.strip_prefix(&mount.path).unwrap_or_else(|_| Path::new(""));
     mount.root.join(below)
 }
 

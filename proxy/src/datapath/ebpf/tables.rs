@@ -13,6 +13,7 @@ use proxy_abi::{
 };
 use shunt_model::Family;
 
+use super::addresses::Meaning;
 use super::layout::write::{address, range_key, range_of};
 use super::layout::{Capacity, Dump, FrontendKey, Write};
 use crate::datapath::SyncError;
@@ -259,7 +260,7 @@ impl Tables {
     }
 
     /// Says what an address means; no meaning removes it.
-    pub(super) fn set_address(&mut self, ip: IpAddr, meaning: Option<(bool, bool)>) -> Result<(), SyncError> {
+    pub(super) fn set_address(&mut self, ip: IpAddr, meaning: Option<Meaning>) -> Result<(), SyncError> {
         let (key, map) = (address(ip), self.addresses.as_fd());
         let bytes = address_bytes(key);
         match meaning {
@@ -270,8 +271,8 @@ impl Tables {
     }
 
     /// Says what many addresses mean, in one call.
-    pub(super) fn set_addresses(&mut self, meanings: &[(IpAddr, (bool, bool))]) -> Result<(), SyncError> {
-        let element = |(ip, (node, cluster)): &(IpAddr, (bool, bool))| {
+    pub(super) fn set_addresses(&mut self, meanings: &[(IpAddr, Meaning)]) -> Result<(), SyncError> {
+        let element = |(ip, (node, cluster)): &(IpAddr, Meaning)| {
             let key = address(*ip);
             (address_bytes(key), AddressValue::new(&key, *node, *cluster).0)
         };
@@ -280,7 +281,7 @@ impl Tables {
     }
 
     /// All addresses that mean something, with node and cluster.
-    pub(super) fn addresses(&self) -> Result<Vec<(IpAddr, (bool, bool))>, SyncError> {
+    pub(super) fn addresses(&self) -> Result<Vec<(IpAddr, Meaning)>, SyncError> {
         let found = bpf::read_words(self.addresses.as_fd())
             .map_err(|source| SyncError::Read { object: "ADDRESSES", source })?;
         let element = |(key, value): ([u8; 16], u64)| {

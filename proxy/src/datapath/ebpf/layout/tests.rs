@@ -215,9 +215,9 @@ fn run(steps: &[Step], family: Family) {
 
 /// Every prefix is safe, also for a reader that still holds an extent read earlier in this change.
 fn apply_each(memory: &mut Memory, writes: &[Write], number: u8, family: Family, (before, after): (&View, &View)) {
-    let changes = |write: &Write| match *write {
-        Write::Frontend { key, lead } => memory.lead(&key).is_some_and(|old| old.local != lead.local).then_some(key),
-        _ => None,
+    let changes = |write: &Write| {
+        let Write::Frontend { key, lead } = *write else { return None };
+        memory.lead(&key).is_some_and(|old| old.local != lead.local).then_some(key)
     };
     let changed: BTreeSet<FrontendKey> = writes.iter().filter_map(changes).collect();
     let keys = of_service(number, family);
