@@ -3,6 +3,7 @@
 mod check;
 mod cleanup;
 mod dns;
+mod explain;
 mod plan;
 mod run;
 mod services;
@@ -30,6 +31,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Print the frontends with their endpoints, as the running daemon has programmed them
     Services(services::Arguments),
+    /// Print what becomes of a new flow, and the rule that decided each step
+    Explain(explain::Arguments),
     /// Print what the bundled DNS would answer, and why
     Dns(dns::Arguments),
     /// Print what this kernel and host offer, what would be used, and what is missing and why
@@ -62,6 +65,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(arguments) => run::run(*arguments),
         Command::Plan(arguments) => plan::run(arguments),
         Command::Services(arguments) => services::run(arguments),
+        Command::Explain(arguments) => explain::run(arguments),
         Command::Dns(arguments) => dns::run(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Cleanup(arguments) => cleanup::run(&arguments),

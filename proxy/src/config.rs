@@ -234,7 +234,9 @@ fn node_ports(given: Option<List<NodePortAddress>>) -> Result<NodePortAddresses,
     }
 }
 
-fn default_opt_out() -> Vec<Annotation> {
+/// The annotations of Pods that are left alone, if the operator names none.
+#[must_use]
+pub fn default_opt_out() -> Vec<Annotation> {
     let (key, value) = OPT_OUT;
     vec![Annotation { key: key.to_owned(), value: Some(value.to_owned()) }]
 }

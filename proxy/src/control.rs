@@ -8,6 +8,8 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+use crate::explain::Explanation;
+
 pub use answers::{DnsReply, Services, dns_reply, services};
 pub use client::{AskError, ask, is_listening};
 pub use server::{Control, ListenError, Listener, Views};
@@ -21,6 +23,13 @@ const LONGEST_REQUEST: u64 = 4096;
 pub enum Request {
     /// Frontends with their endpoints, as programmed.
     Services,
+    /// What becomes of a new flow.
+    Explain {
+        /// Who sends.
+        source: String,
+        /// Where to.
+        destination: String,
+    },
     /// What DNS would answer.
     Dns {
         /// The name; relative names are taken as absolute.
@@ -37,6 +46,8 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Services`].
     Services(Services),
+    /// To [`Request::Explain`].
+    Explain(Explanation),
     /// To [`Request::Dns`].
     Dns(DnsReply),
     /// The request cannot be answered, and why.

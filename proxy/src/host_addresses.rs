@@ -37,6 +37,8 @@ pub async fn watch() -> io::Result<watch::Receiver<Arc<BTreeSet<IpAddr>>>> {
                 () = tokio::time::sleep(AGAIN) => {}
             }
             tokio::time::sleep(SETTLE).await;
+            // One look answers all that came meanwhile.
+            while changes.try_recv().is_ok() {}
             match read().await {
                 Ok(addresses) => {
                     failing = false;
@@ -70,6 +72,10 @@ async fn next(changes: &mut Changes) -> Option<()> {
 }
 
 async fn read() -> io::Result<BTreeSet<IpAddr>> {
-    let list = || Ok(netlink::addresses::reachable(netlink::addresses::list()?).into_iter().collect());
+    let list = || {
+        let mut found = netlink::addresses::list()?;
+        found.retain(|assigned| !assigned.tentative);
+        Ok(netlink::addresses::reachable(found).into_iter().collect())
+    };
     tokio::task::spawn_blocking(list).await.map_err(io::Error::other)?
 }

@@ -7,7 +7,7 @@
 mod built_in;
 mod claims;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod frontends;
 mod health_checks;
 mod lists;

@@ -125,7 +125,10 @@ impl Reconciler {
         self.status.syncs += 1;
         self.describe_plan();
         let complete = match outcome {
-            Ok(synced) => self.succeeded(synced, elapsed),
+            Ok(synced) => {
+                self.status.snapshot = Some(Arc::clone(&snapshot));
+                self.succeeded(synced, elapsed)
+            }
             Err(error) => self.failed(&error),
         };
         self.publish();

@@ -211,7 +211,11 @@ impl Daemon {
 
     fn start_control(&mut self, dns: Option<&Arc<Server>>) {
         if let Some(listener) = self.control.take() {
-            let views = Views { status: self.status.subscribe(), dns: dns.map(|server| server.views()) };
+            let views = Views {
+                node: Arc::from(self.config.node.as_str()),
+                status: self.status.subscribe(),
+                dns: dns.map(|server| server.views()),
+            };
             let (control, stop) = (Control::new(listener, views), self.stop.clone());
             self.tasks.spawn(async move {
                 control.run(stop).await;
@@ -284,12 +288,8 @@ fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
         node_ports: config.node_ports.clone(),
         external_ips: config.external_ips,
         service_cidrs: config.exclusive_cidrs.clone(),
-        opt_out: config.opt_out.iter().map(opt_out).collect(),
+        opt_out: config.opt_out.iter().map(Annotation::to_plan).collect(),
     }
-}
-
-fn opt_out(annotation: &Annotation) -> (Arc<str>, Option<Arc<str>>) {
-    (Arc::from(annotation.key.as_str()), annotation.value.as_deref().map(Arc::from))
 }
 
 /// A task that waits for SIGTERM or SIGINT.

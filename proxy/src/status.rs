@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use shunt_model::Snapshot;
 use shunt_model::source::SourceHealth;
 
 use crate::plan::{Conflict, Plan, PortKey};
@@ -27,6 +28,8 @@ pub struct Status {
     pub failing_since: Option<SystemTime>,
     /// What the kernel does, as of the last successful sync.
     pub programmed: Plan,
+    /// The view of the cluster that led to it.
+    pub snapshot: Option<Arc<Snapshot>>,
     /// Service ports the data path could not take, with the reason.
     pub refused: Vec<(PortKey, String)>,
     /// Who goes without a frontend because another has it.

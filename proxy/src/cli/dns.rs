@@ -65,7 +65,7 @@ fn from_daemon(arguments: &Arguments) -> Result<DnsReply> {
     match ask(&arguments.socket.control_socket, &request)? {
         Reply::Dns(reply) => Ok(reply),
         Reply::Error(reason) => bail!(reason),
-        Reply::Services(_) => bail!("the daemon answers another question than was asked"),
+        Reply::Services(_) | Reply::Explain(_) => bail!("the daemon answers another question than was asked"),
     }
 }
 

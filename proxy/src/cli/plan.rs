@@ -7,9 +7,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 use ipnet::IpNet;
+use shunt_model::Snapshot;
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_proxy::config::{self, Address, DNS_PORT, List};
-use shunt_proxy::plan::{Detect, PlanOptions, plan, render_json, render_table};
+use shunt_proxy::config::{self, Address, Annotation, DNS_PORT, List};
+use shunt_proxy::plan::{Detect, Plan, PlanOptions, plan, render_json, render_table};
 
 use super::{Output, complain, print};
 
@@ -18,6 +19,16 @@ pub(super) struct Arguments {
     /// Folder of Kubernetes manifests
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
+    #[command(flatten)]
+    offline: Offline,
+    /// How to print it
+    #[arg(long, short, default_value = "table")]
+    output: Output,
+}
+
+/// What a plan depends on besides the manifests.
+#[derive(Args)]
+pub(super) struct Offline {
     /// The node to plan for [default: the host name]
     #[arg(long, value_name = "NAME")]
     hostname_override: Option<String>,
@@ -30,36 +41,49 @@ pub(super) struct Arguments {
     /// Where the bundled DNS would listen; without it, its service is left out
     #[arg(long, value_name = "IP[:PORT],...")]
     dns_bind_address: Option<List<Address>>,
-    /// How to print it
-    #[arg(long, short, default_value = "table")]
-    output: Output,
+}
+
+/// A plan made without a daemon.
+pub(super) struct Planned {
+    pub(super) snapshot: Snapshot,
+    pub(super) plan: Plan,
+    pub(super) node: String,
+}
+
+impl Offline {
+    /// Plans from a folder, and complains of what is ignored and contested.
+    pub(super) fn plan(self, folder: PathBuf) -> Result<Planned> {
+        let cluster_dns = config::cluster_dns(self.cluster_dns.as_ref())?;
+        let node = config::node_name(self.hostname_override.as_deref())?;
+        let opt_out = config::default_opt_out();
+        let (snapshot, problems) = manifests::read(&ManifestsOptions {
+            dir: folder,
+            service_cidrs: config::service_cidrs(self.service_cidr),
+            reserved: cluster_dns.clone(),
+            pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
+        })?;
+        let listen = self.dns_bind_address.map_or_else(Vec::new, |List(listen)| listen);
+        let options = PlanOptions {
+            node: Arc::from(node.as_str()),
+            detector: Detect::Both,
+            cluster_dns,
+            dns_backends: listen.into_iter().map(|address| address.or_port(DNS_PORT)).collect(),
+            opt_out: opt_out.iter().map(Annotation::to_plan).collect(),
+            ..PlanOptions::default()
+        };
+        let (plan, conflicts) = plan(&snapshot, &options);
+        for problem in problems {
+            complain(format_args!("ignored: {problem}"));
+        }
+        for conflict in conflicts {
+            complain(format_args!("conflict: {conflict}"));
+        }
+        Ok(Planned { snapshot, plan, node })
+    }
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let cluster_dns = config::cluster_dns(arguments.cluster_dns.as_ref())?;
-    let node = config::node_name(arguments.hostname_override.as_deref())?;
-    let (snapshot, problems) = manifests::read(&ManifestsOptions {
-        dir: arguments.manifests,
-        service_cidrs: config::service_cidrs(arguments.service_cidr),
-        reserved: cluster_dns.clone(),
-        pod_annotations: Vec::new(),
-    })?;
-    let listen = arguments.dns_bind_address.map_or_else(Vec::new, |List(listen)| listen);
-    let dns_backends = listen.into_iter().map(|address| address.or_port(DNS_PORT)).collect();
-    let options = PlanOptions {
-        node: Arc::from(node),
-        detector: Detect::Both,
-        cluster_dns,
-        dns_backends,
-        ..PlanOptions::default()
-    };
-    let (plan, conflicts) = plan(&snapshot, &options);
-    for problem in problems {
-        complain(format_args!("ignored: {problem}"));
-    }
-    for conflict in conflicts {
-        complain(format_args!("conflict: {conflict}"));
-    }
+    let Planned { plan, .. } = arguments.offline.plan(arguments.manifests)?;
     print(&match arguments.output {
         Output::Table => render_table(&plan),
         Output::Json => render_json(&plan)?,

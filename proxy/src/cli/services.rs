@@ -21,7 +21,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     let services = match ask(&arguments.socket.control_socket, &Request::Services)? {
         Reply::Services(services) => services,
         Reply::Error(reason) => bail!(reason),
-        Reply::Dns(_) => bail!("the daemon answers another question than was asked"),
+        Reply::Dns(_) | Reply::Explain(_) => bail!("the daemon answers another question than was asked"),
     };
     for reason in &services.refused {
         complain(format_args!("not served: {reason}"));
@@ -29,10 +29,10 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Some(error) = &services.error {
         complain(format_args!("last sync failed, this is what was programmed before: {error}"));
     }
-    let Services { ports, refused: _, error: _, table } = services;
+    let Services { ports, refused, error, problems, table } = services;
     print(&match arguments.output {
         Output::Table => table,
-        Output::Json => serde_json::to_string_pretty(&serde_json::json!({ "ports": ports }))?,
+        Output::Json => serde_json::to_string_pretty(&serde_json::json!({ "ports": ports, "refused": refused, "error": error, "problems": problems }))?,
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -95,6 +96,14 @@ pub struct Annotation {
     pub key: String,
     /// The value.
     pub value: Option<String>,
+}
+
+impl Annotation {
+    /// As the plan wants it.
+    #[must_use]
+    pub fn to_plan(&self) -> (Arc<str>, Option<Arc<str>>) {
+        (Arc::from(self.key.as_str()), self.value.as_deref().map(Arc::from))
+    }
 }
 
 impl FromStr for Annotation {

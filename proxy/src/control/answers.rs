@@ -15,6 +15,8 @@ pub struct Services {
     pub ports: Value,
     /// Service ports that are not served, with the reason.
     pub refused: Vec<String>,
+    /// Objects and files of the input that are ignored, each with file, line and reason.
+    pub problems: Vec<String>,
     /// Why the kernel may be behind the cluster, if it may.
     pub error: Option<String>,
     /// The same for people.
@@ -41,7 +43,9 @@ pub struct DnsReply {
 pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
     let ports = serde_json::to_value(PlanView::from(&status.programmed).ports)?;
     let refused = status.refused.iter().map(|(port, reason)| format!("{port}: {reason}")).collect();
-    Ok(Services { ports, refused, error: status.error.clone(), table: render_table(&status.programmed) })
+    let problems = status.source.problems.iter().map(ToString::to_string).collect();
+    let table = render_table(&status.programmed);
+    Ok(Services { ports, refused, problems, error: status.error.clone(), table })
 }
 
 /// What `zone` says about `name` and `rtype`, given as text.

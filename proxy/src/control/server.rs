@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net as std_unix;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::client::is_nobody;
 use super::{LONGEST_REQUEST, Reply, Request, answers};
+use crate::explain::explain;
 use crate::status::Status;
 
 /// Clients send their request at once; one that does not is not ours.
@@ -52,6 +54,8 @@ pub struct Listener {
 /// What requests are answered from.
 #[derive(Clone)]
 pub struct Views {
+    /// Own node name.
+    pub node: Arc<str>,
     /// The reconcile loop's word.
     pub status: watch::Receiver<Status>,
     /// What DNS answers from, if it runs.
@@ -166,6 +170,14 @@ impl Views {
             Request::Services => {
                 let status = self.status.borrow().clone();
                 answers::services(&status).map_or_else(|error| Reply::Error(error.to_string()), Reply::Services)
+            }
+            Request::Explain { source, destination } => {
+                let status = self.status.borrow().clone();
+                let Some(snapshot) = &status.snapshot else {
+                    return Reply::Error("nothing is in the kernel yet, so there is nothing to explain".to_owned());
+                };
+                let explained = explain(snapshot, &status.programmed, &self.node, source, destination);
+                explained.map_or_else(|error| Reply::Error(error.to_string()), Reply::Explain)
             }
             Request::Dns { name, rtype } => {
                 let Some(views) = &self.dns else {

@@ -24,7 +24,7 @@ impl Daemon {
     fn start(path: &Path, snapshot: Option<Snapshot>) -> Self {
         let (status, status_read) = watch::channel(Status::default());
         let (dns, dns_read) = watch::channel(view(snapshot));
-        let views = Views { status: status_read, dns: Some(dns_read) };
+        let views = Views { node: Arc::from("n1"), status: status_read, dns: Some(dns_read) };
         let stop = CancellationToken::new();
         let task = tokio::spawn(Control::new(Listener::open(path).unwrap(), views).run(stop.clone()));
         Self { stop, task, _status: status, _dns: dns }

@@ -31,6 +31,9 @@ pub(super) enum SelfTestError {
         /// What `getpeername` says.
         peer: SocketAddr,
     },
+    /// There was nothing to test with.
+    #[error("no loopback address of this network namespace can be reached: is lo up?")]
+    NoLoopback,
     /// The call failed.
     #[error("connecting to {dialled}, which leads to loopback while the programs run")]
     Connect {
@@ -44,7 +47,11 @@ pub(super) enum SelfTestError {
 
 /// Dials both families; one that this host does not have is left out.
 pub(super) fn probe() -> Result<(), SelfTestError> {
-    SELF_TEST.into_iter().filter(has_family).try_for_each(probe_one)
+    let mut possible = SELF_TEST.into_iter().filter(has_family).peekable();
+    if possible.peek().is_none() {
+        return Err(SelfTestError::NoLoopback);
+    }
+    possible.try_for_each(probe_one)
 }
 
 fn socket(like: &SocketAddr) -> io::Result<UdpSocket> {

@@ -51,9 +51,10 @@ pub(super) fn sweep(
     };
     for (namespace, outcome) in namespaces.iter().zip(outcomes) {
         match outcome.and_then(|swept| swept) {
-            Ok((examined, destroyed)) => {
+            Ok(Here { examined, destroyed, failed }) => {
                 swept.examined = swept.examined.saturating_add(examined);
                 swept.destroyed = swept.destroyed.saturating_add(destroyed);
+                swept.failed.extend(failed.map(|error| (namespace.cookie, error)));
             }
             Err(error) if netns::is_gone(&error) => {}
             Err(error) => swept.failed.push((namespace.cookie, error.to_string())),
@@ -62,15 +63,28 @@ pub(super) fn sweep(
     swept
 }
 
-fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> io::Result<(usize, usize)> {
+fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> io::Result<Here> {
     let mut diag = diag::Diag::open()?;
     let connected = diag.connected(maps)?;
-    let mut destroyed = 0_usize;
+    let mut here = Here { examined: connected.len(), destroyed: 0, failed: None };
     for socket in &connected {
         let family = if unmapped(socket.flow.backend).is_some() { Family::V4 } else { Family::V6 };
-        if !alive(family, socket.flow.reference()) && diag.destroy(socket)? {
-            destroyed = destroyed.saturating_add(1);
+        if alive(family, socket.flow.reference()) {
+            continue;
+        }
+        match diag.destroy(socket) {
+            Ok(true) => here.destroyed = here.destroyed.saturating_add(1),
+            Ok(false) => {}
+            // The others are looked at all the same.
+            Err(error) => here.failed = Some(error.to_string()),
         }
     }
-    Ok((connected.len(), destroyed))
+    Ok(here)
+}
+
+/// What was done in one namespace.
+struct Here {
+    examined: usize,
+    destroyed: usize,
+    failed: Option<String>,
 }

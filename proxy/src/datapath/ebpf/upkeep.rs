@@ -228,6 +228,7 @@ impl Upkeep {
             info!(examined, destroyed, elapsed = ?began.elapsed(), "destroyed sockets of endpoints that left");
         }
         self.report.destroyed = self.report.destroyed.saturating_add(u64::try_from(destroyed).unwrap_or(u64::MAX));
+        let incomplete = !failed.is_empty();
         for (cookie, error) in failed {
             self.report.failures = self.report.failures.saturating_add(1);
             warn!(cookie, error, "sockets of this network namespace could not be looked at");
@@ -235,9 +236,9 @@ impl Upkeep {
         let now = Instant::now();
         self.due.rested = now + now.duration_since(began) * REST;
         // Until a look finds nothing, and at least a second time.
-        let second = destroyed == 0 && self.looked_twice;
+        let second = destroyed == 0 && self.looked_twice && !incomplete;
         self.looked_twice = !second;
-        self.due.sweep = (!second).then(|| now + SECOND_LOOK);
+        self.due.sweep = (!second).then(|| now + if incomplete { SCAN } else { SECOND_LOOK });
     }
 
     fn check_up(&mut self) {

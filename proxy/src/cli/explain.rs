@@ -1,0 +1,56 @@
+//! `shunt explain`: what becomes of a new flow, and the rule behind each step.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use shunt_proxy::control::{Reply, Request, ask};
+use shunt_proxy::explain::{Explanation, explain, render};
+
+use super::plan::Offline;
+use super::{Output, Socket, print};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Who sends: an IP, a pod (NAMESPACE/NAME), node, or outside
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// Where to: IP:PORT[/PROTOCOL], IP, a Service (NAMESPACE/NAME[:PORT][/PROTOCOL]) or NAME.NAMESPACE
+    #[arg(value_name = "DST")]
+    destination: String,
+    /// Plan from this folder of manifests instead of asking the daemon; needs no root
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    #[command(flatten)]
+    offline: Offline,
+    #[command(flatten)]
+    socket: Socket,
+    /// How to print it
+    #[arg(long, short, default_value = "table")]
+    output: Output,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Arguments { source, destination, manifests, offline, socket, output } = arguments;
+    let explanation = match manifests {
+        Some(folder) => {
+            let planned = offline.plan(folder)?;
+            explain(&planned.snapshot, &planned.plan, &planned.node, &source, &destination)?
+        }
+        None => asked(&socket, source, destination)?,
+    };
+    print(&match output {
+        Output::Table => render(&explanation),
+        Output::Json => serde_json::to_string_pretty(&explanation)?,
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn asked(socket: &Socket, source: String, destination: String) -> Result<Explanation> {
+    match ask(&socket.control_socket, &Request::Explain { source, destination })? {
+        Reply::Explain(explanation) => Ok(explanation),
+        Reply::Error(reason) => bail!(reason),
+        Reply::Services(_) | Reply::Dns(_) => bail!("the daemon answers another question than was asked"),
+    }
+}
