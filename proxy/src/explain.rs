@@ -6,9 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use shunt_model::{Family, ObjectKey, Pod, Protocol, Snapshot};
 
-use crate::plan::{
-    Decision, FrontendKind, List, Met, Packet, Plan, PortPlan, Source, Verdict,
-};
+use crate::plan::{Decision, FrontendKind, List, Met, Packet, Plan, PortPlan, Source, Verdict};
 
 /// Every flow that the destination may mean.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +47,9 @@ pub enum ExplainError {
     #[error("source {0:?} is no address, no pod of this cluster (NAMESPACE/NAME), and neither node nor outside")]
     Source(String),
     /// The destination is not understood.
-    #[error("destination {0:?} is no IP:PORT[/PROTOCOL], no IP, and no Service (NAMESPACE/NAME[:PORT][/PROTOCOL] or NAME.NAMESPACE)")]
+    #[error(
+        "destination {0:?} is no IP:PORT[/PROTOCOL], no IP, and no Service (NAMESPACE/NAME[:PORT][/PROTOCOL] or NAME.NAMESPACE)"
+    )]
     Destination(String),
     /// There is no such Service, or it has no such port.
     #[error("no service port is called {0}: see `shunt services`, or `shunt plan` without a daemon")]
@@ -114,7 +114,9 @@ fn of_pod(pod: &Pod, node: &str, addresses: Vec<IpAddr>) -> Result<Origin, Expla
     let key = &pod.key;
     let (source, decided, rule) = match (here, pod.host_network) {
         (true, false) => (Source::Pod, format!("the source is pod {key} of this node"), "3.3"),
-        (true, true) => (Source::Node, format!("pod {key} is in this node's own network: the source is the node"), "SA-2"),
+        (true, true) => {
+            (Source::Node, format!("pod {key} is in this node's own network: the source is the node"), "SA-2")
+        }
         (false, _) => (Source::Outside, format!("pod {key} is not on this node: to it the source is outside"), "TP-26"),
     };
     Ok(Origin { source, address: addresses.first().copied(), addresses, step: step(decided, rule) })
@@ -145,10 +147,11 @@ fn targets(plan: &Plan, text: &str) -> Result<Vec<(SocketAddr, Protocol)>, Expla
     let (name, port) = rest.split_once(':').map_or((rest, None), |(name, port)| (name, Some(port)));
     let service = ObjectKey::new(namespace, name);
     let ports = plan.ports.values().filter(|planned| planned.key.service == service);
-    let meant = ports.filter(|planned| named.is_none_or(|protocol| planned.key.protocol == protocol)).filter(|planned| {
-        let number = |port: &str| planned.frontends.iter().any(|frontend| frontend.port.to_string() == *port);
-        port.is_none_or(|port| *planned.key.port == *port || number(port))
-    });
+    let meant =
+        ports.filter(|planned| named.is_none_or(|protocol| planned.key.protocol == protocol)).filter(|planned| {
+            let number = |port: &str| planned.frontends.iter().any(|frontend| frontend.port.to_string() == *port);
+            port.is_none_or(|port| *planned.key.port == *port || number(port))
+        });
     let found: Vec<_> = meant.filter_map(|planned| Some((first_address(planned)?, planned.key.protocol))).collect();
     if found.is_empty() { Err(ExplainError::NoService(text.to_owned())) } else { Ok(found) }
 }
@@ -180,13 +183,22 @@ fn explain_one(plan: &Plan, from: &Origin, to: SocketAddr, protocol: Protocol) -
     let opted_out = from.source == Source::Pod && from.addresses.iter().any(|ip| plan.opted_out.contains(ip));
     if opted_out {
         steps.push(step("the pod has opted out: its sockets are left alone", "docs/parity.md"));
-        return FlowExplanation { destination: shown(to, protocol), steps, verdict: "pass".into(), endpoints: Vec::new() };
+        return FlowExplanation {
+            destination: shown(to, protocol),
+            steps,
+            verdict: "pass".into(),
+            endpoints: Vec::new(),
+        };
     }
     let Decision { verdict, reason } = plan.decide(&packet);
     match reason.map(|reason| (reason.met, reason.spec)) {
         None => steps.push(step("no service port is dialled there", "NE-14")),
-        Some((None, "NE-11")) => steps.push(step(format!("{} is a cluster IP, and no service port has this port", to.ip()), "NE-11")),
-        Some((None, spec)) => steps.push(step(format!("{} is in a range of Services, and no Service has it", to.ip()), spec)),
+        Some((None, "NE-11")) => {
+            steps.push(step(format!("{} is a cluster IP, and no service port has this port", to.ip()), "NE-11"))
+        }
+        Some((None, spec)) => {
+            steps.push(step(format!("{} is in a range of Services, and no Service has it", to.ip()), spec))
+        }
         Some((Some(met), spec)) => steps.extend(steps_of(&met, spec, from.source)),
     }
     let (word, endpoints) = match verdict {
@@ -229,7 +241,10 @@ fn steps_of(met: &Met<'_>, spec: &str, source: Source) -> Vec<Step> {
     if !endpoints.is_empty() && *admitted != Some(false) {
         steps.push(step(format!("{} of them", endpoints.len()), spec));
         if let Some(seconds) = port.affinity {
-            steps.push(step(format!("a client stays with its endpoint until {seconds} s after its last new flow"), "SA-3"));
+            steps.push(step(
+                format!("a client stays with its endpoint until {seconds} s after its last new flow"),
+                "SA-3",
+            ));
         }
     } else if *admitted == Some(false) {
         steps.push(step("who is outside gets no answer", spec));

@@ -32,7 +32,9 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     let Services { ports, refused, error, problems, table } = services;
     print(&match arguments.output {
         Output::Table => table,
-        Output::Json => serde_json::to_string_pretty(&serde_json::json!({ "ports": ports, "refused": refused, "error": error, "problems": problems }))?,
+        Output::Json => serde_json::to_string_pretty(
+            &serde_json::json!({ "ports": ports, "refused": refused, "error": error, "problems": problems }),
+        )?,
     })?;
     Ok(ExitCode::SUCCESS)
 }

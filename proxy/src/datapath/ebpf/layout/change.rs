@@ -59,6 +59,17 @@ impl<'a> Lists<'a> {
 }
 
 impl Port {
+    /// No endpoint hangs on it, nor a range of sources.
+    fn is_empty(&self) -> bool {
+        let Record { placed, draining, prefixes, ranges, region, .. } = &self.record;
+        placed.is_empty()
+            && draining.is_empty()
+            && prefixes.is_empty()
+            && ranges.id() == 0
+            && region.is_none()
+            && self.second.is_none()
+    }
+
     fn references(&self) -> HashMap<Endpoint, BackendRef> {
         let second = self.second.iter().flat_map(|(_, record)| record.endpoints());
         second.chain(self.record.endpoints()).collect()
@@ -78,7 +89,51 @@ impl Layout {
     /// The writes that make the service port of entry `main` look like `target`.
     pub(super) fn change(&mut self, main: u32, target: &Target<'_>, now: Moment) -> Result<Vec<Write>, Full> {
         let lists = Lists::of(target);
-        self.with_port(main, |layout, port| layout.apply(port, target, &lists, true, now)).unwrap_or(Ok(Vec::new()))
+        self.with_port(main, |layout, port| match port.is_empty() && lists.second.is_none() {
+            true => layout.fill(port, target, lists.main, now),
+            false => layout.apply(port, target, &lists, true, now),
+        })
+        .unwrap_or(Ok(Vec::new()))
+    }
+
+    /// The short way for a service port without any endpoint so far, as all are after a start: nothing is there that
+    /// could stay, leave or be shared.
+    fn fill(
+        &mut self,
+        port: &mut Port,
+        target: &Target<'_>,
+        wanted: &[Endpoint],
+        now: Moment,
+    ) -> Result<Vec<Write>, Full> {
+        let step = Step { wanted, change: Change::default(), fresh: None };
+        let fresh = self.region_for(None, &step, false, now)?;
+        let family = port.record.family;
+        let full = Full { table: "backend", capacity: self.capacity.backends };
+        let taken = self.backends.take(family, wanted.len(), now).ok_or(full);
+        let ranges = taken.and_then(|taken| match target.ranges {
+            Some(sources) => match self.ranges.take(sources.prefixes.len(), now) {
+                Ok(id) => Ok((taken, Some(id))),
+                Err(full) => {
+                    taken.into_iter().for_each(|reference| self.backends.untake(family, reference));
+                    Err(full)
+                }
+            },
+            None => Ok((taken, None)),
+        });
+        let (taken, ranges) = ranges.inspect_err(|_| {
+            fresh.flatten().into_iter().for_each(|region| self.regions.release(region));
+        })?;
+        let mut writes = Vec::with_capacity(wanted.len().saturating_mul(2).saturating_add(4));
+        let endpoints: Vec<(Endpoint, BackendRef)> = wanted.iter().copied().zip(taken).collect();
+        for (end, reference) in &endpoints {
+            let standing = Standing::new(reference.generation(), port.main, true, end.local);
+            writes.push(backend(family, end.address, *reference, standing));
+        }
+        if let Some(region) = fresh {
+            port.record.switch(port.main, region, &endpoints, &mut writes);
+        }
+        self.settle(port, target, None, ranges, now, &mut writes);
+        Ok(writes)
     }
 
     /// The writes that take away what `target` no longer holds, for a service port that [`Full`] kept from growing: a
