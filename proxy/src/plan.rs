@@ -4,6 +4,8 @@
 //! I/O, no randomness, and the order of the input never matters. [`Plan::verdict`](Plan) is the reference reading
 //! against which every data path is tested.
 
+#[cfg(test)]
+mod bad_input;
 mod built_in;
 mod claims;
 #[cfg(test)]

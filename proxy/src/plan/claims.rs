@@ -182,6 +182,32 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_ip_is_not_lost_to_anybodys_external_ip() {
+        let thief = service("a-thief", "ip=10.96.0.1 ext=10.96.0.2 vip=10.96.0.3 created=1");
+        let (web, api) = (service("web", "ip=10.96.0.2 created=7"), service("z-api", "ip=10.96.0.3"));
+        check(
+            &[thief, web, api],
+            &[
+                "default/a-thief:http/tcp: 10.96.0.1:80",
+                "default/web:http/tcp: 10.96.0.2:80",
+                "default/z-api:http/tcp: 10.96.0.3:80",
+            ],
+            &["default/a-thief:http/tcp 10.96.0.2:80/tcp", "default/a-thief:http/tcp 10.96.0.3:80/tcp"],
+        );
+    }
+
+    #[test]
+    fn a_port_that_only_lost_an_address_stays_at_the_others() {
+        let sctp = service("a", "ip=10.96.0.1 port=x:53/sctp ext=192.0.2.1 created=1");
+        let late = service("b", "ip=10.96.0.2 port=x:53/sctp ext=192.0.2.1 ext=192.0.2.2 created=2");
+        check(
+            &[sctp, late],
+            &["default/a:x/sctp: 10.96.0.1:53 192.0.2.1:53", "default/b:x/sctp: 10.96.0.2:53 192.0.2.2:53"],
+            &["default/b:x/sctp 192.0.2.1:53/sctp"],
+        );
+    }
+
+    #[test]
     fn other_protocols_ports_and_families_do_not_contend() {
         let tcp = service("a", "ip=10.96.0.1 port=x:53/tcp");
         let udp = service("b", "ip=10.96.0.1 port=x:53/udp");

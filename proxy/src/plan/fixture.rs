@@ -10,7 +10,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use shunt_model::{
-    ClusterIps, Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectKey, Protocol, Service, ServiceKind,
+    ClusterIps, Endpoint, EndpointPort, EndpointSlice, Family, Node, ObjectKey, Pod, Protocol, Service, ServiceKind,
     ServicePort, SliceKey, Snapshot, TrafficPolicy,
 };
 
@@ -148,6 +148,17 @@ pub(crate) fn cluster(
     snapshot.services.extend(services.into_iter().map(|service| (service.key.clone(), Arc::new(service))));
     snapshot.slices.extend(slices.into_iter().map(|slice| (slice.key.clone(), Arc::new(slice))));
     snapshot
+}
+
+/// `addresses` separated by spaces, one annotation as `key=value` or none.
+pub(crate) fn pod(name: &str, addresses: &str, node: &str, annotation: &str) -> Pod {
+    Pod {
+        key: ObjectKey::new("default", name),
+        addresses: addresses.split_whitespace().map(ip).collect(),
+        node: Some(node).filter(|node| !node.is_empty()).map(Arc::from),
+        host_network: false,
+        annotations: annotation.split_once('=').map(|(key, value)| (key.into(), value.into())).into_iter().collect(),
+    }
 }
 
 pub(crate) fn set_zone(snapshot: &mut Snapshot, zone: Option<&str>) {

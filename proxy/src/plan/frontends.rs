@@ -121,8 +121,8 @@ fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = &IpAd
 
 #[cfg(test)]
 mod tests {
-    use crate::plan::fixture::{cluster, frontends, options, service, slice};
-    use crate::plan::plan;
+    use crate::plan::fixture::{cluster, frontends, names, options, service, slice};
+    use crate::plan::{PlanOptions, plan};
 
     /// Each planned port of a Service `web` as `port family: frontends`.
     #[track_caller]
@@ -159,6 +159,16 @@ mod tests {
         );
         check("ip=10.96.0.1 ext=2001:db8::1", &["http IPv4: 10.96.0.1:80"]); // IN-11: no cluster IP, no IPv6
         check("ip=10.96.0.1 port=:53/tcp port=:53/udp", &[" IPv4: 10.96.0.1:53", " IPv4: 10.96.0.1:53"]); // IN-14
+    }
+
+    #[test]
+    fn external_ips_can_be_switched_off() {
+        let options = PlanOptions { external_ips: false, ..options() };
+        let service = service("web", "ip=10.96.0.1 ext=203.0.113.9 ext=192.0.2.1 vip=192.0.2.1 eTP");
+        let (plan, _) = plan(&cluster([service], [slice("web", "a", "http:80/tcp", "e1:R; e2:Rl")]), &options);
+        let port = plan.ports.values().next().unwrap();
+        assert_eq!(frontends(port), "10.96.0.1:80 192.0.2.1:80"); // IN-16
+        assert_eq!(names(&port.local), "e2", "the raw list still makes it accessible from outside"); // IN-16, IN-19
     }
 
     #[test]

@@ -197,6 +197,35 @@ mod tests {
         check("", "node-1/a", "e3:R z=a n=1; e4:R z=a", "e3 e4", "-", Y); // EP-10 per kind of hint
     }
 
+    #[track_caller]
+    fn check_draining(words: &str, zone: Option<&str>, endpoints: &str, wanted: &str) {
+        let (service, slice) = (service("web", words), slice("web", "web-1", "http:80/tcp", endpoints));
+        let candidates = endpoints_of(&[&slice], &service.ports[0], Family::V4, NODE);
+        let needs = needs_of(&service, &service.ports[0], Family::V4);
+        let draining = choose(&candidates, Place { node: NODE, zone }, needs).draining;
+        let endpoints: Vec<_> = draining.iter().map(|address| Endpoint { address: *address, local: false }).collect();
+        assert_eq!(names(&endpoints), wanted);
+        assert_eq!(draining.capacity(), draining.len());
+    }
+
+    #[test]
+    fn who_serves_without_new_flows_is_draining() {
+        check_draining("", None, "e1:R; e2:R", "");
+        check_draining("", None, "e1:R; e2:T; e3:U; e4:Tl", "e2 e4"); // CT-10
+        check_draining("", None, "e2:T; e3:U", ""); // they are the list
+        check_draining("iTP", None, "e1:R; e2:Rl; e3:Tl; e4:U", "e1 e3"); // CT-3: policy does not count
+        check_draining("", Some("a"), "e1:R z=a; e2:R z=b", "e2"); // CT-3: nor does topology
+        check_draining("eTP np=30080", None, "e1:R; e2:Tl; e3:T", "e3"); // V28
+    }
+
+    #[test]
+    fn hints_for_places_nobody_knows_are_no_hints_for_us() {
+        check("", "/a", "e1:R z=x; e2:R z=y", "e1 e2", "-", Y);
+        check("", "/a", "e1:R n=7; e2:R n=8", "e1 e2", "-", Y);
+        check("", "/a", "e1:R z=x n=7; e2:R z=a n=8", "e2", "-", Y); // EP-11
+        check("", "/", "e1:R z=a n=7; e2:R z=b n=8", "e1 e2", "-", Y); // EP-12: a node without a zone
+    }
+
     #[test]
     fn policies_decide_which_lists_are_filled() {
         check("iTP", "/", "", "-", "", N); // V16

@@ -109,6 +109,31 @@ mod tests {
     }
 
     #[test]
+    fn publish_not_ready_addresses_arrive_as_ready() {
+        let mut leaving = http("a", "e1:T");
+        leaving.endpoints[0].ready = true;
+        check(&[leaving], &["10.1.0.1:80 ready"]); // IN-42
+    }
+
+    #[test]
+    fn large_slices_are_merged_port_by_port() {
+        let ports: Vec<String> = (0..100).map(|number| format!("p{number}:{}/tcp", 1000 + number)).collect();
+        let mut large = slice("web", "a", &format!("http:80/tcp {}", ports.join(" ")), "e0:R");
+        let first = large.endpoints[0].clone();
+        large.endpoints = (0..1000_u16)
+            .map(|number| {
+                let [high, low] = number.to_be_bytes();
+                shunt_model::Endpoint { addresses: [[10, 1, high, low].into()].into(), ..first.clone() }
+            })
+            .collect();
+        let mut service = service("web", "");
+        assert_eq!(endpoints_of(&[&large, &large], &service.ports[0], Family::V4, NODE).len(), 1000); // IN-41
+        service.ports[0].name = "p99".into();
+        let found = endpoints_of(&[&large], &service.ports[0], Family::V4, NODE);
+        assert!(found.len() == 1000 && found.iter().all(|candidate| candidate.address.port() == 1099));
+    }
+
+    #[test]
     fn without_a_node_name_nothing_is_local() {
         let (service, mut slice) = (service("web", ""), http("a", "e1:R"));
         slice.endpoints[0].node = Some("".into());

@@ -87,3 +87,67 @@ fn first(assigned: &BTreeSet<IpAddr>, family: Family) -> Option<IpAddr> {
     let mut of_family = assigned.iter().filter(|address| Family::of(address) == family);
     of_family.find(|address| !address.is_loopback() && !is_link_local(address)).copied()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::{ip, options, set_node};
+
+    /// The addresses that accept node ports and the primary ones, on a node whose object lists `listed` and whose
+    /// interfaces have `observed`, if that is known.
+    #[track_caller]
+    fn check(node_ports: NodePortAddresses, listed: &[&str], observed: Option<&[&str]>, wanted: &str, primary: &str) {
+        let mut snapshot = Snapshot::default();
+        set_node(&mut snapshot, None, listed);
+        let observed = observed.map(|addresses| addresses.iter().map(|address| ip(address)).collect());
+        let here = Here::new(&snapshot, &PlanOptions { node_ports, ..options() }, observed.as_ref());
+        let join = |addresses: Vec<&IpAddr>| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(join(here.node_ports.iter().collect()), wanted, "accepted");
+        assert_eq!(join(here.primary.iter().flatten().collect()), primary, "primary");
+    }
+
+    fn within(networks: &[&str]) -> NodePortAddresses {
+        NodePortAddresses::Within(networks.iter().map(|network| network.parse().unwrap()).collect())
+    }
+
+    const OBJECT: &[&str] = &["10.0.0.5", "2001:db8::5", "203.0.113.5"];
+    const INTERFACES: &[&str] = &["127.0.0.1", "127.0.0.53", "::1", "10.0.0.5", "192.168.7.5", "fe80::5"];
+
+    #[test]
+    fn all_addresses_accept_node_ports_unless_told_otherwise() {
+        let all = NodePortAddresses::All;
+        check(all.clone(), OBJECT, None, "10.0.0.5 127.0.0.1 203.0.113.5 ::1 2001:db8::5", "10.0.0.5 2001:db8::5");
+        let here = "10.0.0.5 127.0.0.1 192.168.7.5 ::1 fe80::5"; // TP-11: what the kernel calls local
+        check(all.clone(), OBJECT, Some(INTERFACES), here, "10.0.0.5 2001:db8::5");
+        check(all.clone(), OBJECT, Some(&["::ffff:10.0.0.5"]), "10.0.0.5 127.0.0.1 ::1", "10.0.0.5 2001:db8::5"); // IN-24
+        check(all, &[], None, "127.0.0.1 ::1", "");
+    }
+
+    #[test]
+    fn networks_narrow_their_own_family_only() {
+        let v6 = "::1 2001:db8::5";
+        let check = |networks, wanted: &str| check(within(networks), OBJECT, None, wanted, "10.0.0.5 2001:db8::5"); // TP-10
+        check(&["10.0.0.0/8"], &format!("10.0.0.5 {v6}"));
+        check(&["10.0.0.0/8", "127.0.0.0/8"], &format!("10.0.0.5 127.0.0.1 {v6}"));
+        check(&["0.0.0.0/0", "10.0.0.0/8"], &format!("10.0.0.5 127.0.0.1 203.0.113.5 {v6}"));
+        check(&["172.16.0.0/12", "2001:db8::/32"], "2001:db8::5");
+        check(&["::1/128"], "10.0.0.5 127.0.0.1 203.0.113.5 ::1");
+        check(&[], &format!("10.0.0.5 127.0.0.1 203.0.113.5 {v6}"));
+    }
+
+    #[test]
+    fn primary_is_what_the_node_object_names_first() {
+        let primary = NodePortAddresses::Primary;
+        check(primary.clone(), OBJECT, None, "10.0.0.5 2001:db8::5", "10.0.0.5 2001:db8::5");
+        check(primary.clone(), OBJECT, Some(INTERFACES), "10.0.0.5", "10.0.0.5 2001:db8::5");
+        check(primary.clone(), &["10.0.0.5"], None, "10.0.0.5", "10.0.0.5"); // TP-13: none of IPv6, not all
+        check(primary, &[], Some(INTERFACES), "", "10.0.0.5");
+    }
+
+    #[test]
+    fn without_a_node_object_the_first_address_others_could_know_is_primary() {
+        let observed: &[&str] = &["127.0.0.1", "169.254.20.10", "192.168.7.5", "192.168.7.6", "fe80::5", "fd00::5"];
+        let wanted = "127.0.0.1 169.254.20.10 192.168.7.5 192.168.7.6 ::1 fd00::5 fe80::5";
+        check(NodePortAddresses::All, &[], Some(observed), wanted, "192.168.7.5 fd00::5"); // TP-34
+    }
+}

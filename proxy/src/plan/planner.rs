@@ -12,7 +12,7 @@ use tracing::warn;
 use super::built_in::{built_in, built_in_key};
 use super::claims::{Claim, Claimant, Claims, Conflict, Rank};
 use super::frontends::Site;
-use super::health_checks::{HealthCheck, health_checks};
+use super::health_checks::{HealthCheck, health_checks, newly_without_port};
 use super::node::Here;
 use super::opt_out::OptedOut;
 use super::service::{claim, has_frontend, plan_service, stakes_of};
@@ -84,6 +84,9 @@ impl Planner {
             && !self.snapshot.services.contains_key(name)
         {
             warn!(service = %name, "not served: the name is taken by the bundled DNS; rename the service");
+        }
+        for service in newly_without_port(&self.snapshot, &snapshot) {
+            warn!(%service, "no health check: externalTrafficPolicy is Local, but healthCheckNodePort is not set");
         }
         for conflict in self.follow(snapshot) {
             warn!(
@@ -325,6 +328,36 @@ mod tests {
         check(|snapshot| put_service(snapshot, service("web", "headless")), &["web"]);
         check(|snapshot| snapshot.services = snapshot.services.without(&ObjectKey::new("default", "api")), &["api"]);
         check(|snapshot| put_service(snapshot, service("nobody", "ip=10.96.0.3")), &["nobody"]);
+    }
+
+    #[test]
+    fn labels_affinity_and_policies_take_effect_for_their_service_alone() {
+        let api = |words: &str| service("api", &format!("ip=10.96.0.2 {words}"));
+        check(|snapshot| put_service(snapshot, api("other")), &["api"]); // IN-3
+        check(|snapshot| put_service(snapshot, api("aff=60")), &["api"]); // SA-9, SA-10
+        check(|snapshot| put_service(snapshot, api("iTP")), &["api"]);
+        check(|snapshot| put_service(snapshot, api("eTP")), &[]); // EP-4: nothing to reach it by from outside
+        check(|snapshot| put_service(snapshot, api("from=10.0.0.0/8")), &[]); // TP-30
+        let headless = || EndpointSlice { headless: true, ..slice("api", "a", "http:80/tcp", "e3:R") };
+        check(|snapshot| put_slice(snapshot, headless()), &["api"]); // IN-2, IN-3
+        check(|snapshot| put_slice(snapshot, slice("api", "a", "http:81/tcp", "e3:R")), &["api"]); // IN-33
+    }
+
+    #[test]
+    fn a_new_primary_address_concerns_services_with_source_ranges() {
+        let mut snapshot = example();
+        put_service(&mut snapshot, service("web", "ip=10.96.0.1 vip=192.0.2.1 from=10.0.0.0/8"));
+        let mut planner = Planner::new(options());
+        let old = planner.update(Arc::new(snapshot.clone())).clone();
+        planner.observe_addresses(Arc::new(["10.0.0.5".parse().unwrap()].into()));
+        let new = planner.update(Arc::new(snapshot.clone())).clone();
+        let changed: Vec<_> = old.ports.diff(&new.ports).map(|item| key_of(&item).service.name.to_string()).collect();
+        assert_eq!(changed, ["web"]); // TP-34
+        assert!(new.node_addresses.contains(&"10.0.0.5".parse().unwrap()));
+        crate::plan::fixture::set_node(&mut snapshot, Some("a"), &["172.16.0.5"]);
+        let moved = planner.update(Arc::new(snapshot)).clone();
+        assert_eq!(moved.ports, old.ports);
+        assert_eq!(moved.node_addresses, new.node_addresses, "interfaces have the last word");
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! What must hold for every cluster, tried on random small ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use shunt_model::{EndpointSlice, Family, Service, Snapshot};
+use shunt_model::{EndpointSlice, Family, Pod, Service, Snapshot};
 
-use super::fixture::{cluster, ip, options, service, set_node, slice};
-use super::{Detect, Empty, Frontend, Packet, Plan, PlanOptions, Planner, PortPlan, Source, Verdict, plan};
+use super::fixture::{NODE, cluster, ip, options, pod, service, set_node, slice};
+use super::{
+    Detect, Empty, Frontend, FrontendKind, NodePortAddresses, Packet, Plan, PlanOptions, Planner, PortPlan, Source,
+    Verdict, plan,
+};
 
 /// None of those that Services use.
 const NODE_ADDRESSES: [&str; 2] = ["198.51.100.1", "2001:db8:ffff::1"];
@@ -34,6 +37,8 @@ fn any_service() -> impl Strategy<Value = Service> {
         3 => Just(""),
         1 => Just("ext=192.0.2.1"),
         1 => Just("vip=192.0.2.1 vip=2001:db8::1 type=lb"),
+        1 => Just("vip=192.0.2.1 vip=2001:db8::1 type=lb eTP check=30900 from=198.51.100.0/24"),
+        1 => Just("vip=192.0.2.3 from=10.0.0.0/8 from=2001:db8::/32 from=192.0.2.0/24"),
         1 => Just("ext=10.96.0.1 ext=192.0.2.2 vip=192.0.2.2"),
         1 => Just("other"),
         1 => Just("alias"),
@@ -69,11 +74,38 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
 fn any_cluster() -> impl Strategy<Value = Snapshot> {
     let services = prop::collection::vec(any_service(), 0..5);
     let slices = prop::collection::vec(any_slice(), 0..8);
-    (services, slices, any_zone()).prop_map(|(services, slices, zone)| {
+    let pods = prop::collection::vec(any_pod(), 0..4);
+    (services, slices, pods, any_zone()).prop_map(|(services, slices, pods, zone)| {
         let mut snapshot = cluster(services, slices);
+        snapshot.pods.extend(pods.into_iter().map(|pod| (pod.key.clone(), Arc::new(pod))));
         set_node(&mut snapshot, zone, &NODE_ADDRESSES);
         snapshot
     })
+}
+
+/// Few addresses, so that pods share one as they do when one has just taken over from another.
+fn any_pod() -> impl Strategy<Value = Pod> {
+    let addresses = prop_oneof![Just("10.1.0.1"), Just("10.1.0.1 fd00::1"), Just("10.1.0.2"), Just("")];
+    let annotation = prop_oneof![Just("mesh=on"), Just("mesh=off"), Just("")];
+    let node = prop_oneof![2 => Just(NODE), 1 => Just("elsewhere")];
+    ("[a-c]", addresses, node, annotation, prop::bool::weighted(0.1)).prop_map(
+        |(name, addresses, node, annotation, host_network)| Pod {
+            host_network,
+            ..pod(&name, addresses, node, annotation)
+        },
+    )
+}
+
+fn any_observation() -> impl Strategy<Value = Arc<BTreeSet<IpAddr>>> {
+    let address = prop_oneof![
+        Just("198.51.100.1"),
+        Just("192.0.2.200"),
+        Just("127.0.0.1"),
+        Just("::1"),
+        Just("fe80::1"),
+        Just("2001:db8::5"),
+    ];
+    prop::collection::btree_set(address.prop_map(ip), 0..5).prop_map(Arc::new)
 }
 
 fn any_zone() -> impl Strategy<Value = Option<&'static str>> {
@@ -82,11 +114,23 @@ fn any_zone() -> impl Strategy<Value = Option<&'static str>> {
 
 fn any_options() -> impl Strategy<Value = PlanOptions> {
     let detector = prop_oneof![Just(Detect::Nothing), Just(Detect::Only(Family::V4)), Just(Detect::Both)];
-    (detector, any::<bool>()).prop_map(|(detector, dns)| PlanOptions {
-        detector,
-        cluster_dns: vec![ip("10.96.0.10"), ip("fd00:96::2")],
-        dns_backends: if dns { vec!["169.254.20.10:53".parse().unwrap()] } else { Vec::new() },
-        ..options()
+    let node_ports = prop_oneof![
+        Just(NodePortAddresses::All),
+        Just(NodePortAddresses::Primary),
+        Just(NodePortAddresses::Within(vec!["198.51.100.0/24".parse().unwrap()])),
+    ];
+    let external_ips = prop::bool::weighted(0.8);
+    (detector, any::<bool>(), node_ports, external_ips).prop_map(|(detector, dns, node_ports, external_ips)| {
+        PlanOptions {
+            node_ports,
+            external_ips,
+            service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+            opt_out: vec![("mesh".into(), Some("on".into()))],
+            detector,
+            cluster_dns: vec![ip("10.96.0.10"), ip("fd00:96::2")],
+            dns_backends: if dns { vec!["169.254.20.10:53".parse().unwrap()] } else { Vec::new() },
+            ..options()
+        }
     })
 }
 
@@ -97,8 +141,13 @@ enum Edit {
     RemoveService(usize),
     PutSlice(EndpointSlice),
     RemoveSlice(usize),
+    PutPod(Pod),
+    RemovePod(usize),
     Zone(Option<&'static str>),
+    Renumber,
     LoseNode,
+    /// The interfaces have these addresses.
+    Observe(Arc<BTreeSet<IpAddr>>),
 }
 
 fn any_edit() -> impl Strategy<Value = Edit> {
@@ -107,8 +156,12 @@ fn any_edit() -> impl Strategy<Value = Edit> {
         2 => (0_usize..8).prop_map(Edit::RemoveService),
         4 => any_slice().prop_map(Edit::PutSlice),
         2 => (0_usize..8).prop_map(Edit::RemoveSlice),
+        2 => any_pod().prop_map(Edit::PutPod),
+        1 => (0_usize..4).prop_map(Edit::RemovePod),
         1 => any_zone().prop_map(Edit::Zone),
+        1 => Just(Edit::Renumber),
         1 => Just(Edit::LoseNode),
+        1 => any_observation().prop_map(Edit::Observe),
     ]
 }
 
@@ -130,8 +183,18 @@ fn apply(snapshot: &mut Snapshot, edit: Edit) {
                 snapshot.slices.remove(&key);
             }
         }
+        Edit::PutPod(pod) => {
+            snapshot.pods.insert(pod.key.clone(), Arc::new(pod));
+        }
+        Edit::RemovePod(index) => {
+            if let Some(key) = snapshot.pods.keys().nth(index).cloned() {
+                snapshot.pods.remove(&key);
+            }
+        }
         Edit::Zone(zone) => set_node(snapshot, zone, &NODE_ADDRESSES),
+        Edit::Renumber => set_node(snapshot, None, &["192.0.2.200", "2001:db8::5"]),
         Edit::LoseNode => snapshot.nodes.clear(),
+        Edit::Observe(_) => {}
     }
 }
 
@@ -148,6 +211,7 @@ fn shuffled(snapshot: &Snapshot, turn: usize) -> Snapshot {
         rotate(&mut service.ports, turn);
         rotate(&mut service.external_ips, turn);
         rotate(&mut service.load_balancer_ips, turn);
+        rotate(&mut service.source_ranges, turn);
         service
     });
     let slices = snapshot.slices.values().enumerate().map(|(index, slice)| {
@@ -157,7 +221,7 @@ fn shuffled(snapshot: &Snapshot, turn: usize) -> Snapshot {
         slice.key.slice = format!("{}-{}", (index + turn) % 3, slice.key.slice).into();
         slice
     });
-    Snapshot { nodes: snapshot.nodes.clone(), ..cluster(services, slices) }
+    Snapshot { nodes: snapshot.nodes.clone(), pods: snapshot.pods.clone(), ..cluster(services, slices) }
 }
 
 fn every_frontend(plan: &Plan) -> impl Iterator<Item = (&PortPlan, &Frontend)> {
@@ -197,17 +261,27 @@ proptest! {
     ) {
         let mut planner = Planner::new(options.clone());
         planner.update(Arc::new(start.clone()));
-        let mut snapshot = start;
+        let (mut snapshot, mut observed) = (start, None);
         for batch in batches {
-            batch.into_iter().for_each(|edit| apply(&mut snapshot, edit));
+            for edit in batch {
+                if let Edit::Observe(addresses) = &edit {
+                    observed = Some(Arc::clone(addresses));
+                    planner.observe_addresses(Arc::clone(addresses));
+                }
+                apply(&mut snapshot, edit);
+            }
             planner.update(Arc::new(snapshot.clone()));
-            let (whole, conflicts) = plan(&snapshot, &options);
-            prop_assert_eq!(planner.plan(), &whole);
-            prop_assert_eq!(planner.conflicts().cloned().collect::<Vec<_>>(), conflicts);
+            let mut anew = Planner::new(options.clone());
+            observed.iter().for_each(|addresses| anew.observe_addresses(Arc::clone(addresses)));
+            anew.update(Arc::new(snapshot.clone()));
+            prop_assert_eq!(planner.plan(), anew.plan());
+            prop_assert!(planner.conflicts().eq(anew.conflicts()));
             let same = planner.plan().clone();
             // Equal objects, none of them shared: nothing may be written again.
             planner.update(Arc::new(copied(&snapshot)));
-            prop_assert!(same.ports.ptr_eq(&planner.plan().ports));
+            let now = planner.plan();
+            prop_assert!(same.ports.ptr_eq(&now.ports) && same.health_checks.ptr_eq(&now.health_checks));
+            prop_assert!(Arc::ptr_eq(&same.node_addresses, &now.node_addresses));
         }
     }
 
@@ -216,13 +290,17 @@ proptest! {
         let (plan, _) = plan(&snapshot, &options);
         for (port, frontend) in every_frontend(&plan) {
             for source in [Source::Pod, Source::Node, Source::Outside] {
-                let rule = frontend.rule_for(source);
+                let (rule, packet) = (frontend.rule_for(source), packet_to(port, frontend, source));
+                let kept_out = frontend.kind == FrontendKind::LoadBalancer
+                    && port.source_ranges.as_ref().is_some_and(|ranges| !ranges.admit(source, None));
                 let wanted = match (port.list(rule.list), rule.empty) {
+                    _ if frontend.address.is_none() && !plan.accepts_node_ports(&packet) => Verdict::NotOurs,
+                    _ if kept_out => Verdict::Drop,
                     ([], Empty::Reject) => Verdict::Reject,
                     ([], Empty::Drop) => Verdict::Drop,
                     (endpoints, _) => Verdict::Forward { port: &port.key, endpoints },
                 };
-                prop_assert_eq!(plan.verdict(&packet_to(port, frontend, source)), wanted);
+                prop_assert_eq!(plan.verdict(&packet), wanted);
             }
         }
     }
@@ -245,6 +323,13 @@ proptest! {
                 prop_assert_eq!(list.capacity(), list.len());
             }
             prop_assert!(port.local.iter().all(|endpoint| endpoint.local));
+            prop_assert!(is_sorted_and_unique(&port.draining) && port.draining.capacity() == port.draining.len());
+            let listed = |address| [&port.cluster, &port.local].iter().any(|l| l.iter().any(|e| e.address == address));
+            prop_assert!(!port.draining.iter().any(|address| listed(*address)));
+            let ranges = port.source_ranges.as_ref().map(|ranges| &ranges.ranges);
+            prop_assert!(ranges.is_none_or(|ranges| !ranges.is_empty() && is_sorted_and_unique(ranges)));
+            let filters = port.frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer);
+            prop_assert!(ranges.is_none() || filters, "ranges without an address they hold for");
         }
         for conflict in &conflicts {
             let at = conflict.frontend;
@@ -257,7 +342,9 @@ proptest! {
 fn copied(snapshot: &Snapshot) -> Snapshot {
     let services = snapshot.services.values().map(|service| Service::clone(service));
     let slices = snapshot.slices.values().map(|slice| EndpointSlice::clone(slice));
-    Snapshot { nodes: snapshot.nodes.clone(), ..cluster(services, slices) }
+    let mut copy = Snapshot { nodes: snapshot.nodes.clone(), ..cluster(services, slices) };
+    copy.pods.extend(snapshot.pods.values().map(|pod| (pod.key.clone(), Arc::new(Pod::clone(pod)))));
+    copy
 }
 
 #[test]

@@ -53,3 +53,64 @@ pub(super) fn source_ranges(service: &Service, family: Family, here: &Here) -> O
     restriction.ranges.dedup();
     Some(Arc::new(restriction))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::{cluster, ip, options, service, set_node};
+    use crate::plan::plan;
+
+    /// The ranges of the IPv4 port of a load balancer, with `+node` if they hold the node's own 10.0.0.5.
+    #[track_caller]
+    fn check(words: &str, wanted: Option<&str>) {
+        let service = service("web", &format!("ip=10.96.0.1 ip=fd00:96::1 {words}"));
+        let mut snapshot = cluster([service], []);
+        set_node(&mut snapshot, None, &["10.0.0.5", "203.0.113.5"]);
+        let (plan, _) = plan(&snapshot, &options());
+        let port = plan.ports.values().find(|port| port.key.family == Family::V4).unwrap();
+        let shown = port.source_ranges.as_deref().map(|SourceRanges { ranges, node }| {
+            let ranges = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            format!("{ranges}{}", if *node { " +node" } else { "" })
+        });
+        assert_eq!(shown.as_deref(), wanted);
+    }
+
+    #[test]
+    fn ranges_of_the_family_restrict_it_in_17() {
+        check("vip=192.0.2.1", None);
+        check("vip=192.0.2.1 from=198.51.100.0/24", Some("198.51.100.0/24"));
+        check("vip=192.0.2.1 from=198.51.100.0/24 from=0.0.0.0/0", None);
+        check("vip=192.0.2.1 from=2001:db8::/32", None);
+        check("vip=192.0.2.1 from=198.51.100.0/24 from=::/0", Some("198.51.100.0/24"));
+        let halves = "vip=192.0.2.1 from=128.0.0.0/1 from=0.0.0.0/1 from=128.0.0.0/1";
+        check(halves, Some("0.0.0.0/1 128.0.0.0/1 192.0.2.1/32 +node")); // E2E-87
+    }
+
+    #[test]
+    fn only_load_balancer_addresses_are_restricted() {
+        check("ext=192.0.2.1 np=30080 from=198.51.100.0/24", None); // TP-30
+        check("ext=192.0.2.1 vip=192.0.2.1 from=198.51.100.0/24", Some("198.51.100.0/24")); // TP-36
+        check("vip=2001:db8::1 from=198.51.100.0/24", None);
+    }
+
+    #[test]
+    fn a_node_inside_brings_the_services_own_addresses_along() {
+        let vips = "vip=192.0.2.2 vip=192.0.2.1 vip=2001:db8::1";
+        check(&format!("{vips} from=10.0.0.0/8"), Some("10.0.0.0/8 192.0.2.1/32 192.0.2.2/32 +node")); // TP-34
+        check(&format!("{vips} from=203.0.113.0/24"), Some("203.0.113.0/24")); // TP-34: the primary address only
+    }
+
+    #[test]
+    fn who_is_unknown_stays_out_but_the_node() {
+        let inside = SourceRanges { ranges: vec!["10.0.0.0/8".parse().unwrap()], node: true };
+        let outside = SourceRanges { node: false, ..inside.clone() };
+        for source in [Source::Pod, Source::Node, Source::Outside] {
+            assert!(inside.admit(source, Some(ip("10.1.0.1")))); // TP-31
+            assert!(inside.admit(source, Some(ip("::ffff:10.1.0.1")))); // IN-24
+            assert!(!inside.admit(source, Some(ip("192.0.2.9"))));
+            assert!(!inside.admit(source, Some(ip("fd00::1"))));
+            assert_eq!(inside.admit(source, None), source == Source::Node);
+            assert!(!outside.admit(source, None));
+        }
+    }
+}

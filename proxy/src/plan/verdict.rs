@@ -322,6 +322,65 @@ mod tests {
         check_decision(local, "e1:Rl", Source::Outside, "node:30080", ("e1", Some("TP-23")));
     }
 
+    #[track_caller]
+    fn check_packet(words: &str, cidrs: &[&str], packet: Packet, wanted: (&str, Option<&str>)) {
+        let services = [service("web", words), service("silent", "ip=10.96.0.9 vip=192.0.2.9 from=10.1.0.0/16")];
+        let mut snapshot = cluster(services, [slice("web", "web-1", "http:80/tcp", "e1:R")]);
+        set_node(&mut snapshot, None, &[NODE_IP]);
+        let service_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        let (plan, _) = plan(&snapshot, &PlanOptions { service_cidrs, ..options() });
+        let decision = plan.decide(&packet);
+        assert_eq!((shown(&decision.verdict).as_str(), decision.reason.map(|reason| reason.spec)), wanted);
+    }
+
+    #[test]
+    fn unused_service_addresses_are_dropped_only_where_the_ranges_are_known() {
+        let (words, range) = ("ip=10.96.0.1 np=30080 ext=10.96.0.7", &["10.96.0.0/12", "fd00:96::/112"][..]);
+        for source in SOURCES {
+            check_packet(words, range, packet(source, "10.96.0.2:80"), ("drop", Some("NE-12")));
+            check_packet(words, range, packet(source, "fd00:96::1:80"), ("drop", Some("NE-12")));
+            check_packet(words, &[], packet(source, "10.96.0.2:80"), ("not ours", None));
+            check_packet(words, range, packet(source, "10.96.0.1:81"), ("reject", Some("NE-11")));
+            check_packet(words, range, packet(source, "10.96.0.7:81"), ("not ours", None)); // NE-14
+            check_packet(words, range, packet(source, "192.0.2.9:81"), ("not ours", None)); // NE-14
+            check_packet(words, range, packet(source, "203.0.113.1:80"), ("not ours", None));
+            // A socket that only asks for its source address must not be refused.
+            check_packet(words, range, packet(source, "10.96.0.1:0"), ("not ours", None));
+            check_packet(words, range, packet(source, "10.96.0.2:0"), ("not ours", None));
+            let udp = Packet { protocol: Protocol::Udp, ..packet(source, "10.96.0.1:80") };
+            check_packet(words, range, udp, ("reject", Some("NE-11"))); // IN-14
+        }
+    }
+
+    #[test]
+    fn loopback_node_ports_are_for_the_node_itself() {
+        let words = "ip=10.96.0.1 ip=fd00:96::1 np=30080";
+        for address in ["127.0.0.1:30080", "127.8.8.8:30080"] {
+            check_packet(words, &[], packet(Source::Node, address), ("e1", Some("TP-20"))); // TP-15
+            check_packet(words, &[], packet(Source::Pod, address), ("not ours", None));
+            check_packet(words, &[], packet(Source::Outside, address), ("not ours", None));
+        }
+        check_packet(words, &[], packet(Source::Node, "::1:30080"), ("reject", Some("NE-1")));
+        check_packet(words, &[], packet(Source::Pod, "node:30080"), ("e1", Some("TP-20")));
+        check_packet(words, &[], packet(Source::Pod, "198.51.100.2:30080"), ("not ours", None)); // TP-3
+    }
+
+    #[test]
+    fn source_ranges_come_first_and_hold_for_load_balancer_addresses_alone() {
+        let words = "ip=10.96.0.1 np=30080 vip=192.0.2.1 ext=192.0.2.2 from=10.1.0.0/16";
+        let from = |address: &str, to: &str| Packet { source_address: Some(ip(address)), ..packet(Source::Pod, to) };
+        check_packet(words, &[], from("10.1.0.7", "192.0.2.1:80"), ("e1", Some("TP-20")));
+        check_packet(words, &[], from("10.2.0.7", "192.0.2.1:80"), ("drop", Some("TP-32"))); // TP-31
+        check_packet(words, &[], packet(Source::Pod, "192.0.2.1:80"), ("drop", Some("TP-32")));
+        check_packet(words, &[], packet(Source::Node, "192.0.2.1:80"), ("drop", Some("TP-32")));
+        for open in ["10.96.0.1:80", "192.0.2.2:80", "node:30080"] {
+            let decision = if open == "10.96.0.1:80" { "EP-20" } else { "TP-20" };
+            check_packet(words, &[], from("10.2.0.7", open), ("e1", Some(decision))); // TP-30
+        }
+        check_packet(words, &[], from("10.1.0.7", "192.0.2.9:80"), ("reject", Some("NE-1"))); // TP-35
+        check_packet(words, &[], from("10.2.0.7", "192.0.2.9:80"), ("drop", Some("TP-32"))); // TP-35
+    }
+
     #[test]
     fn mapped_addresses_count_as_ipv4_and_addresses_come_before_node_ports() {
         check_decision("ip=10.96.0.1", "e1:R", Source::Pod, "::ffff:10.96.0.1:80", ("e1", Some("EP-20"))); // IN-24
