@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::*;
-use crate::key::Protocol;
+use crate::key::{Family, Protocol};
 use crate::service::{ClusterIps, Service, ServiceKind, TrafficPolicy};
 
 fn of<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
@@ -131,4 +131,70 @@ fn repeated_names_are_one_allocation() {
     let mut cx = Conversion::default();
     let (a, b) = (cx.intern("node-1"), cx.intern("node-1"));
     assert!(Arc::ptr_eq(&a, &b));
+}
+
+#[test]
+fn annotations_of_pods_are_kept_only_if_asked_for() {
+    let object = of(
+        "metadata: {name: p, annotations: {mesh: 'on', vm: '1', long: text}}\nspec: {containers: []}\nstatus: {podIP: 10.1.0.1}\n",
+    );
+    let kept = |keys: &[&str]| {
+        let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        let pod = pod(&object, &mut Conversion::keeping(&keys)).unwrap().unwrap();
+        pod.annotations.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&["vm", "mesh", "absent", "vm"]), ["mesh=on", "vm=1"]);
+    assert_eq!(kept(&[]), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_proxy_does_not_read_changes_nothing_in_23() {
+    let (plain, _) = converted("clusterIP: 10.0.0.1");
+    for unread in [
+        "selector: {app: web}",
+        "publishNotReadyAddresses: true",
+        "trafficDistribution: PreferClose",
+        "loadBalancerClass: example.org/lb",
+        "loadBalancerIP: 192.0.2.1",
+        "allocateLoadBalancerNodePorts: false",
+    ] {
+        let (service, notes) = converted(&format!("clusterIP: 10.0.0.1, {unread}"));
+        assert_eq!((&service, notes.len()), (&plain, 0), "{unread}");
+    }
+    let annotated: core::Service = of(
+        "metadata: {name: a, annotations: {service.beta.kubernetes.io/load-balancer-source-ranges: 10.0.0.0/8}, resourceVersion: '7'}\nspec: {ports: [{port: 80}], clusterIP: 10.0.0.1}\n",
+    );
+    assert_eq!(service(&annotated, &mut Conversion::default()).unwrap(), plain); // IN-13, IN-18
+}
+
+#[test]
+fn addresses_of_a_family_are_those_of_its_shape_in_11() {
+    let ip = |family| move |service: &Service| service.cluster_ip(family).map(|ip| ip.to_string());
+    let spec = "clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1, 'fd00::1'], ipFamilies: [IPv4, IPv6]";
+    check(spec, ip(Family::V4), Some("10.0.0.1".to_owned()), 0);
+    check(spec, ip(Family::V6), Some("fd00::1".to_owned()), 0);
+    check("clusterIP: 'fd00::1'", ip(Family::V4), None, 0);
+    check("clusterIP: '::ffff:10.0.0.1'", ip(Family::V4), Some("10.0.0.1".to_owned()), 0); // IN-24
+}
+
+#[test]
+fn a_slice_without_owner_is_refused_in_30() {
+    for label in ["", "labels: {kubernetes.io/service-name: ''}"] {
+        let object = of(&format!("metadata: {{name: s, {label}}}\naddressType: IPv4\n"));
+        assert!(slice(&object, &mut Conversion::default()).unwrap_err().0.contains("kubernetes.io/service-name"));
+    }
+}
+
+#[test]
+fn empty_hints_are_none_and_metadata_is_not_read_of_slices() {
+    let converted = |metadata: &str, hints: &str| {
+        let object = of(&format!(
+            "metadata: {{name: s, labels: {{kubernetes.io/service-name: a}}, {metadata}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{{addresses: [10.0.0.1], {hints}}}]\n"
+        ));
+        slice(&object, &mut Conversion::default()).unwrap().unwrap()
+    };
+    let plain = converted("", "");
+    assert_eq!(converted("", "hints: {forZones: [], forNodes: []}"), plain); // IN-37
+    assert_eq!(converted("resourceVersion: '7', annotations: {a: b}", ""), plain); // IN-40
+    assert!(plain.endpoints[0].zone_hints.is_empty());
 }
