@@ -7,7 +7,6 @@
 
 mod diag;
 
-use std::io;
 use std::os::fd::BorrowedFd;
 
 use proxy_abi::{BackendRef, unmapped};
@@ -50,7 +49,7 @@ pub(super) fn sweep(
         }
     };
     for (namespace, outcome) in namespaces.iter().zip(outcomes) {
-        match outcome.and_then(|swept| swept) {
+        match outcome {
             Ok(Here { examined, destroyed, failed }) => {
                 swept.examined = swept.examined.saturating_add(examined);
                 swept.destroyed = swept.destroyed.saturating_add(destroyed);
@@ -63,10 +62,18 @@ pub(super) fn sweep(
     swept
 }
 
-fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> io::Result<Here> {
-    let mut diag = diag::Diag::open()?;
-    let connected = diag.connected(maps)?;
-    let mut here = Here { examined: connected.len(), destroyed: 0, failed: None };
+/// Failures are told here as text: a kernel that lists no UDP sockets says ENOENT, as does a namespace that is gone.
+fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> Here {
+    let mut here = Here::default();
+    let listed = diag::Diag::open().and_then(|mut diag| Ok((diag.connected(maps)?, diag)));
+    let (connected, mut diag) = match listed {
+        Ok(listed) => listed,
+        Err(error) => {
+            here.failed = Some(format!("listing its sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG): {error}"));
+            return here;
+        }
+    };
+    here.examined = connected.len();
     for socket in &connected {
         let family = if unmapped(socket.flow.backend).is_some() { Family::V4 } else { Family::V6 };
         if alive(family, socket.flow.reference()) {
@@ -76,15 +83,19 @@ fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync
             Ok(true) => here.destroyed = here.destroyed.saturating_add(1),
             Ok(false) => {}
             // The others are looked at all the same.
-            Err(error) => here.failed = Some(error.to_string()),
+            Err(error) => here.failed = Some(format!("destroying a socket (CONFIG_INET_DIAG_DESTROY): {error}")),
         }
     }
-    Ok(here)
+    here
 }
 
 /// What was done in one namespace.
+#[derive(Default)]
 struct Here {
     examined: usize,
     destroyed: usize,
     failed: Option<String>,
 }
+
+#[cfg(test)]
+mod tests;

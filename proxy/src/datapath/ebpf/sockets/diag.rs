@@ -34,7 +34,7 @@ const MESSAGE: usize = 72;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-const ADDRESS_FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
+pub(super) const ADDRESS_FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
 const UDP: u8 = 17;
 const TCP: u8 = 6;
 
@@ -61,9 +61,7 @@ impl Diag {
     pub(super) fn connected(&mut self, maps: Maps<'_>) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
         for family in ADDRESS_FAMILIES {
-            let question = request(family, UDP, ESTABLISHED, &[0; ID]);
-            let ids = self.0.dump(SOCK_DIAG_BY_FAMILY, &question, |entry| Ok(id(entry)))?;
-            for id in ids {
+            for id in self.connected_udp(family)? {
                 let flow = bpf::lookup::<8, { Flow::SIZE as usize }>(maps.by_cookie, &cookie(&id))?;
                 let flow = flow.and_then(|bytes| Flow::from_bytes(&bytes)).filter(|flow| is_peer(flow, family, &id));
                 found.extend(flow.map(|flow| Connected { family, protocol: UDP, id, flow }));
@@ -73,6 +71,11 @@ impl Diag {
             found.extend(self.0.dump(SOCK_DIAG_BY_FAMILY, &question, |entry| Ok(read(entry, family)))?);
         }
         Ok(found)
+    }
+
+    pub(super) fn connected_udp(&mut self, family: u8) -> io::Result<Vec<[u8; ID]>> {
+        let question = request(family, UDP, ESTABLISHED, &[0; ID]);
+        self.0.dump(SOCK_DIAG_BY_FAMILY, &question, |entry| Ok(id(entry)))
     }
 
     /// Ends a socket: its owner gets ECONNABORTED. False if it is gone already. Kernel: 4.9 with INET_DIAG_DESTROY.
@@ -128,7 +131,7 @@ fn id(entry: &[u8]) -> Option<[u8; ID]> {
 }
 
 /// A socket's cookie, the last of its id.
-fn cookie(id: &[u8; ID]) -> [u8; 8] {
+pub(super) fn cookie(id: &[u8; ID]) -> [u8; 8] {
     id.last_chunk::<8>().copied().unwrap_or_default()
 }
 
@@ -147,40 +150,53 @@ fn read(entry: &[u8], family: u8) -> Option<Connected> {
     let storages = inside(entry.get(MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)?;
     let storage = inside(storages, SK_DIAG_BPF_STORAGE)?;
     let flow = Flow::from_bytes(inside(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE)?)?;
-    (flow.frontend_port != 0).then_some(Connected { family, protocol: TCP, id, flow })
+    let ours = flow.frontend_port != 0 && is_peer(&flow, family, &id);
+    ours.then_some(Connected { family, protocol: TCP, id, flow })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// An entry as the kernel writes it: a message, another attribute, the storage with map id, padding and value.
-    fn entry(port: u16) -> Vec<u8> {
-        let mut value = [7_u8; 44];
-        value[32..34].copy_from_slice(&port.to_ne_bytes());
-        let storage = [attribute(2, &5_u32.to_ne_bytes()), attribute(1, &[]), attribute(3, &value)].concat();
-        let mut entry = vec![2, 1, 0, 0];
-        entry.extend([9; ID]);
-        entry.extend([0; 20]);
-        entry.extend(attribute(8, &[0, 0, 0, 0]));
-        entry.extend(attribute(INET_DIAG_SK_BPF_STORAGES | 0x8000, &attribute(SK_DIAG_BPF_STORAGE, &storage)));
-        entry
+    /// What Linux 6.18 lists for a socket that dialled port 53 of 10.96.0.10 and got port 80 of 10.9.0.2, in three parts: what
+    /// comes before the storage, the storage with its map's id, and the value.
+    const ENTRY: [&str; 3] = [
+        "02020100a7e400500a0900010000000000000000000000000a0900020000000000000000000000000000000041c40400\
+         00000000e403000000000000010000000000000088c02300050008000000000008000f00000000000c00150001000000\
+         000000000600160052000000",
+        "400014803c00018008000200ef0c000030000300",
+        "00000000000000000000ffff0a60000a00000000000000000000ffff0a090002003500500500100000000000",
+    ];
+
+    fn entry(value: &str) -> Vec<u8> {
+        let hex = [ENTRY[0], ENTRY[1], value].concat();
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
     }
 
     #[test]
     fn a_socket_is_listed_with_its_flow() {
-        let found = read(&entry(80), AF_INET).unwrap();
-        assert_eq!((found.family, found.protocol, found.id), (2, 6, [9; ID]));
-        assert_eq!((found.flow.frontend_port, found.flow.backend_port), (80, u16::from_ne_bytes([7, 7])));
+        let found = read(&entry(ENTRY[2]), AF_INET).unwrap();
+        assert_eq!((found.family, found.protocol, cookie(&found.id)), (2, 6, 0x4_c441_u64.to_ne_bytes()));
+        let mapped = |ip: [u8; 4]| proxy_abi::mapped(u32::from_ne_bytes(ip));
+        let flow = Flow {
+            frontend: mapped([10, 96, 0, 10]),
+            backend: mapped([10, 9, 0, 2]),
+            frontend_port: 53_u16.to_be(),
+            backend_port: 80_u16.to_be(),
+            reference: proxy_abi::BackendRef::new(5, 1).0,
+            service: 0,
+        };
+        assert_eq!(found.flow, flow);
     }
 
     #[test]
     fn sockets_without_a_flow_and_broken_entries_are_left_out() {
-        assert_eq!(read(&entry(0), AF_INET), None);
-        let whole = entry(80);
+        let whole = entry(ENTRY[2]);
         for length in 0..whole.len() {
             assert_eq!(read(&whole[..length], AF_INET), None, "cut at {length}");
         }
+        assert_eq!(read(&entry(&ENTRY[2].replace("00350050", "00000050")), AF_INET), None, "unused");
+        assert_eq!(read(&entry(&ENTRY[2].replace("00350050", "00350051")), AF_INET), None, "connected elsewhere");
     }
 
     #[test]
