@@ -177,7 +177,7 @@ fn at_address(plan: &Plan, ip: IpAddr, named: Option<Protocol>) -> Result<Vec<(S
 
 fn explain_one(plan: &Plan, from: &Origin, to: SocketAddr, protocol: Protocol) -> FlowExplanation {
     let same_family = from.addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).copied();
-    let source_address = same_family.or(from.address.filter(|_| from.addresses.len() == 1));
+    let source_address = same_family.or_else(|| from.address.filter(|_| from.addresses.len() == 1));
     let packet = Packet { source: from.source, source_address, destination: to.ip(), port: to.port(), protocol };
     let mut steps = vec![from.step.clone()];
     let opted_out = from.source == Source::Pod && from.addresses.iter().any(|ip| plan.opted_out.contains(ip));
@@ -194,10 +194,10 @@ fn explain_one(plan: &Plan, from: &Origin, to: SocketAddr, protocol: Protocol) -
     match reason.map(|reason| (reason.met, reason.spec)) {
         None => steps.push(step("no service port is dialled there", "NE-14")),
         Some((None, "NE-11")) => {
-            steps.push(step(format!("{} is a cluster IP, and no service port has this port", to.ip()), "NE-11"))
+            steps.push(step(format!("{} is a cluster IP, and no service port has this port", to.ip()), "NE-11"));
         }
         Some((None, spec)) => {
-            steps.push(step(format!("{} is in a range of Services, and no Service has it", to.ip()), spec))
+            steps.push(step(format!("{} is in a range of Services, and no Service has it", to.ip()), spec));
         }
         Some((Some(met), spec)) => steps.extend(steps_of(&met, spec, from.source)),
     }

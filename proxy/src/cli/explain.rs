@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     /// Who sends: an IP, a pod (NAMESPACE/NAME), node, or outside
     #[arg(value_name = "SRC")]
     source: String,
-    /// Where to: IP:PORT[/PROTOCOL], IP, a Service (NAMESPACE/NAME[:PORT][/PROTOCOL]) or NAME.NAMESPACE
+    /// Where to: IP:PORT/PROTOCOL, IP:PORT (TCP), IP, or a Service: NAMESPACE/NAME, NAMESPACE/NAME:PORT, NAME.NAMESPACE
     #[arg(value_name = "DST")]
     destination: String,
     /// Plan from this folder of manifests instead of asking the daemon; needs no root
