@@ -19,7 +19,7 @@ mod opt_out;
 mod options;
 mod planner;
 #[cfg(test)]
-mod properties;
+pub(crate) mod properties;
 mod ranges;
 mod service;
 mod verdict;

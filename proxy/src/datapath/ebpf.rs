@@ -3,6 +3,8 @@
 //! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
 mod addresses;
+#[cfg(test)]
+mod agreement;
 mod audit;
 mod coverage;
 mod foreign;

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// None of those that Services use.
-const NODE_ADDRESSES: [&str; 2] = ["198.51.100.1", "2001:db8:ffff::1"];
+pub(crate) const NODE_ADDRESSES: [&str; 2] = ["198.51.100.1", "2001:db8:ffff::1"];
 
 /// Few names and few addresses, so that Services collide and slices overlap often.
 fn any_service() -> impl Strategy<Value = Service> {
@@ -32,6 +32,7 @@ fn any_service() -> impl Strategy<Value = Service> {
         Just("port=dns:53/udp"),
         Just("port=http:80/tcp np=30080"),
         Just("port=http:80/tcp np=30080 port=dns:53/udp np=30053"),
+        Just("port=http:80/sctp np=30080"),
     ];
     let extra = prop_oneof![
         3 => Just(""),
@@ -40,6 +41,9 @@ fn any_service() -> impl Strategy<Value = Service> {
         1 => Just("vip=192.0.2.1 vip=2001:db8::1 type=lb eTP check=30900 from=198.51.100.0/24"),
         1 => Just("vip=192.0.2.3 from=10.0.0.0/8 from=2001:db8::/32 from=192.0.2.0/24"),
         1 => Just("ext=10.96.0.1 ext=192.0.2.2 vip=192.0.2.2"),
+        1 => Just("vip=192.0.2.1 vip=2001:db8::1 type=lb from=10.1.0.0/30 from=fd00::/126"),
+        1 => Just("vip=192.0.2.1 vip=192.0.2.2 type=lb from=198.51.100.0/24"),
+        1 => Just("ext=198.51.100.1 np=30053"),
         1 => Just("other"),
         1 => Just("alias"),
     ];
@@ -59,7 +63,7 @@ fn any_endpoint(family: char) -> impl Strategy<Value = String> {
 }
 
 fn any_slice() -> impl Strategy<Value = EndpointSlice> {
-    let ports = prop_oneof![Just("http:80/tcp"), Just("http:8080/tcp dns:53/udp"), Just("dns:53/udp")];
+    let ports = prop_oneof![Just("http:80/tcp http:80/sctp"), Just("http:8080/tcp dns:53/udp"), Just("dns:53/udp")];
     let endpoints = prop_oneof![Just('e'), Just('f')]
         .prop_flat_map(|family| prop::collection::vec(any_endpoint(family), 1..6))
         .prop_map(|endpoints| endpoints.join("; "));
@@ -71,7 +75,7 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
     )
 }
 
-fn any_cluster() -> impl Strategy<Value = Snapshot> {
+pub(crate) fn any_cluster() -> impl Strategy<Value = Snapshot> {
     let services = prop::collection::vec(any_service(), 0..5);
     let slices = prop::collection::vec(any_slice(), 0..8);
     let pods = prop::collection::vec(any_pod(), 0..4);

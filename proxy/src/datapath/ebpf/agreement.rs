@@ -1,0 +1,111 @@
+//! What a lookup in the tables finds is what the plan says, for random clusters and every destination in them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+use shunt_model::{Family, Protocol, Snapshot};
+
+use super::memory::{Client, Memory, Outcome};
+use crate::plan::fixture::{ip, options};
+use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
+use crate::plan::{Detect, Packet, Plan, PlanOptions, Source, Verdict, plan};
+
+/// Every frontend, and what is near them: other ports, loopback, addresses that nobody has, node ports at addresses.
+fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
+    let frontends = || plan.ports.values().flat_map(|port| &port.frontends);
+    let mut addresses: BTreeSet<IpAddr> = frontends().filter_map(|frontend| frontend.address).collect();
+    addresses.extend(NODE_ADDRESSES.map(ip));
+    addresses.extend(["127.0.0.1", "127.1.2.3", "::1", "10.96.0.99", "192.0.2.9", "fd00:96::99"].map(ip));
+    addresses.extend(["::ffff:10.96.0.1", "::ffff:192.0.2.1"].map(ip));
+    let mut ports: BTreeSet<u16> = frontends().map(|frontend| frontend.port.get()).collect();
+    ports.extend([0, 81]);
+    addresses.into_iter().flat_map(|address| ports.iter().map(move |port| SocketAddr::new(address, *port))).collect()
+}
+
+/// The node, a pod inside of the source ranges, and one outside of them.
+fn clients(family: Family) -> [Client; 3] {
+    let [inside, outside] = match family {
+        Family::V4 => ["10.1.0.1", "10.1.0.9"],
+        Family::V6 => ["fd00::1", "fd00::9"],
+    };
+    [Client::Node, Client::Pod(ip(inside)), Client::Pod(ip(outside))]
+}
+
+/// The verdict in the words of the tables.
+fn wanted(plan: &Plan, client: Client, to: SocketAddr, protocol: Protocol) -> Outcome {
+    let (source, source_address) = match client {
+        Client::Node => (Source::Node, None),
+        Client::Pod(address) => (Source::Pod, Some(address)),
+    };
+    let decision = plan.decide(&Packet { source, source_address, destination: to.ip(), port: to.port(), protocol });
+    match (decision.verdict, decision.reason.map(|reason| reason.spec)) {
+        (Verdict::Forward { port, endpoints }, _) => Outcome::Endpoints {
+            addresses: endpoints.iter().map(|endpoint| endpoint.address).collect(),
+            sticky: plan.ports.get(port).is_some_and(|port| port.affinity.is_some()),
+        },
+        (Verdict::Reject, _) => Outcome::Refused,
+        (Verdict::Drop, Some("TP-32")) => Outcome::Denied,
+        // The one difference on purpose: silence is for packets, a socket leaves alone what no Service has.
+        (Verdict::Drop, Some("NE-12")) | (Verdict::NotOurs, _) => Outcome::Foreign,
+        (Verdict::Drop, _) => Outcome::Elsewhere,
+    }
+}
+
+/// At sockets, pods are always told apart.
+fn planned(snapshot: &Snapshot, dns: bool, exclusive: bool) -> Plan {
+    let options = PlanOptions {
+        detector: Detect::Both,
+        cluster_dns: vec![ip("10.96.0.10"), ip("fd00:96::2")],
+        dns_backends: if dns { vec!["169.254.20.10:53".parse().unwrap()] } else { Vec::new() },
+        service_cidrs: if exclusive { vec!["10.96.0.0/16".parse().unwrap()] } else { Vec::new() },
+        ..options()
+    };
+    plan(snapshot, &options).0
+}
+
+/// Everybody's flows to every destination.
+fn flows(plan: &Plan) -> impl Iterator<Item = (Client, SocketAddr, Protocol)> {
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    destinations(plan).into_iter().flat_map(move |to| {
+        let clients = clients(Family::of(&to.ip().to_canonical()));
+        clients.into_iter().flat_map(move |client| protocols.map(|protocol| (client, to, protocol)))
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_lookup_in_the_tables_finds_the_verdict(
+        snapshot in any_cluster(),
+        dns in any::<bool>(),
+        exclusive in any::<bool>(),
+    ) {
+        let plan = planned(&snapshot, dns, exclusive);
+        let memory = Memory::of(&plan).unwrap();
+        for (client, to, protocol) in flows(&plan) {
+            let found = memory.outcome(client, to, protocol);
+            prop_assert_eq!(found, wanted(&plan, client, to, protocol), "{:?} to {}/{}", client, to, protocol);
+        }
+    }
+}
+
+/// Otherwise the agreement above would be about less than it seems.
+#[test]
+fn the_random_clusters_meet_every_outcome() {
+    let mut runner = TestRunner::deterministic();
+    let mut met = BTreeSet::new();
+    for _ in 0..200 {
+        let plan = planned(&any_cluster().new_tree(&mut runner).unwrap().current(), true, true);
+        met.extend(flows(&plan).map(|(client, to, protocol)| match wanted(&plan, client, to, protocol) {
+            Outcome::Endpoints { sticky: true, .. } => "sticky endpoints",
+            Outcome::Endpoints { sticky: false, .. } => "endpoints",
+            Outcome::Refused => "refused",
+            Outcome::Elsewhere => "elsewhere",
+            Outcome::Denied => "denied",
+            Outcome::Foreign => "foreign",
+        }));
+    }
+    assert_eq!(met.len(), 6, "{met:?}");
+}
