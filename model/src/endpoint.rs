@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::key::{Family, Protocol, SliceKey};
 
@@ -19,6 +20,8 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// Carries the label `service.kubernetes.io/headless`: in DNS, but not balanced (spec IN-2).
     pub headless: bool,
+    /// When whatever led to this version of the slice happened, if its writer says so (spec SY-20).
+    pub triggered: Option<SystemTime>,
 }
 
 /// One `ports` entry of a slice (spec IN-32).

@@ -14,6 +14,6 @@ pub mod source;
 
 pub use endpoint::{Endpoint, EndpointPort, EndpointSlice};
 pub use key::{Family, ObjectKey, Protocol, SliceKey};
-pub use node::{Namespace, Node, Pod};
+pub use node::{Namespace, Node, Pod, ServiceCidr};
 pub use service::{ClusterIps, Service, ServiceKind, ServicePort, TrafficPolicy};
 pub use snapshot::Snapshot;

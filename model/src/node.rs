@@ -18,6 +18,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
+    /// Neither being deleted nor about to be removed by the cluster autoscaler (spec HM-15).
+    pub eligible: bool,
 }
 
 /// A Pod that has not finished (phases Succeeded and Failed never reach the model).
@@ -40,4 +42,13 @@ pub struct Pod {
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Arc<str>,
+}
+
+/// A ServiceCIDR: ranges that cluster IPs are taken from (spec IN-5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `spec.cidrs`.
+    pub ranges: Vec<IpNet>,
 }

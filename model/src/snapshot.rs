@@ -6,7 +6,7 @@ use imbl::OrdMap;
 
 use crate::endpoint::EndpointSlice;
 use crate::key::{ObjectKey, SliceKey};
-use crate::node::{Namespace, Node, Pod};
+use crate::node::{Namespace, Node, Pod, ServiceCidr};
 use crate::service::Service;
 
 /// An immutable view of the cluster. Cloning is cheap and shares structure, so a source clones, edits and publishes,
@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub pods: OrdMap<ObjectKey, Arc<Pod>>,
     /// Nodes by name.
     pub nodes: OrdMap<Arc<str>, Arc<Node>>,
+    /// ServiceCIDRs by name; a folder of manifests has none.
+    pub service_cidrs: OrdMap<Arc<str>, Arc<ServiceCidr>>,
 }
 
 impl Snapshot {

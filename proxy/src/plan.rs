@@ -59,7 +59,7 @@ pub struct Plan {
     pub opted_out: Arc<BTreeSet<IpAddr>>,
     /// The health-check node ports to serve (spec HM-1…3, IN-21).
     pub health_checks: OrdMap<(ObjectKey, Family), HealthCheck>,
-    /// As [`PlanOptions::service_cidrs`].
+    /// Those of [`PlanOptions::service_cidrs`] and of the cluster's ServiceCIDRs.
     pub service_cidrs: Arc<[IpNet]>,
 }
 

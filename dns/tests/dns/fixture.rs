@@ -86,7 +86,7 @@ pub(crate) fn slice(snapshot: &mut Snapshot, service: &ObjectKey, slice: &str, s
     let family = endpoints.first().map_or(Family::V4, |endpoint| Family::of(&endpoint.addresses[0]));
     let port = |(name, protocol, port)| EndpointPort { name, protocol, port };
     let ports = ports(slice_ports).into_iter().map(port).collect();
-    let value = EndpointSlice { key: key.clone(), family, ports, endpoints, headless: false };
+    let value = EndpointSlice { key: key.clone(), family, ports, endpoints, headless: false, triggered: None };
     snapshot.slices.insert(key, Arc::new(value));
 }
 

@@ -106,6 +106,7 @@ pub(crate) fn slice(service: &str, name: &str, ports: &str, endpoints: &str) -> 
         ports: ports.map(|p| EndpointPort { name: p.name, protocol: p.protocol, port: p.port }).collect(),
         endpoints: endpoints.split(';').map(str::trim).filter(|text| !text.is_empty()).map(endpoint).collect(),
         headless: false,
+        triggered: None,
     }
 }
 
@@ -167,7 +168,7 @@ pub(crate) fn set_zone(snapshot: &mut Snapshot, zone: Option<&str>) {
 
 pub(crate) fn set_node(snapshot: &mut Snapshot, zone: Option<&str>, addresses: &[&str]) {
     let addresses = addresses.iter().map(|address| ip(address)).collect();
-    let node = Node { name: NODE.into(), zone: zone.map(Arc::from), addresses, pod_cidrs: Vec::new() };
+    let node = Node { name: NODE.into(), zone: zone.map(Arc::from), addresses, pod_cidrs: Vec::new(), eligible: true };
     snapshot.nodes.insert(node.name.clone(), Arc::new(node));
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
+use ipnet::IpNet;
 use shunt_model::{EndpointSlice, Family, ObjectKey, Protocol, Service, Snapshot};
 use tracing::warn;
 
@@ -111,6 +112,9 @@ impl Planner {
     /// Returns the conflicts that are new.
     fn follow(&mut self, snapshot: Arc<Snapshot>) -> Vec<Conflict> {
         let old = mem::replace(&mut self.snapshot, snapshot);
+        if !old.service_cidrs.ptr_eq(&self.snapshot.service_cidrs) {
+            self.plan.service_cidrs = exclusive(&self.options, &self.snapshot);
+        }
         let mut services = self.touched(&old);
         services.extend(self.look_around());
         if let Some(opted_out) = self.opted_out.follow(&old, &self.snapshot, &self.options) {
@@ -256,6 +260,13 @@ impl Planner {
         }
         new
     }
+}
+
+/// What the operator and the cluster say belongs to Services alone (spec IN-5).
+fn exclusive(options: &PlanOptions, snapshot: &Snapshot) -> Arc<[IpNet]> {
+    let declared = snapshot.service_cidrs.values().flat_map(|object| object.ranges.iter().copied());
+    let ranges: BTreeSet<IpNet> = options.service_cidrs.iter().copied().chain(declared).collect();
+    ranges.into_iter().collect()
 }
 
 fn key_of<'a, K, V>(item: &DiffItem<'a, 'a, K, V>) -> &'a K {

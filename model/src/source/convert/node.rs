@@ -3,13 +3,16 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1 as networking;
 
 use super::names::{self, Rule};
 use super::{Conversion, Rejection, network, usable_address};
-use crate::node::{Namespace, Node, Pod};
+use crate::node::{Namespace, Node, Pod, ServiceCidr};
 
 /// The label that names a Node's zone (spec EP-12).
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The taint of a Node that the cluster autoscaler is about to remove.
+const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// The model of a Namespace.
 pub(crate) fn namespace(object: &core::Namespace, cx: &mut Conversion) -> Result<Namespace, Rejection> {
@@ -28,6 +31,7 @@ pub(crate) fn node(object: &core::Node, cx: &mut Conversion) -> Result<Node, Rej
         zone: cx.intern_some(labels.and_then(|labels| labels.get(ZONE)).map(String::as_str)),
         addresses: node_addresses(object, cx),
         pod_cidrs: pod_cidrs(object, cx),
+        eligible: eligible(object),
     })
 }
 
@@ -46,6 +50,27 @@ pub(crate) fn pod(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Pod>
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         annotations: cx.wanted_annotations(object.metadata.annotations.as_ref()),
     }))
+}
+
+/// The model of a ServiceCIDR.
+#[expect(dead_code, reason = "the source that has them is the next commit")]
+pub(crate) fn service_cidr(object: &networking::ServiceCIDR, cx: &mut Conversion) -> Result<ServiceCidr, Rejection> {
+    let name = cx.intern(object.metadata.name.as_deref().unwrap_or_default());
+    names::check("the name", &name, Rule::Subdomain)?;
+    let mut ranges = Vec::new();
+    for text in object.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten()) {
+        match network(text) {
+            Some(network) => ranges.push(network),
+            None => cx.note(format!("{text:?} is not a CIDR, so it is left out")),
+        }
+    }
+    Ok(ServiceCidr { name, ranges })
+}
+
+/// Whether load balancers may go on sending new connections here (spec HM-15): the taint counts by its key alone.
+fn eligible(object: &core::Node) -> bool {
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
+    object.metadata.deletion_timestamp.is_none() && taints.into_iter().all(|taint| taint.key != LEAVING)
 }
 
 fn node_addresses(object: &core::Node, cx: &mut Conversion) -> Vec<IpAddr> {

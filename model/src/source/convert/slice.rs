@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1 as discovery;
 
@@ -14,6 +15,8 @@ use crate::key::{Family, ObjectKey, SliceKey};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label that keeps a slice out of load balancing (spec IN-2).
 const HEADLESS: &str = "service.kubernetes.io/headless";
+/// The annotation that tells when the change happened that a slice's version is for (spec SY-20).
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The model of an EndpointSlice; none for addressType FQDN, which nothing here reads (spec IN-31).
 pub(crate) fn slice(
@@ -38,7 +41,14 @@ pub(crate) fn slice(
         ports: ports(object, cx),
         endpoints: endpoints(object, family, cx),
         headless: label(HEADLESS).is_some(),
+        triggered: triggered(object),
     }))
+}
+
+/// What the annotation says; anything that is no time counts as absent (spec SY-20).
+fn triggered(object: &discovery::EndpointSlice) -> Option<SystemTime> {
+    let text = object.metadata.annotations.as_ref()?.get(TRIGGERED)?;
+    text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
 }
 
 fn ports(object: &discovery::EndpointSlice, cx: &mut Conversion) -> Vec<EndpointPort> {

@@ -198,3 +198,30 @@ fn empty_hints_are_none_and_metadata_is_not_read_of_slices() {
     assert_eq!(converted("resourceVersion: '7', annotations: {a: b}", ""), plain); // IN-40
     assert!(plain.endpoints[0].zone_hints.is_empty());
 }
+
+#[test]
+fn the_time_of_the_trigger_is_kept_if_it_is_one_in_20() {
+    let triggered = |annotations: &str| {
+        let object = of(&format!(
+            "metadata: {{name: s, labels: {{kubernetes.io/service-name: a}}, annotations: {{{annotations}}}}}\naddressType: IPv4\nports: []\nendpoints: []\n"
+        ));
+        slice(&object, &mut Conversion::default()).unwrap().unwrap().triggered
+    };
+    let key = "endpoints.kubernetes.io/last-change-trigger-time";
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 5);
+    assert_eq!(triggered(&format!("{key}: '2023-11-14T22:13:20.000000005Z'")), Some(time));
+    assert_eq!(triggered(&format!("{key}: yesterday")), None);
+    assert_eq!(triggered(""), None);
+}
+
+#[test]
+fn a_node_that_is_about_to_go_is_not_eligible_in_15() {
+    let eligible = |metadata: &str, taints: &str| {
+        let object = of(&format!("metadata: {{name: n, {metadata}}}\nspec: {{taints: [{taints}]}}\n"));
+        node(&object, &mut Conversion::default()).unwrap().eligible
+    };
+    assert!(eligible("", ""));
+    assert!(eligible("", "{key: node.kubernetes.io/not-ready, effect: NoSchedule}"));
+    assert!(!eligible("", "{key: ToBeDeletedByClusterAutoscaler, value: '1', effect: NoSchedule}"));
+    assert!(!eligible("deletionTimestamp: '2023-11-14T22:13:20Z'", ""));
+}

@@ -146,6 +146,7 @@ pub(super) fn slices<'a>(
                 ports: slice_ports(selection, &numbers),
                 endpoints,
                 headless: selection.headless,
+                triggered: None,
             }
         })
         .collect()

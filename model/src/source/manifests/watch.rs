@@ -339,6 +339,7 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
         && a.slices.ptr_eq(&b.slices)
         && a.pods.ptr_eq(&b.pods)
         && a.nodes.ptr_eq(&b.nodes)
+        && a.service_cidrs.ptr_eq(&b.service_cidrs)
 }
 
 #[cfg(test)]
