@@ -28,6 +28,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether nothing was touched between the two, at the price of a few pointers.
+    #[must_use]
+    pub fn ptr_eq(&self, other: &Self) -> bool {
+        let Self { namespaces, services, slices, pods, nodes, service_cidrs } = self;
+        namespaces.ptr_eq(&other.namespaces)
+            && services.ptr_eq(&other.services)
+            && slices.ptr_eq(&other.slices)
+            && pods.ptr_eq(&other.pods)
+            && nodes.ptr_eq(&other.nodes)
+            && service_cidrs.ptr_eq(&other.service_cidrs)
+    }
+
     /// The slices of a Service, in order of their names.
     pub fn slices_of<'a>(&'a self, service: &'a ObjectKey) -> impl Iterator<Item = &'a Arc<EndpointSlice>> {
         let first = SliceKey { service: service.clone(), slice: Arc::from("") };

@@ -2,7 +2,9 @@
 //! can never mistake "not loaded yet" for "deleted".
 
 mod convert;
+pub mod kube;
 pub mod manifests;
+mod report;
 
 use std::collections::BTreeMap;
 use std::fmt;

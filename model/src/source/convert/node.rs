@@ -53,7 +53,6 @@ pub(crate) fn pod(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Pod>
 }
 
 /// The model of a ServiceCIDR.
-#[expect(dead_code, reason = "the source that has them is the next commit")]
 pub(crate) fn service_cidr(object: &networking::ServiceCIDR, cx: &mut Conversion) -> Result<ServiceCidr, Rejection> {
     let name = cx.intern(object.metadata.name.as_deref().unwrap_or_default());
     names::check("the name", &name, Rule::Subdomain)?;

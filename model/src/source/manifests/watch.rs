@@ -4,7 +4,6 @@
 //! meanwhile the last view stays. A slow look at everything catches what no event told.
 
 mod events;
-mod log;
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -22,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 use super::folder::{Folder, Visit};
 use super::{ManifestsError, ManifestsOptions};
 use crate::snapshot::Snapshot;
-use crate::source::{Source, SourceHealth};
+use crate::source::{Source, SourceHealth, report};
 use events::{Signal, watcher};
 
 /// Nothing new for this long ends a batch: writers that replace several files do so within microseconds.
@@ -290,7 +289,7 @@ impl<'a> Reader<'a> {
     fn publish(&mut self) {
         let snapshot = self.folder.assembly.settle();
         self.snapshots.send_if_modified(|known| {
-            let changed = !same(known, &snapshot);
+            let changed = !known.ptr_eq(&snapshot);
             if changed {
                 *known = Arc::new(snapshot);
             }
@@ -314,7 +313,7 @@ impl<'a> Reader<'a> {
 
     fn report(&self, unreachable: Option<String>) {
         let problems = self.folder.assembly.problems();
-        self.health.send_if_modified(|health| log::update(health, unreachable, problems));
+        self.health.send_if_modified(|health| report::update(health, unreachable, problems));
     }
 }
 
@@ -330,16 +329,6 @@ enum Presence {
 fn identity(dir: &Path) -> io::Result<Identity> {
     let metadata: Metadata = std::fs::metadata(dir)?;
     if metadata.is_dir() { Ok((metadata.dev(), metadata.ino())) } else { Err(io::ErrorKind::NotADirectory.into()) }
-}
-
-/// Whether nothing has been touched, at the price of a few pointers.
-fn same(a: &Snapshot, b: &Snapshot) -> bool {
-    a.namespaces.ptr_eq(&b.namespaces)
-        && a.services.ptr_eq(&b.services)
-        && a.slices.ptr_eq(&b.slices)
-        && a.pods.ptr_eq(&b.pods)
-        && a.nodes.ptr_eq(&b.nodes)
-        && a.service_cidrs.ptr_eq(&b.service_cidrs)
 }
 
 #[cfg(test)]

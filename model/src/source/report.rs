@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 use crate::source::{Problem, SourceHealth};
 
 /// Brings `health` up to date, says what is new, and answers whether anything is.
-pub(super) fn update(health: &mut SourceHealth, unreachable: Option<String>, problems: Vec<Problem>) -> bool {
+pub(crate) fn update(health: &mut SourceHealth, unreachable: Option<String>, problems: Vec<Problem>) -> bool {
     if health.unreachable == unreachable && health.problems == problems {
         return false;
     }
     match (&health.unreachable, &unreachable) {
         (before, Some(reason)) if before.as_ref() != Some(reason) => {
-            *health.counts.entry("folder").or_default() += 1;
+            *health.counts.entry("source").or_default() += 1;
             tracing::warn!("{reason}");
         }
-        (Some(_), None) => tracing::info!("the manifests folder is readable again"),
+        (Some(_), None) => tracing::info!("the source can be read again"),
         (_, _) => {}
     }
     let before: BTreeSet<&Problem> = health.problems.iter().collect();

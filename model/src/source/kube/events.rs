@@ -1,0 +1,90 @@
+//! Events: what an operator sees with `kubectl describe`.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{Api, PostParams};
+use kube::Client;
+
+/// Who reports, as dashboards and filters know it.
+const CONTROLLER: &str = "kube-proxy";
+
+/// Writes events.
+#[derive(Clone)]
+pub struct Events {
+    client: Client,
+    node: String,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEvent {
+    /// `Service` or `Node`.
+    pub kind: &'static str,
+    /// The object's namespace, empty for a Node.
+    pub namespace: String,
+    /// The object's name.
+    pub name: String,
+    /// Something went wrong.
+    pub warning: bool,
+    /// One word in CamelCase.
+    pub reason: String,
+    /// What was attempted, in CamelCase.
+    pub action: String,
+    /// What happened, for people.
+    pub note: String,
+}
+
+/// An event that was not written.
+#[derive(Debug, thiserror::Error)]
+#[error("writing an event; allow create of events in events.k8s.io")]
+pub struct PostError(#[source] Box<kube::Error>);
+
+impl Events {
+    pub(super) fn new(client: Client, node: &str) -> Self {
+        Self { client, node: node.to_owned() }
+    }
+
+    /// Writes one. Events of objects without a namespace are kept in `default`, as everywhere.
+    pub async fn post(&self, event: NewEvent) -> Result<(), PostError> {
+        let now = Timestamp::now();
+        let namespace = if event.namespace.is_empty() { "default".to_owned() } else { event.namespace.clone() };
+        let object = Event {
+            metadata: ObjectMeta {
+                // Unique enough, and sorted by time.
+                name: Some(format!("{}.{:x}", event.name, now.as_nanosecond())),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            action: Some(event.action),
+            event_time: Some(MicroTime(now)),
+            note: Some(shortened(event.note)),
+            reason: Some(event.reason),
+            regarding: Some(ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some(event.kind.to_owned()),
+                namespace: Some(event.namespace).filter(|namespace| !namespace.is_empty()),
+                // The Node's events are found by its name, as the kubelet writes them too.
+                uid: (event.kind == "Node").then(|| event.name.clone()),
+                name: Some(event.name),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(CONTROLLER.to_owned()),
+            reporting_instance: Some(format!("{CONTROLLER}-{}", self.node)),
+            type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
+        };
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        events.create(&PostParams::default(), &object).await.map_err(|error| PostError(Box::new(error)))?;
+        Ok(())
+    }
+}
+
+/// The API takes no more than 1,024 bytes.
+fn shortened(mut note: String) -> String {
+    while note.len() > 1024 {
+        note.pop();
+    }
+    note
+}

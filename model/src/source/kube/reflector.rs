@@ -1,0 +1,274 @@
+//! Follows one resource: lists it page by page, then watches it from there, for ever.
+//!
+//! Not kube's own watcher, because of three things it does: it tells nobody when a watch is open again, it goes on
+//! behind an event that it could not read, and it never lists anew when a watch is refused as too old. The first
+//! would leave an outage on record for ever, the others would lose changes.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use futures::{TryStream, TryStreamExt as _};
+use kube::Client;
+use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
+use kube::core::Request;
+use rand::Rng as _;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::backoff::Backoff;
+use super::client::connect;
+use super::failure::Failure;
+use super::wire::{Metadata, Object, Read, Wire};
+use super::{Kind, KubeOptions};
+use crate::key::ObjectKey;
+
+/// Objects in a page of a list, as other clients of the API ask for.
+const PAGE: u32 = 500;
+/// For a page of a list, and for a watch to be opened.
+const ANSWER: Duration = Duration::from_secs(60);
+/// API servers send a bookmark about once a minute: a watch that says nothing for longer is dead.
+const SILENCE: Duration = Duration::from_secs(150);
+/// How long the API server keeps a watch open, in seconds; a random part keeps the nodes out of step.
+const WATCH: std::ops::RangeInclusive<u32> = 240..=290;
+/// A watch that ends sooner, without an event, is not opened again at once.
+const SHORT: Duration = Duration::from_secs(1);
+/// So many lists in a row that are older than what was seen are no accident: the cluster's store was put back.
+const STALE_LISTS: u32 = 5;
+
+/// What a reflector tells of its resource.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) kind: Kind,
+    pub(super) news: News,
+}
+
+#[derive(Debug)]
+pub(super) enum News {
+    /// A list begins: what it does not have is gone.
+    Listing,
+    /// An object is there, or is there but cannot be read.
+    Present(ObjectKey, Result<Object, String>),
+    /// An object is gone.
+    Gone(ObjectKey),
+    /// The list was complete.
+    Listed,
+    /// Changes are followed (again).
+    Watching,
+    /// A request failed; it will be made again.
+    Failing {
+        reason: String,
+        /// The API server says no, and will go on saying so.
+        denied: bool,
+    },
+}
+
+/// Follows one resource.
+pub(super) struct Reflector<T> {
+    client: Client,
+    options: KubeOptions,
+    outbox: mpsc::Sender<Message>,
+    backoff: Backoff,
+    stale: u32,
+    /// The newest version seen, if versions can be compared (they are numbers, Kubernetes 1.35).
+    newest: Option<u64>,
+    wire: PhantomData<fn() -> T>,
+}
+
+/// Nobody listens any more.
+struct Over;
+
+/// Why a watch is not read on.
+enum Ended {
+    /// As watches do.
+    Closed,
+    /// History was lost, so the list counts.
+    Lost(Failure),
+    Failed(Failure),
+}
+
+impl<T: Wire> Reflector<T> {
+    pub(super) fn new(client: Client, options: KubeOptions, outbox: mpsc::Sender<Message>) -> Self {
+        let (backoff, stale, newest) = (Backoff::default(), 0, None);
+        Self { client, options, outbox, backoff, stale, newest, wire: PhantomData }
+    }
+
+    /// Until nobody listens.
+    pub(super) async fn run(mut self) {
+        while let Ok(()) = self.round().await {}
+    }
+
+    async fn round(&mut self) -> Result<(), Over> {
+        match self.list().await? {
+            Ok(version) => self.follow(version).await,
+            Err(failure) => self.failed(&failure).await,
+        }
+    }
+
+    /// All objects, and the version from which to watch.
+    async fn list(&mut self) -> Result<Result<String, Failure>, Over> {
+        let (label_selector, field_selector) = T::KIND.selectors(&self.options);
+        let mut params = ListParams { label_selector, field_selector, limit: Some(PAGE), ..ListParams::default() };
+        self.tell(News::Listing).await?;
+        loop {
+            let ObjectList { types: _, metadata, items } = match self.page(&params).await {
+                Ok(page) => page,
+                Err(failure) => return Ok(Err(failure)),
+            };
+            for read in items {
+                self.tell(present(read)).await?;
+            }
+            if let Some(token) = metadata.continue_.filter(|token| !token.is_empty()) {
+                params.continue_token = Some(token);
+                continue;
+            }
+            let Some(version) = metadata.resource_version.filter(|version| !version.is_empty()) else {
+                return Ok(Err(Failure::NoVersion));
+            };
+            self.tell(News::Listed).await?;
+            return Ok(Ok(version));
+        }
+    }
+
+    async fn page(&mut self, params: &ListParams) -> Result<ObjectList<Read<T>>, Failure> {
+        let request = request::<T>().list(params).map_err(Failure::Request)?;
+        let asked = timeout(ANSWER, self.client.request::<ObjectList<Read<T>>>(request));
+        let page = asked.await.map_err(|_elapsed| Failure::Silent(ANSWER))??;
+        // Whatever else has a field `items` must not empty the view.
+        let wanted = format!("{}List", T::KIND.name());
+        if page.types.kind != wanted {
+            return Err(Failure::NotAList { wanted, found: page.types.kind });
+        }
+        let found = page.metadata.resource_version.as_deref().unwrap_or_default();
+        if let (Some(seen), Some(version)) = (self.newest, number(found))
+            && version < seen
+            && self.stale < STALE_LISTS
+        {
+            self.stale += 1;
+            return Err(Failure::Stale { found: found.to_owned(), seen: seen.to_string() });
+        }
+        self.stale = 0;
+        self.newest = number(found);
+        Ok(page)
+    }
+
+    /// Watches from `version` until the list must be read anew.
+    async fn follow(&mut self, mut version: String) -> Result<(), Over> {
+        loop {
+            let begun = Instant::now();
+            let before = version.clone();
+            match self.watch(&mut version).await? {
+                Ended::Closed if version == before && begun.elapsed() < SHORT => {
+                    sleep(self.backoff.next_delay()).await;
+                }
+                Ended::Closed => self.backoff.reset(),
+                Ended::Lost(failure) => {
+                    tracing::info!(
+                        resource = T::KIND.resource(),
+                        reason = failure.explain(T::KIND.resource()),
+                        "the history of changes is lost, so everything is listed again"
+                    );
+                    // A server that always says so must not be asked without pause.
+                    sleep(self.backoff.next_delay()).await;
+                    return Ok(());
+                }
+                Ended::Failed(failure) => self.failed(&failure).await?,
+            }
+        }
+    }
+
+    /// One watch, with `version` kept up to date.
+    async fn watch(&mut self, version: &mut String) -> Result<Ended, Over> {
+        let (label_selector, field_selector) = T::KIND.selectors(&self.options);
+        let timeout_seconds = rand::rng().random_range(WATCH);
+        let params =
+            WatchParams { label_selector, field_selector, timeout: Some(timeout_seconds), ..WatchParams::default() };
+        let request = match request::<T>().watch(&params, version) {
+            Ok(request) => request,
+            Err(error) => return Ok(Ended::Failed(Failure::Request(error))),
+        };
+        let client = self.client.clone();
+        match timeout(ANSWER, client.request_events::<Read<T>>(request)).await {
+            Ok(Ok(events)) => {
+                self.tell(News::Watching).await?;
+                let mut events = std::pin::pin!(events);
+                self.read(&mut events, version).await
+            }
+            Ok(Err(error)) => Ok(ended(error.into())),
+            Err(_elapsed) => Ok(Ended::Failed(Failure::Silent(ANSWER))),
+        }
+    }
+
+    async fn read<S>(&mut self, events: &mut S, version: &mut String) -> Result<Ended, Over>
+    where
+        S: TryStream<Ok = WatchEvent<Read<T>>, Error = kube::Error> + Unpin,
+    {
+        loop {
+            let event = match timeout(SILENCE, events.try_next()).await {
+                Ok(Ok(Some(event))) => event,
+                // Silence is how a dead connection ends; what it missed is asked for from the same version.
+                Ok(Ok(None)) | Err(_) => return Ok(Ended::Closed),
+                Ok(Err(error)) => return Ok(ended(error.into())),
+            };
+            match event {
+                WatchEvent::Added(read) | WatchEvent::Modified(read) => {
+                    self.seen(version, &read.metadata.resource_version);
+                    self.tell(present(read)).await?;
+                }
+                WatchEvent::Deleted(read) => {
+                    self.seen(version, &read.metadata.resource_version);
+                    self.tell(News::Gone(key(&read.metadata))).await?;
+                }
+                WatchEvent::Bookmark(bookmark) => self.seen(version, &bookmark.metadata.resource_version),
+                WatchEvent::Error(status) => return Ok(ended(kube::Error::Api(status).into())),
+            }
+        }
+    }
+
+    fn seen(&mut self, version: &mut String, now: &str) {
+        // Without a version the event itself still counts; the watch begins again where it last knew.
+        if !now.is_empty() {
+            now.clone_into(version);
+            self.newest = number(now).max(self.newest);
+            self.backoff.reset();
+        }
+    }
+
+    /// Says so, waits, and readies another try with credentials as they are by then.
+    async fn failed(&mut self, failure: &Failure) -> Result<(), Over> {
+        let resource = T::KIND.resource();
+        let (reason, denied) = (failure.explain(resource), failure.is_denial());
+        self.tell(News::Failing { reason: format!("cannot follow {resource}: {reason}"), denied }).await?;
+        let delay = self.backoff.next_delay();
+        sleep(failure.retry_after().unwrap_or(delay).max(delay)).await;
+        match connect(&self.options).await {
+            Ok(client) => self.client = client,
+            Err(error) => tracing::warn!(resource, error = %error, "the former credentials are tried again"),
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, news: News) -> Result<(), Over> {
+        self.outbox.send(Message { kind: T::KIND, news }).await.map_err(|_closed| Over)
+    }
+}
+
+fn request<T: Wire>() -> Request {
+    Request::new(format!("{}/{}", T::KIND.group(), T::KIND.resource()))
+}
+
+fn ended(failure: Failure) -> Ended {
+    if failure.is_gone() || failure.is_garbled() { Ended::Lost(failure) } else { Ended::Failed(failure) }
+}
+
+fn key(metadata: &Metadata) -> ObjectKey {
+    ObjectKey::new(metadata.namespace.as_str(), metadata.name.as_str())
+}
+
+fn present<T: Wire>(read: Read<T>) -> News {
+    let Read { metadata, object } = read;
+    News::Present(key(&metadata), object.map(|object| object.object(metadata.into())))
+}
+
+fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
+}

@@ -1,0 +1,278 @@
+//! What all reflectors told, as a snapshot: pure, one message at a time.
+//!
+//! While a resource is listed again the former view stays, and loses at the end of the list what the list did not
+//! have. An object that cannot be read keeps its last good version; one that can be read and is no use goes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::reflector::{Message, News};
+use super::wire::Object;
+use super::{Kind, KubeOptions};
+use crate::key::{ObjectKey, SliceKey};
+use crate::node::Namespace;
+use crate::snapshot::Snapshot;
+use crate::source::Problem;
+use crate::source::convert::{self, Conversion, Rejection};
+
+/// The view and what it still lacks.
+#[derive(Debug)]
+pub(super) struct View {
+    snapshot: Snapshot,
+    conversion: Conversion,
+    /// The resources that are followed.
+    progress: BTreeMap<Kind, Progress>,
+    /// Which Service a slice belonged to when it was last seen.
+    owners: HashMap<ObjectKey, ObjectKey>,
+    /// What is wrong with an object, by name.
+    notes: BTreeMap<(Kind, ObjectKey), Vec<String>>,
+    /// Something that [`View::problems`] shows has changed.
+    reported: bool,
+}
+
+/// How far one resource is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Listed at least once, or not to be waited for.
+    complete: bool,
+    /// What the list under way has shown so far.
+    listing: Option<HashSet<ObjectKey>>,
+    /// Why it cannot be followed.
+    failing: Option<String>,
+}
+
+impl View {
+    pub(super) fn new(options: &KubeOptions) -> Self {
+        let wanted = Kind::ALL.into_iter().filter(|kind| kind.is_wanted(options));
+        Self {
+            snapshot: Snapshot::default(),
+            conversion: Conversion::keeping(&options.pod_annotations),
+            progress: wanted.map(|kind| (kind, Progress::default())).collect(),
+            owners: HashMap::new(),
+            notes: BTreeMap::new(),
+            reported: true,
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.snapshot.clone()
+    }
+
+    /// Everything that is waited for has been listed.
+    pub(super) fn is_complete(&self) -> bool {
+        self.progress.values().all(|progress| progress.complete)
+    }
+
+    /// Resources without which there can be a view are not waited for any longer (spec SY-13).
+    pub(super) fn stop_waiting(&mut self) {
+        for (kind, progress) in &mut self.progress {
+            progress.complete |= kind.without().is_some();
+        }
+    }
+
+    /// Whether [`View::unreachable`] or [`View::problems`] may have changed since the last call.
+    pub(super) fn take_reported(&mut self) -> bool {
+        std::mem::take(&mut self.reported)
+    }
+
+    /// Why the cluster cannot be followed, if it cannot.
+    pub(super) fn unreachable(&self) -> Option<String> {
+        let mut failing = self.progress.iter().filter(|(kind, _)| kind.without().is_none());
+        let reason = failing.find_map(|(_, progress)| progress.failing.as_ref())?;
+        let consequence = if self.is_complete() { "the last good view stays in force" } else { "nothing is served yet" };
+        Some(format!("{reason}; {consequence}"))
+    }
+
+    /// What is ignored or missing right now, in a fixed order.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let problem = |kind: Kind, object: Option<String>, reason: String| Problem {
+            kind: kind.problem(),
+            file: None,
+            line: None,
+            object,
+            reason,
+        };
+        let missing = self.progress.iter().filter_map(|(kind, progress)| {
+            let (without, reason) = (kind.without()?, progress.failing.as_ref()?);
+            Some(problem(*kind, None, format!("{reason}; meanwhile {without}")))
+        });
+        let ignored = self.notes.iter().flat_map(|((kind, key), notes)| {
+            let described = describe(*kind, key);
+            notes.iter().map(move |note| problem(*kind, Some(described.clone()), note.clone()))
+        });
+        let mut problems: Vec<Problem> = missing.chain(ignored).collect();
+        problems.sort();
+        problems
+    }
+
+    pub(super) fn take(&mut self, message: Message) {
+        let Message { kind, news } = message;
+        match news {
+            News::Listing => {
+                if let Some(progress) = self.progress.get_mut(&kind) {
+                    progress.listing = Some(HashSet::new());
+                }
+            }
+            News::Present(key, object) => {
+                if let Some(listing) = self.progress.get_mut(&kind).and_then(|progress| progress.listing.as_mut()) {
+                    listing.insert(key.clone());
+                }
+                self.present(kind, key, object);
+            }
+            News::Gone(key) => self.forget(kind, &key),
+            News::Listed => {
+                self.listed(kind);
+                self.recovered(kind);
+            }
+            News::Watching => self.recovered(kind),
+            News::Failing { reason, denied } => self.failing(kind, reason, denied),
+        }
+    }
+
+    fn failing(&mut self, kind: Kind, reason: String, denied: bool) {
+        let Some(progress) = self.progress.get_mut(&kind) else { return };
+        progress.complete |= denied && kind.without().is_some();
+        self.reported |= progress.failing.as_ref() != Some(&reason);
+        progress.failing = Some(reason);
+    }
+
+    fn recovered(&mut self, kind: Kind) {
+        if let Some(progress) = self.progress.get_mut(&kind) {
+            self.reported |= progress.failing.take().is_some();
+        }
+    }
+
+    /// What the list did not have is gone.
+    fn listed(&mut self, kind: Kind) {
+        let Some(progress) = self.progress.get_mut(&kind) else { return };
+        progress.complete = true;
+        let Some(seen) = progress.listing.take() else { return };
+        for key in self.known(kind).into_iter().filter(|key| !seen.contains(key)) {
+            self.forget(kind, &key);
+        }
+    }
+
+    /// Every object of a kind that has left a trace.
+    fn known(&self, kind: Kind) -> Vec<ObjectKey> {
+        let cluster = |name: &Arc<str>| ObjectKey { namespace: Arc::from(""), name: Arc::clone(name) };
+        let mut known: Vec<ObjectKey> = match kind {
+            Kind::Service => self.snapshot.services.keys().cloned().collect(),
+            Kind::Slice => self.owners.keys().cloned().collect(),
+            Kind::Pod => self.snapshot.pods.keys().cloned().collect(),
+            Kind::Node => self.snapshot.nodes.keys().map(cluster).collect(),
+            Kind::Namespace => self.snapshot.namespaces.keys().map(cluster).collect(),
+            Kind::ServiceCidr => self.snapshot.service_cidrs.keys().map(cluster).collect(),
+        };
+        known.extend(self.notes.keys().filter(|(noted, _)| *noted == kind).map(|(_, key)| key.clone()));
+        known
+    }
+
+    fn present(&mut self, kind: Kind, key: ObjectKey, object: Result<Object, String>) {
+        let outcome = match object {
+            Ok(object) => self.admit(&key, &object).map_err(|Rejection(reason)| {
+                self.remove(kind, &key);
+                reason
+            }),
+            Err(reason) => Err(format!("it cannot be read ({reason}), so its last good version stays in force")),
+        };
+        let mut notes = self.conversion.take_notes();
+        notes.extend(outcome.err());
+        self.note(kind, key, notes);
+    }
+
+    fn forget(&mut self, kind: Kind, key: &ObjectKey) {
+        self.remove(kind, key);
+        self.reported |= self.notes.remove(&(kind, key.clone())).is_some();
+    }
+
+    fn note(&mut self, kind: Kind, key: ObjectKey, notes: Vec<String>) {
+        if notes.is_empty() {
+            if !self.notes.is_empty() {
+                self.reported |= self.notes.remove(&(kind, key)).is_some();
+            }
+        } else {
+            let before = self.notes.insert((kind, key), notes.clone());
+            self.reported |= before != Some(notes);
+        }
+    }
+
+    /// Puts an object in its place. What is equal to what is there changes nothing (spec IN-7, IN-13).
+    fn admit(&mut self, key: &ObjectKey, object: &Object) -> Result<(), Rejection> {
+        let cx = &mut self.conversion;
+        let snapshot = &mut self.snapshot;
+        match object {
+            Object::Service(object) => {
+                let service = convert::service(object, cx)?;
+                self.infer_namespace(&service.key.namespace);
+                place(&mut self.snapshot.services, service.key.clone(), service);
+            }
+            Object::Slice(object) => match convert::slice(object, cx)? {
+                Some(slice) => {
+                    // Its label may name another Service than before, and with it another place.
+                    let owner = self.owners.insert(slice_name(&slice.key), slice.key.service.clone());
+                    if let Some(service) = owner.filter(|owner| *owner != slice.key.service) {
+                        snapshot.slices.remove(&SliceKey { service, slice: Arc::clone(&slice.key.slice) });
+                    }
+                    place(&mut snapshot.slices, slice.key.clone(), slice);
+                }
+                None => self.remove(Kind::Slice, key),
+            },
+            Object::Node(object) => {
+                let node = convert::node(object, cx)?;
+                place(&mut snapshot.nodes, Arc::clone(&node.name), node);
+            }
+            Object::Pod(object) => match convert::pod(object, cx)? {
+                Some(pod) => place(&mut snapshot.pods, pod.key.clone(), pod),
+                None => self.remove(Kind::Pod, key),
+            },
+            Object::Namespace(object) => {
+                let namespace = convert::namespace(object, cx)?;
+                place(&mut snapshot.namespaces, Arc::clone(&namespace.name), namespace);
+            }
+            Object::ServiceCidr(object) => {
+                let range = convert::service_cidr(object, cx)?;
+                place(&mut snapshot.service_cidrs, Arc::clone(&range.name), range);
+            }
+        }
+        Ok(())
+    }
+
+    /// Until Namespaces have been listed, which kube-proxy's own role does not allow, one with a Service exists.
+    fn infer_namespace(&mut self, name: &Arc<str>) {
+        let listed = self.progress.get(&Kind::Namespace).is_some_and(|p| p.complete && p.failing.is_none());
+        if !listed && !self.snapshot.namespaces.contains_key(name) {
+            self.snapshot.namespaces.insert(Arc::clone(name), Arc::new(Namespace { name: Arc::clone(name) }));
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, key: &ObjectKey) {
+        let snapshot = &mut self.snapshot;
+        match kind {
+            Kind::Service => drop(snapshot.services.remove(key)),
+            Kind::Slice => {
+                if let Some(service) = self.owners.remove(key) {
+                    snapshot.slices.remove(&SliceKey { service, slice: Arc::clone(&key.name) });
+                }
+            }
+            Kind::Node => drop(snapshot.nodes.remove(&key.name)),
+            Kind::Pod => drop(snapshot.pods.remove(key)),
+            Kind::Namespace => drop(snapshot.namespaces.remove(&key.name)),
+            Kind::ServiceCidr => drop(snapshot.service_cidrs.remove(&key.name)),
+        }
+    }
+}
+
+fn slice_name(key: &SliceKey) -> ObjectKey {
+    ObjectKey { namespace: Arc::clone(&key.service.namespace), name: Arc::clone(&key.slice) }
+}
+
+fn place<K: Ord + Clone, V: PartialEq>(map: &mut imbl::OrdMap<K, Arc<V>>, key: K, value: V) {
+    if map.get(&key).is_none_or(|known| **known != value) {
+        map.insert(key, Arc::new(value));
+    }
+}
+
+fn describe(kind: Kind, key: &ObjectKey) -> String {
+    let name = kind.name();
+    if key.namespace.is_empty() { format!("{name} {}", key.name) } else { format!("{name} {key}") }
+}

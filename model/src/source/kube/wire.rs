@@ -1,0 +1,218 @@
+//! What is read of the API's objects: a Pod has a thousand fields, of which this needs five.
+//!
+//! Each object is decoded by itself, so that one that is not as it should be costs only itself.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::Kind;
+
+/// An object as the API sent it, or why it cannot be read.
+#[derive(Clone, Debug)]
+pub(super) struct Read<T> {
+    pub(super) metadata: Metadata,
+    pub(super) object: Result<T, String>,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Read<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let head = serde_json::from_str::<Head>(text.get());
+        let object = serde_json::from_str::<T>(text.get());
+        match (head, object) {
+            (Ok(Head { metadata }), object) => Ok(Self { metadata, object: object.map_err(|error| error.to_string()) }),
+            // Not even a name: all that can be said is that something is there.
+            (Err(error), _) => Ok(Self { metadata: Metadata::default(), object: Err(error.to_string()) }),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Head {
+    metadata: Metadata,
+}
+
+/// Metadata without what nobody reads, `managedFields` above all: it is often larger than the object.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Metadata {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) resource_version: String,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+}
+
+impl From<Metadata> for ObjectMeta {
+    fn from(metadata: Metadata) -> Self {
+        Self {
+            namespace: Some(metadata.namespace),
+            name: Some(metadata.name),
+            labels: metadata.labels,
+            annotations: metadata.annotations,
+            creation_timestamp: metadata.creation_timestamp,
+            deletion_timestamp: metadata.deletion_timestamp,
+            ..Self::default()
+        }
+    }
+}
+
+/// An object on its way to the view.
+#[derive(Debug)]
+pub(super) enum Object {
+    Service(Box<core::Service>),
+    Slice(Box<discovery::EndpointSlice>),
+    Node(Box<core::Node>),
+    Pod(Box<core::Pod>),
+    Namespace(Box<core::Namespace>),
+    ServiceCidr(Box<networking::ServiceCIDR>),
+}
+
+/// What is decoded besides the metadata.
+pub(super) trait Wire: Clone + DeserializeOwned + Send + 'static {
+    const KIND: Kind;
+
+    fn object(self, metadata: ObjectMeta) -> Object;
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Service {
+    spec: Option<core::ServiceSpec>,
+    status: Option<core::ServiceStatus>,
+}
+
+impl Wire for Service {
+    const KIND: Kind = Kind::Service;
+
+    fn object(self, metadata: ObjectMeta) -> Object {
+        Object::Service(Box::new(core::Service { metadata, spec: self.spec, status: self.status }))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Slice {
+    address_type: String,
+    // Go writes an empty list as null.
+    endpoints: Option<Vec<discovery::Endpoint>>,
+    ports: Option<Vec<discovery::EndpointPort>>,
+}
+
+impl Wire for Slice {
+    const KIND: Kind = Kind::Slice;
+
+    fn object(self, metadata: ObjectMeta) -> Object {
+        let Self { address_type, endpoints, ports } = self;
+        let endpoints = endpoints.unwrap_or_default();
+        Object::Slice(Box::new(discovery::EndpointSlice { metadata, address_type, endpoints, ports }))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Node {
+    spec: Option<NodeSpec>,
+    status: Option<NodeStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+    taints: Option<Vec<core::Taint>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct NodeStatus {
+    addresses: Option<Vec<core::NodeAddress>>,
+}
+
+impl Wire for Node {
+    const KIND: Kind = Kind::Node;
+
+    fn object(self, metadata: ObjectMeta) -> Object {
+        let spec = self.spec.map(|NodeSpec { pod_cidr, pod_cidrs, taints }| core::NodeSpec {
+            pod_cidr,
+            pod_cidrs,
+            taints,
+            ..core::NodeSpec::default()
+        });
+        let status = self.status.map(|NodeStatus { addresses }| core::NodeStatus { addresses, ..Default::default() });
+        Object::Node(Box::new(core::Node { metadata, spec, status }))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Pod {
+    spec: Option<PodSpec>,
+    status: Option<PodStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<core::PodIP>>,
+}
+
+impl Wire for Pod {
+    const KIND: Kind = Kind::Pod;
+
+    fn object(self, metadata: ObjectMeta) -> Object {
+        let spec = self.spec.map(|PodSpec { node_name, host_network }| core::PodSpec {
+            node_name,
+            host_network,
+            ..core::PodSpec::default()
+        });
+        let status = self.status.map(|PodStatus { phase, pod_ip, pod_ips }| core::PodStatus {
+            phase,
+            pod_ip,
+            pod_ips,
+            ..core::PodStatus::default()
+        });
+        Object::Pod(Box::new(core::Pod { metadata, spec, status }))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Namespace {}
+
+impl Wire for Namespace {
+    const KIND: Kind = Kind::Namespace;
+
+    fn object(self, metadata: ObjectMeta) -> Object {
+        Object::Namespace(Box::new(core::Namespace { metadata, ..core::Namespace::default() }))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct ServiceCidr {
+    spec: Option<networking::ServiceCIDRSpec>,
+}
+
+impl Wire for ServiceCidr {
+    const KIND: Kind = Kind::ServiceCidr;
+
+    fn object(self, metadata: ObjectMeta) -> Object {
+        Object::ServiceCidr(Box::new(networking::ServiceCIDR { metadata, spec: self.spec, status: None }))
+    }
+}
