@@ -38,8 +38,8 @@ const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 102
 pub struct Config {
     /// Own node name, trimmed and in lower case.
     pub node: String,
-    /// The folder of manifests.
-    pub manifests: PathBuf,
+    /// Where objects come from.
+    pub source: SourceConfig,
     /// Ranges for Services without a clusterIP.
     pub service_cidrs: Vec<IpNet>,
     /// Of these, the ranges that the operator says belong to Services alone: none if nobody named any.
@@ -72,6 +72,24 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// Form of the log.
     pub log_format: LogFormat,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A folder of manifests.
+    Manifests(PathBuf),
+    /// The Kubernetes API.
+    Kube(KubeConfig),
+}
+
+/// How the Kubernetes API is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeConfig {
+    /// The kubeconfig file; without one, the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The API server's URL, instead of the one that the credentials name.
+    pub master: Option<String>,
 }
 
 /// What the bundled DNS does.
@@ -149,7 +167,7 @@ impl Config {
         let dns = if settings.dns.unwrap_or(true) { Some(DnsConfig::new(&settings)?) } else { None };
         Ok(Self {
             node: node_name(settings.hostname_override.as_deref())?,
-            manifests: settings.manifests.ok_or(ConfigError::NoSource)?,
+            source: source(settings.manifests, settings.kubeconfig, settings.master)?,
             exclusive_cidrs: settings.service_cidr.clone().map_or_else(Vec::new, |List(ranges)| ranges),
             service_cidrs: service_cidrs(settings.service_cidr),
             node_ports: node_ports(settings.nodeport_addresses)?,
@@ -239,6 +257,20 @@ fn node_ports(given: Option<List<NodePortAddress>>) -> Result<NodePortAddresses,
 pub fn default_opt_out() -> Vec<Annotation> {
     let (key, value) = OPT_OUT;
     vec![Annotation { key: key.to_owned(), value: Some(value.to_owned()) }]
+}
+
+fn source(
+    manifests: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    master: Option<String>,
+) -> Result<SourceConfig, ConfigError> {
+    match manifests {
+        Some(folder) => Ok(SourceConfig::Manifests(folder)),
+        None if kubeconfig.is_some() || master.is_some() || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+            Ok(SourceConfig::Kube(KubeConfig { kubeconfig, master }))
+        }
+        None => Err(ConfigError::NoSource),
+    }
 }
 
 fn check_mode(mode: ProxyMode) -> Result<(), ConfigError> {

@@ -15,5 +15,6 @@ pub mod netns;
 pub mod plan;
 pub mod reconcile;
 pub mod run;
+mod source;
 pub mod status;
 pub mod sys;

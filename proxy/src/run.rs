@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use shunt_dns::Server;
 use shunt_model::Snapshot;
 use shunt_model::source::Source;
-use shunt_model::source::manifests::{self, ManifestsOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -28,7 +27,7 @@ use crate::metrics::{self, DnsStats};
 use crate::plan::{Detect, PlanOptions, Planner};
 use crate::reconcile::{Input, Output, Reconciler};
 use crate::status::Status;
-use crate::{addresses, dns_service, host_addresses};
+use crate::{addresses, dns_service, host_addresses, source};
 
 /// For the tasks, and again for DNS: a stop takes less than two seconds.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -55,11 +54,7 @@ pub async fn run(config: Config) -> Result<()> {
 fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
-    ensure!(
-        config.manifests.is_dir(),
-        "--manifests {}: there is no such folder; create it or name another",
-        config.manifests.display()
-    );
+    source::check(&config.source)?;
     Ok(EbpfOptions {
         cgroup_root: cgroup_root(config.cgroup_root.as_deref())?,
         cgroup_discovered: config.cgroup_root.is_none(),
@@ -133,8 +128,8 @@ impl Daemon {
     /// Nothing is written before the first view of the cluster is complete (spec SY-1).
     async fn start(&mut self, options: EbpfOptions) -> Result<Running> {
         let config = Arc::clone(&self.config);
-        let source = manifests::start(manifests_options(&config)).await?;
-        info!(manifests = %config.manifests.display(), "first view of the cluster is complete");
+        let (source, _events) = source::start(&config, &self.status).await?;
+        info!("first view of the cluster is complete");
         let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
         let (datapath, upkeep) = opening.await.context("opening the data path")??;
         let mode = datapath.mode();
@@ -265,17 +260,6 @@ impl Daemon {
         {
             warn!("the DNS server does not end in time and is left behind");
         }
-    }
-}
-
-/// What the manifests source is asked for.
-#[must_use]
-pub fn manifests_options(config: &Config) -> ManifestsOptions {
-    ManifestsOptions {
-        dir: config.manifests.clone(),
-        service_cidrs: config.service_cidrs.clone(),
-        reserved: config.cluster_dns.clone(),
-        pod_annotations: config.opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
     }
 }
 

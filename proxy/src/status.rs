@@ -68,7 +68,8 @@ impl Status {
         if let Some(error) = &self.error {
             reasons.push(format!("last sync failed: {error}"));
         } else if self.last_sync.is_none() {
-            reasons.push("no sync yet".to_owned());
+            let why = self.source.unreachable.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            reasons.push(format!("no sync yet{why}"));
         }
         if let Some((port, reason)) = self.refused.first() {
             reasons.push(format!("{reason}: {} service ports are not served, the first is {port}", self.refused.len()));

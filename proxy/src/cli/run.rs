@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Unless RUST_LOG says otherwise. The DNS library tells every query at level info.
-const LOG: &str = "info,hickory_server=warn";
+const LOG: &str = "info,hickory_server=warn,kube_client=error";
 
 #[derive(Args)]
 pub(super) struct Arguments {

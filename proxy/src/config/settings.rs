@@ -16,6 +16,12 @@ pub struct Settings {
     /// Folder of Kubernetes manifests (*.yaml, *.yml, *.json), watched for changes
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// Credentials of the Kubernetes API [default: the pod's service account, in a pod]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of the Kubernetes API server, instead of the one that the credentials name
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
     /// Name of this node [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
@@ -155,6 +161,8 @@ impl Settings {
         // Every field by name: a new flag must be decided here before it compiles.
         Self {
             manifests: self.manifests.or(file.manifests),
+            kubeconfig: self.kubeconfig.or(file.kubeconfig),
+            master: self.master.or(file.master),
             hostname_override: self.hostname_override.or(file.hostname_override),
             service_cidr: self.service_cidr.or(file.service_cidr),
             cgroup_root: self.cgroup_root.or(file.cgroup_root),

@@ -1,0 +1,82 @@
+//! Starts the source that the configuration names, and says why it takes so long if it does.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use shunt_model::source::kube::{self, Events, KubeOptions};
+use shunt_model::source::manifests::{self, ManifestsOptions};
+use shunt_model::source::Source;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::config::{Annotation, Config, KubeConfig, PodNames, SourceConfig};
+use crate::status::Status;
+
+/// What can be known to be wrong before anything is touched.
+pub(crate) fn check(source: &SourceConfig) -> Result<()> {
+    match source {
+        SourceConfig::Manifests(folder) => {
+            ensure!(
+                folder.is_dir(),
+                "--manifests {}: there is no such folder; create it or name another",
+                folder.display()
+            );
+        }
+        SourceConfig::Kube(KubeConfig { .. }) => {}
+    }
+    Ok(())
+}
+
+/// The source with its first view, which is complete, and where events go if it takes any. What keeps it from being
+/// complete is told through `status`.
+pub(crate) async fn start(config: &Config, status: &watch::Sender<Status>) -> Result<(Source, Option<Events>)> {
+    match &config.source {
+        SourceConfig::Manifests(folder) => {
+            info!(manifests = %folder.display(), "reading");
+            let source = manifests::start(manifests_options(config, folder)).await?;
+            Ok((source, None))
+        }
+        SourceConfig::Kube(kube) => {
+            let starting = kube::start(kube_options(config, kube)).await?;
+            info!("listing services and endpoint slices");
+            let events = starting.events.clone();
+            let mut health = starting.health.clone();
+            let mut complete = std::pin::pin!(starting.complete());
+            loop {
+                tokio::select! {
+                    source = &mut complete => {
+                        return Ok((source.context("the Kubernetes source ended; this is a bug of shunt")?, Some(events)));
+                    }
+                    Ok(()) = health.changed() => {
+                        let health = Arc::new(health.borrow_and_update().clone());
+                        status.send_modify(|status| status.source = health);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn manifests_options(config: &Config, folder: &std::path::Path) -> ManifestsOptions {
+    ManifestsOptions {
+        dir: folder.to_path_buf(),
+        service_cidrs: config.service_cidrs.clone(),
+        reserved: config.cluster_dns.clone(),
+        pod_annotations: annotation_keys(&config.opt_out),
+    }
+}
+
+fn kube_options(config: &Config, kube: &KubeConfig) -> KubeOptions {
+    KubeOptions {
+        kubeconfig: kube.kubeconfig.clone(),
+        master: kube.master.clone(),
+        node: config.node.clone(),
+        names: config.dns.is_some(),
+        all_pods: config.dns.as_ref().is_some_and(|dns| dns.pods == PodNames::Verified),
+        pod_annotations: annotation_keys(&config.opt_out),
+    }
+}
+
+fn annotation_keys(annotations: &[Annotation]) -> Vec<String> {
+    annotations.iter().map(|annotation| annotation.key.clone()).collect()
+}
