@@ -1,1 +1,210 @@
-//! The parts that need no API server.
+//! Messages of reflectors, and the view that they amount to. No API server is needed for that.
+
+use serde_json::{Value, json};
+
+use super::reflector::{Message, News};
+use super::view::View;
+use super::wire::{self, Read, Wire};
+use super::*;
+use crate::key::ObjectKey;
+
+fn options() -> KubeOptions {
+    KubeOptions { node: "n1".into(), names: true, pod_annotations: vec!["mesh".into()], ..KubeOptions::default() }
+}
+
+fn read<T: Wire>(object: Value) -> News {
+    let read: Read<T> = serde_json::from_value(object).unwrap();
+    let key = ObjectKey::new(read.metadata.namespace.as_str(), read.metadata.name.as_str());
+    News::Present(key, read.object.map(|object| object.object(read.metadata.into())))
+}
+
+fn service(name: &str, ip: &str) -> News {
+    read::<wire::Service>(json!({
+        "metadata": {"namespace": "default", "name": name, "managedFields": [{"manager": "kubectl"}]},
+        "spec": {"clusterIP": ip, "ports": [{"port": 80}]},
+    }))
+}
+
+fn slice(name: &str, owner: &str) -> News {
+    read::<wire::Slice>(json!({
+        "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": owner}},
+        "addressType": "IPv4", "endpoints": null, "ports": [{"name": "", "port": 8080}],
+    }))
+}
+
+/// A view with a shorthand for telling it things.
+struct Told(View);
+
+impl Told {
+    fn new() -> Self {
+        Self(View::new(&options()))
+    }
+
+    fn tell(&mut self, kind: Kind, news: impl IntoIterator<Item = News>) -> &mut Self {
+        news.into_iter().for_each(|news| self.0.take(Message { kind, news }));
+        self
+    }
+
+    fn list(&mut self, kind: Kind, objects: impl IntoIterator<Item = News>) -> &mut Self {
+        self.tell(kind, [News::Listing]).tell(kind, objects).tell(kind, [News::Listed])
+    }
+
+    fn deny(&mut self, kind: Kind) -> &mut Self {
+        self.tell(kind, [News::Failing { reason: format!("cannot follow {}", kind.resource()), denied: true }])
+    }
+
+    fn services(&self) -> String {
+        let snapshot = self.0.snapshot();
+        snapshot.services.keys().map(|key| &*key.name).collect::<Vec<_>>().join(" ")
+    }
+
+    fn slices(&self) -> String {
+        let snapshot = self.0.snapshot();
+        snapshot.slices.keys().map(|key| format!("{}={}", key.slice, key.service.name)).collect::<Vec<_>>().join(" ")
+    }
+
+    fn problems(&self) -> String {
+        self.0.problems().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn gone(name: &str) -> News {
+    News::Gone(ObjectKey::new("default", name))
+}
+
+#[test]
+fn a_view_is_complete_when_everything_wanted_was_listed_in_8() {
+    let mut told = Told::new();
+    for kind in Kind::ALL {
+        assert!(!told.0.is_complete(), "before {}", kind.name());
+        told.list(kind, []);
+    }
+    assert!(told.0.is_complete());
+}
+
+#[test]
+fn only_services_and_slices_are_waited_for_without_end() {
+    let mut told = Told::new();
+    told.0.stop_waiting();
+    told.list(Kind::Service, []);
+    assert!(!told.0.is_complete());
+    told.deny(Kind::Slice);
+    assert!(!told.0.is_complete(), "a role without endpointslices cannot serve");
+    assert_eq!(told.0.unreachable().unwrap(), "cannot follow endpointslices; nothing is served yet");
+    told.list(Kind::Slice, []);
+    assert!(told.0.is_complete());
+    assert_eq!(told.0.unreachable(), None);
+}
+
+#[test]
+fn a_role_of_kube_proxy_is_enough() {
+    let mut told = Told::new();
+    for kind in [Kind::Service, Kind::Slice, Kind::Node, Kind::ServiceCidr] {
+        told.list(kind, []);
+    }
+    told.deny(Kind::Pod).deny(Kind::Namespace).tell(Kind::Service, [service("a", "10.0.0.1")]);
+    assert!(told.0.is_complete());
+    assert_eq!(told.0.unreachable(), None);
+    assert!(told.problems().contains("cannot follow pods; meanwhile annotations of Pods are not seen"));
+    assert!(told.0.snapshot().namespaces.contains_key("default"), "a namespace with a Service exists");
+}
+
+#[test]
+fn what_a_new_list_does_not_have_is_gone_at_its_end() {
+    let mut told = Told::new();
+    told.list(Kind::Service, [service("a", "10.0.0.1"), service("b", "10.0.0.2")]);
+    told.tell(Kind::Service, [News::Listing, service("b", "10.0.0.2"), service("c", "10.0.0.3")]);
+    assert_eq!(told.services(), "a b c");
+    // The list breaks off and begins anew.
+    told.list(Kind::Service, [service("c", "10.0.0.3")]);
+    assert_eq!(told.services(), "c");
+    told.list(Kind::Slice, [slice("x", "a"), slice("y", "c")]).list(Kind::Slice, [slice("y", "c")]);
+    assert_eq!(told.slices(), "y=c");
+}
+
+#[test]
+fn an_event_that_changes_nothing_leaves_the_view_as_it_is_in_7() {
+    let mut told = Told::new();
+    told.list(Kind::Service, [service("a", "10.0.0.1")]);
+    let before = told.0.snapshot();
+    told.tell(Kind::Service, [service("a", "10.0.0.1")]).list(Kind::Service, [service("a", "10.0.0.1")]);
+    assert!(before.ptr_eq(&told.0.snapshot()));
+    told.tell(Kind::Service, [service("a", "10.0.0.2")]);
+    assert!(!before.ptr_eq(&told.0.snapshot()));
+}
+
+#[test]
+fn a_slice_moves_with_its_label() {
+    let mut told = Told::new();
+    told.tell(Kind::Slice, [slice("x", "a"), slice("x", "b")]);
+    assert_eq!(told.slices(), "x=b");
+    told.tell(Kind::Slice, [gone("x")]);
+    assert_eq!(told.slices(), "");
+}
+
+#[test]
+fn what_cannot_be_read_keeps_its_last_good_version_and_is_told_of() {
+    let garbled = || {
+        read::<wire::Service>(json!({
+            "metadata": {"namespace": "default", "name": "a"}, "spec": {"ports": "eighty"},
+        }))
+    };
+    let mut told = Told::new();
+    told.list(Kind::Service, [service("a", "10.0.0.1"), service("b", "10.0.0.2")]);
+    told.tell(Kind::Service, [garbled()]);
+    assert_eq!(told.services(), "a b");
+    assert!(told.problems().starts_with("Service default/a: it cannot be read"), "{}", told.problems());
+    told.list(Kind::Service, [garbled(), service("b", "10.0.0.2")]);
+    assert_eq!(told.services(), "a b", "a list that has it does not remove it");
+    told.list(Kind::Service, [service("b", "10.0.0.2")]);
+    assert_eq!((told.services(), told.problems()), ("b".to_owned(), String::new()));
+    // An object without even a name is told of and harms nothing.
+    told.tell(Kind::Service, [read::<wire::Service>(json!({"metadata": 7}))]);
+    assert_eq!(told.services(), "b");
+    assert!(told.problems().contains("cannot be read"));
+}
+
+#[test]
+fn what_is_no_use_goes_and_is_told_of() {
+    let portless = || {
+        read::<wire::Service>(json!({"metadata": {"namespace": "default", "name": "a"}, "spec": {"clusterIP": "10.0.0.1"}}))
+    };
+    let mut told = Told::new();
+    told.list(Kind::Service, [service("a", "10.0.0.1")]).tell(Kind::Service, [portless()]);
+    assert_eq!(told.services(), "");
+    assert!(told.problems().contains("Service default/a: it has no ports"), "{}", told.problems());
+    told.tell(Kind::Service, [gone("a")]);
+    assert_eq!(told.problems(), "");
+}
+
+#[test]
+fn a_finished_pod_is_gone_and_a_kept_annotation_stays() {
+    let pod = |phase: &str| {
+        read::<wire::Pod>(json!({
+            "metadata": {"namespace": "default", "name": "p", "annotations": {"mesh": "yes", "long": "text"}},
+            "spec": {"nodeName": "n1", "containers": "not looked at"},
+            "status": {"phase": phase, "podIP": "10.1.0.1", "podIPs": [{"ip": "10.1.0.1"}, {"ip": "fd01::1"}]},
+        }))
+    };
+    let mut told = Told::new();
+    told.tell(Kind::Pod, [pod("Running")]);
+    let snapshot = told.0.snapshot();
+    let known = snapshot.pods.get(&ObjectKey::new("default", "p")).unwrap();
+    assert_eq!((known.addresses.len(), known.annotations.len()), (2, 1));
+    told.tell(Kind::Pod, [pod("Succeeded")]);
+    assert!(told.0.snapshot().pods.is_empty());
+}
+
+#[test]
+fn selectors_are_those_of_kube_proxy_unless_names_are_answered_in_1_in_2_in_4() {
+    let selectors = |kind: Kind, names: bool| kind.selectors(&KubeOptions { names, ..options() });
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        selectors(Kind::Service, false),
+        (text("!service.kubernetes.io/service-proxy-name"), text("spec.clusterIP!=None"))
+    );
+    assert_eq!(selectors(Kind::Slice, false), (text("!service.kubernetes.io/headless"), None));
+    assert_eq!(selectors(Kind::Service, true), (None, None));
+    assert_eq!(selectors(Kind::Node, true), (None, text("metadata.name=n1")));
+    assert_eq!(selectors(Kind::Pod, true), (None, text("spec.nodeName=n1")));
+}
