@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use shunt_model::source::Source;
 use shunt_model::source::kube::{self, Events, KubeOptions};
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_model::source::Source;
 use tokio::sync::watch;
 use tracing::info;
 

@@ -26,8 +26,10 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// What differs between daemons; everything else follows from the node.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
-    /// The folder it reads.
+    /// The folder it reads, unless it has a `kubeconfig`.
     pub manifests: PathBuf,
+    /// Where it finds an API server, such as [`KubeApi`](crate::KubeApi).
+    pub kubeconfig: Option<PathBuf>,
     /// A DNS server of the lab, such as `lab-peer dns-upstream`. Without one, the router's address, where nobody listens.
     pub dns_upstream: Option<SocketAddr>,
     /// Further arguments.
@@ -40,7 +42,13 @@ impl DaemonOptions {
     /// Reads `manifests`, everything else by default.
     #[must_use]
     pub fn new(manifests: &Path) -> Self {
-        Self { manifests: manifests.to_owned(), dns_upstream: None, extra: Vec::new(), ready_within: READY_WITHIN }
+        Self {
+            manifests: manifests.to_owned(),
+            kubeconfig: None,
+            dns_upstream: None,
+            extra: Vec::new(),
+            ready_within: READY_WITHIN,
+        }
     }
 }
 
@@ -168,7 +176,10 @@ fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
     let cgroup = core.node_cgroup(node.name());
     let mut arguments = vec![text(core.binaries.shunt()?.to_owned())?, "run".to_owned()];
     let flags = [
-        ("--manifests", text(options.manifests.clone())?),
+        match &options.kubeconfig {
+            None => ("--manifests", text(options.manifests.clone())?),
+            Some(kubeconfig) => ("--kubeconfig", text(kubeconfig.clone())?),
+        },
         ("--hostname-override", node.name().to_owned()),
         ("--cgroup-root", text(cgroup)?),
         ("--bpf-root", text(core.bpf_root(node.name()))?),

@@ -5,6 +5,7 @@
 //! sees to that), or at the latest when the next lab starts. Nothing in a lab has a route out of it.
 #![forbid(unsafe_code)]
 
+pub mod api;
 mod binaries;
 mod clients;
 mod daemon;
@@ -12,6 +13,7 @@ pub mod demo;
 pub mod flows;
 mod host;
 mod http;
+mod kube_api;
 mod leftovers;
 pub mod manifests;
 mod network;
@@ -27,6 +29,7 @@ pub use clients::{Client, Dialler};
 pub use daemon::{Daemon, DaemonOptions};
 pub use host::{is_root, missing};
 pub use http::{HttpResponse, http_get};
+pub use kube_api::KubeApi;
 pub use leftovers::{remove, remove_leftovers};
 pub use manifests::Manifests;
 pub use node::{Node, Pod};

@@ -1,5 +1,6 @@
 //! `lab-peer`: the servers and clients that run inside nodes and pods, and what they print.
 
+mod api;
 mod bench;
 mod connect;
 mod dial;
@@ -18,6 +19,7 @@ use clap::{Parser, Subcommand};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+pub use api::ApiArguments;
 pub use bench::{BenchArguments, BenchLine};
 pub use connect::{Attempt, ConnectArguments};
 pub use dial::{Answer, Question};
@@ -64,6 +66,8 @@ enum Role {
     },
     /// Be a DNS server that knows a few names.
     DnsUpstream(UpstreamArguments),
+    /// Be a Kubernetes API server over a folder of manifests.
+    Api(ApiArguments),
     /// Time connect() and close().
     BenchConnect(BenchArguments),
     /// Time a datagram there and back.
@@ -93,6 +97,7 @@ impl Peer {
                 print(&serde_json::json!({"status": response.status, "body": response.body}))
             }
             Role::DnsUpstream(arguments) => upstream::serve(&arguments),
+            Role::Api(arguments) => api::serve(&arguments),
             Role::BenchConnect(arguments) => bench::connect(&arguments),
             Role::BenchUdp(arguments) => bench::udp(&arguments),
             Role::BenchRr(arguments) => bench::request_response(&arguments),

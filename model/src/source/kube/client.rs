@@ -42,14 +42,17 @@ pub enum ConnectError {
 
 /// A client with the credentials as they are now. Files are read anew each time, so that what was rotated is found.
 pub(super) async fn connect(options: &KubeOptions) -> Result<Client, ConnectError> {
+    let master = options.master.as_deref().map(url).transpose()?;
     let mut config = match &options.kubeconfig {
         Some(path) => from_file(path.clone(), options.master.as_deref()).await?,
         None => Config::incluster().map_err(ConnectError::InCluster)?,
     };
-    if let Some(master) = &options.master {
-        config.cluster_url = url(master)?;
+    if let Some(master) = master {
+        config.cluster_url = master;
     }
     config.connect_timeout = Some(CONNECT);
+    // Reflectors wait by themselves, as long as the server asks for, and tell why.
+    config.default_retry = false;
     Client::try_from(config).map_err(|source| ConnectError::Client(Box::new(source)))
 }
 

@@ -18,6 +18,8 @@ pub(super) enum Failure {
     Silent(Duration),
     #[error("the answer is no {wanted} but a {found:?}")]
     NotAList { wanted: String, found: String },
+    #[error("an event cannot be read")]
+    Garbled(#[source] serde_json::Error),
     #[error("the list has no resourceVersion")]
     NoVersion,
     #[error("the list is of version {found}, older than version {seen} that was seen already")]
@@ -47,11 +49,6 @@ impl Failure {
     /// The history that was asked for is gone, so the list must be read anew.
     pub(super) fn is_gone(&self) -> bool {
         self.code() == Some(410)
-    }
-
-    /// An answer could not be read, so something may have been missed.
-    pub(super) fn is_garbled(&self) -> bool {
-        matches!(self, Self::Api(error) if matches!(error.as_ref(), kube::Error::SerdeError(_)))
     }
 
     /// The API server knows us and says no, or has no such resource: asking again soon is no use.

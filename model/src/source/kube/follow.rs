@@ -13,8 +13,8 @@ use super::view::View;
 use super::wire;
 use super::{Kind, KubeOptions};
 use crate::snapshot::Snapshot;
-use crate::source::report;
 use crate::source::SourceHealth;
+use crate::source::report;
 
 /// Messages on their way; a reflector that is ahead of the view waits.
 const QUEUE: usize = 1024;
@@ -48,7 +48,8 @@ pub(super) fn start(
     }
     let (ready, first) = oneshot::channel();
     let (health, shown) = watch::channel(SourceHealth::default());
-    let follower = Follower { view: View::new(&options), ready: Some(ready), snapshots: watch::Sender::default(), health };
+    let follower =
+        Follower { view: View::new(&options), ready: Some(ready), snapshots: watch::Sender::default(), health };
     tasks.spawn(follower.run(inbox));
     (tasks, first, shown)
 }

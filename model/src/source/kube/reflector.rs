@@ -7,9 +7,9 @@
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use futures::{TryStream, TryStreamExt as _};
+use futures::{AsyncBufReadExt as _, TryStream, TryStreamExt as _};
 use kube::Client;
-use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
+use kube::api::{ListParams, ObjectList, WatchParams};
 use kube::core::Request;
 use rand::Rng as _;
 use tokio::sync::mpsc;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backoff::Backoff;
 use super::client::connect;
 use super::failure::Failure;
-use super::wire::{Metadata, Object, Read, Wire};
+use super::wire::{Event, Metadata, Object, Read, Wire};
 use super::{Kind, KubeOptions};
 use crate::key::ObjectKey;
 
@@ -187,39 +187,43 @@ impl<T: Wire> Reflector<T> {
             Err(error) => return Ok(Ended::Failed(Failure::Request(error))),
         };
         let client = self.client.clone();
-        match timeout(ANSWER, client.request_events::<Read<T>>(request)).await {
-            Ok(Ok(events)) => {
+        match timeout(ANSWER, client.request_stream(request)).await {
+            Ok(Ok(answer)) => {
                 self.tell(News::Watching).await?;
-                let mut events = std::pin::pin!(events);
-                self.read(&mut events, version).await
+                let mut lines = std::pin::pin!(answer.lines());
+                self.read(&mut lines, version).await
             }
             Ok(Err(error)) => Ok(ended(error.into())),
             Err(_elapsed) => Ok(Ended::Failed(Failure::Silent(ANSWER))),
         }
     }
 
-    async fn read<S>(&mut self, events: &mut S, version: &mut String) -> Result<Ended, Over>
+    /// Each line is an event.
+    async fn read<S>(&mut self, lines: &mut S, version: &mut String) -> Result<Ended, Over>
     where
-        S: TryStream<Ok = WatchEvent<Read<T>>, Error = kube::Error> + Unpin,
+        S: TryStream<Ok = String, Error = std::io::Error> + Unpin,
     {
         loop {
-            let event = match timeout(SILENCE, events.try_next()).await {
-                Ok(Ok(Some(event))) => event,
-                // Silence is how a dead connection ends; what it missed is asked for from the same version.
-                Ok(Ok(None)) | Err(_) => return Ok(Ended::Closed),
-                Ok(Err(error)) => return Ok(ended(error.into())),
+            let line = match timeout(SILENCE, lines.try_next()).await {
+                Ok(Ok(Some(line))) => line,
+                // Silence is how a dead connection ends, and a broken line comes before the end: what they held back
+                // is asked for from the same version.
+                Ok(Ok(None) | Err(_)) | Err(_) => return Ok(Ended::Closed),
             };
-            match event {
-                WatchEvent::Added(read) | WatchEvent::Modified(read) => {
+            match serde_json::from_str::<Event<T>>(&line) {
+                Ok(Event::Present(read)) => {
                     self.seen(version, &read.metadata.resource_version);
                     self.tell(present(read)).await?;
                 }
-                WatchEvent::Deleted(read) => {
-                    self.seen(version, &read.metadata.resource_version);
-                    self.tell(News::Gone(key(&read.metadata))).await?;
+                Ok(Event::Gone(metadata)) => {
+                    self.seen(version, &metadata.resource_version);
+                    self.tell(News::Gone(key(&metadata))).await?;
                 }
-                WatchEvent::Bookmark(bookmark) => self.seen(version, &bookmark.metadata.resource_version),
-                WatchEvent::Error(status) => return Ok(ended(kube::Error::Api(status).into())),
+                Ok(Event::Bookmark(metadata)) => self.seen(version, &metadata.resource_version),
+                Ok(Event::Error(status)) => return Ok(ended(kube::Error::Api(status).into())),
+                // The last line of a connection that broke: it comes again.
+                Err(error) if error.is_eof() => return Ok(Ended::Closed),
+                Err(error) => return Ok(Ended::Lost(Failure::Garbled(error))),
             }
         }
     }
@@ -257,7 +261,7 @@ fn request<T: Wire>() -> Request {
 }
 
 fn ended(failure: Failure) -> Ended {
-    if failure.is_gone() || failure.is_garbled() { Ended::Lost(failure) } else { Ended::Failed(failure) }
+    if failure.is_gone() { Ended::Lost(failure) } else { Ended::Failed(failure) }
 }
 
 fn key(metadata: &Metadata) -> ObjectKey {

@@ -167,7 +167,9 @@ fn what_cannot_be_read_keeps_its_last_good_version_and_is_told_of() {
 #[test]
 fn what_is_no_use_goes_and_is_told_of() {
     let portless = || {
-        read::<wire::Service>(json!({"metadata": {"namespace": "default", "name": "a"}, "spec": {"clusterIP": "10.0.0.1"}}))
+        read::<wire::Service>(
+            json!({"metadata": {"namespace": "default", "name": "a"}, "spec": {"clusterIP": "10.0.0.1"}}),
+        )
     };
     let mut told = Told::new();
     told.list(Kind::Service, [service("a", "10.0.0.1")]).tell(Kind::Service, [portless()]);

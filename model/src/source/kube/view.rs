@@ -79,7 +79,8 @@ impl View {
     pub(super) fn unreachable(&self) -> Option<String> {
         let mut failing = self.progress.iter().filter(|(kind, _)| kind.without().is_none());
         let reason = failing.find_map(|(_, progress)| progress.failing.as_ref())?;
-        let consequence = if self.is_complete() { "the last good view stays in force" } else { "nothing is served yet" };
+        let consequence =
+            if self.is_complete() { "the last good view stays in force" } else { "nothing is served yet" };
         Some(format!("{reason}; {consequence}"))
     }
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -31,6 +31,41 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Read<T> {
             // Not even a name: all that can be said is that something is there.
             (Err(error), _) => Ok(Self { metadata: Metadata::default(), object: Err(error.to_string()) }),
         }
+    }
+}
+
+/// One line of a watch.
+#[derive(Debug)]
+pub(super) enum Event<T> {
+    /// Added or modified.
+    Present(Read<T>),
+    /// Deleted, or no longer selected.
+    Gone(Metadata),
+    /// Nothing happened up to this version.
+    Bookmark(Metadata),
+    /// The watch is over.
+    Error(Box<kube::core::Status>),
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Event<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The object's form depends on the type, whichever of the two comes first.
+        #[derive(Deserialize)]
+        struct Line {
+            r#type: String,
+            object: Box<RawValue>,
+        }
+        let Line { r#type, object } = Line::deserialize(deserializer)?;
+        let head = || serde_json::from_str::<Head>(object.get()).map(|Head { metadata }| metadata);
+        let event = match r#type.as_str() {
+            "ADDED" | "MODIFIED" => serde_json::from_str(object.get()).map(Self::Present),
+            "DELETED" => head().map(Self::Gone),
+            "BOOKMARK" => head().map(Self::Bookmark),
+            "ERROR" => serde_json::from_str(object.get()).map(Self::Error),
+            other => return Err(D::Error::custom(format!("events of type {other:?} are not known"))),
+        };
+        // Not as it is: an object that ends too soon is no line that does.
+        event.map_err(D::Error::custom)
     }
 }
 
