@@ -36,18 +36,18 @@ pub const TOKEN: &str = "t0ken";
 /// What the server has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
+    /// Namespaces.
+    Namespace,
+    /// Nodes.
+    Node,
+    /// ServiceCIDRs.
+    ServiceCidr,
+    /// Pods.
+    Pod,
     /// Services.
     Service,
     /// EndpointSlices.
     EndpointSlice,
-    /// Pods.
-    Pod,
-    /// Nodes.
-    Node,
-    /// Namespaces.
-    Namespace,
-    /// ServiceCIDRs.
-    ServiceCidr,
     /// Events, which can only be created.
     Event,
 }

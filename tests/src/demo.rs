@@ -24,6 +24,8 @@ const INTERRUPTED: u8 = 130;
 /// What to run, and whether to leave it running.
 #[derive(Clone, Debug)]
 pub struct DemoOptions {
+    /// Take the objects from a Kubernetes API server of the lab instead of from files.
+    pub kube: bool,
     /// Leave the Service and its traffic running until Ctrl-C.
     pub keep: bool,
     /// The daemon.
@@ -37,10 +39,13 @@ pub fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
     stop_on_signals()?;
     let mut screen = Screen::new();
     let mut expectations = Expectations::default();
+    if options.kube {
+        screen.say("demo: objects come through a Kubernetes API server in the lab, over TLS")?;
+    }
     screen.say(
         "demo: two nodes, each with its own shunt, joined by a router; nothing in it has a route to the outside",
     )?;
-    let world = World::new(Binaries { shunt: Some(options.shunt.clone()), peer: options.peer.clone() });
+    let world = World::new(Binaries { shunt: Some(options.shunt.clone()), peer: options.peer.clone() }, options.kube);
     let mut world = match world {
         Err(_) if interrupted() => return stopped(&mut screen),
         other => other.context("building the demo's nodes and pods")?,

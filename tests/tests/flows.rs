@@ -17,7 +17,7 @@ use lab::flows::{
     self, Cast, Destination, Expect, Flow, OTHER_PORT, PORT, Protocol, Reader, Role, Scene, Seen, Server,
 };
 use lab::peer::{Attempt, Mode, Question};
-use lab::{Daemon, DaemonOptions, Dialler, Lab, Manifests, Node, Place, Process};
+use lab::{Daemon, DaemonOptions, Dialler, KubeApi, Lab, Manifests, Node, Place, Process};
 use serde_json::{Value, json};
 
 /// How often a sole server is asked, and how often for each of several: one is missed once in 10^11 scenes.
@@ -29,13 +29,22 @@ const SILENCE: u64 = 400;
 
 #[test]
 fn sockets() {
+    play(false);
+}
+
+#[test]
+fn sockets_of_a_cluster_with_an_api() {
+    play(true);
+}
+
+fn play(kube: bool) {
     if support::skipped() {
         return;
     }
     let start = Instant::now();
     let book = flows::load().unwrap_or_else(|error| panic!("{error:#}"));
     let only = std::env::var("FLOWS").unwrap_or_default();
-    let mut stage = Stage::new(&book.cast).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut stage = Stage::new(&book.cast, kube).unwrap_or_else(|error| panic!("{error:#}"));
     let report = flows::play(&book, &only, &mut stage)
         .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", stage.lab.logs()));
     eprintln!("{report} in {:?}", start.elapsed());
@@ -48,14 +57,15 @@ struct Stage {
     daemons: Vec<Daemon>,
     clients: BTreeMap<String, Dialler>,
     _servers: Vec<Process>,
+    _api: Option<KubeApi>,
     manifests: Manifests,
     scenes: u32,
     lab: Lab,
 }
 
 impl Stage {
-    fn new(cast: &Cast) -> anyhow::Result<Self> {
-        let lab = Lab::new("flows")?;
+    fn new(cast: &Cast, kube: bool) -> anyhow::Result<Self> {
+        let lab = Lab::new(if kube { "flowsapi" } else { "flows" })?;
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
         manifests.put("scene", &cast.nodes)?;
         let (mut nodes, mut places) = (BTreeMap::<&str, Node>::new(), Vec::<Place>::new());
@@ -82,21 +92,31 @@ impl Stage {
         let servers: anyhow::Result<_> = places.iter().map(|place| place.serve(place.name(), &ports)).collect();
         let clients: anyhow::Result<_> =
             places.iter().map(|place| Ok((place.name().to_owned(), place.dialler()?))).collect();
-        let daemons: anyhow::Result<_> =
-            nodes.values().map(|node| node.daemon(DaemonOptions::new(manifests.directory()))).collect();
-        Ok(Self { daemons: daemons?, clients: clients?, _servers: servers?, manifests, scenes: 0, lab })
+        let api = kube.then(|| KubeApi::start(&lab, manifests.directory())).transpose()?;
+        let mut options = DaemonOptions::new(manifests.directory());
+        options.kubeconfig = api.as_ref().map(|api| api.kubeconfig().to_owned());
+        let daemons: anyhow::Result<_> = nodes.values().map(|node| node.daemon(options.clone())).collect();
+        Ok(Self { daemons: daemons?, clients: clients?, _servers: servers?, _api: api, manifests, scenes: 0, lab })
     }
 
-    /// Puts the objects in force on every node. They are one file with a Service that marks it, so they are one change
-    /// to a daemon, and once it says that it serves the mark all of it is in the kernel.
+    /// Puts the objects in force on every node. They are one file with a Service and a slice that mark it, so they are
+    /// one change to a daemon that reads the file; an API server tells of both marks last. Once the daemon says that it
+    /// serves the one with the endpoint of the other, all of it is in the kernel.
     fn set(&mut self, objects: &[Value]) -> anyhow::Result<()> {
         self.scenes += 1;
-        let mark = format!("scene-{}-mark", self.scenes);
-        let marker = json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": mark, "namespace": "stage"},
+        let mark = format!("192.0.2.{}:9", self.scenes % 250 + 1);
+        let name = format!("zz-scene-{}", self.scenes);
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "zz"},
             "spec": {"clusterIP": "10.96.255.1", "ports": [{"port": 9}]},
         });
-        self.manifests.put("scene", &[objects, &[marker]].concat())?;
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": name, "namespace": "zz", "labels": {"kubernetes.io/service-name": name}},
+            "endpoints": [{"addresses": [format!("192.0.2.{}", self.scenes % 250 + 1)]}],
+            "ports": [{"name": "", "port": 9}],
+        });
+        self.manifests.put("scene", &[objects, &[service, slice]].concat())?;
         let deadline = Instant::now() + Duration::from_secs(10);
         for daemon in &self.daemons {
             while !daemon.services()?.contains(&mark) {

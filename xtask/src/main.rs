@@ -43,6 +43,9 @@ enum Action {
         /// Leave everything running until Ctrl-C, and say how to look inside.
         #[arg(long)]
         keep: bool,
+        /// Where the daemons take their objects from.
+        #[arg(long, value_enum, default_value_t = demo::Source::Manifests)]
+        source: demo::Source,
     },
     /// Check formatting, lints, documentation, house rules and licences.
     Lint,
@@ -84,7 +87,7 @@ fn run(action: Action) -> Result<ExitCode> {
             build::bpf_objects(&workspace, &toolchain)?;
             build::binaries(&workspace, profile)?;
         }
-        Action::Demo { keep } => return demo::run(&workspace, keep),
+        Action::Demo { keep, source } => return demo::run(&workspace, keep, source),
         Action::Lint => {
             let toolchain = setup::for_building(&workspace)?;
             lint::run(&workspace, &toolchain, &mut Phases::new())?;

@@ -131,7 +131,7 @@ impl Mirror {
                     }
                 }
             }
-            // Services before their slices: maps are in order of Resource.
+            // What decides how others are read comes first, and Services before their slices: as Resource is ordered.
             for ((resource, _), object) in wanted {
                 store.apply(resource, object)?;
             }

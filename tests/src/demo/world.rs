@@ -12,6 +12,7 @@ use super::web::{ECHO, HTTP, Web};
 use crate::binaries::Binaries;
 use crate::clients::Client;
 use crate::daemon::{Daemon, DaemonOptions};
+use crate::kube_api::KubeApi;
 use crate::manifests::{self, Manifests, PodState, Port};
 use crate::node::{Node, Pod};
 use crate::peer::{Attempt, Mode};
@@ -30,6 +31,8 @@ pub(super) struct World {
     pub(super) clients: Vec<Pod>,
     pub(super) daemons: Vec<Daemon>,
     pub(super) nodes: Vec<Node>,
+    /// Through which the daemons see the manifests, if not by themselves.
+    _api: Option<KubeApi>,
     pub(super) manifests: Manifests,
     /// Every web pod there ever was, as columns of the table.
     columns: Vec<String>,
@@ -45,14 +48,16 @@ pub(super) struct Traffic {
 
 impl World {
     /// Two nodes with daemons, a client pod on each, and an empty cluster.
-    pub(super) fn new(binaries: Binaries) -> anyhow::Result<Self> {
+    pub(super) fn new(binaries: Binaries, kube: bool) -> anyhow::Result<Self> {
         let lab = Lab::with_binaries("demo", binaries)?;
         let nodes = vec![lab.node("n1")?, lab.node("n2")?];
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
         let mut objects = vec![manifests::namespace(SHOP)];
         objects.extend(nodes.iter().map(manifests::node));
         manifests.put("cluster", &objects)?;
-        let options = DaemonOptions::new(manifests.directory());
+        let api = kube.then(|| KubeApi::start(&lab, manifests.directory())).transpose()?;
+        let mut options = DaemonOptions::new(manifests.directory());
+        options.kubeconfig = api.as_ref().map(|api| api.kubeconfig().to_owned());
         // Both at once: each waits for its own kernel.
         let mut daemons: Vec<Daemon> = nodes
             .iter()
@@ -64,7 +69,8 @@ impl World {
             .map(|(node, name)| node.pod(name))
             .collect::<anyhow::Result<_>>()?;
         daemons.iter_mut().try_for_each(Daemon::wait_ready)?;
-        Ok(Self { traffic: vec![], webs: vec![], clients, daemons, nodes, manifests, columns: vec![], lab })
+        let (traffic, webs, columns) = (vec![], vec![], vec![]);
+        Ok(Self { traffic, webs, clients, daemons, nodes, _api: api, manifests, columns, lab })
     }
 
     /// Starts a web pod on the node with this index; it is no endpoint before [`write_pods`](Self::write_pods).
