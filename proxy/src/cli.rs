@@ -8,6 +8,7 @@ mod plan;
 mod run;
 mod services;
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,7 +62,7 @@ struct Socket {
 /// Does what the command line says. 0 is success, 1 failure, 2 a wrong command line or configuration.
 pub(crate) fn main() -> ExitCode {
     // clap ends the process itself for --help and for usage errors, with 0 and 2.
-    let outcome = match Cli::parse().command {
+    let outcome = match Cli::parse_from(command_line(std::env::args_os())).command {
         Command::Run(arguments) => run::run(*arguments),
         Command::Plan(arguments) => plan::run(arguments),
         Command::Services(arguments) => services::run(arguments),
@@ -78,6 +79,20 @@ pub(crate) fn main() -> ExitCode {
             if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// The command line as we read it: called as `kube-proxy`, or with flags right away, it is `shunt run`, so that the
+/// image can stand in for kube-proxy's.
+fn command_line(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut line: Vec<OsString> = arguments.collect();
+    let called = line.first().map(PathBuf::from).unwrap_or_default();
+    let first = line.get(1).map(|first| first.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_ours = ["--help", "-h", "--version", "-V"].contains(&first.as_str());
+    let as_kube_proxy = called.file_name().is_some_and(|name| name == "kube-proxy");
+    if !is_ours && (first.starts_with('-') || (as_kube_proxy && first.is_empty())) {
+        line.insert(1, "run".into());
+    }
+    line
 }
 
 /// Says on stderr what is wrong.
@@ -100,4 +115,31 @@ fn print(text: &str) -> io::Result<()> {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = |error: &(dyn std::error::Error + 'static)| error.downcast_ref::<io::Error>().map(io::Error::kind);
     error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(line: &str, expected: &str) {
+        let words = command_line(line.split_whitespace().map(OsString::from));
+        let words: Vec<String> = words.into_iter().map(|word| word.into_string().unwrap()).collect();
+        assert_eq!(words.join(" "), expected);
+    }
+
+    #[test]
+    fn a_command_line_of_kube_proxy_runs_the_daemon() {
+        check(
+            "/usr/local/bin/kube-proxy --config=/x --hostname-override=n",
+            "/usr/local/bin/kube-proxy run --config=/x --hostname-override=n",
+        );
+        check("kube-proxy", "kube-proxy run");
+        check("shunt --config=/x -v=2", "shunt run --config=/x -v=2");
+        check("shunt -v=2", "shunt run -v=2");
+        check("shunt plan --manifests m", "shunt plan --manifests m");
+        check("shunt --help", "shunt --help");
+        check("kube-proxy --version", "kube-proxy --version");
+        check("shunt", "shunt");
+    }
 }

@@ -1,5 +1,8 @@
 //! The daemon's configuration: settings from flags and file, checked, with defaults applied.
 
+pub mod duration;
+pub mod file;
+pub mod kube_proxy;
 pub mod settings;
 pub mod values;
 
@@ -8,9 +11,15 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use serde_json::{Value, json};
+
+pub use file::ConfigFile;
+use kube_proxy::KubeProxyConfiguration;
+pub use kube_proxy::flags::KubeProxyFlags;
 pub use settings::{EmptyLocal, LogFormat, PodNames, ProxyMode, Settings};
 pub use values::{Address, Annotation, List, NodePortAddress, Upstreams};
 
@@ -30,11 +39,24 @@ const OPT_OUT: (&str, &str) = ("shunt.dev/socket-proxy", "disabled");
 const CLUSTER_DOMAIN: &str = "cluster.local";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DNS_TTL: u32 = 5;
-const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10256);
-const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+const HEALTHZ_PORT: u16 = 10256;
+const METRICS_PORT: u16 = 10249;
+
+/// What the operator said, and where.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Given {
+    /// Our flags.
+    pub flags: Settings,
+    /// kube-proxy's flags.
+    pub kube_proxy: KubeProxyFlags,
+    /// The configuration file.
+    pub file: ConfigFile,
+    /// This runs in a pod that may have a service account.
+    pub in_cluster: bool,
+}
 
 /// What `shunt run` does, decided.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Own node name, trimmed and in lower case.
     pub node: String,
@@ -66,12 +88,24 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     /// The bundled DNS, unless it is off.
     pub dns: Option<DnsConfig>,
-    /// Where health is served.
-    pub healthz: SocketAddr,
-    /// Where metrics are served.
-    pub metrics: SocketAddr,
+    /// Where health is served, if it is.
+    pub healthz: Option<SocketAddr>,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
+    /// An address of these that cannot be listened on ends the daemon (spec HM-23).
+    pub bind_address_hard_fail: bool,
+    /// How willingly the kernel ends this process when memory runs out, -1000 to 1000.
+    pub oom_score_adj: i32,
+    /// A change that waits for twice as long makes the node unhealthy (spec HM-13).
+    pub sync_period: Duration,
     /// Form of the log.
     pub log_format: LogFormat,
+    /// How much is logged, as kube-proxy's `-v`: from 4 on, details.
+    pub verbosity: u32,
+    /// kube-proxy's configuration with all flags applied.
+    pub kube_proxy: KubeProxyConfiguration,
+    /// What is to be told once at the start: what was ignored, and why.
+    pub notes: Vec<String>,
 }
 
 /// Where objects come from.
@@ -137,8 +171,14 @@ pub enum ConfigError {
         reason: String,
     },
     /// No source of objects.
-    #[error("no source of services: give --manifests DIR, a folder of Kubernetes manifests")]
+    #[error("no source of services: give --kubeconfig FILE for a cluster, or --manifests DIR for a folder")]
     NoSource,
+    /// Two of them.
+    #[error("--manifests and --kubeconfig exclude each other: leave one out")]
+    TwoSources,
+    /// kube-proxy's flags do not fit.
+    #[error("{0}; see docs/configuration.md for what each flag and field takes")]
+    KubeProxy(String),
     /// A data path that does not exist yet.
     #[error("--proxy-mode {0} is not in this version: use auto or ebpf")]
     ProxyMode(&'static str),
@@ -161,16 +201,25 @@ pub enum ConfigError {
 
 impl Config {
     /// Checks the settings and fills in what was not said.
-    pub fn new(settings: Settings) -> Result<Self, ConfigError> {
+    pub fn new(given: Given) -> Result<Self, ConfigError> {
+        let Given { mut flags, kube_proxy: kube_flags, file, in_cluster } = given;
+        let mut notes = Vec::new();
+        let has_document = file.kube_proxy.is_some();
+        let document = document(&mut flags, &kube_flags, file.kube_proxy, &mut notes)?;
+        let settings = flags.or(file.settings);
         check_mode(settings.proxy_mode.unwrap_or(ProxyMode::Auto))?;
         let cluster_dns = cluster_dns(settings.cluster_dns.as_ref())?;
         let dns = if settings.dns.unwrap_or(true) { Some(DnsConfig::new(&settings)?) } else { None };
+        let turned_off = |flag: &str| !has_document && kube_flags.turns_off(flag);
+        let [healthz, metrics] = servers(&settings, &document)?;
+        let name = settings.hostname_override.clone().or_else(|| some(&document.hostname_override));
+        let node_ports = settings.nodeport_addresses.clone().map_or_else(|| of_document(&document), Ok)?;
         Ok(Self {
-            node: node_name(settings.hostname_override.as_deref())?,
-            source: source(settings.manifests, settings.kubeconfig, settings.master)?,
+            node: node_name(name.as_deref())?,
+            source: source(&settings, &document, in_cluster || has_document)?,
             exclusive_cidrs: settings.service_cidr.clone().map_or_else(Vec::new, |List(ranges)| ranges),
             service_cidrs: service_cidrs(settings.service_cidr),
-            node_ports: node_ports(settings.nodeport_addresses)?,
+            node_ports: crate::config::node_ports(Some(node_ports))?,
             bind_protection: settings.nodeport_bind_protection.unwrap_or(true),
             external_ips: settings.external_ips.unwrap_or(true),
             opt_out: settings.opt_out_annotation.map_or_else(default_opt_out, |List(annotations)| annotations),
@@ -181,11 +230,106 @@ impl Config {
             control_socket: settings.control_socket.unwrap_or_else(|| PathBuf::from(CONTROL_SOCKET)),
             cluster_dns,
             dns,
-            healthz: settings.healthz_bind_address.map_or(HEALTHZ, |address| address.or_port(HEALTHZ.port())),
-            metrics: settings.metrics_bind_address.map_or(METRICS, |address| address.or_port(METRICS.port())),
-            log_format: settings.log_format.unwrap_or(LogFormat::Text),
+            healthz: (!turned_off("healthz-port")).then_some(healthz),
+            metrics: (!turned_off("metrics-port")).then_some(metrics),
+            bind_address_hard_fail: document.bind_address_hard_fail,
+            oom_score_adj: document.oom_score_adj,
+            sync_period: document.sync_period().0,
+            log_format: settings.log_format.unwrap_or(match document.logging.format.as_str() {
+                "json" => LogFormat::Json,
+                _ => LogFormat::Text,
+            }),
+            verbosity: document.logging.verbosity,
+            kube_proxy: document,
+            notes,
         })
     }
+
+    /// The effective configuration in kube-proxy's terms, as `/configz` shows it (spec HM-22).
+    #[must_use]
+    pub fn configz(&self) -> Value {
+        let mut document = self.kube_proxy.clone();
+        let shown = |address: Option<SocketAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+        document.hostname_override.clone_from(&self.node);
+        document.healthz_bind_address = shown(self.healthz);
+        document.metrics_bind_address = shown(self.metrics);
+        json!({"kubeproxy.config.k8s.io": document})
+    }
+}
+
+/// Both documents with their default values, for `--write-config-to`.
+pub fn defaults_as_text() -> Result<String, serde_json::Error> {
+    let document = serde_json::to_string_pretty(&KubeProxyConfiguration::default())?;
+    Ok(format!(
+        "# JSON is YAML. kube-proxy's own document; docs/configuration.md tells what each field does here.\n{document}\n\
+         ---\n# Settings of shunt, by the names of its flags: see shunt run --help.\n\
+         apiVersion: shunt.dev/v1alpha1\nkind: ShuntConfiguration\n"
+    ))
+}
+
+/// kube-proxy's document with its flags applied: all of them if there is no such document, else those for logging.
+fn document(
+    flags: &mut Settings,
+    kube_flags: &KubeProxyFlags,
+    given: Option<kube_proxy::Decoded>,
+    notes: &mut Vec<String>,
+) -> Result<KubeProxyConfiguration, ConfigError> {
+    let refused = |reason: String| ConfigError::KubeProxy(reason);
+    let mut value = json!({});
+    let mut counted = kube_flags.clone();
+    if let Some(kube_proxy::Decoded { document, warnings }) = given {
+        notes.extend(warnings);
+        counted = kube_flags.logging();
+        let mut ignored: Vec<String> = flags.take_kube_proxys().into_iter().map(str::to_owned).collect();
+        ignored.extend(kube_flags.names().into_iter().filter(|name| !counted.names().contains(name)));
+        if !ignored.is_empty() {
+            let ignored = ignored.join(", ");
+            notes.push(format!("ignored beside a KubeProxyConfiguration, as kube-proxy has it: {ignored}"));
+        }
+        value = serde_json::to_value(document).map_err(|error| refused(error.to_string()))?;
+    }
+    counted.apply(&mut value);
+    let document: KubeProxyConfiguration = serde_json::from_value(value).map_err(|error| refused(error.to_string()))?;
+    document.check().map_err(refused)?;
+    if !document.mode.is_empty() {
+        notes.push(format!("mode {} is kube-proxy's own: this version has eBPF only, which is used", document.mode));
+    }
+    let idle = document.without_effect();
+    if !idle.is_empty() {
+        notes.push(format!("accepted without effect in this version: {}", idle.join(", ")));
+    }
+    Ok(document)
+}
+
+/// Where health and metrics are served.
+fn servers(settings: &Settings, document: &KubeProxyConfiguration) -> Result<[SocketAddr; 2], ConfigError> {
+    let v6 = document.primary().map_err(ConfigError::KubeProxy)?.is_some_and(|ip| ip.is_ipv6())
+        || document.bind_address == "::";
+    let (any, own): (IpAddr, IpAddr) = if v6 {
+        (std::net::Ipv6Addr::UNSPECIFIED.into(), std::net::Ipv6Addr::LOCALHOST.into())
+    } else {
+        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into())
+    };
+    let healthz = document.healthz().map_err(ConfigError::KubeProxy)?;
+    let healthz = healthz.unwrap_or_else(|| SocketAddr::new(any, HEALTHZ_PORT));
+    let metrics = document.metrics().map_err(ConfigError::KubeProxy)?;
+    let metrics = metrics.unwrap_or_else(|| SocketAddr::new(own, METRICS_PORT));
+    Ok([
+        settings.healthz_bind_address.map_or(healthz, |address| address.or_port(HEALTHZ_PORT)),
+        settings.metrics_bind_address.map_or(metrics, |address| address.or_port(METRICS_PORT)),
+    ])
+}
+
+fn of_document(document: &KubeProxyConfiguration) -> Result<List<NodePortAddress>, ConfigError> {
+    let parsed = document.node_port_addresses.iter().map(|text| text.parse());
+    parsed
+        .collect::<Result<_, String>>()
+        .map(List)
+        .map_err(|e| ConfigError::KubeProxy(format!("nodePortAddresses: {e}")))
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 impl DnsConfig {
@@ -260,14 +404,17 @@ pub fn default_opt_out() -> Vec<Annotation> {
 }
 
 fn source(
-    manifests: Option<PathBuf>,
-    kubeconfig: Option<PathBuf>,
-    master: Option<String>,
+    settings: &Settings,
+    document: &KubeProxyConfiguration,
+    in_cluster: bool,
 ) -> Result<SourceConfig, ConfigError> {
-    match manifests {
-        Some(folder) => Ok(SourceConfig::Manifests(folder)),
-        None if kubeconfig.is_some() || master.is_some() || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            Ok(SourceConfig::Kube(KubeConfig { kubeconfig, master }))
+    let kubeconfig =
+        settings.kubeconfig.clone().or_else(|| some(&document.client_connection.kubeconfig).map(Into::into));
+    match &settings.manifests {
+        Some(_) if settings.kubeconfig.is_some() => Err(ConfigError::TwoSources),
+        Some(folder) => Ok(SourceConfig::Manifests(folder.clone())),
+        None if kubeconfig.is_some() || settings.master.is_some() || in_cluster => {
+            Ok(SourceConfig::Kube(KubeConfig { kubeconfig, master: settings.master.clone() }))
         }
         None => Err(ConfigError::NoSource),
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -21,11 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::datapath::ebpf::upkeep;
 use crate::dns_service;
+use crate::metrics::{self, KubeProxy};
 use crate::reconcile::chain;
-use crate::status::Status;
+use crate::status::{Pending, Status};
 
-/// How long a failure may last before the node counts as unhealthy: kube-proxy's 2 × syncPeriod (spec HM-13).
-const GRACE: Duration = Duration::from_mins(1);
+/// How often an address is tried again that could not be listened on (spec HM-23).
+const RETRY: Duration = Duration::from_secs(5);
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +43,37 @@ pub async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener
     TcpListener::bind(address).await.map_err(|source| BindError { flag, address, source })
 }
 
+/// Takes an address and serves `routes` there; an address that is not to be had is tried again and again.
+pub async fn serve_in_the_end(
+    flag: &'static str,
+    address: SocketAddr,
+    routes: Router,
+    stop: CancellationToken,
+    failed: impl Fn(&BindError),
+) -> std::io::Result<()> {
+    loop {
+        match bind(flag, address).await {
+            Ok(listener) => return serve(listener, routes, stop).await,
+            Err(error) => failed(&error),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
 /// What health is read from.
 #[derive(Clone)]
 pub struct Health {
+    /// This node's name.
+    pub node: Arc<str>,
+    /// A change that waits for twice as long makes the node unhealthy (spec HM-13).
+    pub sync_period: Duration,
+    /// Since when a change waits.
+    pub pending: Pending,
+    /// Counts the answers.
+    pub metrics: KubeProxy,
     /// The reconcile loop's word.
     pub status: watch::Receiver<Status>,
     /// Where the bundled DNS answers; `None` until it is started.
@@ -94,35 +123,56 @@ impl Health {
         reasons
     }
 
-    /// Healthy is: nothing to do, or done, or failing only for a short while. A daemon that starts is healthy.
-    fn report(&self) -> Report {
-        let status = self.status.borrow();
-        let failing_since = status.failing_since;
-        let healthy = failing_since.is_none_or(|since| since.elapsed().unwrap_or_default() <= GRACE);
-        Report { healthy, last_sync: status.last_sync.map(|sync| sync.at), error: status.error.clone() }
+    /// Healthy is: nothing to do, or done, or waiting only for a short while. A daemon that starts is healthy.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.pending.age() <= self.sync_period * 2
     }
-}
 
-struct Report {
-    healthy: bool,
-    last_sync: Option<SystemTime>,
-    error: Option<String>,
+    /// Whether load balancers may send new connections here (spec HM-15). Without a cluster's API nobody takes nodes
+    /// away, so a Node that is not declared is no reason against it.
+    fn is_eligible(&self) -> bool {
+        let status = self.status.borrow();
+        let node = status.snapshot.as_ref().and_then(|snapshot| snapshot.nodes.get(&*self.node).cloned());
+        node.is_none_or(|node| node.eligible)
+    }
+
+    fn report(&self, eligible: Option<bool>) -> Value {
+        let healthy = self.is_healthy();
+        let status = self.status.borrow();
+        let last_sync = status.last_sync.map(|sync| sync.at);
+        // HM-18: a healthy proxy is up to date now, an unhealthy one was at its last success.
+        let updated = if healthy && eligible != Some(false) { Some(SystemTime::now()) } else { last_sync };
+        // One sync is of both families.
+        let family = json!({"lastUpdated": last_sync.and_then(rfc3339), "healthy": healthy});
+        let mut body = json!({
+            "lastUpdated": updated.and_then(rfc3339), "currentTime": rfc3339(SystemTime::now()),
+            "healthy": healthy, "error": status.error, "status": {"IPv4": family, "IPv6": family},
+        });
+        if let (Some(eligible), Some(body)) = (eligible, body.as_object_mut()) {
+            body.insert("nodeEligible".to_owned(), json!(eligible));
+        }
+        body
+    }
 }
 
 /// `/healthz`, `/livez` and `/readyz`.
 pub fn health_routes(health: Health) -> Router {
     Router::new()
-        .route("/healthz", get(healthy))
-        .route("/livez", get(healthy))
+        .route("/healthz", get(healthz))
+        .route("/livez", get(livez))
         .route("/readyz", get(ready))
         .with_state(health)
 }
 
-/// `/metrics` and `/proxyMode`.
-pub fn metrics_routes(registry: Registry, mode: &'static str) -> Router {
+/// `/metrics`, `/proxyMode` and `/configz`.
+pub fn metrics_routes(registry: Registry, mode: &'static str, configz: Value) -> Router {
+    let plain = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/proxyMode", get(async move || mode))
+        .route("/metrics/slis", get(async || "# HELP kubernetes_healthcheck 1 while this server answers\n# TYPE kubernetes_healthcheck gauge\nkubernetes_healthcheck{name=\"metrics\",type=\"healthz\"} 1\n"))
+        .route("/proxyMode", get(async move || (plain, mode)))
+        .route("/configz", get(async move || Json(configz.clone())))
         .route("/healthz", get(async || "ok"))
         .with_state(Arc::new(registry))
 }
@@ -136,29 +186,42 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
     }
 }
 
-async fn healthy(State(health): State<Health>) -> Response {
-    let Report { healthy, last_sync, error } = health.report();
-    // HM-18: a healthy proxy is up to date now, an unhealthy one was at its last success.
-    let updated = if healthy { Some(SystemTime::now()) } else { last_sync };
-    let body = json!({
-        "lastUpdated": updated.and_then(rfc3339), "currentTime": rfc3339(SystemTime::now()),
-        "healthy": healthy, "error": error,
-    });
-    answer(healthy, body)
+async fn healthz(State(health): State<Health>) -> Response {
+    let eligible = health.is_eligible();
+    let good = health.is_healthy() && eligible;
+    health.metrics.healthz(if good { 200 } else { 503 });
+    answer(good, health.report(Some(eligible)))
+}
+
+async fn livez(State(health): State<Health>) -> Response {
+    let good = health.is_healthy();
+    health.metrics.livez(if good { 200 } else { 503 });
+    answer(good, health.report(None))
 }
 
 async fn ready(State(health): State<Health>) -> Response {
     let reasons = health.not_ready().await;
-    let last_sync = health.status.borrow().last_sync;
-    answer(reasons.is_empty(), json!({ "ready": reasons.is_empty(), "reasons": reasons, "lastSync": last_sync }))
+    let (last_sync, source) = {
+        let status = health.status.borrow();
+        (status.last_sync, Arc::clone(&status.source))
+    };
+    // An API server that is away must not take every node out of service at once: what is programmed goes on.
+    let warnings: Vec<&String> = source.unreachable.iter().collect();
+    let ready = reasons.is_empty();
+    answer(ready, json!({ "ready": ready, "reasons": reasons, "warnings": warnings, "lastSync": last_sync }))
 }
 
-async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
     let mut text = String::new();
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     match prometheus_client::encoding::text::encode(&mut text, &registry) {
-        Ok(()) => {
+        Ok(()) if accept.contains("application/openmetrics-text") => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Ok(()) => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], metrics::classic(&text)).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

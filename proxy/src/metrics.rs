@@ -1,5 +1,9 @@
 //! The numbers under `/metrics`, read from where they are kept at the moment they are asked for.
 
+mod kube_proxy;
+mod process;
+
+use std::collections::HashSet;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -14,6 +18,8 @@ use tokio::sync::watch;
 use crate::datapath::ebpf::upkeep::Report;
 use crate::status::Status;
 
+pub use kube_proxy::{KubeProxy, WithoutLocal};
+
 /// Reads the DNS server's counters.
 pub type DnsStats = Box<dyn Fn() -> shunt_dns::Stats + Send + Sync>;
 
@@ -24,16 +30,18 @@ pub struct Durations {
     pub plan: Histogram,
     /// Writing.
     pub sync: Histogram,
+    /// The same and more by kube-proxy's names.
+    pub kube_proxy: KubeProxy,
 }
 
 impl Default for Durations {
     fn default() -> Self {
         let histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 15));
-        Self { plan: histogram(), sync: histogram() }
+        Self { plan: histogram(), sync: histogram(), kube_proxy: KubeProxy::default() }
     }
 }
 
-/// All metrics, under the prefix `shunt_`.
+/// All metrics: ours under the prefix `shunt_`, kube-proxy's under its own.
 #[must_use]
 pub fn registry(
     status: watch::Receiver<Status>,
@@ -41,7 +49,10 @@ pub fn registry(
     durations: Durations,
     dns: Option<DnsStats>,
 ) -> Registry {
-    let mut registry = Registry::with_prefix("shunt");
+    let mut all = Registry::default();
+    durations.kube_proxy.register(&mut all);
+    all.register_collector(Box::new(process::Process));
+    let registry = all.sub_registry_with_prefix("shunt");
     registry.register("plan_duration_seconds", "Time to plan what a new view changes", durations.plan);
     registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations.sync);
     registry.register_collector(Box::new(Proxy(status)));
@@ -49,7 +60,25 @@ pub fn registry(
     if let Some(stats) = dns {
         registry.register_collector(Box::new(Dns(stats)));
     }
-    registry
+    all
+}
+
+/// The text in the older format that every scraper reads: there the type of a counter goes by the name of its sample.
+#[must_use]
+pub fn classic(text: &str) -> String {
+    let counters: HashSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let rename = |line: &str| {
+        for word in ["# TYPE ", "# HELP "] {
+            if let Some((name, rest)) = line.strip_prefix(word).and_then(|rest| rest.split_once(' '))
+                && counters.contains(name)
+            {
+                return format!("{word}{name}_total {rest}\n");
+            }
+        }
+        format!("{line}\n")
+    };
+    text.lines().filter(|line| *line != "# EOF").map(rename).collect()
 }
 
 #[derive(Debug)]

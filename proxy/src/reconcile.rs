@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use imbl::ordmap::DiffItem;
-use shunt_model::Snapshot;
 use shunt_model::source::SourceHealth;
+use shunt_model::{Family, Snapshot};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,10 @@ use tracing::{error, info, warn};
 
 use crate::datapath::ebpf::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
-use crate::plan::{Plan, Planner, PortKey, PortPlan};
-use crate::status::{LastSync, Status};
+use crate::events::Recorder;
+use crate::metrics::WithoutLocal;
+use crate::plan::{FrontendKind, List, Plan, Planner, PortKey, PortPlan, Rule};
+use crate::status::{LastSync, Pending, Status};
 use backoff::Backoff;
 
 /// How often a part of the kernel is compared with what was written to it.
@@ -45,6 +47,12 @@ pub struct Output {
     pub reachable: watch::Sender<Option<Arc<Snapshot>>>,
     /// What is to be seen to beside the tables.
     pub orders: watch::Sender<Orders>,
+    /// The health checks that the kernel's endpoints lead to.
+    pub health_checks: watch::Sender<crate::health_checks::Checks>,
+    /// Since when a change waits.
+    pub pending: Pending,
+    /// Takes what is refused.
+    pub events: Recorder,
     /// Takes the duration of every sync in seconds.
     pub durations: crate::metrics::Durations,
 }
@@ -57,6 +65,8 @@ pub struct Reconciler {
     output: Output,
     status: Status,
     counted: Plan,
+    /// The view that came last.
+    received: Arc<Snapshot>,
     generation: u64,
     backoff: Backoff,
 }
@@ -66,7 +76,8 @@ impl Reconciler {
     #[must_use]
     pub fn new(planner: Planner, datapath: Box<dyn Datapath>, input: Input, output: Output) -> Self {
         let (status, counted, backoff) = (Status::default(), Plan::default(), Backoff::default());
-        Self { planner, datapath, input, output, status, counted, generation: 0, backoff }
+        let received = Arc::default();
+        Self { planner, datapath, input, output, status, counted, received, generation: 0, backoff }
     }
 
     /// Syncs now, at every new view, and again after a failure, until stopped or the source ends. Syncs block: this
@@ -112,8 +123,11 @@ impl Reconciler {
 
     /// Brings the newest view into the kernel. Returns when to try again, if something is left to be done.
     fn sync_newest(&mut self) -> Option<Instant> {
+        self.output.pending.begin();
         let snapshot = Arc::clone(&self.input.snapshots.borrow_and_update());
         self.generation += 1;
+        self.output.durations.kube_proxy.received(&self.received, &snapshot);
+        self.received = Arc::clone(&snapshot);
         let started = Instant::now();
         self.planner.observe_addresses(Arc::clone(&self.input.addresses.borrow_and_update()));
         self.planner.update(Arc::clone(&snapshot));
@@ -122,11 +136,16 @@ impl Reconciler {
         let outcome = self.datapath.sync(self.planner.plan());
         let elapsed = started.elapsed();
         self.output.durations.sync.observe(elapsed.as_secs_f64());
+        // The first sync and the one after a failure read the kernel back.
+        let full = self.status.last_sync.is_none() || self.status.error.is_some();
+        self.output.durations.kube_proxy.synced(full, elapsed);
         self.status.syncs += 1;
         self.describe_plan();
         let complete = match outcome {
             Ok(synced) => {
-                self.status.snapshot = Some(Arc::clone(&snapshot));
+                let before = self.status.snapshot.replace(Arc::clone(&snapshot));
+                let without_local = self.status.without_local;
+                self.output.durations.kube_proxy.applied(before.as_deref(), &snapshot, without_local);
                 self.succeeded(synced, elapsed)
             }
             Err(error) => self.failed(&error),
@@ -134,6 +153,8 @@ impl Reconciler {
         self.publish();
         if self.status.error.is_none() {
             self.output.reachable.send_replace(Some(snapshot));
+            self.output.pending.end();
+            self.give_health_checks();
         }
         if complete {
             self.backoff.reset();
@@ -175,6 +196,16 @@ impl Reconciler {
         });
     }
 
+    /// After the sync, so that a load balancer sends nobody here too early (spec HM-7).
+    fn give_health_checks(&self) {
+        let checks = &self.planner.plan().health_checks;
+        self.output.health_checks.send_if_modified(|known| {
+            let modified = known != checks;
+            known.clone_from(checks);
+            modified
+        });
+    }
+
     /// Counts what the plan holds, looking only at what changed.
     fn describe_plan(&mut self) {
         let plan = self.planner.plan().clone();
@@ -190,11 +221,13 @@ impl Reconciler {
                 status.filtered -= usize::from(port.source_ranges.is_some());
                 status.frontends -= port.frontends.len();
                 status.endpoints -= reachable(port);
+                count_without_local(port, -1, &mut status.without_local);
             }
             if let Some(port) = come {
                 status.filtered += usize::from(port.source_ranges.is_some());
                 status.frontends += port.frontends.len();
                 status.endpoints += reachable(port);
+                count_without_local(port, 1, &mut status.without_local);
             }
         }
         status.ports = self.counted.ports.len();
@@ -211,6 +244,8 @@ impl Reconciler {
         }
         for (port, reason) in new_refusals(&self.status.refused, &refused) {
             error!(service = %port.service, port = %port, reason, "service port is not served");
+            let note = format!("port {port} is not served on this node: {reason}");
+            self.output.events.service_warning(&port.service, "FailedToProgramService", "Sync", note);
         }
         let status = &mut self.status;
         status.writes += writes;
@@ -258,6 +293,26 @@ fn new_refusals<'a>(
 /// How many endpoints any of its frontends may lead to; the local ones are nearly always among the others.
 fn reachable(port: &PortPlan) -> usize {
     port.cluster.len().max(port.local.len())
+}
+
+/// A port with endpoints, but none here for those who must have one here (spec 7.4).
+fn count_without_local(port: &PortPlan, by: i64, count: &mut WithoutLocal) {
+    if port.cluster.is_empty() || !port.local.is_empty() {
+        return;
+    }
+    let is_local = |rule: Rule| rule.list == List::Local;
+    let internal =
+        port.frontends.iter().any(|frontend| frontend.kind == FrontendKind::ClusterIp && is_local(frontend.from_pods));
+    let external = port
+        .frontends
+        .iter()
+        .any(|frontend| frontend.kind != FrontendKind::ClusterIp && is_local(frontend.from_outside));
+    let index = usize::from(port.key.family == Family::V6);
+    for (counts, counted) in [(&mut count.internal, internal), (&mut count.external, external)] {
+        if let Some(count) = counts.get_mut(index).filter(|_| counted) {
+            *count += by;
+        }
+    }
 }
 
 fn without(plan: &Plan, refused: &[(PortKey, String)]) -> Plan {

@@ -1,6 +1,7 @@
 //! `shunt run`: starts the parts of the daemon in order, watches over them, and stops them.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use shunt_dns::Server;
 use shunt_model::Snapshot;
 use shunt_model::source::Source;
-use tokio::net::TcpListener;
+use shunt_model::source::kube::Events;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -22,20 +23,28 @@ use crate::datapath::Datapath;
 use crate::datapath::cgroup::{self, CgroupError};
 use crate::datapath::ebpf::upkeep::{Orders, Report, Upkeep};
 use crate::datapath::ebpf::{Adopted, Ebpf, EbpfOptions, Links};
-use crate::health::{self, DnsState, Health};
-use crate::metrics::{self, DnsStats};
+use crate::events::{self, Recorded, Recorder};
+use crate::health::{self, BindError, DnsState, Health};
+use crate::health_checks::{Checks, HealthChecks};
+use crate::metrics::{self, DnsStats, Durations, KubeProxy};
 use crate::plan::{Detect, PlanOptions, Planner};
 use crate::reconcile::{Input, Output, Reconciler};
-use crate::status::Status;
-use crate::{addresses, dns_service, host_addresses, source};
+use crate::status::{Pending, Status};
+use crate::{addresses, dns_service, host_addresses, reload, source};
 
 /// For the tasks, and again for DNS: a stop takes less than two seconds.
 const PATIENCE: Duration = Duration::from_millis(800);
 
 /// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (spec SY-17).
-pub async fn run(config: Config) -> Result<()> {
+/// `file` is where the configuration came from: when it changes the daemon ends, for its supervisor to start it with
+/// the new one (spec SY-18).
+pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let options = check_prerequisites(&config)?;
+    adjust_oom_score(config.oom_score_adj);
     let mut daemon = Daemon::bind(config).await?;
+    if let Some(file) = file {
+        daemon.tasks.spawn(reload::until_changed(file, daemon.stop.clone())?);
+    }
     let stop = daemon.stop.clone();
     let running = tokio::select! {
         biased;
@@ -65,6 +74,13 @@ fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
     })
 }
 
+/// Failure costs nothing but the protection (spec 9.1).
+fn adjust_oom_score(score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        warn!(score, %error, "the kernel does not take oom-score-adj");
+    }
+}
+
 fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
     let Some(given) = given else {
         let cgroup::Mount { path, root } = cgroup::discover()?;
@@ -92,8 +108,10 @@ struct Daemon {
     stop: CancellationToken,
     /// Every task of the daemon; each ends when `stop` says so.
     tasks: JoinSet<Result<()>>,
-    metrics: Option<TcpListener>,
     control: Option<control::Listener>,
+    events: Recorder,
+    recorded: Option<Recorded>,
+    health: Health,
     status: watch::Sender<Status>,
     dns: watch::Sender<DnsState>,
     upkeep: watch::Sender<Report>,
@@ -112,38 +130,77 @@ impl Daemon {
         let mut tasks = JoinSet::new();
         let stop = CancellationToken::new();
         tasks.spawn(stop_on_signal(stop.clone())?);
-        let healthz = health::bind("--healthz-bind-address", config.healthz).await?;
-        let metrics = Some(health::bind("--metrics-bind-address", config.metrics).await?);
+        // The one that tells a second daemon by mistake: servers of HTTP may be tried again (spec HM-23).
         let control = Some(control::Listener::open(&config.control_socket)?);
         let (status, _) = watch::channel(Status::default());
         let (dns, _) = watch::channel(DnsState::default());
         let (upkeep, _) = watch::channel(Report::default());
-        let read = Health { status: status.subscribe(), dns: dns.subscribe(), upkeep: upkeep.subscribe() };
-        let routes = health::health_routes(read);
-        let serving = health::serve(healthz, routes, stop.clone());
-        tasks.spawn(async move { serving.await.context("serving health") });
-        Ok(Self { config: Arc::new(config), stop, tasks, metrics, control, status, dns, upkeep })
+        let (events, recorded) = events::recorder();
+        let health = Health {
+            node: Arc::from(config.node.as_str()),
+            sync_period: config.sync_period,
+            pending: Pending::default(),
+            metrics: KubeProxy::default(),
+            status: status.subscribe(),
+            dns: dns.subscribe(),
+            upkeep: upkeep.subscribe(),
+        };
+        let config = Arc::new(config);
+        let recorded = Some(recorded);
+        let mut daemon = Self { config, stop, tasks, control, events, recorded, health, status, dns, upkeep };
+        if let Some(address) = daemon.config.healthz {
+            let routes = health::health_routes(daemon.health.clone());
+            daemon.serve("--healthz-bind-address", "FailedToStartProxierHealthcheck", address, routes).await?;
+        }
+        Ok(daemon)
+    }
+
+    /// Serves HTTP, now or as soon as the address is to be had.
+    async fn serve(
+        &mut self,
+        flag: &'static str,
+        reason: &'static str,
+        address: SocketAddr,
+        routes: axum::Router,
+    ) -> Result<()> {
+        let (events, node, stop) = (self.events.clone(), self.config.node.clone(), self.stop.clone());
+        let complain = move |error: &BindError| {
+            events.node_warning(&node, reason, "StartKubeProxy", crate::reconcile::chain(error));
+        };
+        if self.config.bind_address_hard_fail {
+            let listener = health::bind(flag, address).await.inspect_err(&complain)?;
+            self.tasks.spawn(async move { health::serve(listener, routes, stop).await.context(flag) });
+        } else {
+            let serving = health::serve_in_the_end(flag, address, routes, stop, complain);
+            self.tasks.spawn(async move { serving.await.context(flag) });
+        }
+        Ok(())
     }
 
     /// Nothing is written before the first view of the cluster is complete (spec SY-1).
     async fn start(&mut self, options: EbpfOptions) -> Result<Running> {
         let config = Arc::clone(&self.config);
-        let (source, _events) = source::start(&config, &self.status).await?;
+        let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
+        self.write_events(events);
         let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
         let (datapath, upkeep) = opening.await.context("opening the data path")??;
         let mode = datapath.mode();
         let (reachable, served) = watch::channel(None);
         let (dns, listen) = self.start_dns(served).await?;
         self.start_control(dns.as_ref());
-        let durations = metrics::Durations::default();
-        self.start_metrics(durations.clone(), dns.as_ref(), mode);
+        let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
+        self.start_metrics(durations.clone(), dns.as_ref(), mode).await?;
         let planner = Planner::new(plan_options(&config, listen));
         let addresses = host_addresses::watch().await.context("watching the addresses of this node")?;
-        let input = Input { snapshots: source.snapshots.clone(), health: source.health.clone(), addresses };
+        let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
+        let input = Input { snapshots, health, addresses: addresses.clone() };
         let (orders, ordered) = watch::channel(Orders::default());
         self.start_upkeep(upkeep, ordered);
-        let output = Output { status: self.status.clone(), reachable, orders, durations };
+        let health_checks = self.start_health_checks(addresses);
+        let (pending, events) = (self.health.pending.clone(), self.events.clone());
+        let status = self.status.clone();
+        let output = Output { status, reachable, orders, health_checks, pending, events, durations };
         let reconciler = Reconciler::new(planner, datapath, input, output);
         let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
         // Syncs block, so they have a thread of their own.
@@ -152,6 +209,7 @@ impl Daemon {
             Ok(())
         });
         info!(node = config.node, mode, "started");
+        self.events.starting(&config.node);
         Ok(Running { _source: source, dns })
     }
 
@@ -219,17 +277,45 @@ impl Daemon {
         }
     }
 
-    fn start_metrics(&mut self, durations: metrics::Durations, dns: Option<&Arc<Server>>, mode: &'static str) {
-        if let Some(listener) = self.metrics.take() {
-            // The metrics must not keep alive a server that is being stopped.
-            let server = dns.map(Arc::downgrade);
-            let stats = server.map(|server| -> DnsStats {
-                Box::new(move || server.upgrade().map(|server| server.stats()).unwrap_or_default())
-            });
-            let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, stats);
-            let serving = health::serve(listener, health::metrics_routes(registry, mode), self.stop.clone());
-            self.tasks.spawn(async move { serving.await.context("serving metrics") });
-        }
+    async fn start_metrics(
+        &mut self,
+        durations: Durations,
+        dns: Option<&Arc<Server>>,
+        mode: &'static str,
+    ) -> Result<()> {
+        let Some(address) = self.config.metrics else { return Ok(()) };
+        // The metrics must not keep alive a server that is being stopped.
+        let server = dns.map(Arc::downgrade);
+        let stats = server.map(|server| -> DnsStats {
+            Box::new(move || server.upgrade().map(|server| server.stats()).unwrap_or_default())
+        });
+        let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, stats);
+        let routes = health::metrics_routes(registry, mode, self.config.configz());
+        self.serve("--metrics-bind-address", "FailedToStartMetricServer", address, routes).await
+    }
+
+    /// Servers of health checks follow the plan from a task of their own.
+    fn start_health_checks(&mut self, addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>) -> watch::Sender<Checks> {
+        let (sender, checks) = watch::channel(Checks::default());
+        let own = BTreeSet::clone(&addresses.borrow());
+        let servers = HealthChecks::new(self.health.clone(), self.events.clone(), self.config.node_ports.clone(), own);
+        let serving = servers.run(checks, self.stop.clone());
+        self.tasks.spawn(async move {
+            serving.await;
+            Ok(())
+        });
+        sender
+    }
+
+    fn write_events(&mut self, events: Option<Events>) {
+        let (Some(recorded), stop) = (self.recorded.take(), self.stop.clone()) else { return };
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = recorded.write(events) => {}
+                () = stop.cancelled() => {}
+            }
+            Ok(())
+        });
     }
 
     /// Until told to stop; a part that ends by itself is a failure.

@@ -1,12 +1,14 @@
 //! How the daemon is doing, as health, metrics and the command line see it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use shunt_model::Snapshot;
 use shunt_model::source::SourceHealth;
 
+use crate::metrics::WithoutLocal;
 use crate::plan::{Conflict, Plan, PortKey};
 
 /// What the reconcile loop last did. Each sync publishes a new one.
@@ -42,6 +44,8 @@ pub struct Status {
     pub frontends: usize,
     /// Service ports of the last plan that ask for sources.
     pub filtered: usize,
+    /// Service ports of the last plan with a Local policy and endpoints, but none here.
+    pub without_local: WithoutLocal,
     /// Endpoints that the last plan holds, counted once for each service port.
     pub endpoints: usize,
 }
@@ -57,6 +61,44 @@ pub struct LastSync {
     /// What it took.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub elapsed: Duration,
+}
+
+/// Since when a change waits to be synced; clones see the same. Zero milliseconds stand for none.
+#[derive(Clone, Debug, Default)]
+pub struct Pending(Arc<AtomicU64>);
+
+impl Pending {
+    /// A change waits from now on, unless an older one does (spec HM-12).
+    pub fn begin(&self) {
+        // Whoever was first stays.
+        let _older = self.0.compare_exchange(0, now(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Nothing waits.
+    pub fn end(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the oldest change has waited.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(now().saturating_sub(since)),
+        }
+    }
+
+    /// As if the change had come so long ago.
+    #[cfg(test)]
+    pub(crate) fn of_age(age: Duration) -> Self {
+        let since = now().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        Self(Arc::new(AtomicU64::new(since)))
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Status {

@@ -308,7 +308,8 @@ impl FakeApi {
 
     /// Refuses connections, and breaks those that are open. The objects stay.
     pub fn stop_listening(&self) {
-        if let Some(serving) = locked(&self.serving).take() {
+        let serving = locked(&self.serving).take();
+        if let Some(serving) = serving {
             serving.abort();
             // The port is free once the task is gone.
             while !serving.is_finished() {
@@ -379,6 +380,3 @@ fn base64(bytes: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,6 @@
 //! `shunt cleanup`: removes what the daemon leaves in place when it ends.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,15 +19,20 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    remove(&arguments.bpf_root)
+}
+
+/// Removes what is pinned below `bpf_root`, and the DNS address.
+pub(super) fn remove(bpf_root: &Path) -> Result<ExitCode> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt cleanup must be root: it removes BPF programs and an address of lo; try sudo shunt cleanup");
     // The address goes even if the pins cannot: as much as possible is removed, then the failure is told.
-    let pins = ebpf::cleanup(&arguments.bpf_root);
+    let pins = ebpf::cleanup(bpf_root);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let addresses = runtime.block_on(addresses::remove());
     let mut done = Vec::new();
     if let Ok(Removed { links, programs, maps }) = &pins {
-        let root = arguments.bpf_root.display();
+        let root = bpf_root.display();
         for (count, what) in [(links, "links"), (programs, "programs"), (maps, "maps")] {
             if *count > 0 {
                 done.push(format!("removed {count} {what} below {root}"));

@@ -1,12 +1,11 @@
 //! What the operator said, on the command line or in the configuration file, before defaults are applied.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::ConfigError;
 use super::values::{Address, Annotation, List, NodePortAddress, Upstreams};
 
 /// Settings of `shunt run`; `None` where nothing was said. The field names are the flags' and the file's names.
@@ -140,19 +139,20 @@ pub enum LogFormat {
 }
 
 impl Settings {
-    /// The settings in `path`: JSON if it is called `*.json`, else YAML.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
-        let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-        let parsed = if is_json {
-            serde_json::from_str(&text).map_err(|error| error.to_string())
-        } else if text.trim().is_empty() {
-            Ok(Self::default())
-        } else {
-            serde_saphyr::from_str(&text).map_err(|error| error.without_snippet().to_string())
+    /// Takes out the flags that kube-proxy has too, and returns their names (spec 9.2).
+    pub fn take_kube_proxys(&mut self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        let mut note = |taken: bool, name| {
+            if taken {
+                names.push(name);
+            }
         };
-        parsed.map_err(|reason| ConfigError::Parse { path: path.to_path_buf(), reason })
+        note(self.kubeconfig.take().is_some(), "--kubeconfig");
+        note(self.master.take().is_some(), "--master");
+        note(self.nodeport_addresses.take().is_some(), "--nodeport-addresses");
+        note(self.healthz_bind_address.take().is_some(), "--healthz-bind-address");
+        note(self.metrics_bind_address.take().is_some(), "--metrics-bind-address");
+        names
     }
 
     /// These settings, and `file`'s where these say nothing.

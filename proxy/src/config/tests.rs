@@ -4,13 +4,17 @@ use std::error::Error as _;
 
 use clap::Parser;
 
-use super::{Annotation, Config, DnsListen, LogFormat, PodNames, Settings, Upstreams};
+use super::{
+    Annotation, Config, ConfigFile, DnsListen, Given, KubeProxyFlags, LogFormat, PodNames, Settings, Upstreams,
+};
 use crate::plan::NodePortAddresses;
 
 #[derive(Parser)]
 struct Flags {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    kube_proxy: KubeProxyFlags,
 }
 
 fn flags(line: &str) -> Result<Settings, String> {
@@ -22,18 +26,33 @@ fn file(name: &str, text: &str) -> Result<Settings, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     std::fs::write(&path, text).unwrap();
-    Settings::read(&path).map_err(|error| match error.source() {
+    read(&path).map(|file| file.settings)
+}
+
+fn read(path: &std::path::Path) -> Result<ConfigFile, String> {
+    ConfigFile::read(path).map_err(|error| match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     })
 }
 
 fn config(line: &str) -> Result<Config, String> {
-    Config::new(flags(line)?).map_err(|error| error.to_string())
+    config_of("", line)
+}
+
+/// What a file with this text and a command line make.
+pub(super) fn config_of(text: &str, line: &str) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.conf");
+    std::fs::write(&path, text).unwrap();
+    let words = std::iter::once("shunt").chain(line.split_whitespace());
+    let Flags { settings, kube_proxy } = Flags::try_parse_from(words).map_err(|error| error.to_string())?;
+    Config::new(Given { flags: settings, kube_proxy, file: read(&path)?, in_cluster: false })
+        .map_err(|error| error.to_string())
 }
 
 #[track_caller]
-fn refused<T: std::fmt::Debug>(outcome: Result<T, String>, words: &[&str]) {
+pub(super) fn refused<T: std::fmt::Debug>(outcome: Result<T, String>, words: &[&str]) {
     let message = outcome.unwrap_err();
     for word in words {
         assert!(message.contains(word), "{word:?} is not in: {message}");
@@ -47,8 +66,8 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.bpf_root.to_str(), Some("/sys/fs/bpf/shunt"));
     assert_eq!(config.control_socket.to_str(), Some("/run/shunt/shunt.sock"));
     assert_eq!(config.cluster_dns, ["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]);
-    assert_eq!(config.healthz.to_string(), "0.0.0.0:10256");
-    assert_eq!(config.metrics.to_string(), "127.0.0.1:10249");
+    assert_eq!(config.healthz.unwrap().to_string(), "0.0.0.0:10256");
+    assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");
     assert_eq!(config.log_format, LogFormat::Text);
     let dns = config.dns.unwrap();
     assert_eq!(dns.listen, DnsListen::Default);
@@ -86,12 +105,13 @@ fn mistakes_in_the_file_are_named_with_their_line() {
     refused(file("c.yaml", "manifests: m\nservice-cidr: nonsense\n"), &["nonsense", "line 2"]);
     refused(file("c.yaml", "proxy-mode: ipvs\n"), &["ipvs", "line 1"]);
     refused(file("c.yaml", "dns-ttl: [\n"), &["c.yaml"]);
-    refused(Settings::read("absent.yaml".as_ref()).map_err(|error| error.to_string()), &["absent.yaml"]);
+    refused(read("absent.yaml".as_ref()), &["absent.yaml"]);
 }
 
 #[test]
 fn mistakes_in_flags_say_what_to_do() {
-    refused(config("--hostname-override n"), &["--manifests"]);
+    refused(config("--hostname-override n"), &["--manifests", "--kubeconfig"]);
+    refused(config("--manifests m --kubeconfig k"), &["--manifests", "--kubeconfig", "leave one out"]);
     refused(config("--manifests m --proxy-mode nftables"), &["nftables", "not in this version"]);
     refused(config("--manifests m --proxy-mode iptables"), &["iptables", "not in this version"]);
     refused(config("--manifests m --proxy-mode ipvs"), &["ipvs", "auto"]);
@@ -99,7 +119,8 @@ fn mistakes_in_flags_say_what_to_do() {
     refused(config("--manifests m --dns-bind-address="), &["--dns-bind-address", "--dns=false"]);
     refused(config("--manifests m --dns-upstream resolv.conf"), &["resolv.conf", "slash"]);
     refused(config("--manifests m --healthz-bind-address localhost:1"), &["localhost:1", "IP"]);
-    refused(config("--manifests m --kube-api-qps 5"), &["--kube-api-qps"]);
+    refused(config("--manifests m --kube-api-qps fast"), &["--kube-api-qps", "no number"]);
+    refused(config("--manifests m --iptables-masquerade-bit 32"), &["iptables.masqueradeBit", "0 to 31"]);
 }
 
 #[test]

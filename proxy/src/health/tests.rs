@@ -6,44 +6,64 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use shunt_dns::Server;
-use shunt_model::{ObjectKey, Protocol, Snapshot};
+use shunt_model::{Node, ObjectKey, Protocol, Snapshot};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{DnsState, Health, bind, health_routes, metrics_routes, serve};
+use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_in_the_end};
 use crate::config::{DnsConfig, DnsListen, PodNames, Upstreams};
 use crate::datapath::ebpf::upkeep::Report;
+use crate::metrics::KubeProxy;
 use crate::plan::PortKey;
-use crate::status::{LastSync, Status};
+use crate::status::{LastSync, Pending, Status};
 use crate::{dns_service, metrics};
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Serves `routes` and asks for `path`; returns code and body.
 async fn get(routes: axum::Router, path: &str) -> (u16, String) {
+    let (head, body) = ask(routes, path, "").await;
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+}
+
+/// The same with more header lines in the question; returns the head and the body.
+async fn ask(routes: axum::Router, path: &str, headers: &str) -> (String, String) {
     let listener = bind("--flag", ANY_PORT).await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let server = tokio::spawn(serve(listener, routes, stop.clone()));
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut reply = String::new();
     stream.read_to_string(&mut reply).await.unwrap();
     stop.cancel();
     server.await.unwrap().unwrap();
     let (head, body) = reply.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    (head.to_owned(), body.to_owned())
+}
+
+fn health(status: Status, dns: DnsState, pending: Pending) -> Health {
+    Health {
+        node: Arc::from("node-a"),
+        sync_period: Duration::from_secs(30),
+        pending,
+        metrics: KubeProxy::default(),
+        status: watch::channel(status).1,
+        dns: watch::channel(dns).1,
+        upkeep: watch::channel(Report { checkups: 1, ..Report::default() }).1,
+    }
+}
+
+async fn asked(health: Health, path: &str) -> (u16, Value) {
+    let (code, body) = get(health_routes(health), path).await;
+    (code, serde_json::from_str(&body).unwrap())
 }
 
 async fn health_of(status: Status, dns: DnsState, path: &str) -> (u16, Value) {
-    let (_status, status) = watch::channel(status);
-    let (_dns, dns) = watch::channel(dns);
-    let (_upkeep, upkeep) = watch::channel(Report { checkups: 1, ..Report::default() });
-    let (code, body) = get(health_routes(Health { status, dns, upkeep }), path).await;
-    (code, serde_json::from_str(&body).unwrap())
+    asked(health(status, dns, Pending::default()), path).await
 }
 
 #[track_caller]
@@ -102,17 +122,96 @@ async fn dns_is_asked_a_real_question() {
 }
 
 #[tokio::test]
-async fn health_forgives_a_failure_for_a_while() {
-    let since = |seconds| SystemTime::now() - Duration::from_secs(seconds);
-    let failing = |seconds| Status { failing_since: Some(since(seconds)), error: Some("no".to_owned()), ..synced() };
-    for (status, code) in [(Status::default(), 200), (synced(), 200), (failing(5), 200), (failing(120), 503)] {
+async fn an_api_server_that_is_away_leaves_the_node_ready() {
+    let mut status = synced();
+    let unreachable = Some("the API server refuses connections".to_owned());
+    status.source =
+        Arc::new(shunt_model::source::SourceHealth { unreachable, ..shunt_model::source::SourceHealth::default() });
+    let (code, body) = health_of(status.clone(), DnsState::Off, "/readyz").await;
+    assert_eq!((code, &body["warnings"][0]), (200, &"the API server refuses connections".into()), "{body}");
+    status.last_sync = None;
+    check(health_of(status, DnsState::Off, "/readyz").await, 503, &["no sync yet: the API server refuses"]);
+}
+
+#[tokio::test]
+async fn a_change_may_wait_for_two_sync_periods() {
+    let waits = |seconds| Pending::of_age(Duration::from_secs(seconds));
+    for (pending, code) in [(Pending::default(), 200), (waits(55), 200), (waits(65), 503)] {
         for path in ["/healthz", "/livez"] {
-            let (found, body) = health_of(status.clone(), DnsState::Off, path).await; // HM-13, HM-14
+            let health = health(synced(), DnsState::Off, pending.clone()); // HM-11…14
+            let metrics = health.metrics.clone();
+            let (found, body) = asked(health, path).await;
             assert_eq!(found, code, "{body}");
             assert_eq!(body["healthy"], code == 200);
+            assert_eq!(body["status"]["IPv4"]["healthy"], code == 200, "{body}");
             assert!(body["lastUpdated"].as_str().unwrap().ends_with('Z'), "{body}"); // HM-17
+            assert_eq!(body.get("nodeEligible").is_some(), path == "/healthz", "{body}");
+            let mut registry = prometheus_client::registry::Registry::default();
+            metrics.register(&mut registry);
+            let (_, text) = get(metrics_routes(registry, "ebpf", Value::Null), "/metrics").await;
+            let line = format!("kubeproxy_proxy_{}_total{{code=\"{code}\"}} 1", &path[1..]);
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }
     }
+}
+
+#[tokio::test]
+async fn load_balancers_are_sent_away_from_a_node_that_goes() {
+    let name: Arc<str> = Arc::from("node-a");
+    let node = |eligible| {
+        let name = Arc::clone(&name);
+        Node { name, zone: None, addresses: Vec::new(), pod_cidrs: Vec::new(), eligible }
+    };
+    for (nodes, code) in [(vec![], 200), (vec![node(true)], 200), (vec![node(false)], 503)] {
+        let mut snapshot = Snapshot::default();
+        snapshot.nodes.extend(nodes.into_iter().map(|node| (Arc::clone(&node.name), Arc::new(node))));
+        let status = Status { snapshot: Some(Arc::new(snapshot)), ..synced() };
+        let (found, body) = health_of(status.clone(), DnsState::Off, "/healthz").await; // HM-15
+        assert_eq!((found, body["nodeEligible"] == true), (code, code == 200), "{body}");
+        let (livez, body) = health_of(status, DnsState::Off, "/livez").await; // HM-16
+        assert_eq!(livez, 200, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let routes = || {
+        let (_, status) = watch::channel(Status::default());
+        let registry =
+            metrics::registry(status, watch::channel(Report::default()).1, metrics::Durations::default(), None);
+        metrics_routes(registry, "ebpf", serde_json::json!({"kubeproxy.config.k8s.io": {"mode": ""}}))
+    };
+    let (head, text) = ask(routes(), "/metrics", "").await;
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(text.contains("# TYPE shunt_syncs_total counter") && !text.contains("# EOF"), "{text}");
+    assert!(text.contains("process_resident_memory_bytes "), "{text}");
+    let (head, text) = ask(routes(), "/metrics", "Accept: application/openmetrics-text;version=1.0.0\r\n").await;
+    assert!(head.contains("application/openmetrics-text"), "{head}");
+    assert!(text.contains("# TYPE shunt_syncs counter") && text.ends_with("# EOF\n"), "{text}");
+    let (head, mode) = ask(routes(), "/proxyMode", "").await; // HM-21
+    assert!(head.contains("nosniff") && mode == "ebpf", "{head} {mode}");
+    let (_, configz) = ask(routes(), "/configz", "").await; // HM-22
+    assert_eq!(configz, r#"{"kubeproxy.config.k8s.io":{"mode":""}}"#);
+    let (_, slis) = ask(routes(), "/metrics/slis", "").await;
+    assert!(slis.contains("kubernetes_healthcheck{"), "{slis}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_becomes_free_is_taken_hm_23() {
+    let taken = bind("--metrics-bind-address", ANY_PORT).await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let complain = move |error: &super::BindError| told.send(error.to_string()).unwrap();
+    let routes = axum::Router::new();
+    let serving = tokio::spawn(serve_in_the_end("--metrics-bind-address", address, routes, stop.clone(), complain));
+    assert!(heard.recv().await.unwrap().contains("--metrics-bind-address"));
+    drop(taken);
+    while TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.cancel();
+    serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -134,7 +233,7 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
         durations,
         Some(Box::new(move || stats.stats())),
     );
-    let (code, text) = get(metrics_routes(registry, "ebpf"), "/metrics").await;
+    let (code, text) = get(metrics_routes(registry, "ebpf", Value::Null), "/metrics").await;
     assert_eq!(code, 200);
     for line in [
         "shunt_syncs_total 1",
@@ -146,9 +245,6 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }
-    let (_, empty) = watch::channel(Status::default());
-    let registry = metrics::registry(empty, watch::channel(Report::default()).1, metrics::Durations::default(), None);
-    assert_eq!(get(metrics_routes(registry, "ebpf"), "/proxyMode").await, (200, "ebpf".to_owned())); // HM-21
 }
 
 #[tokio::test]

@@ -91,7 +91,10 @@ impl Loop {
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (orders, _) = watch::channel(Orders::default());
         let input = Input { snapshots: snapshots_read, health: health_read, addresses };
-        let output = Output { status, reachable, orders, durations: metrics::Durations::default() };
+        let (health_checks, _) = watch::channel(crate::health_checks::Checks::default());
+        let (pending, (events, _recorded)) = (crate::status::Pending::default(), crate::events::recorder());
+        let durations = metrics::Durations::default();
+        let output = Output { status, reachable, orders, health_checks, pending, events, durations };
         let reconciler = Reconciler::new(Planner::new(PlanOptions::default()), Box::new(fake), input, output);
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(stop.clone()));

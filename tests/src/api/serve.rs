@@ -201,7 +201,8 @@ fn list(shared: &Shared, asked: &Asked, action: Option<&Action>) -> (StatusCode,
 }
 
 fn get(shared: &Shared, asked: &Asked) -> (StatusCode, Value) {
-    match shared.store().get(asked.resource, &(asked.namespace.clone(), asked.name.clone())) {
+    let found = shared.store().get(asked.resource, &(asked.namespace.clone(), asked.name.clone()));
+    match found {
         Some(object) => (StatusCode::OK, Value::clone(&object)),
         None => status(404, "NotFound", &format!("{} {:?} not found", asked.resource.plural(), asked.name), 0),
     }

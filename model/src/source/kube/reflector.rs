@@ -204,12 +204,9 @@ impl<T: Wire> Reflector<T> {
         S: TryStream<Ok = String, Error = std::io::Error> + Unpin,
     {
         loop {
-            let line = match timeout(SILENCE, lines.try_next()).await {
-                Ok(Ok(Some(line))) => line,
-                // Silence is how a dead connection ends, and a broken line comes before the end: what they held back
-                // is asked for from the same version.
-                Ok(Ok(None) | Err(_)) | Err(_) => return Ok(Ended::Closed),
-            };
+            // Silence is how a dead connection ends, and a broken line comes before the end: what they held back is
+            // asked for from the same version.
+            let Ok(Ok(Some(line))) = timeout(SILENCE, lines.try_next()).await else { return Ok(Ended::Closed) };
             match serde_json::from_str::<Event<T>>(&line) {
                 Ok(Event::Present(read)) => {
                     self.seen(version, &read.metadata.resource_version);

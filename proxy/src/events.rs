@@ -1,0 +1,103 @@
+//! Events about objects of the cluster: logged always, and written to the API where there is one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shunt_model::ObjectKey;
+use shunt_model::source::kube::{Events, NewEvent};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// More than this many at once are not worth waiting for.
+const QUEUE: usize = 256;
+
+/// Takes events; never waits.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    outbox: mpsc::Sender<NewEvent>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// What was recorded, for the one who writes it.
+pub struct Recorded {
+    inbox: mpsc::Receiver<NewEvent>,
+}
+
+/// A recorder, and where its events come out.
+#[must_use]
+pub fn recorder() -> (Recorder, Recorded) {
+    let (outbox, inbox) = mpsc::channel(QUEUE);
+    (Recorder { outbox, dropped: Arc::default() }, Recorded { inbox })
+}
+
+impl Recorder {
+    /// This node's proxy starts (spec HM-24).
+    pub fn starting(&self, node: &str) {
+        self.record(NewEvent {
+            kind: "Node",
+            namespace: String::new(),
+            name: node.to_owned(),
+            warning: false,
+            reason: "Starting".to_owned(),
+            action: "StartKubeProxy".to_owned(),
+            note: String::new(),
+        });
+    }
+
+    /// Something about this node went wrong.
+    pub fn node_warning(&self, node: &str, reason: &str, action: &str, note: String) {
+        self.record(NewEvent {
+            kind: "Node",
+            namespace: String::new(),
+            name: node.to_owned(),
+            warning: true,
+            reason: reason.to_owned(),
+            action: action.to_owned(),
+            note,
+        });
+    }
+
+    /// Something about a Service went wrong.
+    pub fn service_warning(&self, service: &ObjectKey, reason: &str, action: &str, note: String) {
+        self.record(NewEvent {
+            kind: "Service",
+            namespace: service.namespace.to_string(),
+            name: service.name.to_string(),
+            warning: true,
+            reason: reason.to_owned(),
+            action: action.to_owned(),
+            note,
+        });
+    }
+
+    /// Events that found the queue full.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn record(&self, event: NewEvent) {
+        let NewEvent { kind, namespace, name, warning, reason, action: _, note } = &event;
+        if *warning {
+            warn!(kind, namespace, name, reason, "{note}");
+        } else {
+            info!(kind, namespace, name, reason, "event");
+        }
+        if self.outbox.try_send(event).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Recorded {
+    /// Writes events as they come. Those that the API does not take are told of and gone: they are news, not state.
+    pub async fn write(mut self, events: Option<Events>) {
+        while let Some(event) = self.inbox.recv().await {
+            let Some(events) = &events else { continue };
+            let reason = event.reason.clone();
+            if let Err(error) = events.post(event).await {
+                warn!(reason, error = crate::reconcile::chain(&error), "the event is not written");
+            }
+        }
+    }
+}

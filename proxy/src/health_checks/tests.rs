@@ -1,0 +1,139 @@
+//! Health checks asked over loopback.
+
+use std::num::NonZeroU16;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::events::recorder;
+use crate::health::DnsState;
+use crate::metrics::KubeProxy;
+use crate::status::{Pending, Status};
+
+fn servers(pending: Pending) -> HealthChecks {
+    let health = Health {
+        node: Arc::from("n1"),
+        sync_period: Duration::from_secs(30),
+        pending,
+        metrics: KubeProxy::default(),
+        status: watch::channel(Status::default()).1,
+        dns: watch::channel(DnsState::Off).1,
+        upkeep: watch::channel(crate::datapath::ebpf::upkeep::Report::default()).1,
+    };
+    let (events, _) = recorder();
+    HealthChecks::new(health, events, NodePortAddresses::All, BTreeSet::new())
+}
+
+fn free_port() -> NonZeroU16 {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    NonZeroU16::new(listener.local_addr().unwrap().port()).unwrap()
+}
+
+fn checks(family: Family, port: NonZeroU16, local_endpoints: usize) -> Checks {
+    let key = (ObjectKey::new("shop", "web"), family);
+    OrdMap::unit(key, HealthCheck { port, local_endpoints })
+}
+
+/// The head and the body of the answer to `request`, or that nobody listens.
+async fn ask(ip: IpAddr, port: NonZeroU16, request: &str) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect((ip, port.get())).await.ok()?;
+    stream.write_all(format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    Some((head.to_lowercase(), body.to_owned()))
+}
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+#[tokio::test]
+async fn the_answer_is_that_of_kube_proxy_in_2_to_6() {
+    let (mut servers, port) = (servers(Pending::default()), free_port());
+    servers.reconcile(&checks(Family::V4, port, 2));
+    for request in ["GET /", "POST /any/path", "DELETE /x?y=z"] {
+        let (head, body) = ask(V4, port, request).await.unwrap();
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        for header in ["content-type: application/json", "x-content-type-options: nosniff"] {
+            assert!(head.lines().any(|line| line == header), "{header} is not in {head}");
+        }
+        assert!(head.contains("x-load-balancing-endpoint-weight: 2"), "{head}");
+        let expected = json!({
+            "service": {"namespace": "shop", "name": "web"}, "localEndpoints": 2, "serviceProxyHealthy": true,
+        });
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&body).unwrap(), expected);
+    }
+    // Nobody here: 503, on the same server and with the weight.
+    servers.reconcile(&checks(Family::V4, port, 0));
+    let (head, body) = ask(V4, port, "GET /").await.unwrap();
+    assert!(head.starts_with("http/1.1 503") && head.contains("endpoint-weight: 0"), "{head}");
+    assert!(body.contains("\"localEndpoints\": 0"), "{body}");
+}
+
+#[tokio::test]
+async fn an_unhealthy_proxy_gives_503_in_4_and_10() {
+    let (mut servers, port) = (servers(Pending::of_age(Duration::from_secs(61))), free_port());
+    servers.reconcile(&checks(Family::V4, port, 2));
+    let (head, body) = ask(V4, port, "GET /").await.unwrap();
+    assert!(head.starts_with("http/1.1 503") && body.contains("\"serviceProxyHealthy\": false"), "{head} {body}");
+}
+
+#[tokio::test]
+async fn each_family_has_a_server_of_its_own_in_1() {
+    let (mut servers, port) = (servers(Pending::default()), free_port());
+    servers.reconcile(&checks(Family::V6, port, 1));
+    assert!(ask(V6, port, "GET /").await.unwrap().0.starts_with("http/1.1 200"));
+    assert!(ask(V4, port, "GET /").await.is_none());
+    servers.reconcile(&checks(Family::V6, port, 1).union(checks(Family::V4, port, 0)));
+    assert!(ask(V4, port, "GET /").await.unwrap().0.starts_with("http/1.1 503"));
+    assert!(ask(V6, port, "GET /").await.unwrap().0.starts_with("http/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_server_follows_its_port_and_ends_with_its_service_in_7_and_9() {
+    let (mut servers, first, second) = (servers(Pending::default()), free_port(), free_port());
+    servers.reconcile(&checks(Family::V4, first, 1));
+    servers.reconcile(&checks(Family::V4, second, 1));
+    assert!(ask(V4, second, "GET /").await.is_some());
+    gone(first).await;
+    servers.reconcile(&Checks::default());
+    gone(second).await;
+}
+
+async fn gone(port: NonZeroU16) {
+    // Tasks that are aborted end when they are next looked at.
+    for _ in 0..1000 {
+        if ask(V4, port, "GET /").await.is_none() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("{port} is still open");
+}
+
+#[tokio::test]
+async fn a_busy_port_is_told_of_and_tried_again_in_8() {
+    let other = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = NonZeroU16::new(other.local_addr().unwrap().port()).unwrap();
+    let mut servers = servers(Pending::default());
+    servers.reconcile(&checks(Family::V4, port, 1));
+    assert_eq!((servers.open.len(), servers.failed.len()), (0, 1));
+    drop(other);
+    servers.reconcile(&checks(Family::V4, port, 1));
+    assert_eq!((servers.open.len(), servers.failed.len()), (1, 0));
+    assert!(ask(V4, port, "GET /").await.is_some());
+}
+
+#[tokio::test]
+async fn only_selected_addresses_listen_in_1() {
+    let (mut servers, port) = (servers(Pending::default()), free_port());
+    servers.addresses = NodePortAddresses::Within(vec!["127.0.0.0/8".parse().unwrap()]);
+    servers.own = [V4, "192.0.2.1".parse().unwrap()].into();
+    assert_eq!(servers.selected(Family::V4), [V4]);
+    assert_eq!(servers.selected(Family::V6), [wildcard(Family::V6)]);
+    // An address that is not there after all: the wildcard instead.
+    servers.addresses = NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]);
+    servers.reconcile(&checks(Family::V4, port, 1));
+    assert!(ask(V4, port, "GET /").await.is_some());
+}

@@ -1,0 +1,279 @@
+//! kube-proxy's metrics by its names, labels and buckets, where the meaning is the same (spec 7.4).
+
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
+
+use imbl::ordmap::DiffItem;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family as Metrics;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use shunt_model::{EndpointSlice, Family, Snapshot};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfFamily {
+    ip_family: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPolicy {
+    traffic_policy: &'static str,
+    ip_family: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCode {
+    code: u16,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+type Histograms = Metrics<OfFamily, Histogram, fn() -> Histogram>;
+
+/// The metrics; clones count together.
+#[derive(Clone, Debug)]
+pub struct KubeProxy {
+    started: SystemTime,
+    syncs: Histograms,
+    full_syncs: Histograms,
+    partial_syncs: Histograms,
+    programming: Histograms,
+    last: Metrics<OfFamily, Seconds>,
+    queued: Metrics<OfFamily, Seconds>,
+    no_local: Metrics<OfPolicy, Gauge>,
+    endpoint_changes: Counter,
+    endpoint_changes_pending: Gauge,
+    service_changes: Counter,
+    service_changes_pending: Gauge,
+    healthz: Metrics<OfCode, Counter>,
+    livez: Metrics<OfCode, Counter>,
+}
+
+/// Service ports with policy Local that have endpoints, but none here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocal {
+    /// By `internalTrafficPolicy`: IPv4, IPv6.
+    pub internal: [i64; 2],
+    /// By `externalTrafficPolicy`: IPv4, IPv6.
+    pub external: [i64; 2],
+}
+
+impl Default for KubeProxy {
+    fn default() -> Self {
+        let syncs: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        let programming: fn() -> Histogram = || Histogram::new(programming_buckets());
+        Self {
+            started: SystemTime::now(),
+            syncs: Metrics::new_with_constructor(syncs),
+            full_syncs: Metrics::new_with_constructor(syncs),
+            partial_syncs: Metrics::new_with_constructor(syncs),
+            programming: Metrics::new_with_constructor(programming),
+            last: Metrics::default(),
+            queued: Metrics::default(),
+            no_local: Metrics::default(),
+            endpoint_changes: Counter::default(),
+            endpoint_changes_pending: Gauge::default(),
+            service_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            healthz: Metrics::default(),
+            livez: Metrics::default(),
+        }
+    }
+}
+
+/// 0.25, 0.5, 1…59 by 1, 60…115 by 5, 120…300 by 30 seconds.
+fn programming_buckets() -> impl Iterator<Item = f64> {
+    let whole = (1_u32..60).chain((60..=115).step_by(5)).chain((120..=300).step_by(30));
+    [0.25, 0.5].into_iter().chain(whole.map(f64::from))
+}
+
+fn label(family: Family) -> OfFamily {
+    let ip_family = match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    };
+    OfFamily { ip_family }
+}
+
+fn unix(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+impl KubeProxy {
+    /// Puts them under their names.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("kubeproxy");
+        let mut syncs = |name, help, metric: &Histograms| registry.register(name, help, metric.clone());
+        syncs("sync_proxy_rules_duration_seconds", "Time of each sync, successful or not", &self.syncs);
+        syncs("sync_full_proxy_rules_duration_seconds", "Time of syncs that read the kernel back", &self.full_syncs);
+        syncs("sync_partial_proxy_rules_duration_seconds", "Time of all other syncs", &self.partial_syncs);
+        let help = "From the change of an endpoint in the cluster until it is in the kernel";
+        syncs("network_programming_duration_seconds", help, &self.programming);
+        let times = [
+            ("sync_proxy_rules_last_timestamp_seconds", "When a sync last succeeded", &self.last),
+            ("sync_proxy_rules_last_queued_timestamp_seconds", "When a sync was last asked for", &self.queued),
+        ];
+        for (name, help, metric) in times {
+            registry.register(name, help, metric.clone());
+        }
+        let help = "Service ports with a Local policy and endpoints, but none on this node";
+        registry.register("sync_proxy_rules_no_local_endpoints_total", help, self.no_local.clone());
+        let counters = [
+            ("sync_proxy_rules_endpoint_changes", "Changes of slices received", &self.endpoint_changes),
+            ("sync_proxy_rules_service_changes", "Changes of Services received", &self.service_changes),
+        ];
+        for (name, help, metric) in counters {
+            registry.register(name, help, metric.clone());
+        }
+        let gauges = [
+            (
+                "sync_proxy_rules_endpoint_changes_pending",
+                "Changes of slices not applied",
+                &self.endpoint_changes_pending,
+            ),
+            (
+                "sync_proxy_rules_service_changes_pending",
+                "Changes of Services not applied",
+                &self.service_changes_pending,
+            ),
+        ];
+        for (name, help, metric) in gauges {
+            registry.register(name, help, metric.clone());
+        }
+        registry.register("proxy_healthz", "Answers on /healthz", self.healthz.clone());
+        registry.register("proxy_livez", "Answers on /livez", self.livez.clone());
+    }
+
+    /// A view came that leads from `old` to `new`.
+    pub fn received(&self, old: &Snapshot, new: &Snapshot) {
+        for family in Family::BOTH {
+            self.queued.get_or_create(&label(family)).set(unix(SystemTime::now()));
+        }
+        let (slices, services) = (old.slices.diff(&new.slices).count(), old.services.diff(&new.services).count());
+        self.endpoint_changes.inc_by(u64::try_from(slices).unwrap_or(u64::MAX));
+        self.service_changes.inc_by(u64::try_from(services).unwrap_or(u64::MAX));
+        self.endpoint_changes_pending.inc_by(i64::try_from(slices).unwrap_or(i64::MAX));
+        self.service_changes_pending.inc_by(i64::try_from(services).unwrap_or(i64::MAX));
+    }
+
+    /// A sync ended, well or not. Both families are synced at once.
+    pub fn synced(&self, full: bool, elapsed: Duration) {
+        let which = if full { &self.full_syncs } else { &self.partial_syncs };
+        for family in Family::BOTH {
+            self.syncs.get_or_create(&label(family)).observe(elapsed.as_secs_f64());
+            which.get_or_create(&label(family)).observe(elapsed.as_secs_f64());
+        }
+    }
+
+    /// The kernel went from `old`, the last view it served, to `new` (spec SY-20).
+    pub fn applied(&self, old: Option<&Snapshot>, new: &Snapshot, without_local: WithoutLocal) {
+        let now = SystemTime::now();
+        self.endpoint_changes_pending.set(0);
+        self.service_changes_pending.set(0);
+        for (family, index) in [(Family::V4, 0), (Family::V6, 1)] {
+            self.last.get_or_create(&label(family)).set(unix(now));
+            let ip_family = label(family).ip_family;
+            for (traffic_policy, counts) in [("internal", without_local.internal), ("external", without_local.external)]
+            {
+                let count = counts.get(index).copied().unwrap_or_default();
+                self.no_local.get_or_create(&OfPolicy { traffic_policy, ip_family }).set(count);
+            }
+        }
+        let empty = Snapshot::default();
+        for item in old.unwrap_or(&empty).slices.diff(&new.slices) {
+            let slice = match item {
+                DiffItem::Add(_, slice) | DiffItem::Update { old: _, new: (_, slice) } => slice,
+                DiffItem::Remove(..) => continue,
+            };
+            if let Some(elapsed) = self.programming_time(slice, now) {
+                self.programming.get_or_create(&label(slice.family)).observe(elapsed.as_secs_f64());
+            }
+        }
+    }
+
+    /// None for what happened before this process did, and for clocks that disagree.
+    fn programming_time(&self, slice: &EndpointSlice, now: SystemTime) -> Option<Duration> {
+        let triggered = slice.triggered.filter(|triggered| *triggered >= self.started)?;
+        now.duration_since(triggered).ok()
+    }
+
+    /// An answer on `/healthz`.
+    pub fn healthz(&self, code: u16) {
+        self.healthz.get_or_create(&OfCode { code }).inc();
+    }
+
+    /// An answer on `/livez`.
+    pub fn livez(&self, code: u16) {
+        self.livez.get_or_create(&OfCode { code }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::classic;
+    use crate::plan::fixture::{cluster, slice};
+
+    fn scrape(metrics: &KubeProxy) -> String {
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        classic(&text)
+    }
+
+    #[track_caller]
+    fn check(text: &str, line: &str) {
+        assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+    }
+
+    #[test]
+    fn names_labels_and_buckets_are_kube_proxys() {
+        let metrics = KubeProxy::default();
+        let mut changed = slice("web", "a", "http:80/tcp", "e1:R");
+        changed.triggered = Some(SystemTime::now());
+        let (old, new) = (Snapshot::default(), cluster([], [changed]));
+        metrics.received(&old, &new);
+        check(&scrape(&metrics), "kubeproxy_sync_proxy_rules_endpoint_changes_pending 1");
+        metrics.synced(true, Duration::from_millis(3));
+        metrics.applied(None, &new, WithoutLocal { internal: [1, 0], external: [0, 2] });
+        metrics.healthz(503);
+        metrics.livez(200);
+        let text = scrape(&metrics);
+        for line in [
+            "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\",ip_family=\"IPv4\"} 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.25\",ip_family=\"IPv4\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"115.0\",ip_family=\"IPv4\"} 1",
+            "# TYPE kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\",ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\",ip_family=\"IPv6\"} 2",
+            "# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_total counter",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 1",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_service_changes_total 0",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+        ] {
+            check(&text, line);
+        }
+        assert!(text.contains("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1"));
+        assert!(!text.contains("# EOF"));
+        assert_eq!(programming_buckets().count(), 2 + 59 + 12 + 7);
+    }
+
+    #[test]
+    fn only_changes_since_the_start_have_a_programming_time_in_20() {
+        let metrics = KubeProxy::default();
+        let at = |triggered| EndpointSlice { triggered, ..slice("web", "a", "http:80/tcp", "e1:R") };
+        let now = SystemTime::now() + Duration::from_secs(2);
+        let time = |triggered| metrics.programming_time(&at(triggered), now).map(|time| time.as_secs());
+        assert_eq!(time(Some(now - Duration::from_secs(1))), Some(1));
+        assert_eq!(time(Some(now - Duration::from_secs(3_600))), None);
+        assert_eq!(time(Some(now + Duration::from_secs(5))), None, "a clock ahead of ours");
+        assert_eq!(time(None), None);
+    }
+}
