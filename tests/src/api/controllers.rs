@@ -134,7 +134,8 @@ fn families(service: &Value) -> Vec<String> {
         service.pointer("/spec/ipFamilyPolicy").and_then(Value::as_str),
         Some("PreferDualStack" | "RequireDualStack")
     );
-    let given = service.pointer("/spec/clusterIPs").and_then(Value::as_array).into_iter().flatten();
+    let all = service.pointer("/spec/clusterIPs").and_then(Value::as_array).filter(|all| !all.is_empty());
+    let given = all.into_iter().flatten().chain(service.pointer("/spec/clusterIP").filter(|_| all.is_none()));
     let given: Vec<String> = given
         .filter_map(Value::as_str)
         .filter(|ip| *ip != "None")
