@@ -15,6 +15,7 @@ pub mod metrics;
 mod netlink;
 pub mod netns;
 pub mod plan;
+pub mod privileges;
 pub mod reconcile;
 mod reload;
 pub mod run;

@@ -30,7 +30,7 @@ use crate::metrics::{self, DnsStats, Durations, KubeProxy};
 use crate::plan::{Detect, PlanOptions, Planner};
 use crate::reconcile::{Input, Output, Reconciler};
 use crate::status::{Pending, Status};
-use crate::{addresses, dns_service, host_addresses, reload, source};
+use crate::{addresses, dns_service, host_addresses, privileges, reload, source};
 
 /// For the tasks, and again for DNS: a stop takes less than two seconds.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -63,6 +63,10 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
 fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
+    let missing = privileges::missing(config.dns.is_some()).context("asking for the capabilities of this process")?;
+    if let Some(privileges::Capability { name, purpose, .. }) = missing.first() {
+        bail!("{name} is missing, which {purpose}; give this process all that docs/privileges.md lists");
+    }
     source::check(&config.source)?;
     Ok(EbpfOptions {
         cgroup_root: cgroup_root(config.cgroup_root.as_deref())?,
@@ -74,10 +78,10 @@ fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
     })
 }
 
-/// Failure costs nothing but the protection (spec 9.1).
+/// Failure costs nothing but the protection (spec 9.1). A kubelet or a service manager has usually set one already.
 fn adjust_oom_score(score: i32) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-        warn!(score, %error, "the kernel does not take oom-score-adj");
+        info!(score, %error, "oom-score-adj stays as it was: lowering it takes CAP_SYS_RESOURCE");
     }
 }
 

@@ -34,6 +34,8 @@ pub struct DaemonOptions {
     pub dns_upstream: Option<SocketAddr>,
     /// Further arguments.
     pub extra: Vec<String>,
+    /// The only capabilities it may have, such as `net_admin`; all of them unless given.
+    pub capabilities: Option<Vec<String>>,
     /// How long it may take to become ready: a large folder takes its time to parse.
     pub ready_within: Duration,
 }
@@ -47,6 +49,7 @@ impl DaemonOptions {
             kubeconfig: None,
             dns_upstream: None,
             extra: Vec::new(),
+            capabilities: None,
             ready_within: READY_WITHIN,
         }
     }
@@ -140,6 +143,12 @@ impl Daemon {
         &self.process
     }
 
+    /// Its process, for one that ends by itself.
+    #[must_use]
+    pub fn into_process(self) -> Process {
+        self.process
+    }
+
     /// Its control socket.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
@@ -164,8 +173,14 @@ impl Daemon {
 
     /// Starts it again with the same options after [`stop`](Self::stop) or [`kill9`](Self::kill9), and waits until it is ready.
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = launch(&self.node, &self.options)?;
+        self.relaunch()?;
         self.wait_ready()
+    }
+
+    /// Starts it again without waiting.
+    pub fn relaunch(&mut self) -> anyhow::Result<()> {
+        self.process = launch(&self.node, &self.options)?;
+        Ok(())
     }
 }
 
@@ -174,7 +189,8 @@ fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
     let text = |path: PathBuf| path.into_os_string().into_string().ok().context("a path of the lab is not UTF-8");
     let upstream = options.dns_upstream.unwrap_or(SocketAddr::new(IpAddr::V4(ROUTER_V4), 53));
     let cgroup = core.node_cgroup(node.name());
-    let mut arguments = vec![text(core.binaries.shunt()?.to_owned())?, "run".to_owned()];
+    let mut arguments = options.capabilities.as_ref().map(|only| bounded(only)).unwrap_or_default();
+    arguments.extend([text(core.binaries.shunt()?.to_owned())?, "run".to_owned()]);
     let flags = [
         match &options.kubeconfig {
             None => ("--manifests", text(options.manifests.clone())?),
@@ -193,4 +209,11 @@ fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
     arguments.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
     arguments.extend(options.extra.iter().cloned());
     node.spawn(&arguments)
+}
+
+/// Root's program gets what the bounding set leaves of all capabilities, as in a container.
+fn bounded(capabilities: &[String]) -> Vec<String> {
+    let added: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+    let arguments = ["setpriv", "--inh-caps=-all", &format!("--bounding-set=-all{added}"), "--no-new-privs"];
+    arguments.map(str::to_owned).to_vec()
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::ebpf::probe::{Check, State, probe};
+use shunt_proxy::privileges;
 
 use super::print;
 
@@ -26,7 +27,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let mut checks = vec![root()];
+    let mut checks = vec![root(), capabilities()];
     checks.extend(probe(arguments.cgroup_root.as_deref(), &arguments.bpf_root));
     checks.extend([packets(), daemon(arguments)]);
     let possible = checks.iter().all(|check| check.state != State::Missing);
@@ -41,6 +42,18 @@ fn root() -> Check {
         (State::Missing, "not root: shunt run needs it for BPF programs and an address on lo; try sudo shunt check")
     };
     Check { name: "root", state, detail: detail.to_owned() }
+}
+
+fn capabilities() -> Check {
+    let (state, detail) = match privileges::missing(true) {
+        Ok(missing) if missing.is_empty() => (State::Ok, "all that are needed".to_owned()),
+        Ok(missing) => {
+            let missing: Vec<String> = missing.iter().map(|c| format!("{} ({})", c.name, c.purpose)).collect();
+            (State::Missing, missing.join(", "))
+        }
+        Err(error) => (State::Note, format!("cannot be asked for: {error}")),
+    };
+    Check { name: "capabilities", state, detail }
 }
 
 /// Only told: this version balances connections at sockets.

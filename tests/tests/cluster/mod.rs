@@ -44,22 +44,29 @@ impl Cluster {
         }
         // The lab before it, if there was one, may still be on its way out.
         static NUMBER: AtomicU8 = AtomicU8::new(0);
-        let cluster = Arc::new(Self::start(&format!("services{}", NUMBER.fetch_add(1, Ordering::Relaxed))));
+        let cluster = Arc::new(Self::start(&format!("services{}", NUMBER.fetch_add(1, Ordering::Relaxed)), |_| {}));
         *shared = Arc::downgrade(&cluster);
         Some(cluster)
     }
 
     /// One of its own, for a test that kills the daemon.
     pub fn alone(name: &str) -> Option<Arc<Self>> {
-        (!support::skipped()).then(|| Arc::new(Self::start(name)))
+        Self::alone_with(name, |_| {})
     }
 
-    fn start(name: &str) -> Self {
+    /// The same with other options for the daemon.
+    pub fn alone_with(name: &str, change: impl FnOnce(&mut DaemonOptions)) -> Option<Arc<Self>> {
+        (!support::skipped()).then(|| Arc::new(Self::start(name, change)))
+    }
+
+    fn start(name: &str, change: impl FnOnce(&mut DaemonOptions)) -> Self {
         let lab = Lab::new(name).unwrap();
         let node = lab.node("n1").unwrap();
         let manifests = Manifests::new(&lab.directory().join("manifests")).unwrap();
         manifests.put("cluster", &[manifests::namespace(NAMESPACE), manifests::node(&node)]).unwrap();
-        let daemon = node.daemon(DaemonOptions::new(manifests.directory())).unwrap_or_else(|error| panic!("{error:#}"));
+        let mut options = DaemonOptions::new(manifests.directory());
+        change(&mut options);
+        let daemon = node.daemon(options).unwrap_or_else(|error| panic!("{error:#}"));
         let (services, markers) = (AtomicU8::new(20), AtomicU32::new(0));
         Self { daemon: Mutex::new(daemon), node, manifests, services, markers, lab }
     }

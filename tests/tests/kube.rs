@@ -1,0 +1,267 @@
+//! Daemons of a cluster with an API server: outages, bad answers, crowds of objects, and what clients notice of them.
+#![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(clippy::print_stderr, reason = "figures are told, not asserted")]
+
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use lab::manifests::{self, Port, SliceEndpoint};
+use lab::peer::{Mode, now};
+use lab::{Client, Daemon, DaemonOptions, KubeApi, Lab, Manifests, Node, Pod, Process};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::Value;
+
+const NAMESPACE: &str = "test";
+const SHOP: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 1);
+const TARGET: u16 = 7000;
+const PORTS: [Port<'static>; 2] = [
+    Port { name: "tcp", protocol: "TCP", port: 80, target: TARGET },
+    Port { name: "udp", protocol: "UDP", port: 80, target: TARGET },
+];
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node whose daemon asks an API server, two servers, and a client. Fields are dropped in this order.
+struct World {
+    daemon: Daemon,
+    client: Pod,
+    servers: Vec<(Pod, Process)>,
+    api: KubeApi,
+    manifests: Manifests,
+    markers: u8,
+    _node: Node,
+    lab: Lab,
+}
+
+impl World {
+    fn new(name: &str) -> Option<Self> {
+        if support::skipped() {
+            return None;
+        }
+        let lab = Lab::new(name).unwrap();
+        let node = lab.node("n1").unwrap();
+        let servers = ["s0", "s1"].map(|name| {
+            let pod = node.pod(name).unwrap();
+            let port = TARGET.to_string();
+            let server = pod.serve(name, &["--tcp", &port, "--udp", &port]).unwrap();
+            (pod, server)
+        });
+        let client = node.pod("client").unwrap();
+        let manifests = Manifests::new(&lab.directory().join("manifests")).unwrap();
+        manifests.put("cluster", &[manifests::namespace(NAMESPACE), manifests::node(&node)]).unwrap();
+        manifests.put("shop", &service("shop", SHOP, &[servers[0].0.ipv4])).unwrap();
+        let api = KubeApi::start(&lab, manifests.directory()).unwrap();
+        let mut options = DaemonOptions::new(manifests.directory());
+        options.kubeconfig = Some(api.kubeconfig().to_owned());
+        let daemon = node.daemon(options).unwrap_or_else(|error| panic!("{error:#}"));
+        let servers = servers.into();
+        let mut world = Self { daemon, client, servers, api, manifests, markers: 0, _node: node, lab };
+        world.wait_until_applied();
+        Some(world)
+    }
+
+    fn clients(&self) -> [Client; 2] {
+        let to = SocketAddr::from((SHOP, 80));
+        [Mode::Tcp, Mode::Udp].map(|mode| self.client.connect_loop(to, mode, 5).unwrap())
+    }
+
+    fn endpoint(&self, index: usize) -> Ipv4Addr {
+        self.servers.get(index).unwrap().0.ipv4
+    }
+
+    /// The API tells of slices in order, so one that is written last marks that all before it are in force.
+    fn wait_until_applied(&mut self) {
+        self.markers += 1;
+        let address = Ipv4Addr::new(192, 0, 2, self.markers);
+        self.manifests.put("zz-marker", &service("zz-marker", Ipv4Addr::new(10, 96, 99, 1), &[address])).unwrap();
+        self.wait_for("the last change", |world| world.daemon.services().unwrap().contains(&format!("{address}:")));
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}\n{}", self.lab.logs());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn readyz(&self) -> (u16, String) {
+        self.daemon.health("/readyz").map(|answer| (answer.status, answer.body)).unwrap_or_default()
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let text = self.daemon.metrics("/metrics").unwrap().body;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .unwrap_or_else(|| panic!("{text}"));
+        line.parse().unwrap()
+    }
+
+    /// What is programmed is what a daemon would program that starts now: it finds nothing to write.
+    #[track_caller]
+    fn assert_as_after_a_fresh_start(&mut self) {
+        let before = programmed(&self.daemon);
+        assert!(self.daemon.stop().unwrap().success());
+        self.daemon.restart().unwrap_or_else(|error| panic!("{error:#}"));
+        assert_eq!(self.metric("shunt_kernel_writes_total"), 0, "{}", self.lab.logs());
+        let after = programmed(&self.daemon);
+        for (field, value) in before.as_object().unwrap() {
+            assert_eq!(after.get(field), Some(value), "{field}");
+        }
+    }
+}
+
+/// What a daemon serves, and what it complains of.
+fn programmed(daemon: &Daemon) -> Value {
+    let all: Value = serde_json::from_str(&daemon.services().unwrap()).unwrap();
+    all.get("services").unwrap_or_else(|| panic!("{all:#}")).clone()
+}
+
+/// A Service with its slice; the endpoints need not exist.
+fn service(name: &str, address: Ipv4Addr, endpoints: &[Ipv4Addr]) -> Vec<Value> {
+    let ends: Vec<SliceEndpoint> = endpoints
+        .iter()
+        .map(|address| SliceEndpoint { address: IpAddr::V4(*address), node: "n1".to_owned(), ready: true })
+        .collect();
+    let slice = manifests::slice(NAMESPACE, name, &format!("{name}-a"), &ends, &PORTS);
+    vec![manifests::service(NAMESPACE, name, None, &[address.into()], &PORTS), slice]
+}
+
+#[track_caller]
+fn assert_served(clients: &mut [Client], after: &str) {
+    let since = now();
+    for client in clients {
+        client.wait_for_attempts(since, 20).unwrap();
+        assert_eq!(client.failures().unwrap(), [], "after {after}");
+    }
+}
+
+#[test]
+fn an_outage_of_the_api_is_told_of_and_costs_no_connection() {
+    let Some(mut world) = World::new("apiaway") else { return };
+    let mut clients = world.clients();
+    world.api.order("stop-listening").unwrap();
+    world.wait_for("the metric", |world| world.metric("shunt_source_unreachable") == 1);
+    let (code, body) = world.readyz();
+    assert!(code == 200 && body.contains("the last good view stays in force"), "{code} {body}");
+    assert_eq!(world.daemon.health("/healthz").unwrap().status, 200);
+    world.manifests.put("shop", &service("shop", SHOP, &[world.endpoint(1)])).unwrap();
+    assert_served(&mut clients, "the API server went");
+
+    // A daemon that starts during the outage leaves in force what it finds.
+    world.daemon.kill9().unwrap();
+    world.daemon.relaunch().unwrap();
+    world.wait_for("the reason", |world| {
+        let (code, body) = world.readyz();
+        code == 503 && body.contains("no sync yet: ") && body.contains("nothing is served yet")
+    });
+    assert_served(&mut clients, "the daemon was killed during the outage");
+
+    world.api.order("resume").unwrap();
+    world.wait_for("the API server", |world| world.readyz().0 == 200 && world.metric("shunt_source_unreachable") == 0);
+    world.wait_until_applied();
+    let back = now();
+    for client in &mut clients {
+        client.wait_for(back, "s1", |attempt| attempt.server.as_deref() == Some("s1")).unwrap();
+    }
+    assert_served(&mut clients, "the API server came back");
+    assert!(!world.readyz().1.contains("stays in force"));
+    world.assert_as_after_a_fresh_start();
+}
+
+/// Set `SHUNT_SOAK_SECONDS` for a longer one and `SHUNT_SOAK_SEED` for another.
+#[test]
+fn after_faults_at_random_the_kernel_is_as_a_fresh_start_makes_it() {
+    let Some(mut world) = World::new("apisoak") else { return };
+    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |value| value.parse().unwrap());
+    let (seconds, seed) = (number("SHUNT_SOAK_SECONDS", 15), number("SHUNT_SOAK_SEED", 1));
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut clients = world.clients();
+    world.api.order(&format!("random {seed} 200")).unwrap();
+    let (end, mut steps) = (Instant::now() + Duration::from_secs(seconds), 0_u32);
+    let (mut faults, mut shown) = (0, Instant::now());
+    while Instant::now() < end {
+        steps += 1;
+        match random.random_range(0..40) {
+            0 => faults = world.api.order("drop-watches").unwrap(),
+            1 => faults = world.api.order("compact").unwrap(),
+            2 => faults = world.api.order("bookmark").unwrap(),
+            3 => {
+                world.api.order("stop-listening").unwrap();
+                sleep(Duration::from_millis(random.random_range(0..300)));
+                faults = world.api.order("resume").unwrap();
+            }
+            4..8 => {
+                let one = random.random_range(0..2);
+                world.manifests.put("shop", &service("shop", SHOP, &[world.endpoint(one)])).unwrap();
+            }
+            8..14 => world.manifests.remove(&format!("other-{}", random.random_range(0..50))).unwrap(),
+            _ => {
+                let number = random.random_range(0..50_u8);
+                let endpoints: Vec<Ipv4Addr> = (0..random.random_range(0..6_u8))
+                    .map(|_| Ipv4Addr::new(10, 250, 0, random.random_range(1..200)))
+                    .collect();
+                let (name, address) = (format!("other-{number}"), Ipv4Addr::new(10, 96, 7, number));
+                world.manifests.put(&name, &service(&name, address, &endpoints)).unwrap();
+            }
+        }
+        sleep(Duration::from_millis(random.random_range(0..40)));
+        if shown.elapsed() > Duration::from_secs(30) {
+            shown = Instant::now();
+            eprintln!("soak: {steps} changes, {faults} faults");
+        }
+    }
+    faults = faults.max(world.api.order("clear").unwrap());
+    world.api.order("drop-watches").unwrap();
+    world.manifests.put("shop", &service("shop", SHOP, &[world.endpoint(1)])).unwrap();
+    world.wait_until_applied();
+    world.wait_for("the end of all complaints", |world| {
+        world.metric("shunt_source_unreachable") == 0
+            && programmed(&world.daemon).get("problems").and_then(Value::as_array).is_some_and(Vec::is_empty)
+    });
+    let back = now();
+    for client in &mut clients {
+        client.wait_for(back, "s1", |attempt| attempt.server.as_deref() == Some("s1")).unwrap();
+        assert_eq!(client.failures().unwrap(), [], "seed {seed}");
+    }
+    let connections: usize = clients.iter_mut().map(|client| client.attempts().unwrap().len()).sum();
+    eprintln!(
+        "soak of {seconds} s, seed {seed}: {steps} changes, {faults} faults, {connections} connections, none failed"
+    );
+    assert!(faults > 0, "nothing went wrong, so nothing is proved");
+    world.assert_as_after_a_fresh_start();
+}
+
+#[test]
+fn five_thousand_services_in_ten_seconds_disturb_nobody() {
+    let Some(mut world) = World::new("apicrowd") else { return };
+    let mut clients = world.clients();
+    let start = Instant::now();
+    for batch in 0..50_u8 {
+        let objects: Vec<Value> = (0..100_u8)
+            .flat_map(|number| {
+                let address = Ipv4Addr::new(10, 96, 100 + batch, number);
+                service(&format!("crowd-{batch}-{number}"), address, &[Ipv4Addr::new(10, 250, batch, number)])
+            })
+            .collect();
+        world.manifests.put(&format!("crowd-{batch}"), &objects).unwrap();
+        sleep((start + Duration::from_millis(200) * (u32::from(batch) + 1)).saturating_duration_since(Instant::now()));
+    }
+    let created = start.elapsed();
+    world.wait_for("all of them", |world| world.metric("shunt_service_ports") >= 10_000);
+    world.wait_until_applied();
+    eprintln!("5,000 services created in {created:?}, in force after {:?}", start.elapsed());
+    assert_served(&mut clients, "the crowd came");
+    for batch in 0..50_u8 {
+        world.manifests.remove(&format!("crowd-{batch}")).unwrap();
+    }
+    world.wait_for("none of them", |world| world.metric("shunt_service_ports") < 100);
+    assert_served(&mut clients, "the crowd left");
+    world.assert_as_after_a_fresh_start();
+}
