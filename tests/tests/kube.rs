@@ -81,6 +81,34 @@ impl World {
         self.wait_for("the last change", |world| world.daemon.services().unwrap().contains(&format!("{address}:")));
     }
 
+    /// A change of the cluster, or something that goes wrong with its server; then how much has gone wrong so far.
+    fn disturb(&mut self, random: &mut StdRng) -> Option<usize> {
+        match random.random_range(0..40) {
+            0 => return Some(self.api.order("drop-watches").unwrap()),
+            1 => return Some(self.api.order("compact").unwrap()),
+            2 => return Some(self.api.order("bookmark").unwrap()),
+            3 => {
+                self.api.order("stop-listening").unwrap();
+                sleep(Duration::from_millis(random.random_range(0..300)));
+                return Some(self.api.order("resume").unwrap());
+            }
+            4..8 => {
+                let endpoint = self.endpoint(random.random_range(0..2));
+                self.manifests.put("shop", &service("shop", SHOP, &[endpoint])).unwrap();
+            }
+            8..14 => self.manifests.remove(&format!("other-{}", random.random_range(0..50))).unwrap(),
+            _ => {
+                let number = random.random_range(0..50_u8);
+                let endpoints: Vec<Ipv4Addr> = (0..random.random_range(0..6_u8))
+                    .map(|_| Ipv4Addr::new(10, 250, 0, random.random_range(1..200)))
+                    .collect();
+                let (name, address) = (format!("other-{number}"), Ipv4Addr::new(10, 96, 7, number));
+                self.manifests.put(&name, &service(&name, address, &endpoints)).unwrap();
+            }
+        }
+        None
+    }
+
     #[track_caller]
     fn wait_for(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
@@ -185,36 +213,19 @@ fn after_faults_at_random_the_kernel_is_as_a_fresh_start_makes_it() {
     let mut clients = world.clients();
     world.api.order(&format!("random {seed} 200")).unwrap();
     let (end, mut steps) = (Instant::now() + Duration::from_secs(seconds), 0_u32);
-    let (mut faults, mut shown) = (0, Instant::now());
+    let (mut faults, mut shown, mut connections) = (0, Instant::now(), 0);
     while Instant::now() < end {
         steps += 1;
-        match random.random_range(0..40) {
-            0 => faults = world.api.order("drop-watches").unwrap(),
-            1 => faults = world.api.order("compact").unwrap(),
-            2 => faults = world.api.order("bookmark").unwrap(),
-            3 => {
-                world.api.order("stop-listening").unwrap();
-                sleep(Duration::from_millis(random.random_range(0..300)));
-                faults = world.api.order("resume").unwrap();
-            }
-            4..8 => {
-                let one = random.random_range(0..2);
-                world.manifests.put("shop", &service("shop", SHOP, &[world.endpoint(one)])).unwrap();
-            }
-            8..14 => world.manifests.remove(&format!("other-{}", random.random_range(0..50))).unwrap(),
-            _ => {
-                let number = random.random_range(0..50_u8);
-                let endpoints: Vec<Ipv4Addr> = (0..random.random_range(0..6_u8))
-                    .map(|_| Ipv4Addr::new(10, 250, 0, random.random_range(1..200)))
-                    .collect();
-                let (name, address) = (format!("other-{number}"), Ipv4Addr::new(10, 96, 7, number));
-                world.manifests.put(&name, &service(&name, address, &endpoints)).unwrap();
-            }
-        }
+        faults = world.disturb(&mut random).unwrap_or(faults);
         sleep(Duration::from_millis(random.random_range(0..40)));
         if shown.elapsed() > Duration::from_secs(30) {
             shown = Instant::now();
-            eprintln!("soak: {steps} changes, {faults} faults");
+            // No client runs for longer than a few minutes.
+            for client in &mut std::mem::replace(&mut clients, world.clients()) {
+                assert_eq!(client.failures().unwrap(), [], "seed {seed}");
+                connections += client.attempts().unwrap().len();
+            }
+            eprintln!("soak: {steps} changes, {faults} faults, {connections} connections");
         }
     }
     faults = faults.max(world.api.order("clear").unwrap());
@@ -230,7 +241,7 @@ fn after_faults_at_random_the_kernel_is_as_a_fresh_start_makes_it() {
         client.wait_for(back, "s1", |attempt| attempt.server.as_deref() == Some("s1")).unwrap();
         assert_eq!(client.failures().unwrap(), [], "seed {seed}");
     }
-    let connections: usize = clients.iter_mut().map(|client| client.attempts().unwrap().len()).sum();
+    connections += clients.iter_mut().map(|client| client.attempts().unwrap().len()).sum::<usize>();
     eprintln!(
         "soak of {seconds} s, seed {seed}: {steps} changes, {faults} faults, {connections} connections, none failed"
     );

@@ -1,6 +1,7 @@
 //! Measurements side by side, as ratios: what the design's budgets promise is read off here.
 
 mod cluster;
+mod kube;
 mod report;
 
 use std::time::Duration;
@@ -26,6 +27,9 @@ pub(crate) struct BenchOptions {
     /// Changes of one endpoint.
     #[arg(long, default_value_t = 100)]
     changes: u32,
+    /// Only what takes an API server.
+    #[arg(long)]
+    only_api: bool,
 }
 
 /// Builds, then runs the measurements. Needs root.
@@ -37,11 +41,14 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     build::bpf_objects(workspace, &toolchain)?;
     build::binaries(workspace, build::LAB_PROFILE)?;
     heading("bench");
-    let mut cluster = Cluster::start(
-        &workspace.binary(build::LAB_PROFILE, "shunt"),
-        &workspace.binary(build::LAB_PROFILE, "lab-peer"),
-    )?;
+    let [shunt, peer] = ["shunt", "lab-peer"].map(|name| workspace.binary(build::LAB_PROFILE, name));
     let mut report = Report::default();
+    if options.only_api {
+        report.api(SIZES[2], &kube::measure(&shunt, &peer, SIZES[2], options.changes)?);
+        report.print();
+        return Ok(());
+    }
+    let mut cluster = Cluster::start(&shunt, &peer)?;
     for size in SIZES {
         cluster.grow_to(size).with_context(|| format!("growing to {size} services"))?;
         connects(&cluster, options, size, &mut report)?;
@@ -50,6 +57,8 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     changes(&mut cluster, options, &mut report)?;
     changes_of_many(&mut cluster, options, &mut report)?;
     programming(&mut cluster, &mut report)?;
+    drop(cluster);
+    report.api(SIZES[2], &kube::measure(&shunt, &peer, SIZES[2], options.changes)?);
     report.print();
     Ok(())
 }

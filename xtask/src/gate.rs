@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change lands, in the order of what fails soonest.
 
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -8,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::command::visible;
 use crate::phases::Phases;
 use crate::workspace::{BPF_CRATE, LAB_CRATE, Workspace};
-use crate::{build, lint, packages, setup};
+use crate::{build, deploy, lint, packages, setup};
 
 /// Runs the gate and says at its end what each phase took.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
@@ -25,7 +26,8 @@ fn all(workspace: &Workspace, phases: &mut Phases) -> Result<()> {
     lint::run(workspace, &toolchain, phases)?;
     phases.run("unit tests", || unit_tests(workspace))?;
     phases.run("binaries", || build::binaries(workspace, build::LAB_PROFILE))?;
-    phases.run("lab tests", || lab_tests(workspace))
+    let rendered = phases.run("deploy", || deploy::render(workspace))?;
+    phases.run("lab tests", || lab_tests(workspace, &rendered))
 }
 
 /// What has to be there before a lab can be built, in words for somebody who has not read any documentation.
@@ -66,7 +68,7 @@ fn unit_tests(workspace: &Workspace) -> Result<()> {
 }
 
 /// Tests on network namespaces with the real daemon; one after the other, so that none measures another's load.
-fn lab_tests(workspace: &Workspace) -> Result<()> {
+fn lab_tests(workspace: &Workspace, rendered: &Path) -> Result<()> {
     let lab = workspace.member(LAB_CRATE)?;
     let tests = lab.targets_of_kind("test");
     if tests.is_empty() {
@@ -79,6 +81,7 @@ fn lab_tests(workspace: &Workspace) -> Result<()> {
     command.args(["--", "--test-threads=1"]);
     command.env("SHUNT_BIN", workspace.binary(build::LAB_PROFILE, "shunt"));
     command.env("LAB_PEER_BIN", workspace.binary(build::LAB_PROFILE, "lab-peer"));
+    command.env("SHUNT_RENDERED", rendered);
     visible(command, "lab tests", "a failed test is named above; docs/development.md says how to run one alone")
 }
 

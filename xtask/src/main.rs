@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod deploy;
 mod gate;
 mod linker;
 mod lint;

@@ -46,10 +46,6 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if init_only {
-        super::print("nothing to prepare: sockets are balanced without sysctls or kernel modules")?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let file = path.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
     if cleanup {
         let root = flags.bpf_root.or(file.settings.bpf_root).unwrap_or_else(|| config::BPF_ROOT.into());
@@ -57,6 +53,10 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     let config = Config::new(Given { flags, kube_proxy, file, in_cluster })?;
+    if init_only {
+        super::print("nothing to prepare: sockets are balanced without sysctls or kernel modules")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     start_log(config.log_format, config.verbosity);
     for note in &config.notes {
         tracing::warn!("{note}");

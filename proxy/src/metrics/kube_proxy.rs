@@ -104,6 +104,12 @@ impl KubeProxy {
     /// Puts them under their names.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("kubeproxy");
+        // Known from the start, for rates and quantiles of the first ones.
+        for histograms in [&self.syncs, &self.full_syncs, &self.partial_syncs, &self.programming] {
+            for family in Family::BOTH {
+                drop(histograms.get_or_create(&label(family)));
+            }
+        }
         let mut syncs = |name, help, metric: &Histograms| registry.register(name, help, metric.clone());
         syncs("sync_proxy_rules_duration_seconds", "Time of each sync, successful or not", &self.syncs);
         syncs("sync_full_proxy_rules_duration_seconds", "Time of syncs that read the kernel back", &self.full_syncs);

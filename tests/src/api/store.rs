@@ -143,7 +143,8 @@ impl Store {
         };
         let rest = if limit == 0 || items.len() <= limit { Vec::new() } else { items.split_off(limit) };
         let remaining = rest.len();
-        let token = (remaining > 0).then(|| format!("v{version}-{remaining}-{}", self.pages.len()));
+        let token =
+            (remaining > 0).then(|| format!("{}-v{version}-{remaining}-{}", resource.plural(), self.pages.len()));
         if let Some(token) = &token {
             self.pages.insert(token.clone(), (version, rest));
         }

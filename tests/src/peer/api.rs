@@ -46,6 +46,7 @@ fn obey(api: &FakeApi, line: &str) -> anyhow::Result<()> {
         ["compact"] => api.compact(),
         ["bookmark"] => api.bookmark(),
         ["clear"] => api.faults().clear(),
+        ["apply", path] => api.apply(&fs::read_to_string(path).with_context(|| format!("reading {path}"))?)?,
         ["random", seed, per_mille] => api.faults().random(seed.parse()?, per_mille.parse()?),
         _ => bail!("{line:?} is no order"),
     }

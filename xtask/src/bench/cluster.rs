@@ -11,9 +11,9 @@ use lab::peer::BenchLine;
 use lab::{Binaries, Daemon, DaemonOptions, Lab, Manifests, Pod, Process};
 use serde_json::{Value, json};
 
-const ENDPOINTS: u32 = 10;
+pub(super) const ENDPOINTS: u32 = 10;
 /// Services in one file; a change re-reads one file only.
-const BATCH: u32 = 1_000;
+pub(super) const BATCH: u32 = 1_000;
 const PORT: u16 = 7000;
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 1);
 const CHANGING: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 2);
@@ -28,7 +28,7 @@ const MANY: u32 = 5_000;
 const FILLER_SERVICES: Ipv4Addr = Ipv4Addr::new(10, 96, 16, 0);
 /// Their endpoints: addresses that the lab does not route and nobody dials.
 const FILLER_ENDPOINTS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 0);
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Dropped in this order: processes before the lab that holds them.
 pub(super) struct Cluster {
@@ -198,25 +198,33 @@ impl Cluster {
     }
 
     fn metrics(&self) -> Result<BTreeMap<String, f64>> {
-        let page = self.daemon.metrics("/metrics")?.body;
-        let samples = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
-        Ok(samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
+        metrics(&self.daemon)
     }
 
-    /// Resident memory of the daemon.
     pub(super) fn rss_kib(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.daemon.process().pid());
-        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        line.trim().trim_end_matches(" kB").parse().context("reading VmRSS")
+        rss_kib(&self.daemon)
     }
+}
+
+pub(super) fn metrics(daemon: &Daemon) -> Result<BTreeMap<String, f64>> {
+    let page = daemon.metrics("/metrics")?.body;
+    let samples = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+    Ok(samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
+}
+
+/// Resident memory of a daemon.
+pub(super) fn rss_kib(daemon: &Daemon) -> Result<u64> {
+    let path = format!("/proc/{}/status", daemon.process().pid());
+    let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    line.trim().trim_end_matches(" kB").parse().context("reading VmRSS")
 }
 
 fn after(first: Ipv4Addr, number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(first).wrapping_add(number))
 }
 
-fn filler(number: u32) -> [Value; 2] {
+pub(super) fn filler(number: u32) -> [Value; 2] {
     let name = format!("filler-{number}");
     let endpoints: Vec<Ipv4Addr> =
         (0..ENDPOINTS).map(|end| after(FILLER_ENDPOINTS, number.wrapping_mul(ENDPOINTS).wrapping_add(end))).collect();
@@ -259,7 +267,7 @@ fn large(endpoints: u32) -> Vec<Value> {
     objects
 }
 
-fn changing(endpoints: u32) -> [Value; 2] {
+pub(super) fn changing(endpoints: u32) -> [Value; 2] {
     let first = Ipv4Addr::new(10, 251, 0, 1);
     let endpoints: Vec<Ipv4Addr> = (0..endpoints).map(|end| after(first, end)).collect();
     [service("changing", CHANGING), slice("changing", &endpoints)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lab::peer::BenchLine;
 
 use super::cluster::Counters;
+use super::kube::Figures;
 
 /// Rows in the order of measurement.
 #[derive(Debug, Default)]
@@ -73,6 +74,22 @@ impl Report {
         ]);
         let rss = format!("{:.0} MB", rss_kib as f64 / 1024.0);
         self.0.push(["daemon RSS", "", &rss, "", "< 120 MB"].map(str::to_owned));
+    }
+
+    /// Everything from an API server.
+    pub(super) fn api(&mut self, services: u32, figures: &Figures) {
+        let start = format!("{:.2} s", figures.start.as_secs_f64());
+        let what = format!("{services} services from the API, process start to kernel");
+        self.0.push([what, String::new(), start, String::new(), "< 3 s after the list".to_owned()]);
+        let rss = format!("{:.0} MB", figures.rss_kib as f64 / 1024.0);
+        self.0.push(["  daemon RSS", "", &rss, "", "< 120 MB"].map(str::to_owned));
+        let at = |percent: usize| {
+            let index = figures.changes.len().saturating_mul(percent) / 100;
+            let seen = figures.changes.get(index).or_else(|| figures.changes.last()).copied().unwrap_or_default();
+            format!("{:.1}", seen.as_secs_f64() * 1e3)
+        };
+        let times = format!("p50 {} ms, p99 {} ms", at(50), at(99));
+        self.0.push(["  one slice event to kernel", "", &times, "", "p99 < 5 ms"].map(str::to_owned));
     }
 
     /// Prints all rows.
