@@ -19,6 +19,6 @@ pub mod privileges;
 pub mod reconcile;
 mod reload;
 pub mod run;
-mod source;
+pub mod source;
 pub mod status;
 pub mod sys;

@@ -1,11 +1,14 @@
 //! Starts the source that the configuration names, and says why it takes so long if it does.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use shunt_model::source::Source;
+use anyhow::{Context as _, Result, bail, ensure};
+use shunt_model::Snapshot;
 use shunt_model::source::kube::{self, Events, KubeOptions};
 use shunt_model::source::manifests::{self, ManifestsOptions};
+use shunt_model::source::{Problem, Source};
 use tokio::sync::watch;
 use tracing::info;
 
@@ -57,7 +60,35 @@ pub(crate) async fn start(config: &Config, status: &watch::Sender<Status>) -> Re
     }
 }
 
-fn manifests_options(config: &Config, folder: &std::path::Path) -> ManifestsOptions {
+/// How long a look at a cluster may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The cluster behind `kubeconfig` as it is now, for `node`, and what of it is ignored. Reads only, and takes part in nothing.
+pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<(Snapshot, Vec<Problem>)> {
+    let options = KubeOptions {
+        kubeconfig: Some(kubeconfig.to_owned()),
+        node: node.to_owned(),
+        names: true,
+        pod_annotations: annotation_keys(opt_out),
+        ..KubeOptions::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let look = async {
+        let starting = kube::start(options).await?;
+        let health = starting.health.clone();
+        let Ok(source) = tokio::time::timeout(PATIENCE, starting.complete()).await else {
+            let why = health.borrow().unreachable.clone().unwrap_or_else(|| "the lists do not end".to_owned());
+            bail!("no view of the cluster within {} s: {why}", PATIENCE.as_secs());
+        };
+        let source = source.context("the Kubernetes source ended; this is a bug of shunt")?;
+        let snapshot = Snapshot::clone(&source.snapshots.borrow());
+        let problems = source.health.borrow().problems.clone();
+        Ok((snapshot, problems))
+    };
+    runtime.block_on(look)
+}
+
+fn manifests_options(config: &Config, folder: &Path) -> ManifestsOptions {
     ManifestsOptions {
         dir: folder.to_path_buf(),
         service_cidrs: config.service_cidrs.clone(),

@@ -5,11 +5,12 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lab::manifests::{self, Port, SliceEndpoint};
+use lab::manifests::{self, PodState, Port, SliceEndpoint};
 use lab::peer::{Mode, now};
 use lab::{Client, Daemon, DaemonOptions, KubeApi, Lab, Manifests, Node, Pod, Process};
 use rand::rngs::StdRng;
@@ -18,6 +19,8 @@ use serde_json::Value;
 
 const NAMESPACE: &str = "test";
 const SHOP: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 1);
+const WEB: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 2);
+const CLUSTER_DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const TARGET: u16 = 7000;
 const PORTS: [Port<'static>; 2] = [
     Port { name: "tcp", protocol: "TCP", port: 80, target: TARGET },
@@ -33,7 +36,7 @@ struct World {
     api: KubeApi,
     manifests: Manifests,
     markers: u8,
-    _node: Node,
+    node: Node,
     lab: Lab,
 }
 
@@ -59,7 +62,7 @@ impl World {
         options.kubeconfig = Some(api.kubeconfig().to_owned());
         let daemon = node.daemon(options).unwrap_or_else(|error| panic!("{error:#}"));
         let servers = servers.into();
-        let mut world = Self { daemon, client, servers, api, manifests, markers: 0, _node: node, lab };
+        let mut world = Self { daemon, client, servers, api, manifests, markers: 0, node, lab };
         world.wait_until_applied();
         Some(world)
     }
@@ -275,4 +278,109 @@ fn five_thousand_services_in_ten_seconds_disturb_nobody() {
     world.wait_for("none of them", |world| world.metric("shunt_service_ports") < 100);
     assert_served(&mut clients, "the crowd left");
     world.assert_as_after_a_fresh_start();
+}
+
+/// The Service's pods as the API tells of them, and what a client sees of them by name and by address.
+struct Story {
+    world: World,
+    pods: Vec<(Pod, Process, PodState)>,
+}
+
+impl Story {
+    fn start(&mut self, name: &str, state: PodState) {
+        let pod = self.world.node.pod(name).unwrap();
+        let port = TARGET.to_string();
+        let server = pod.serve(name, &["--tcp", &port, "--udp", &port]).unwrap();
+        self.pods.push((pod, server, state));
+        self.write();
+    }
+
+    fn set(&mut self, name: &str, state: PodState) {
+        self.pods.iter_mut().find(|(pod, ..)| pod.name() == name).unwrap().2 = state;
+        self.write();
+    }
+
+    fn write(&self) {
+        let pods = self.pods.iter().map(|(pod, _, state)| manifests::pod(NAMESPACE, "web", pod, *state, &PORTS));
+        self.world.manifests.put("web-pods", &pods.collect::<Vec<_>>()).unwrap();
+    }
+
+    fn resolve(&self, name: &str) -> (String, BTreeSet<String>) {
+        let name = format!("{name}.{NAMESPACE}.svc.cluster.local");
+        let answer = self.world.client.resolve(&name, "A", CLUSTER_DNS.into()).unwrap();
+        (answer.rcode.clone(), answer.data().into_iter().map(str::to_owned).collect())
+    }
+
+    /// Names and load balancing agree: both are the ready pods, and nobody else.
+    #[track_caller]
+    fn assert_agreed(&self) {
+        let ready = || self.pods.iter().filter(|(.., state)| *state == PodState::Ready).map(|(pod, ..)| pod);
+        let addresses: BTreeSet<String> = ready().map(|pod| pod.ipv4.to_string()).collect();
+        let names: BTreeSet<&str> = ready().map(|pod| pod.name()).collect();
+        self.world.wait_for("names", |_| self.resolve("web-headless").1 == addresses);
+        let to = SocketAddr::from((WEB, 80));
+        // The mark by which names change is the one by which endpoints do: no further waiting.
+        let attempts = self.world.client.connect(to, Mode::Tcp, 60).unwrap();
+        let reached: BTreeSet<&str> = attempts.iter().filter_map(|attempt| attempt.server.as_deref()).collect();
+        assert_eq!(reached, names);
+        if names.is_empty() {
+            assert!(attempts.iter().all(|attempt| attempt.error.as_deref() == Some("ECONNREFUSED")), "{attempts:?}");
+        } else {
+            assert_eq!(attempts.iter().find(|attempt| attempt.error.is_some()), None);
+        }
+        assert_eq!(self.resolve("web").1, BTreeSet::from([WEB.to_string()]));
+    }
+}
+
+#[test]
+fn a_deployment_comes_changes_and_goes_and_no_connection_fails_that_could_have_succeeded() {
+    let Some(world) = World::new("apistory") else { return };
+    let web = manifests::service(NAMESPACE, "web", Some("web"), &[WEB.into()], &PORTS);
+    let headless = manifests::headless(NAMESPACE, "web-headless", "web", &PORTS);
+    world.manifests.put("web", &[web, headless]).unwrap();
+    let mut story = Story { world, pods: Vec::new() };
+    story.world.wait_for("the name", |_| story.resolve("web").0 == "NoError");
+    story.assert_agreed();
+
+    // Three pods appear; each takes traffic as it turns ready, not before.
+    for name in ["web-1", "web-2", "web-3"] {
+        story.start(name, PodState::Unready);
+        story.assert_agreed();
+    }
+    story.set("web-1", PodState::Ready);
+    story.assert_agreed();
+    let to = SocketAddr::from((WEB, 80));
+    let mut clients = [Mode::Tcp, Mode::Udp].map(|mode| story.world.client.connect_loop(to, mode, 2).unwrap());
+    for name in ["web-2", "web-3"] {
+        story.set(name, PodState::Ready);
+        story.assert_agreed();
+    }
+
+    // One is deleted and replaced. It goes on serving while it terminates, and ends when it is out of the slices.
+    story.set("web-2", PodState::TerminatingServing);
+    story.assert_agreed();
+    story.start("web-4", PodState::Unready);
+    story.assert_agreed();
+    story.set("web-4", PodState::Ready);
+    story.assert_agreed();
+    let gone = story.pods.remove(1);
+    story.write();
+    story.world.wait_until_applied();
+    drop(gone);
+    story.assert_agreed();
+    assert_served(&mut clients, "a pod was replaced");
+
+    // The Deployment goes, then the Service.
+    for client in &mut clients {
+        assert_eq!(client.failures().unwrap(), []);
+    }
+    drop(clients);
+    story.pods.clear();
+    story.world.manifests.remove("web-pods").unwrap();
+    story.assert_agreed();
+    story.world.manifests.remove("web").unwrap();
+    story.world.wait_for("the end of the name", |_| story.resolve("web").0 == "NXDomain");
+    let last = story.world.client.connect_with(to, Mode::Tcp, &["--count", "1", "--timeout", "300"]).unwrap();
+    assert!(last.iter().all(|attempt| attempt.server.is_none()), "{last:?}");
+    story.world.assert_as_after_a_fresh_start();
 }

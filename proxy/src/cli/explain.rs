@@ -8,7 +8,7 @@ use clap::Args;
 use shunt_proxy::control::{Reply, Request, ask};
 use shunt_proxy::explain::{Explanation, explain, render};
 
-use super::plan::Offline;
+use super::plan::{From, Offline};
 use super::{Output, Socket, print};
 
 #[derive(Args)]
@@ -22,6 +22,9 @@ pub(super) struct Arguments {
     /// Plan from this folder of manifests instead of asking the daemon; needs no root
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    /// Plan from the API of this cluster instead; needs no root either
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     offline: Offline,
     #[command(flatten)]
@@ -32,10 +35,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Arguments { source, destination, manifests, offline, socket, output } = arguments;
-    let explanation = match manifests {
-        Some(folder) => {
-            let planned = offline.plan(folder)?;
+    let Arguments { source, destination, manifests, kubeconfig, offline, socket, output } = arguments;
+    let explanation = match From::given(manifests, kubeconfig) {
+        Some(from) => {
+            let planned = offline.plan(from)?;
             explain(&planned.snapshot, &planned.plan, &planned.node, &source, &destination)?
         }
         None => asked(&socket, source, destination)?,

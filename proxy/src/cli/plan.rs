@@ -1,24 +1,24 @@
-//! `shunt plan`: what would be programmed for a node, from manifests alone.
+//! `shunt plan`: what would be programmed for a node, from manifests or from a cluster as it is now.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use ipnet::IpNet;
 use shunt_model::Snapshot;
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::config::{self, Address, Annotation, DNS_PORT, List};
 use shunt_proxy::plan::{Detect, Plan, PlanOptions, plan, render_json, render_table};
+use shunt_proxy::source;
 
 use super::{Output, complain, print};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Folder of Kubernetes manifests
-    #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
+    #[command(flatten)]
+    origin: Origin,
     #[command(flatten)]
     offline: Offline,
     /// How to print it
@@ -26,7 +26,32 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-/// What a plan depends on besides the manifests.
+/// Where the objects of a plan come from.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Origin {
+    /// Folder of Kubernetes manifests
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Credentials of a cluster; its API is read once
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+/// The same as one of two.
+pub(super) enum From {
+    Manifests(PathBuf),
+    Cluster(PathBuf),
+}
+
+impl From {
+    /// None if nothing was given.
+    pub(super) fn given(manifests: Option<PathBuf>, kubeconfig: Option<PathBuf>) -> Option<Self> {
+        manifests.map(Self::Manifests).or_else(|| kubeconfig.map(Self::Cluster))
+    }
+}
+
+/// What a plan depends on besides the objects.
 #[derive(Args)]
 pub(super) struct Offline {
     /// The node to plan for [default: the host name]
@@ -51,17 +76,20 @@ pub(super) struct Planned {
 }
 
 impl Offline {
-    /// Plans from a folder, and complains of what is ignored and contested.
-    pub(super) fn plan(self, folder: PathBuf) -> Result<Planned> {
+    /// Plans, and complains of what is ignored and contested.
+    pub(super) fn plan(self, from: From) -> Result<Planned> {
         let cluster_dns = config::cluster_dns(self.cluster_dns.as_ref())?;
         let node = config::node_name(self.hostname_override.as_deref())?;
         let opt_out = config::default_opt_out();
-        let (snapshot, problems) = manifests::read(&ManifestsOptions {
-            dir: folder,
-            service_cidrs: config::service_cidrs(self.service_cidr),
-            reserved: cluster_dns.clone(),
-            pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
-        })?;
+        let (snapshot, problems) = match from {
+            From::Manifests(dir) => manifests::read(&ManifestsOptions {
+                dir,
+                service_cidrs: config::service_cidrs(self.service_cidr),
+                reserved: cluster_dns.clone(),
+                pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
+            })?,
+            From::Cluster(kubeconfig) => source::look(&kubeconfig, &node, &opt_out)?,
+        };
         let listen = self.dns_bind_address.map_or_else(Vec::new, |List(listen)| listen);
         let options = PlanOptions {
             node: Arc::from(node.as_str()),
@@ -83,7 +111,9 @@ impl Offline {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Planned { plan, .. } = arguments.offline.plan(arguments.manifests)?;
+    let Origin { manifests, kubeconfig } = arguments.origin;
+    let from = From::given(manifests, kubeconfig).context("give --manifests or --kubeconfig")?;
+    let Planned { plan, .. } = arguments.offline.plan(from)?;
     print(&match arguments.output {
         Output::Table => render_table(&plan),
         Output::Json => render_json(&plan)?,
