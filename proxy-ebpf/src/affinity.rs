@@ -2,6 +2,7 @@
 
 use core::ptr::write_volatile;
 
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::{AffinityKey, AffinityValue, BackendRef, Terms};
@@ -9,6 +10,9 @@ use proxy_abi::{AffinityKey, AffinityValue, BackendRef, Terms};
 use crate::maps::AFFINITY;
 use crate::node::cookie;
 use crate::pick::word;
+
+/// EEXIST as helpers return it.
+const EXISTS: i32 = -17;
 
 /// A client of a service port at this moment.
 pub(crate) struct Client {
@@ -33,18 +37,20 @@ impl Client {
         value.is_valid(self.now, self.timeout).then_some(value.backend())
     }
 
-    /// Every new flow counts from now (SA-3).
+    /// Every new flow counts from now (SA-3). False if another socket of the client has chosen in this same moment: what
+    /// it chose counts.
     #[inline(always)]
-    pub(crate) fn keep(&self, backend: BackendRef) {
+    pub(crate) fn keep(&self, backend: BackendRef) -> bool {
         let value = AffinityValue::new(backend, self.now).0;
         match AFFINITY.get_ptr_mut(self.key) {
-            // SAFETY: not null; an aligned word. If the element is recycled this instant, its new owner finds a backend
-            // of another service port and does not follow it.
-            Some(record) => unsafe { write_volatile(record, value) },
-            // Without room the client is balanced anew next time.
-            None => {
-                let (Ok(()) | Err(_)) = AFFINITY.insert(self.key, value, 0);
+            Some(record) => {
+                // SAFETY: not null; an aligned word. If the element is recycled this instant, its new owner finds a
+                // backend of another service port and does not follow it.
+                unsafe { write_volatile(record, value) };
+                true
             }
+            // Without room the client is balanced anew next time.
+            None => AFFINITY.insert(self.key, value, BPF_NOEXIST.into()) != Err(EXISTS),
         }
     }
 }

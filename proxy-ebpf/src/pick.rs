@@ -114,18 +114,24 @@ pub(crate) fn endpoint<F: Backends>(ctx: &SockAddrContext, lead: Lead) -> Result
         return random::<F>(entry.cast(), lead, terms);
     }
     let client = affinity::Client::of(ctx, terms);
-    if let Some(reference) = client.recall()
-        && let Some(target) = F::alive(reference)
-        && let standing = F::standing(reference)
-        && standing.port() == terms.port()
-        && standing.may_serve(lead.local)
-    {
-        client.keep(reference);
+    if let Some(target) = recalled::<F>(&client, lead, terms) {
+        client.keep(target.reference);
         return Ok(target);
     }
     let target = random::<F>(entry.cast(), lead, terms)?;
-    client.keep(target.reference);
-    Ok(target)
+    if client.keep(target.reference) {
+        return Ok(target);
+    }
+    Ok(recalled::<F>(&client, lead, terms).unwrap_or(target))
+}
+
+/// What the client had last, if that may still serve it.
+#[inline(always)]
+fn recalled<F: Backends>(client: &affinity::Client, lead: Lead, terms: Terms) -> Option<Target<F::Address>> {
+    let reference = client.recall()?;
+    let target = F::alive(reference)?;
+    let standing = F::standing(reference);
+    (standing.port() == terms.port() && standing.may_serve(lead.local)).then_some(target)
 }
 
 #[inline(always)]
