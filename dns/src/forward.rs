@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::cache::Cache;
@@ -65,7 +65,7 @@ enum TryError {
 }
 
 pub(crate) struct Forwarder {
-    upstreams: Vec<SocketAddr>,
+    upstreams: watch::Receiver<Arc<[SocketAddr]>>,
     /// Which upstream to begin with: moves on when one fails, so that a dead first one costs its time once.
     first: AtomicUsize,
     slots: Semaphore,
@@ -74,13 +74,13 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    pub(crate) fn new(upstreams: Vec<SocketAddr>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(upstreams: watch::Receiver<Arc<[SocketAddr]>>, counters: Arc<Counters>) -> Self {
         let slots = Semaphore::new(MAX_CONCURRENT);
         Self { upstreams, first: AtomicUsize::new(0), slots, cache: Cache::new(), counters }
     }
 
     pub(crate) fn has_upstreams(&self) -> bool {
-        !self.upstreams.is_empty()
+        !self.upstreams.borrow().is_empty()
     }
 
     /// What an upstream says, or said recently.
@@ -116,9 +116,10 @@ impl Forwarder {
 
     async fn ask_in_turn(&self, outgoing: &Outgoing) -> Option<Message> {
         let first = self.first.load(Ordering::Relaxed);
-        let upstreams = self.upstreams.iter().enumerate().cycle().skip(first % self.upstreams.len().max(1));
+        let known = Arc::clone(&self.upstreams.borrow());
+        let upstreams = known.iter().enumerate().cycle().skip(first % known.len().max(1));
         let mut cut = None;
-        for (index, upstream) in upstreams.take(self.upstreams.len().max(MIN_TRIES)) {
+        for (index, upstream) in upstreams.take(known.len().max(MIN_TRIES)) {
             let error = match ask(*upstream, outgoing, &mut cut).await {
                 Ok(message) => {
                     self.first.store(index, Ordering::Relaxed);

@@ -17,7 +17,7 @@ pub mod zone;
 pub use answer::{Absence, Answer, Records};
 pub use server::{ServeError, Server, ServerConfig, View, serve};
 pub use stats::Stats;
-pub use upstream::{ResolvConf, UpstreamError, upstreams, upstreams_from_resolv_conf};
+pub use upstream::{ResolvConf, UpstreamError, Upstreams, upstreams_from_resolv_conf};
 pub use zone::{PodMode, Zone, ZoneConfig};
 
 /// The DNS vocabulary of this crate's interface.

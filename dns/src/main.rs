@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
-use shunt_dns::{Name, PodMode, ServerConfig, ZoneConfig, serve, upstreams};
+use shunt_dns::{Name, PodMode, ServerConfig, Upstreams, ZoneConfig, serve};
 use shunt_model::Snapshot;
 use shunt_model::source::manifests::{ManifestsOptions, start};
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,7 +107,7 @@ fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
     let dns_addresses = flags.listen.iter().map(SocketAddr::ip).filter(usable).collect();
     Ok(ServerConfig {
         listen: flags.listen.clone(),
-        upstreams: upstreams(&flags.upstream).context("--upstream")?,
+        upstreams: Upstreams::parse(&flags.upstream).context("--upstream")?,
         zone: ZoneConfig { cluster_domain, ttl: flags.ttl, pods, dns_addresses },
     })
 }

@@ -4,7 +4,7 @@ mod handler;
 mod reply;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,10 +12,11 @@ use hickory_server::Server as HickoryServer;
 use shunt_model::Snapshot;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::forward::Forwarder;
 use crate::stats::{Counters, Stats};
+use crate::upstream::{ResolvConf, UpstreamError, Upstreams};
 use crate::zone::{Zone, ZoneConfig};
 use handler::Handler;
 
@@ -23,6 +24,8 @@ use handler::Handler;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Replies waiting for one TCP client to read them.
 const TCP_REPLIES: usize = 32;
+/// How often a file of upstreams is read.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often a port that the kernel chose for UDP is found taken for TCP before we give up.
 const PORT_TRIES: usize = 16;
 
@@ -31,8 +34,9 @@ const PORT_TRIES: usize = 16;
 pub struct ServerConfig {
     /// Addresses to listen on, each over UDP and TCP; port 0 takes one free port for both.
     pub listen: Vec<SocketAddr>,
-    /// Where other names are asked, in order of preference; without any they are refused.
-    pub upstreams: Vec<SocketAddr>,
+    /// Where other names are asked, in order of preference; without any they are refused. Those that lead back here (an
+    /// address of `listen`, or one of the DNS service's own) are left out.
+    pub upstreams: Upstreams,
     /// The cluster's part.
     pub zone: ZoneConfig,
 }
@@ -43,6 +47,9 @@ pub enum ServeError {
     /// No address to listen on.
     #[error("no address to serve DNS on (give at least one)")]
     NoAddress,
+    /// The file of upstreams cannot be read.
+    #[error(transparent)]
+    Upstreams(#[from] UpstreamError),
     /// An address cannot be used.
     #[error("listening for DNS on {address} over {protocol} ({})", advice(.source))]
     Bind {
@@ -84,7 +91,8 @@ pub struct Server {
     counters: Arc<Counters>,
     views: watch::Receiver<View>,
     sockets: HickoryServer<Handler>,
-    follower: JoinHandle<()>,
+    /// What keeps view and upstreams in step; ends with this.
+    tasks: JoinSet<()>,
 }
 
 /// Starts serving. All sockets are bound, and what `snapshots` holds is being answered, when this returns.
@@ -103,14 +111,22 @@ pub async fn serve(
     }
     let addresses: Vec<SocketAddr> = bound.iter().map(|(address, _, _)| *address).collect();
     let counters = Arc::<Counters>::default();
+    let ours = Ours { listen: addresses.clone(), service: config.zone.dns_addresses.clone() };
+    let conf = config.upstreams.read()?;
+    let (sender, upstreams) = watch::channel(ours.without(&conf).into());
     let (views, follower) = follow(config.zone, snapshots);
-    let forwarder = Forwarder::new(without_ourselves(config.upstreams, &addresses), Arc::clone(&counters));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follower);
+    if let Upstreams::File(_) = config.upstreams {
+        tasks.spawn(follow_file(config.upstreams, conf, ours, sender));
+    }
+    let forwarder = Forwarder::new(upstreams, Arc::clone(&counters));
     let mut sockets = HickoryServer::new(Handler::new(views.clone(), forwarder, Arc::clone(&counters)));
     for (_, udp, tcp) in bound {
         sockets.register_socket(udp);
         sockets.register_listener(tcp, TCP_IDLE, TCP_REPLIES);
     }
-    Ok(Server { addresses, counters, views, sockets, follower })
+    Ok(Server { addresses, counters, views, sockets, tasks })
 }
 
 impl Server {
@@ -134,16 +150,10 @@ impl Server {
 
     /// Closes the sockets and waits until nothing runs any more. Queries in progress are dropped.
     pub async fn shutdown(mut self) {
-        self.follower.abort();
+        self.tasks.abort_all();
         if let Err(error) = self.sockets.shutdown_gracefully().await {
             tracing::warn!(%error, "a DNS socket had failed before the server was stopped");
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.follower.abort();
     }
 }
 
@@ -167,24 +177,62 @@ fn bind_error(address: SocketAddr, protocol: &'static str, source: io::Error) ->
     ServeError::Bind { address, protocol, source }
 }
 
-/// An upstream that is this server would be asked for ever.
-fn without_ourselves(upstreams: Vec<SocketAddr>, ours: &[SocketAddr]) -> Vec<SocketAddr> {
-    let (loops, upstreams): (Vec<_>, Vec<_>) = upstreams.into_iter().partition(|upstream| ours.contains(upstream));
-    for upstream in loops {
-        tracing::warn!(%upstream, "ignoring an upstream that is this DNS server itself");
-    }
-    upstreams
+/// Addresses at which a question would come back to this server, for ever.
+struct Ours {
+    listen: Vec<SocketAddr>,
+    service: Vec<IpAddr>,
 }
 
-/// Keeps a view in step with the snapshots.
+impl Ours {
+    /// What is left; the rest is told of.
+    fn without(&self, conf: &ResolvConf) -> Vec<SocketAddr> {
+        for line in &conf.ignored {
+            tracing::warn!(line, "ignoring a nameserver that is not an address");
+        }
+        let is_ours = |server: &&SocketAddr| self.listen.contains(server) || self.service.contains(&server.ip());
+        let (loops, upstreams): (Vec<SocketAddr>, _) = conf.upstreams.iter().partition(is_ours);
+        for upstream in loops {
+            tracing::warn!(%upstream, "ignoring an upstream that leads back to this server");
+        }
+        upstreams
+    }
+}
+
+/// Reads the file again and again: it may be a mount that tells of no changes. The last servers stay while it cannot be
+/// read.
+async fn follow_file(file: Upstreams, first: ResolvConf, ours: Ours, sender: watch::Sender<Arc<[SocketAddr]>>) {
+    let mut before = Some(first);
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let now = match file.read() {
+            Ok(now) => Some(now),
+            Err(error) if before.is_some() => {
+                tracing::warn!(%error, "the last upstreams stay in force");
+                None
+            }
+            Err(_) => None,
+        };
+        if now == before {
+            continue;
+        }
+        if let Some(conf) = &now {
+            let known = ours.without(conf);
+            tracing::info!(upstreams = ?known, "the upstreams have changed");
+            sender.send_replace(known.into());
+        }
+        before = now;
+    }
+}
+
+/// A view, and what keeps it in step with the snapshots.
 fn follow(
     config: ZoneConfig,
     mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-) -> (watch::Receiver<View>, JoinHandle<()>) {
+) -> (watch::Receiver<View>, impl Future<Output = ()>) {
     let snapshot = snapshots.borrow_and_update().clone();
     let zone = Zone::new(Arc::new(config), snapshot.clone().unwrap_or_default(), now());
     let (sender, receiver) = watch::channel(View { zone: Arc::new(zone), snapshot });
-    let follower = tokio::spawn(async move {
+    let follower = async move {
         // Ends when the source is gone; the last view stays in force (rule 11.5).
         while snapshots.changed().await.is_ok() {
             let Some(snapshot) = snapshots.borrow_and_update().clone() else {
@@ -193,7 +241,7 @@ fn follow(
             let zone = Arc::new(sender.borrow().zone.next(Arc::clone(&snapshot), now()));
             sender.send_replace(View { zone, snapshot: Some(snapshot) });
         }
-    });
+    };
     (receiver, follower)
 }
 

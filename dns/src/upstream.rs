@@ -1,13 +1,13 @@
 //! Where other names are asked: lists of addresses, and files like `/etc/resolv.conf`.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// What a resolv.conf says about upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvConf {
-    /// The name servers, port 53, in order.
+    /// The name servers, port 53 unless given, in order.
     pub upstreams: Vec<SocketAddr>,
     /// `nameserver` lines whose value is no address, to be logged; libc ignores them too.
     pub ignored: Vec<String>,
@@ -30,28 +30,40 @@ pub enum UpstreamError {
     Address(String),
 }
 
-/// Reads a flag value: addresses separated by commas, or the path of a resolv.conf (anything with a `/`). An empty
-/// value means no upstreams.
-///
-/// Reads the file each time it is called; nothing is watched.
-pub fn upstreams(flag: &str) -> Result<Vec<SocketAddr>, UpstreamError> {
-    if flag.contains('/') {
-        let path = PathBuf::from(flag);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(source) => return Err(UpstreamError::Read { path, source }),
-        };
-        let conf = upstreams_from_resolv_conf(&text);
-        for line in &conf.ignored {
-            tracing::warn!(file = flag, line, "ignoring a nameserver that is not an address");
-        }
-        return Ok(conf.upstreams);
-    }
-    let elements = flag.split(',').map(str::trim).filter(|element| !element.is_empty());
-    elements.map(|element| address(element).ok_or_else(|| UpstreamError::Address(element.to_owned()))).collect()
+/// Where other names are asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstreams {
+    /// These servers; none means that other names are refused.
+    Servers(Vec<SocketAddr>),
+    /// The servers that a file like `/etc/resolv.conf` names, also after it has changed.
+    File(PathBuf),
 }
 
-/// Reads the `nameserver` lines of a resolv.conf.
+impl Upstreams {
+    /// Reads a flag's value: addresses separated by commas, or the path of a resolv.conf (anything with a `/`). An empty
+    /// value means no upstreams.
+    pub fn parse(flag: &str) -> Result<Self, UpstreamError> {
+        if flag.contains('/') {
+            return Ok(Self::File(PathBuf::from(flag)));
+        }
+        let elements = flag.split(',').map(str::trim).filter(|element| !element.is_empty());
+        let address = |element: &str| address(element).ok_or_else(|| UpstreamError::Address(element.to_owned()));
+        elements.map(address).collect::<Result<_, _>>().map(Self::Servers)
+    }
+
+    /// The servers now.
+    pub fn read(&self) -> Result<ResolvConf, UpstreamError> {
+        match self {
+            Self::Servers(servers) => Ok(ResolvConf { upstreams: servers.clone(), ignored: Vec::new() }),
+            Self::File(path) => match std::fs::read_to_string(path) {
+                Ok(text) => Ok(upstreams_from_resolv_conf(&text)),
+                Err(source) => Err(UpstreamError::Read { path: path.clone(), source }),
+            },
+        }
+    }
+}
+
+/// Reads the `nameserver` lines of a resolv.conf. Unlike libc it takes `IP:PORT` too.
 #[must_use]
 pub fn upstreams_from_resolv_conf(text: &str) -> ResolvConf {
     let mut conf = ResolvConf::default();
@@ -61,10 +73,8 @@ pub fn upstreams_from_resolv_conf(text: &str) -> ResolvConf {
         if words.next() != Some("nameserver") {
             continue;
         }
-        match words.next().and_then(|value| value.parse::<IpAddr>().ok()) {
-            Some(ip) if !conf.upstreams.contains(&SocketAddr::new(ip, 53)) => {
-                conf.upstreams.push(SocketAddr::new(ip, 53));
-            }
+        match words.next().and_then(address) {
+            Some(server) if !conf.upstreams.contains(&server) => conf.upstreams.push(server),
             Some(_) => {}
             None => conf.ignored.push(line.trim().to_owned()),
         }
@@ -83,7 +93,7 @@ mod tests {
     #[track_caller]
     fn check(flag: &str, wanted: &[&str]) {
         let wanted: Vec<SocketAddr> = wanted.iter().map(|text| text.parse().unwrap()).collect();
-        assert_eq!(upstreams(flag).unwrap(), wanted, "{flag}");
+        assert_eq!(Upstreams::parse(flag).unwrap(), Upstreams::Servers(wanted), "{flag}");
     }
 
     #[test]
@@ -95,9 +105,9 @@ mod tests {
 
     #[test]
     fn a_bad_upstream_is_named() {
-        let error = upstreams("192.0.2.1,dns.example").unwrap_err().to_string();
+        let error = Upstreams::parse("192.0.2.1,dns.example").unwrap_err().to_string();
         assert!(error.contains("dns.example"), "{error}");
-        let error = upstreams("/nonexistent/resolv.conf").unwrap_err().to_string();
+        let error = Upstreams::parse("/nonexistent/resolv.conf").unwrap().read().unwrap_err().to_string();
         assert!(error.contains("/nonexistent/resolv.conf"), "{error}");
     }
 

@@ -47,8 +47,14 @@ pub async fn start(
     reachable: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> Result<Server, DnsError> {
     let zone = zone_config(config, cluster_dns)?;
-    let upstreams = upstreams(&config.upstreams, &listen, cluster_dns)?;
-    shunt_dns::serve(ServerConfig { listen, upstreams, zone }, reachable).await.map_err(DnsError::Serve)
+    let upstreams = match &config.upstreams {
+        Upstreams::Servers(servers) => shunt_dns::Upstreams::Servers(servers.clone()),
+        Upstreams::File(path) => shunt_dns::Upstreams::File(path.clone()),
+    };
+    shunt_dns::serve(ServerConfig { listen, upstreams, zone }, reachable).await.map_err(|error| match error {
+        ServeError::Upstreams(error) => DnsError::Upstreams(error),
+        error @ (ServeError::NoAddress | ServeError::Bind { .. }) => DnsError::Serve(error),
+    })
 }
 
 /// What the zone is made with.
@@ -62,22 +68,6 @@ pub fn zone_config(config: &DnsConfig, cluster_dns: &[IpAddr]) -> Result<ZoneCon
         PodNames::Verified => PodMode::Verified,
     };
     Ok(ZoneConfig { cluster_domain, ttl: config.ttl, pods, dns_addresses: cluster_dns.to_vec() })
-}
-
-/// Where other names are asked. The cluster's own DNS address leads back to this server, so it is none.
-fn upstreams(given: &Upstreams, listen: &[SocketAddr], cluster_dns: &[IpAddr]) -> Result<Vec<SocketAddr>, DnsError> {
-    let mut servers = match given {
-        Upstreams::Servers(servers) => servers.clone(),
-        Upstreams::File(path) => shunt_dns::upstreams(&path.to_string_lossy()).map_err(DnsError::Upstreams)?,
-    };
-    servers.retain(|server| {
-        let ours = listen.contains(server) || cluster_dns.contains(&server.ip());
-        if ours {
-            tracing::warn!(upstream = %server, "ignoring an upstream that leads back to this server");
-        }
-        !ours
-    });
-    Ok(servers)
 }
 
 /// Why a server is taken to be not answering.

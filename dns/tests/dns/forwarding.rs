@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, SOA};
 use hickory_proto::rr::{RData, Record};
-use shunt_dns::{Name, RecordType};
+use shunt_dns::{Name, RecordType, Upstreams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
@@ -223,4 +223,33 @@ async fn an_external_name_is_resolved_upstream() {
     let reply = ask(at, "absent.shop.svc.cluster.local.", RecordType::A).await;
     assert_eq!(shape(&reply), (ResponseCode::NoError, 1, 0)); // 2.6.5
     server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_file_of_upstreams_is_followed_as_it_changes() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("resolv.conf");
+    let write = |text: String| std::fs::write(&file, text).unwrap();
+    write(format!("nameserver {}\n", first.address));
+    let server = client::start_with(zone_config(), Some(cluster()), Upstreams::File(file.clone())).await;
+    let address = server.local_addresses()[0];
+    ask(address, "first.example.", RecordType::A).await;
+    assert_eq!((first.asked(), second.asked()), (1, 0));
+    // A file that is away changes nothing.
+    std::fs::remove_file(&file).unwrap();
+    write(format!("# another one\nnameserver {}\nnameserver {address}\n", second.address));
+    for number in 0_u32.. {
+        ask(address, &format!("next-{number}.example."), RecordType::A).await;
+        if second.asked() > 0 {
+            break;
+        }
+        assert!(number < 600, "the second upstream was never asked");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let before = first.asked();
+    for name in ["last-1.example.", "last-2.example."] {
+        ask(address, name, RecordType::A).await;
+    }
+    assert_eq!(first.asked(), before);
 }
