@@ -12,21 +12,27 @@ use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use shunt_dns::{Name, PodMode, ServerConfig, Upstreams, ZoneConfig, serve};
 use shunt_model::Snapshot;
-use shunt_model::source::manifests::{ManifestsOptions, start};
+use shunt_model::source::Source;
+use shunt_model::source::kube::{self, KubeOptions};
+use shunt_model::source::manifests::{self, ManifestsOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 /// hickory logs every query at info.
-const QUIET: &str = "info,hickory_server=warn";
+const QUIET: &str = "info,hickory_server=warn,kube_client=error";
 
-/// Answers the names of a cluster described by a folder of manifests, and forwards all others.
+/// Answers the names of a cluster, and forwards all others. The cluster is the one of --kubeconfig, or the one in which
+/// this runs as a pod, or a folder of manifests.
 #[derive(Parser)]
 #[command(version)]
 struct Flags {
     /// Folder of Kubernetes manifests, followed as it changes
-    #[arg(long, value_name = "DIR")]
-    manifests: PathBuf,
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+    /// Credentials of the Kubernetes API [default: the pod's service account, in a pod]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     /// Where Services without a clusterIP get theirs from
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     service_cidr: Vec<IpNet>,
@@ -76,11 +82,28 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let config = server_config(&flags)?;
-    let options =
-        ManifestsOptions { dir: flags.manifests, service_cidrs: flags.service_cidr, ..ManifestsOptions::default() };
-    let source = start(options).await.context("reading the manifests")?;
-    let (sender, snapshots) = watch::channel(Some(source.snapshots.borrow().clone()));
-    let relay = tokio::spawn(relay(source.snapshots.clone(), sender));
+    // Other names are answered while the cluster is not known yet (rule 11.2).
+    let (sender, snapshots) = watch::channel(None);
+    let relay = match flags.manifests {
+        Some(dir) => {
+            let options = ManifestsOptions { dir, service_cidrs: flags.service_cidr, ..ManifestsOptions::default() };
+            let source = manifests::start(options).await.context("reading the manifests")?;
+            sender.send_replace(Some(source.snapshots.borrow().clone()));
+            tokio::spawn(relay(source, sender))
+        }
+        None => {
+            let all_pods = matches!(flags.pods, Pods::Verified);
+            let options = KubeOptions { kubeconfig: flags.kubeconfig, names: true, all_pods, ..KubeOptions::default() };
+            let starting = kube::start(options).await.context("give --kubeconfig, or --manifests for a folder")?;
+            tokio::spawn(async move {
+                // The log tells what it waits for.
+                if let Some(source) = starting.complete().await {
+                    sender.send_replace(Some(source.snapshots.borrow().clone()));
+                    relay(source, sender).await;
+                }
+            })
+        }
+    };
     let server = serve(config, snapshots).await.context("starting the DNS server")?;
     tracing::info!(addresses = ?server.local_addresses(), "serving DNS");
     tokio::select! {
@@ -112,8 +135,9 @@ fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
     })
 }
 
-/// A manifests source is complete from the start; the server also knows sources that are not.
-async fn relay(mut from: watch::Receiver<Arc<Snapshot>>, to: watch::Sender<Option<Arc<Snapshot>>>) {
+/// Follows the views of a source, which ends with this.
+async fn relay(source: Source, to: watch::Sender<Option<Arc<Snapshot>>>) {
+    let mut from = source.snapshots.clone();
     while from.changed().await.is_ok() {
         to.send_replace(Some(from.borrow_and_update().clone()));
     }

@@ -1,6 +1,8 @@
 //! What the DNS answers, asked of the zone and over the wire.
 
 #[cfg(test)]
+mod alone;
+#[cfg(test)]
 mod answers;
 #[cfg(test)]
 mod changes;

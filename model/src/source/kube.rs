@@ -31,7 +31,8 @@ pub struct KubeOptions {
     pub kubeconfig: Option<PathBuf>,
     /// The API server's URL, instead of the one that the credentials name.
     pub master: Option<String>,
-    /// This node: its Node object is followed, and its Pods.
+    /// This node: its Node object is followed, and its Pods. Empty for who serves names and no node: then neither Nodes
+    /// nor ServiceCIDRs are followed.
     pub node: String,
     /// Names are answered too: headless Services, those of other proxies, and Namespaces are followed as well.
     pub names: bool,
@@ -156,7 +157,8 @@ impl Kind {
     /// Whether anything reads it.
     fn is_wanted(self, options: &KubeOptions) -> bool {
         match self {
-            Self::Service | Self::Slice | Self::Node | Self::ServiceCidr => true,
+            Self::Service | Self::Slice => true,
+            Self::Node | Self::ServiceCidr => !options.node.is_empty(),
             Self::Pod => options.all_pods || !options.pod_annotations.is_empty(),
             Self::Namespace => options.names,
         }
