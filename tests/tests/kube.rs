@@ -76,12 +76,17 @@ impl World {
         self.servers.get(index).unwrap().0.ipv4
     }
 
-    /// The API tells of slices in order, so one that is written last marks that all before it are in force.
+    /// The API tells of Services in order, and of slices: when one of each that was written last is in force, so is all
+    /// before them.
     fn wait_until_applied(&mut self) {
         self.markers += 1;
-        let address = Ipv4Addr::new(192, 0, 2, self.markers);
-        self.manifests.put("zz-marker", &service("zz-marker", Ipv4Addr::new(10, 96, 99, 1), &[address])).unwrap();
-        self.wait_for("the last change", |world| world.daemon.services().unwrap().contains(&format!("{address}:")));
+        let [service_ip, endpoint] = [[10, 96, 99, self.markers], [192, 0, 2, self.markers]].map(Ipv4Addr::from);
+        self.manifests.put("zz-marker", &service("zz-marker", service_ip, &[endpoint])).unwrap();
+        let marks = [format!("\"{service_ip}\""), format!("\"{endpoint}:")];
+        self.wait_for("the last change", |world| {
+            let services = world.daemon.services().unwrap();
+            marks.iter().all(|mark| services.contains(mark))
+        });
     }
 
     /// A change of the cluster, or something that goes wrong with its server; then how much has gone wrong so far.
