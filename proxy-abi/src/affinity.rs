@@ -30,6 +30,35 @@ impl AffinityKey {
     pub const fn of_namespace(cookie: u64, port: u32) -> Self {
         Self { client: [cookie as u32, (cookie >> 32) as u32, 0, 0], port, kind: Self::NAMESPACE }
     }
+
+    /// Which endpoint to choose, out of 2^32, when `record` has run out or leads to none.
+    ///
+    /// Flows of a client that begin at the same moment on several processors have read the same record and so come to
+    /// the same endpoint, without a lock; clients are spread, and a client is moved from one time to the next.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is as good as the upper")]
+    pub const fn seed(self, record: Option<AffinityValue>) -> u32 {
+        let [a, b, c, d] = self.client;
+        let record = match record {
+            Some(record) => record.0,
+            None => 0,
+        };
+        let mut seed = mixed((a as u64) << 32 | b as u64);
+        seed = mixed(seed ^ ((c as u64) << 32 | d as u64));
+        seed = mixed(seed ^ self.port as u64);
+        mixed(seed ^ record) as u32
+    }
+}
+
+/// Each bit of the input changes each bit of the output about half the time (the finalizer of `MurmurHash3`).
+#[inline(always)]
+const fn mixed(mut bits: u64) -> u64 {
+    bits ^= bits >> 33;
+    bits = bits.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    bits ^= bits >> 33;
+    bits = bits.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    bits ^ (bits >> 33)
 }
 
 /// Value of `AFFINITY`: the backend's reference in the lower 32 bits; above, when the last new flow began.
@@ -96,5 +125,25 @@ mod tests {
         let round = 1_u64 << (32 + STEP_BITS);
         check(round - SECOND, round + SECOND, 3, true);
         check(round - SECOND, round + 3 * SECOND, 3, false);
+    }
+
+    /// How many of 3,000 seeds choose each of three endpoints.
+    #[track_caller]
+    fn check_spread(seeds: impl Iterator<Item = u32>) {
+        let mut chosen = [0_usize; 3];
+        for seed in seeds.take(3000) {
+            chosen[((u64::from(seed) * 3) >> 32) as usize] += 1;
+        }
+        assert!(chosen.iter().all(|count| (900..1100).contains(count)), "{chosen:?}");
+    }
+
+    #[test]
+    fn seeds_spread() {
+        check_spread((1..).map(|cookie| AffinityKey::of_namespace(cookie, 7).seed(None)));
+        check_spread((1..).map(|port| AffinityKey::of_namespace(1, port).seed(None)));
+        let key = AffinityKey::of_namespace(1, 7);
+        let record = |step: u64| AffinityValue::new(BackendRef::new(5, 7), step << STEP_BITS);
+        check_spread((1..).map(|step| key.seed(Some(record(step)))));
+        assert_eq!(key.seed(Some(record(1))), key.seed(Some(record(1))));
     }
 }

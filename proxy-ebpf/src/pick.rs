@@ -101,8 +101,8 @@ impl Backends for V6 {
     }
 }
 
-/// The endpoint for a new flow along `lead`: the one that the client had last, if the Service has affinity, else a
-/// random one.
+/// The endpoint for a new flow along `lead`: a random one, or if the Service has affinity, the one that the client had
+/// last.
 #[inline(always)]
 pub(crate) fn endpoint<F: Backends>(ctx: &SockAddrContext, lead: Lead) -> Result<Target<F::Address>, Nobody> {
     let Some(entry) = DIRECTORY.get_ptr(lead.service) else { return Err(Nobody::Refused) };
@@ -111,18 +111,16 @@ pub(crate) fn endpoint<F: Backends>(ctx: &SockAddrContext, lead: Lead) -> Result
     }
     let terms = Terms(word(entry.cast(), 2));
     if terms.timeout() == 0 {
-        return random::<F>(entry.cast(), lead, terms);
+        // SAFETY: the helper takes and touches nothing.
+        return chosen::<F>(entry.cast(), lead, terms, unsafe { bpf_get_prandom_u32() });
     }
     let client = affinity::Client::of(ctx, terms);
-    if let Some(target) = recalled::<F>(&client, lead, terms) {
-        client.keep(target.reference);
-        return Ok(target);
-    }
-    let target = random::<F>(entry.cast(), lead, terms)?;
-    if client.keep(target.reference) {
-        return Ok(target);
-    }
-    Ok(recalled::<F>(&client, lead, terms).unwrap_or(target))
+    let target = match recalled::<F>(&client, lead, terms) {
+        Some(target) => target,
+        None => chosen::<F>(entry.cast(), lead, terms, client.seed())?,
+    };
+    client.keep(target.reference);
+    Ok(target)
 }
 
 /// What the client had last, if that may still serve it.
@@ -134,17 +132,16 @@ fn recalled<F: Backends>(client: &affinity::Client, lead: Lead, terms: Terms) ->
     (standing.port() == terms.port() && standing.may_serve(lead.local)).then_some(target)
 }
 
+/// The one of all endpoints that `seed` stands for.
 #[inline(always)]
-fn random<F: Backends>(entry: *const u64, lead: Lead, terms: Terms) -> Result<Target<F::Address>, Nobody> {
+fn chosen<F: Backends>(entry: *const u64, lead: Lead, terms: Terms, seed: u32) -> Result<Target<F::Address>, Nobody> {
     for _ in 0..TRIES {
         let extent = Extent(word(entry, 0));
         let count = extent.count(lead.local);
         if count == 0 {
             return Err(if lead.local && terms.silent() { Nobody::Elsewhere } else { Nobody::Refused });
         }
-        // SAFETY: the helper takes and touches nothing.
-        let random = unsafe { bpf_get_prandom_u32() };
-        let Some(slot) = SLOTS.get_ptr(extent.choice(count, random)) else { return Err(Nobody::Refused) };
+        let Some(slot) = SLOTS.get_ptr(extent.choice(count, seed)) else { return Err(Nobody::Refused) };
         let slot = Slot(word(slot, 0));
         // A slot that is not local where only local ones were: the extent is stale (see `Slot::local`).
         if lead.local && !slot.local() {
