@@ -11,10 +11,10 @@ use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use shunt_dns::{Name, PodMode, ServerConfig, Upstreams, ZoneConfig, serve};
-use shunt_model::Snapshot;
 use shunt_model::source::Source;
 use shunt_model::source::kube::{self, KubeOptions};
 use shunt_model::source::manifests::{self, ManifestsOptions};
+use shunt_model::{Snapshot, with_causes};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

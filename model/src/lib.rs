@@ -5,6 +5,7 @@
 //! it carries, and [`OrdMap::diff`](imbl::OrdMap::diff) between two finds that change without looking at the rest.
 #![forbid(unsafe_code)]
 
+pub mod causes;
 pub mod endpoint;
 pub mod key;
 pub mod node;
@@ -12,6 +13,7 @@ pub mod service;
 pub mod snapshot;
 pub mod source;
 
+pub use causes::with_causes;
 pub use endpoint::{Endpoint, EndpointPort, EndpointSlice};
 pub use key::{Family, ObjectKey, Protocol, SliceKey};
 pub use node::{Namespace, Node, Pod, ServiceCidr};

@@ -96,7 +96,7 @@ impl Recorded {
             let Some(events) = &events else { continue };
             let reason = event.reason.clone();
             if let Err(error) = events.post(event).await {
-                warn!(reason, error = crate::reconcile::chain(&error), "the event is not written");
+                warn!(reason, error = shunt_model::with_causes(&error), "the event is not written");
             }
         }
     }

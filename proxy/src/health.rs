@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use hickory_proto::rr::Name;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use shunt_model::with_causes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use crate::datapath::ebpf::upkeep;
 use crate::dns_service;
 use crate::metrics::{self, KubeProxy};
-use crate::reconcile::chain;
 use crate::status::{Pending, Status};
 
 /// How often an address is tried again that could not be listened on (spec HM-23).
@@ -115,7 +115,7 @@ impl Health {
             DnsState::Serving { addresses, domain } => {
                 for address in addresses {
                     if let Err(error) = dns_service::probe(address, &domain).await {
-                        reasons.push(format!("dns: {}", chain(&error)));
+                        reasons.push(format!("dns: {}", with_causes(&error)));
                     }
                 }
             }
@@ -165,12 +165,19 @@ pub fn health_routes(health: Health) -> Router {
         .with_state(health)
 }
 
+/// `/metrics/slis`: Kubernetes components tell there which of their health checks succeed. This server has one.
+const SLIS: &str = "\
+# HELP kubernetes_healthcheck 1 while this server answers
+# TYPE kubernetes_healthcheck gauge
+kubernetes_healthcheck{name=\"metrics\",type=\"healthz\"} 1
+";
+
 /// `/metrics`, `/proxyMode` and `/configz`.
 pub fn metrics_routes(registry: Registry, mode: &'static str, configz: Value) -> Router {
     let plain = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/metrics/slis", get(async || "# HELP kubernetes_healthcheck 1 while this server answers\n# TYPE kubernetes_healthcheck gauge\nkubernetes_healthcheck{name=\"metrics\",type=\"healthz\"} 1\n"))
+        .route("/metrics/slis", get(async || SLIS))
         .route("/proxyMode", get(async move || (plain, mode)))
         .route("/configz", get(async move || Json(configz.clone())))
         .route("/healthz", get(async || "ok"))

@@ -5,14 +5,13 @@ mod backoff;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use imbl::ordmap::DiffItem;
 use shunt_model::source::SourceHealth;
-use shunt_model::{Family, Snapshot};
+use shunt_model::{Family, Snapshot, with_causes};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -175,7 +174,7 @@ impl Reconciler {
                 false
             }
             Err(error) => {
-                error!(reason = chain(&error), "comparing the kernel with what was written failed");
+                error!(reason = with_causes(&error), "comparing the kernel with what was written failed");
                 true
             }
         }
@@ -258,7 +257,7 @@ impl Reconciler {
     }
 
     fn failed(&mut self, failure: &SyncError) -> bool {
-        let reason = chain(failure);
+        let reason = with_causes(failure);
         error!(generation = self.generation, reason, "sync failed; the former state stays in force");
         self.status.failed_syncs += 1;
         self.status.error = Some(reason);
@@ -321,17 +320,6 @@ fn without(plan: &Plan, refused: &[(PortKey, String)]) -> Plan {
         programmed.ports.remove(port);
     }
     programmed
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 async fn at(moment: Option<Instant>) {

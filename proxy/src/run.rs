@@ -169,7 +169,7 @@ impl Daemon {
     ) -> Result<()> {
         let (events, node, stop) = (self.events.clone(), self.config.node.clone(), self.stop.clone());
         let complain = move |error: &BindError| {
-            events.node_warning(&node, reason, "StartKubeProxy", crate::reconcile::chain(error));
+            events.node_warning(&node, reason, "StartKubeProxy", shunt_model::with_causes(error));
         };
         if self.config.bind_address_hard_fail {
             let listener = health::bind(flag, address).await.inspect_err(&complain)?;

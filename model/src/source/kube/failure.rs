@@ -1,9 +1,9 @@
 //! Why a request to the API came to nothing, in words for whoever has to mend it.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use super::client::ConnectError;
+use crate::with_causes;
 
 /// One request that failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +67,7 @@ impl Failure {
         let reason = match self.status() {
             Some(status) if !status.message.is_empty() => status.message.clone(),
             Some(status) => format!("the API server answers {} {}", status.code, status.reason),
-            None => self.chain(),
+            None => with_causes(self),
         };
         match self.code() {
             Some(401) => format!(
@@ -77,19 +77,5 @@ impl Failure {
             Some(404) => format!("{reason}: this API server has no {resource}"),
             _ => reason,
         }
-    }
-
-    fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let next = error.to_string();
-            // The library repeats its causes in its own text.
-            if !text.contains(&next) {
-                text = format!("{text}: {next}");
-            }
-            cause = error.source();
-        }
-        text
     }
 }

@@ -245,7 +245,7 @@ impl Upkeep {
         self.report.checkups = self.report.checkups.saturating_add(1);
         let mut reasons = Vec::new();
         if let Err(error) = selftest::probe() {
-            reasons.push(crate::reconcile::chain(&error));
+            reasons.push(shunt_model::with_causes(&error));
         }
         match coverage::uncovered(&self.cgroup, &self.inventory) {
             Ok(uncovered) if self.covers_all => reasons.extend(uncovered.first().map(|(process, cgroup)| {
