@@ -59,8 +59,13 @@ fn unit_tests(workspace: &Workspace) -> Result<()> {
     // --workspace, and not one package after the other: each choice of packages has its own set of features, and
     // cargo compiles the dependencies anew for each.
     let mut command = workspace.cargo(&["test", "--workspace", "--exclude", BPF_CRATE, "--lib", "--bins"]);
+    let lab = workspace.member(LAB_CRATE)?.targets_of_kind("test");
     for package in workspace.members().iter().filter(|package| package.name != LAB_CRATE) {
         for test in package.targets_of_kind("test") {
+            // cargo would run both, and the lab's without what it needs.
+            if lab.contains(&test) {
+                bail!("{LAB_CRATE} and {} both have a test named {test}; rename one", package.name);
+            }
             command.args(["--test", test]);
         }
     }
