@@ -1,71 +1,238 @@
-//! What upstreams said recently. Only forwarded names are ever in here; cluster names change without notice.
+//! What upstreams said: as long as it may be believed, and a while longer for when none of them answers. Only forwarded
+//! names are ever in here; cluster names change without notice.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, Query, ResponseCode};
-use hickory_proto::rr::{RData, Record};
-use hickory_resolver::config::ResolverOpts;
-use hickory_resolver::net::{DnsError, NetError, NoRecords};
-use hickory_resolver::{ResponseCache, TtlConfig};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use moka::sync::Cache as Table;
 
-/// Entries, as CoreDNS's cache holds of each kind.
-const CAPACITY: u64 = 9984;
-/// No entry lives longer, as with the `cache 30` of the stock Corefile (rule 13.1).
-const LONGEST: Duration = Duration::from_secs(30);
+/// A stale answer may be kept by its client for so long (RFC 8767 section 4).
+const STALE_TTL: u32 = 30;
+/// An entry counts once for each of these octets, so that the capacity bounds memory too.
+const USUAL_LENGTH: usize = 1024;
 
-/// Answers without DNSSEC data, by question. Expiry and ageing of TTLs are hickory's.
+/// How long answers of upstreams are kept. The default is that of `cache 30` in the stock Corefile (rule 13.1), with
+/// prefetch and stale answers on top.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Answers with records.
+    pub success: Bounds,
+    /// Answers that there is nothing.
+    pub denial: Bounds,
+    /// How long a failure that an upstream reports is kept (RFC 9520; rule 14.2).
+    pub failure: Duration,
+    /// Which answers are asked for again before they run out, if any.
+    pub prefetch: Option<Prefetch>,
+    /// How long after its end an answer still serves when no upstream answers (RFC 8767); zero for never.
+    pub stale: Duration,
+}
+
+/// What bounds a kind of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// How many are kept; one of more than 1,024 octets counts several times.
+    pub capacity: u64,
+    /// No answer is kept for less, whatever its TTL. Zero leaves TTL 0 out of the cache.
+    pub shortest: Duration,
+    /// No answer is kept for longer.
+    pub longest: Duration,
+}
+
+/// When an answer is in demand (rule 14.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefetch {
+    /// It was asked for so often,
+    pub hits: u32,
+    /// with no longer gap than this,
+    pub gap: Duration,
+    /// and less than this share of its time is left.
+    pub percent: u32,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        let bounds = Bounds { capacity: 9984, shortest: Duration::ZERO, longest: Duration::from_secs(30) };
+        Self {
+            success: bounds,
+            denial: bounds,
+            failure: Duration::from_secs(5),
+            prefetch: Some(Prefetch { hits: 2, gap: Duration::from_secs(60), percent: 10 }),
+            stale: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// What tells answers apart (rule 14.1). Names are equal in any case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) name: Name,
+    pub(crate) rtype: RecordType,
+    pub(crate) dnssec_ok: bool,
+    pub(crate) checking_disabled: bool,
+}
+
+/// An answer that may be believed.
+#[derive(Debug)]
+pub(crate) struct Hit {
+    /// Aged, its owner names spelled as asked (rule 9.3).
+    pub(crate) message: Message,
+    /// The caller is to ask for it again; nobody else is told to.
+    pub(crate) refresh: bool,
+}
+
+/// The two tables: a flood of names that do not exist shall not push out those that do.
 pub(crate) struct Cache {
-    answers: ResponseCache,
+    success: Table<Key, Arc<Entry>>,
+    denial: Table<Key, Arc<Entry>>,
+    config: CacheConfig,
+}
+
+struct Entry {
+    message: Message,
+    stored: Instant,
+    lifetime: Duration,
+    demand: Mutex<Demand>,
+}
+
+#[derive(Default)]
+struct Demand {
+    hits: u32,
+    last: Option<Instant>,
+    refreshing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Success,
+    Denial,
 }
 
 impl Cache {
-    pub(crate) fn new() -> Self {
-        let mut bounds = ResolverOpts::default();
-        bounds.positive_max_ttl = Some(LONGEST);
-        bounds.negative_max_ttl = Some(LONGEST);
-        Self { answers: ResponseCache::new(CAPACITY, TtlConfig::from_opts(&bounds)) }
-    }
-
-    /// The answer, aged, its owner names spelled as in `query` (rule 9.3).
-    pub(crate) fn get(&self, query: &Query, now: Instant) -> Option<Message> {
-        let mut message = match self.answers.get(query, now)? {
-            Ok(message) => message,
-            Err(NetError::Dns(DnsError::NoRecordsFound(absence))) => {
-                let mut message = Message::response(0, hickory_proto::op::OpCode::Query);
-                message.metadata.response_code = absence.response_code;
-                message.authorities = absence.authorities.map(|records| records.to_vec()).unwrap_or_default();
-                message
-            }
-            Err(_) => return None, // nothing else is put in
+    pub(crate) fn new(config: CacheConfig) -> Self {
+        let table = |bounds: Bounds| {
+            // The longest an entry is of use; moka forgets it then.
+            let used = bounds.longest.max(bounds.shortest).max(config.failure) + config.stale;
+            let builder = Table::builder().max_capacity(bounds.capacity).time_to_live(used);
+            builder.weigher(|_: &Key, entry: &Arc<Entry>| weight(&entry.message)).build()
         };
-        for record in message.answers.iter_mut().filter(|record| record.name == query.name) {
-            record.name = query.name.clone();
-        }
-        Some(message)
+        Self { success: table(config.success), denial: table(config.denial), config }
     }
 
-    /// Keeps `message` if it is plainly positive, or negative with a SOA that says for how long (RFC 2308).
-    pub(crate) fn put(&self, query: &Query, message: &Message, now: Instant) {
-        if message.metadata.truncation {
+    /// The answer, if it may still be believed.
+    pub(crate) fn get(&self, key: &Key, now: Instant) -> Option<Hit> {
+        let entry = self.find(key)?;
+        let left = entry.left(now)?;
+        let refresh = self.config.prefetch.is_some_and(|prefetch| entry.is_in_demand(prefetch, left, now));
+        let age = now.saturating_duration_since(entry.stored);
+        Some(Hit { message: entry.told(key, |ttl| aged(ttl, entry.lifetime, age)), refresh })
+    }
+
+    /// The answer, if it may be given when no upstream gives a better one.
+    pub(crate) fn get_stale(&self, key: &Key, now: Instant) -> Option<Message> {
+        let entry = self.find(key)?;
+        let over = now.saturating_duration_since(entry.stored).saturating_sub(entry.lifetime);
+        let useful = over < self.config.stale && !is_failure(entry.message.metadata.response_code);
+        useful.then(|| entry.told(key, |_| STALE_TTL))
+    }
+
+    /// Keeps `message` if it says for how long it may be kept (rules 14.2, 14.3). A failure does not replace an answer
+    /// that can still serve.
+    pub(crate) fn put(&self, key: Key, message: &Message, now: Instant) {
+        let Some((kind, lifetime)) = self.config.lifetime(key.rtype, message) else { return };
+        if is_failure(message.metadata.response_code) && self.get_stale(&key, now).is_some() {
             return;
         }
-        let positive = message.metadata.response_code == ResponseCode::NoError
-            && message.answers.iter().any(|record| record.record_type() == query.query_type);
-        if positive {
-            self.answers.insert(query.clone(), Ok(message.clone()), now);
-            return;
-        }
-        let negative = message.answers.is_empty()
-            && [ResponseCode::NoError, ResponseCode::NXDomain].contains(&message.metadata.response_code);
-        if let Some(ttl) = negative_ttl(message).filter(|_| negative) {
-            let mut absence = NoRecords::new(query.clone(), message.metadata.response_code);
-            absence.negative_ttl = Some(ttl);
-            absence.authorities = Some(message.authorities.clone().into());
-            self.answers.insert(query.clone(), Err(absence.into()), now);
-        }
+        let mut message = message.clone();
+        message.edns = None; // made anew for each client (rule 14.7)
+        let entry = Arc::new(Entry { message, stored: now, lifetime, demand: Mutex::default() });
+        let (table, other) = match kind {
+            Kind::Success => (&self.success, &self.denial),
+            Kind::Denial => (&self.denial, &self.success),
+        };
+        other.invalidate(&key);
+        table.insert(key, entry);
+    }
+
+    /// How many answers with records and how many denials are held.
+    pub(crate) fn entries(&self) -> [u64; 2] {
+        [self.success.entry_count(), self.denial.entry_count()]
+    }
+
+    fn find(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.success.get(key).or_else(|| self.denial.get(key))
     }
 }
 
+impl CacheConfig {
+    /// Where a message is kept, and for how long; `None` if it is not.
+    fn lifetime(&self, rtype: RecordType, message: &Message) -> Option<(Kind, Duration)> {
+        if message.metadata.truncation {
+            return None;
+        }
+        let rcode = message.metadata.response_code;
+        if is_failure(rcode) {
+            return (!self.failure.is_zero()).then_some((Kind::Denial, self.failure));
+        }
+        let wanted = |record: &Record| rtype == RecordType::ANY || record.record_type() == rtype;
+        let (kind, bounds, ttl) = if rcode == ResponseCode::NoError && message.answers.iter().any(wanted) {
+            (Kind::Success, self.success, smallest_ttl(message)?)
+        } else if [ResponseCode::NoError, ResponseCode::NXDomain].contains(&rcode) {
+            (Kind::Denial, self.denial, smallest_ttl(message)?.min(negative_ttl(message)?))
+        } else {
+            return None;
+        };
+        let lifetime = Duration::from_secs(ttl.into()).max(bounds.shortest).min(bounds.longest);
+        (!lifetime.is_zero()).then_some((kind, lifetime))
+    }
+}
+
+impl Entry {
+    /// How long it may still be believed.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let left = self.lifetime.checked_sub(now.saturating_duration_since(self.stored))?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Counts a hit; true once, when the entry is worth a refresh.
+    fn is_in_demand(&self, prefetch: Prefetch, left: Duration, now: Instant) -> bool {
+        let mut demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
+        let near = demand.last.is_none_or(|last| now.saturating_duration_since(last) <= prefetch.gap);
+        demand.hits = if near { demand.hits.saturating_add(1) } else { 1 };
+        demand.last = Some(now);
+        let due = left * 100 < self.lifetime * prefetch.percent && demand.hits >= prefetch.hits;
+        due && !std::mem::replace(&mut demand.refreshing, true)
+    }
+
+    fn told(&self, key: &Key, ttl: impl Fn(u32) -> u32) -> Message {
+        let mut message = self.message.clone();
+        for record in message.answers.iter_mut().chain(&mut message.authorities).chain(&mut message.additionals) {
+            record.ttl = ttl(record.ttl);
+            if record.name == key.name {
+                record.name = key.name.clone();
+            }
+        }
+        message
+    }
+}
+
+/// A TTL as it is `age` after it was received; a client shall not keep what we would not.
+fn aged(ttl: u32, lifetime: Duration, age: Duration) -> u32 {
+    let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+    ttl.min(seconds(lifetime)).saturating_sub(seconds(age))
+}
+
+fn is_failure(rcode: ResponseCode) -> bool {
+    [ResponseCode::ServFail, ResponseCode::NotImp].contains(&rcode)
+}
+
+fn smallest_ttl(message: &Message) -> Option<u32> {
+    let records = message.answers.iter().chain(&message.authorities).chain(&message.additionals);
+    records.map(|record| record.ttl).min()
+}
+
+/// How long the SOA lets an absence be kept (RFC 2308 section 5).
 fn negative_ttl(message: &Message) -> Option<u32> {
     message.authorities.iter().find_map(|record: &Record| {
         let RData::SOA(soa) = &record.data else { return None };
@@ -73,72 +240,10 @@ fn negative_ttl(message: &Message) -> Option<u32> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use hickory_proto::op::OpCode;
-    use hickory_proto::rr::{Name, RecordType};
-
-    use super::*;
-    use crate::records;
-
-    fn query(name: &str) -> Query {
-        Query::query(Name::from_ascii(name).unwrap(), RecordType::A)
-    }
-
-    fn response(rcode: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Message {
-        let mut message = Message::response(7, OpCode::Query);
-        message.metadata.response_code = rcode;
-        message.add_query(query("www.example."));
-        message.answers = answers;
-        message.authorities = authorities;
-        message
-    }
-
-    fn address(ttl: u32) -> Record {
-        records::address(Name::from_ascii("www.example.").unwrap(), ttl, Ipv4Addr::new(192, 0, 2, 1).into())
-    }
-
-    fn soa(ttl: u32) -> Record {
-        records::soa(Name::from_ascii("example.").unwrap(), ttl, 1)
-    }
-
-    /// The TTLs seen `after` seconds, `None` if the cache does not answer.
-    #[track_caller]
-    fn check(message: &Message, after: u64, wanted: Option<u32>) {
-        let (cache, start) = (Cache::new(), Instant::now());
-        cache.put(&query("www.example."), message, start);
-        let found = cache.get(&query("WWW.example."), start + Duration::from_secs(after));
-        let found = found.map(|message| {
-            assert_eq!(message.answers.iter().filter(|r| r.name.to_ascii() != "WWW.example.").count(), 0);
-            message.answers.iter().chain(&message.authorities).map(|record| record.ttl).min().unwrap()
-        });
-        assert_eq!(found, wanted, "{message}");
-    }
-
-    #[test]
-    fn answers_age_and_expire() {
-        let positive = response(ResponseCode::NoError, vec![address(20)], vec![]);
-        check(&positive, 0, Some(20));
-        check(&positive, 15, Some(5));
-        check(&positive, 21, None);
-        check(&response(ResponseCode::NoError, vec![address(3600)], vec![]), 0, Some(30));
-        check(&response(ResponseCode::NoError, vec![address(3600)], vec![]), 31, None);
-    }
-
-    #[test]
-    fn absence_is_kept_as_long_as_its_soa_says() {
-        check(&response(ResponseCode::NXDomain, vec![], vec![soa(10)]), 4, Some(6));
-        check(&response(ResponseCode::NoError, vec![], vec![soa(10)]), 11, None);
-        check(&response(ResponseCode::NXDomain, vec![], vec![]), 0, None);
-        check(&response(ResponseCode::ServFail, vec![], vec![soa(10)]), 0, None);
-    }
-
-    #[test]
-    fn truncated_answers_are_not_kept() {
-        let mut message = response(ResponseCode::NoError, vec![address(20)], vec![]);
-        message.metadata.truncation = true;
-        check(&message, 0, None);
-    }
+fn weight(message: &Message) -> u32 {
+    let length = message.to_vec().map_or_else(|_| usize::from(u16::MAX), |wire| wire.len());
+    u32::try_from(length / USUAL_LENGTH + 1).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

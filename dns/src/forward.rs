@@ -1,33 +1,91 @@
-//! Asks the upstreams: one datagram from a fresh port, TCP if the reply was cut, the next upstream if there is none.
+//! Asks the upstreams: the domain's own or the general ones, over UDP, TCP or TLS, with a cache in front.
 //!
 //! hickory's resolver is not used for this: it interprets what it gets (localhost, SRV and CNAME chasing, error codes),
 //! while a forwarder must hand on what the upstream said.
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod exchange;
+mod group;
+mod peer;
+mod tls;
+
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::Name;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheConfig, Key};
 use crate::stats::Counters;
+use crate::upstream::{Upstream, UpstreamError, Upstreams};
+pub(crate) use exchange::UDP_PAYLOAD;
+use group::Group;
+pub use group::Policy;
+pub use tls::TlsError;
 
-/// How long one upstream may take over one transport.
-const PER_TRY: Duration = Duration::from_secs(2);
 /// How long the client waits in all; its own resolver gives up after 5 s.
 const OVERALL: Duration = Duration::from_secs(5);
-/// Tries, if there are fewer upstreams than this: a datagram may be lost.
-const MIN_TRIES: usize = 3;
-/// Queries waiting for upstreams at once (the stock Corefile's `max_concurrent`, rule 13.1).
-const MAX_CONCURRENT: usize = 1000;
-/// What we can take in one datagram (DNS flag day 2020).
-pub(crate) const UDP_PAYLOAD: u16 = 1232;
+
+/// Who is asked for names that are not the cluster's, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardConfig {
+    /// Who is asked for names of no stub domain; without any, these are refused. Servers that lead back here (an address
+    /// the server listens on, or one of the DNS service's own) are left out.
+    pub upstreams: Upstreams,
+    /// Domains with upstreams of their own. The longest that a name lies in counts.
+    pub stub_domains: Vec<StubDomain>,
+    /// Whom of several.
+    pub policy: Policy,
+    /// PEM file with the authorities of upstreams that are asked over TLS; without one, the system's.
+    pub authorities: Option<std::path::PathBuf>,
+    /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1).
+    pub max_concurrent: usize,
+    /// What is kept of the answers.
+    pub cache: CacheConfig,
+}
+
+impl ForwardConfig {
+    /// The usual, with these upstreams.
+    #[must_use]
+    pub fn to(upstreams: Upstreams) -> Self {
+        Self {
+            upstreams,
+            stub_domains: Vec::new(),
+            policy: Policy::default(),
+            authorities: None,
+            max_concurrent: 1000,
+            cache: CacheConfig::default(),
+        }
+    }
+}
+
+/// A domain with upstreams of its own, written `DOMAIN=ADDR,…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StubDomain {
+    /// The domain, absolute.
+    pub domain: Name,
+    /// Who is asked for its names.
+    pub upstreams: Vec<Upstream>,
+}
+
+impl std::str::FromStr for StubDomain {
+    type Err = UpstreamError;
+
+    fn from_str(text: &str) -> Result<Self, UpstreamError> {
+        let wrong = || UpstreamError::StubDomain(text.to_owned());
+        let (domain, servers) = text.split_once('=').ok_or_else(wrong)?;
+        let Ok(mut domain) = Name::from_ascii(domain) else { return Err(wrong()) };
+        domain.set_fqdn(true);
+        match servers.parse()? {
+            Upstreams::Servers(upstreams) if !upstreams.is_empty() && !domain.is_root() => {
+                Ok(Self { domain, upstreams })
+            }
+            Upstreams::Servers(_) | Upstreams::File(_) => Err(wrong()),
+        }
+    }
+}
 
 /// A client's query as far as it concerns an upstream.
 #[derive(Clone, Debug)]
@@ -45,68 +103,112 @@ pub(crate) struct Outgoing {
 pub(crate) enum ForwardError {
     #[error("no upstreams are configured")]
     NoUpstreams,
-    #[error("{MAX_CONCURRENT} queries are waiting for upstreams already")]
+    #[error("too many queries are waiting for upstreams already")]
     Busy,
     #[error("no upstream answered")]
     NoAnswer,
 }
 
-/// Why one try failed.
-#[derive(Debug, thiserror::Error)]
-enum TryError {
-    #[error("no answer in time")]
-    Timeout,
-    #[error("talking to the upstream")]
-    Io(#[from] io::Error),
-    #[error("the message is too long for TCP")]
-    TooLong,
-    #[error("the upstream's answer does not fit the question or does not parse")]
-    Nonsense,
-}
-
 pub(crate) struct Forwarder {
-    upstreams: watch::Receiver<Arc<[SocketAddr]>>,
-    /// Which upstream to begin with: moves on when one fails, so that a dead first one costs its time once.
-    first: AtomicUsize,
+    general: RwLock<Arc<Group>>,
+    /// The longest domains first.
+    stubs: Vec<(Name, Arc<Group>)>,
+    policy: Policy,
+    tls: TlsConnector,
     slots: Semaphore,
     cache: Cache,
     counters: Arc<Counters>,
 }
 
 impl Forwarder {
-    pub(crate) fn new(upstreams: watch::Receiver<Arc<[SocketAddr]>>, counters: Arc<Counters>) -> Self {
-        let slots = Semaphore::new(MAX_CONCURRENT);
-        Self { upstreams, first: AtomicUsize::new(0), slots, cache: Cache::new(), counters }
+    /// `general` are the servers of `config.upstreams`.
+    pub(crate) fn new(config: ForwardConfig, general: &[Upstream], counters: Arc<Counters>) -> Result<Self, TlsError> {
+        let tls = tls::connector(config.authorities.as_deref())?;
+        let group = |upstreams: &[Upstream]| Arc::new(Group::new(upstreams, config.policy, &tls, None));
+        let mut stubs: Vec<(Name, Arc<Group>)> =
+            config.stub_domains.iter().map(|stub| (stub.domain.clone(), group(&stub.upstreams))).collect();
+        stubs.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.num_labels()));
+        Ok(Self {
+            general: RwLock::new(group(general)),
+            stubs,
+            policy: config.policy,
+            slots: Semaphore::new(config.max_concurrent),
+            cache: Cache::new(config.cache),
+            counters,
+            tls,
+        })
     }
 
-    pub(crate) fn has_upstreams(&self) -> bool {
-        !self.upstreams.borrow().is_empty()
+    /// Other servers for names of no stub domain.
+    pub(crate) fn set_general(&self, upstreams: &[Upstream]) {
+        let mut general = self.general.write().unwrap_or_else(PoisonError::into_inner);
+        *general = Arc::new(Group::new(upstreams, self.policy, &self.tls, Some(&general)));
     }
 
-    /// What an upstream says, or said recently.
-    pub(crate) async fn resolve(&self, outgoing: &Outgoing) -> Result<Message, ForwardError> {
-        if !self.has_upstreams() {
+    /// Somebody could be asked for `name`.
+    pub(crate) fn has_upstreams(&self, name: &Name) -> bool {
+        !self.group(name).is_empty()
+    }
+
+    /// How many answers with records and how many denials are kept.
+    pub(crate) fn cached(&self) -> [u64; 2] {
+        self.cache.entries()
+    }
+
+    /// What an upstream says, or said recently, or if none answers, said once.
+    pub(crate) async fn resolve(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Message, ForwardError> {
+        let group = self.group(&outgoing.query.name);
+        if group.is_empty() {
             return Err(ForwardError::NoUpstreams);
         }
         self.counters.forwarded.add_one();
-        // The cache knows no DO, CD or RD: only ordinary questions go through it.
-        let plain = outgoing.recursion_desired && !outgoing.checking_disabled && outgoing.dnssec_ok != Some(true);
-        if let Some(message) = self.cache.get(&outgoing.query, Instant::now()).filter(|_| plain) {
-            self.counters.cache_hits.add_one();
-            return Ok(message);
+        // Without RD an upstream says what it has, which is not the answer for everybody.
+        if !outgoing.recursion_desired {
+            return self.ask(&group, outgoing).await;
         }
+        let key = key(outgoing);
+        if let Some(hit) = self.cache.get(&key, Instant::now()) {
+            self.counters.cache_hits.add_one();
+            if hit.refresh {
+                self.refresh(group, outgoing.clone());
+            }
+            return Ok(hit.message);
+        }
+        let answer = self.ask_and_keep(&group, outgoing).await;
+        if answer.as_ref().is_ok_and(|message| message.metadata.response_code != ResponseCode::ServFail) {
+            return answer;
+        }
+        match self.cache.get_stale(&key, Instant::now()) {
+            Some(message) => {
+                self.counters.cache_stale.add_one();
+                Ok(message)
+            }
+            None => answer,
+        }
+    }
+
+    /// Asks for what is about to run out, while it is still there for others.
+    fn refresh(self: &Arc<Self>, group: Arc<Group>, outgoing: Outgoing) {
+        self.counters.cache_prefetches.add_one();
+        let this = Arc::clone(self);
+        // Ends by itself in OVERALL; who fails is known by its counters.
+        tokio::spawn(async move { this.ask_and_keep(&group, &outgoing).await });
+    }
+
+    async fn ask_and_keep(&self, group: &Group, outgoing: &Outgoing) -> Result<Message, ForwardError> {
+        let message = self.ask(group, outgoing).await?;
+        self.cache.put(key(outgoing), &message, Instant::now());
+        Ok(message)
+    }
+
+    async fn ask(&self, group: &Group, outgoing: &Outgoing) -> Result<Message, ForwardError> {
         let Ok(_slot) = self.slots.try_acquire() else {
             self.counters.forward_rejects.add_one();
             return Err(ForwardError::Busy);
         };
-        // Cancelling mid-way is safe: every try owns its socket.
-        match timeout(OVERALL, self.ask_in_turn(outgoing)).await {
-            Ok(Some(message)) => {
-                if plain {
-                    self.cache.put(&outgoing.query, &message, Instant::now());
-                }
-                Ok(message)
-            }
+        // Cancelling mid-way is safe: a connection in use is closed with its try.
+        match timeout(OVERALL, group.ask(outgoing)).await {
+            Ok(Some(message)) => Ok(message),
             Ok(None) | Err(_) => {
                 self.counters.forward_failures.add_one();
                 Err(ForwardError::NoAnswer)
@@ -114,94 +216,19 @@ impl Forwarder {
         }
     }
 
-    async fn ask_in_turn(&self, outgoing: &Outgoing) -> Option<Message> {
-        let first = self.first.load(Ordering::Relaxed);
-        let known = Arc::clone(&self.upstreams.borrow());
-        let upstreams = known.iter().enumerate().cycle().skip(first % known.len().max(1));
-        let mut cut = None;
-        for (index, upstream) in upstreams.take(known.len().max(MIN_TRIES)) {
-            let error = match ask(*upstream, outgoing, &mut cut).await {
-                Ok(message) => {
-                    self.first.store(index, Ordering::Relaxed);
-                    return Some(message);
-                }
-                Err(error) => error,
-            };
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::debug!(%upstream, name = %outgoing.query.name, %error, cause, "upstream failed, trying the next");
-            self.first.store(index + 1, Ordering::Relaxed);
-        }
-        cut // better a cut answer, marked as such, than none
-    }
-}
-
-/// One try. A cut answer is left in `cut` in case TCP does not work.
-async fn ask(upstream: SocketAddr, outgoing: &Outgoing, cut: &mut Option<Message>) -> Result<Message, TryError> {
-    let request = request(outgoing);
-    let wire = request.to_vec().or(Err(TryError::TooLong))?;
-    let answer = timeout(PER_TRY, over_udp(upstream, &request, &wire)).await.or(Err(TryError::Timeout))??;
-    if !answer.metadata.truncation {
-        return Ok(answer);
-    }
-    *cut = Some(answer);
-    timeout(PER_TRY, over_tcp(upstream, &request, &wire)).await.or(Err(TryError::Timeout))?
-}
-
-/// A fresh id for every try, so that a late reply to an earlier one is not taken for this one's.
-fn request(outgoing: &Outgoing) -> Message {
-    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
-    message.metadata.recursion_desired = outgoing.recursion_desired;
-    message.metadata.checking_disabled = outgoing.checking_disabled;
-    message.metadata.authentic_data = outgoing.authentic_data;
-    message.add_query(outgoing.query.clone());
-    if let Some(dnssec_ok) = outgoing.dnssec_ok {
-        let mut edns = Edns::new();
-        edns.set_version(0).set_max_payload(UDP_PAYLOAD).set_dnssec_ok(dnssec_ok);
-        message.set_edns(edns);
-    }
-    message
-}
-
-async fn over_udp(upstream: SocketAddr, request: &Message, wire: &[u8]) -> Result<Message, TryError> {
-    let any = match upstream {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    // A socket per query: a random port besides the random id makes a forged reply hard to hit, and connecting it
-    // turns ICMP errors into immediate ones.
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(upstream).await?;
-    socket.send(wire).await?;
-    let mut buffer = vec![0; usize::from(u16::MAX)];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        // Whatever does not belong to the question is dropped, and the wait for the real reply goes on.
-        if let Some(answer) = buffer.get(..length).and_then(|wire| answer_to(request, wire)) {
-            return Ok(answer);
+    fn group(&self, name: &Name) -> Arc<Group> {
+        match self.stubs.iter().find(|(domain, _)| domain.zone_of(name)) {
+            Some((_, group)) => Arc::clone(group),
+            None => Arc::clone(&self.general.read().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 }
 
-async fn over_tcp(upstream: SocketAddr, request: &Message, wire: &[u8]) -> Result<Message, TryError> {
-    let length = u16::try_from(wire.len()).or(Err(TryError::TooLong))?;
-    let mut stream = TcpStream::connect(upstream).await?;
-    stream.write_all(&[&length.to_be_bytes(), wire].concat()).await?;
-    let length = stream.read_u16().await?;
-    let mut reply = vec![0; usize::from(length)];
-    stream.read_exact(&mut reply).await?;
-    answer_to(request, &reply).ok_or(TryError::Nonsense)
-}
-
-/// The message in `wire` if it answers `request`.
-fn answer_to(request: &Message, wire: &[u8]) -> Option<Message> {
-    let answer = Message::from_vec(wire).ok()?;
-    let meta = answer.metadata;
-    if meta.id != request.metadata.id || meta.message_type != MessageType::Response {
-        return None;
+fn key(outgoing: &Outgoing) -> Key {
+    Key {
+        name: outgoing.query.name.clone(),
+        rtype: outgoing.query.query_type,
+        dnssec_ok: outgoing.dnssec_ok.unwrap_or_default(),
+        checking_disabled: outgoing.checking_disabled,
     }
-    // Servers that understood nothing send the error without the question.
-    let bare_error = answer.queries.is_empty()
-        && [ResponseCode::FormErr, ResponseCode::NotImp, ResponseCode::Refused, ResponseCode::ServFail]
-            .contains(&meta.response_code);
-    (answer.queries == request.queries || bare_error).then_some(answer)
 }

@@ -15,9 +15,11 @@ pub mod upstream;
 pub mod zone;
 
 pub use answer::{Absence, Answer, Records};
+pub use cache::{Bounds, CacheConfig, Prefetch};
+pub use forward::{ForwardConfig, Policy, StubDomain, TlsError};
 pub use server::{ServeError, Server, ServerConfig, View, serve};
 pub use stats::Stats;
-pub use upstream::{ResolvConf, UpstreamError, Upstreams, upstreams_from_resolv_conf};
+pub use upstream::{ResolvConf, Upstream, UpstreamError, Upstreams, upstreams_from_resolv_conf};
 pub use zone::{PodMode, Zone, ZoneConfig};
 
 /// The DNS vocabulary of this crate's interface.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
-use shunt_dns::{Name, PodMode, ServerConfig, Upstreams, ZoneConfig, serve};
+use shunt_dns::{ForwardConfig, Name, PodMode, ServerConfig, StubDomain, Upstreams, ZoneConfig, serve};
 use shunt_model::source::Source;
 use shunt_model::source::kube::{self, KubeOptions};
 use shunt_model::source::manifests::{self, ManifestsOptions};
@@ -42,9 +42,15 @@ struct Flags {
     /// The domain of the cluster
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
-    /// Who is asked for other names: addresses, or a file like /etc/resolv.conf; empty refuses them
+    /// Who is asked for other names: addresses, tls://IP%NAME, or a file like /etc/resolv.conf; empty refuses them
     #[arg(long, value_name = "ADDR,…|FILE", default_value = "/etc/resolv.conf")]
-    upstream: String,
+    upstream: Upstreams,
+    /// A domain with upstreams of its own; may be repeated
+    #[arg(long, value_name = "DOMAIN=ADDR,…")]
+    stub_domain: Vec<StubDomain>,
+    /// PEM file with the authorities of upstreams that are asked over TLS [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    upstream_ca: Option<PathBuf>,
     /// TTL of answers in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
     ttl: u32,
@@ -130,7 +136,11 @@ fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
     let dns_addresses = flags.listen.iter().map(SocketAddr::ip).filter(usable).collect();
     Ok(ServerConfig {
         listen: flags.listen.clone(),
-        upstreams: Upstreams::parse(&flags.upstream).context("--upstream")?,
+        forward: ForwardConfig {
+            stub_domains: flags.stub_domain.clone(),
+            authorities: flags.upstream_ca.clone(),
+            ..ForwardConfig::to(flags.upstream.clone())
+        },
         zone: ZoneConfig { cluster_domain, ttl: flags.ttl, pods, dns_addresses },
     })
 }

@@ -14,9 +14,9 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::forward::Forwarder;
+use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::stats::{Counters, Stats};
-use crate::upstream::{ResolvConf, UpstreamError, Upstreams};
+use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{Zone, ZoneConfig};
 use handler::Handler;
 
@@ -34,9 +34,8 @@ const PORT_TRIES: usize = 16;
 pub struct ServerConfig {
     /// Addresses to listen on, each over UDP and TCP; port 0 takes one free port for both.
     pub listen: Vec<SocketAddr>,
-    /// Where other names are asked, in order of preference; without any they are refused. Those that lead back here (an
-    /// address of `listen`, or one of the DNS service's own) are left out.
-    pub upstreams: Upstreams,
+    /// What happens with other names.
+    pub forward: ForwardConfig,
     /// The cluster's part.
     pub zone: ZoneConfig,
 }
@@ -50,6 +49,9 @@ pub enum ServeError {
     /// The file of upstreams cannot be read.
     #[error(transparent)]
     Upstreams(#[from] UpstreamError),
+    /// Upstreams cannot be asked over TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// An address cannot be used.
     #[error("listening for DNS on {address} over {protocol} ({})", advice(.source))]
     Bind {
@@ -89,6 +91,7 @@ pub struct View {
 pub struct Server {
     addresses: Vec<SocketAddr>,
     counters: Arc<Counters>,
+    forwarder: Arc<Forwarder>,
     views: watch::Receiver<View>,
     sockets: HickoryServer<Handler>,
     /// What keeps view and upstreams in step; ends with this.
@@ -112,21 +115,26 @@ pub async fn serve(
     let addresses: Vec<SocketAddr> = bound.iter().map(|(address, _, _)| *address).collect();
     let counters = Arc::<Counters>::default();
     let ours = Ours { listen: addresses.clone(), service: config.zone.dns_addresses.clone() };
-    let conf = config.upstreams.read()?;
-    let (sender, upstreams) = watch::channel(ours.without(&conf).into());
+    let upstreams = config.forward.upstreams.clone();
+    let conf = upstreams.read()?;
+    let mut forward = config.forward;
+    for stub in &mut forward.stub_domains {
+        stub.upstreams = ours.without(std::mem::take(&mut stub.upstreams));
+    }
+    let forwarder = Arc::new(Forwarder::new(forward, &ours.of(&conf), Arc::clone(&counters))?);
     let (views, follower) = follow(config.zone, snapshots);
     let mut tasks = JoinSet::new();
     tasks.spawn(follower);
-    if let Upstreams::File(_) = config.upstreams {
-        tasks.spawn(follow_file(config.upstreams, conf, ours, sender));
+    if let Upstreams::File(_) = upstreams {
+        tasks.spawn(follow_file(upstreams, conf, ours, Arc::clone(&forwarder)));
     }
-    let forwarder = Forwarder::new(upstreams, Arc::clone(&counters));
-    let mut sockets = HickoryServer::new(Handler::new(views.clone(), forwarder, Arc::clone(&counters)));
+    let handler = Handler::new(views.clone(), Arc::clone(&forwarder), Arc::clone(&counters));
+    let mut sockets = HickoryServer::new(handler);
     for (_, udp, tcp) in bound {
         sockets.register_socket(udp);
         sockets.register_listener(tcp, TCP_IDLE, TCP_REPLIES);
     }
-    Ok(Server { addresses, counters, views, sockets, tasks })
+    Ok(Server { addresses, counters, forwarder, views, sockets, tasks })
 }
 
 impl Server {
@@ -139,7 +147,7 @@ impl Server {
     /// The counters now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.counters.read()
+        self.counters.read(self.forwarder.cached())
     }
 
     /// What is being answered; a change is in it before the first query sees the change.
@@ -184,13 +192,19 @@ struct Ours {
 }
 
 impl Ours {
-    /// What is left; the rest is told of.
-    fn without(&self, conf: &ResolvConf) -> Vec<SocketAddr> {
+    /// What is left of the servers in a file; the rest is told of.
+    fn of(&self, conf: &ResolvConf) -> Vec<Upstream> {
         for line in &conf.ignored {
             tracing::warn!(line, "ignoring a nameserver that is not an address");
         }
-        let is_ours = |server: &&SocketAddr| self.listen.contains(server) || self.service.contains(&server.ip());
-        let (loops, upstreams): (Vec<SocketAddr>, _) = conf.upstreams.iter().partition(is_ours);
+        self.without(conf.upstreams.clone())
+    }
+
+    fn without(&self, upstreams: Vec<Upstream>) -> Vec<Upstream> {
+        let is_ours = |upstream: &Upstream| {
+            self.listen.contains(&upstream.address) || self.service.contains(&upstream.address.ip())
+        };
+        let (loops, upstreams): (Vec<Upstream>, _) = upstreams.into_iter().partition(is_ours);
         for upstream in loops {
             tracing::warn!(%upstream, "ignoring an upstream that leads back to this server");
         }
@@ -200,7 +214,7 @@ impl Ours {
 
 /// Reads the file again and again: it may be a mount that tells of no changes. The last servers stay while it cannot be
 /// read.
-async fn follow_file(file: Upstreams, first: ResolvConf, ours: Ours, sender: watch::Sender<Arc<[SocketAddr]>>) {
+async fn follow_file(file: Upstreams, first: ResolvConf, ours: Ours, forwarder: Arc<Forwarder>) {
     let mut before = Some(first);
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -216,9 +230,10 @@ async fn follow_file(file: Upstreams, first: ResolvConf, ours: Ours, sender: wat
             continue;
         }
         if let Some(conf) = &now {
-            let known = ours.without(conf);
-            tracing::info!(upstreams = ?known, "the upstreams have changed");
-            sender.send_replace(known.into());
+            let known = ours.of(conf);
+            let names: Vec<String> = known.iter().map(ToString::to_string).collect();
+            tracing::info!(upstreams = names.join(" "), "the upstreams have changed");
+            forwarder.set_general(&known);
         }
         before = now;
     }

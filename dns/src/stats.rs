@@ -21,6 +21,14 @@ pub struct Stats {
     pub forwarded: u64,
     /// Of these, answered from what an upstream had said before.
     pub cache_hits: u64,
+    /// Of the forwarded ones, answered from what had run out, because no upstream gave an answer.
+    pub cache_stale: u64,
+    /// Answers asked for again before they ran out.
+    pub cache_prefetches: u64,
+    /// Answers with records in the cache.
+    pub cached_answers: u64,
+    /// Denials and failures in the cache.
+    pub cached_denials: u64,
     /// Forwarded queries that no upstream answered.
     pub forward_failures: u64,
     /// Forwarded queries refused because too many were waiting.
@@ -38,6 +46,8 @@ pub(crate) struct Counters {
     replies: [Counter; RCODES],
     pub(crate) forwarded: Counter,
     pub(crate) cache_hits: Counter,
+    pub(crate) cache_stale: Counter,
+    pub(crate) cache_prefetches: Counter,
     pub(crate) forward_failures: Counter,
     pub(crate) forward_rejects: Counter,
     pub(crate) malformed: Counter,
@@ -66,7 +76,8 @@ impl Counters {
         }
     }
 
-    pub(crate) fn read(&self) -> Stats {
+    /// With how many answers and denials the cache holds.
+    pub(crate) fn read(&self, [cached_answers, cached_denials]: [u64; 2]) -> Stats {
         let replies = (0_u16..).zip(&self.replies).filter(|(_, counter)| counter.get() > 0);
         Stats {
             udp_queries: self.udp_queries.get(),
@@ -74,6 +85,10 @@ impl Counters {
             replies: replies.map(|(code, counter)| (name_of(code), counter.get())).collect(),
             forwarded: self.forwarded.get(),
             cache_hits: self.cache_hits.get(),
+            cache_stale: self.cache_stale.get(),
+            cache_prefetches: self.cache_prefetches.get(),
+            cached_answers,
+            cached_denials,
             forward_failures: self.forward_failures.get(),
             forward_rejects: self.forward_rejects.get(),
             malformed: self.malformed.get(),

@@ -14,14 +14,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-
 use serde_json::{Value, json};
+use shunt_dns::{ForwardConfig, Upstreams};
 
 pub use file::ConfigFile;
 use kube_proxy::KubeProxyConfiguration;
 pub use kube_proxy::flags::KubeProxyFlags;
 pub use settings::{EmptyLocal, LogFormat, PodNames, ProxyMode, Settings};
-pub use values::{Address, Annotation, List, NodePortAddress, Upstreams};
+pub use values::{Address, Annotation, List, NodePortAddress, Text};
 
 use crate::plan::NodePortAddresses;
 
@@ -133,8 +133,8 @@ pub struct DnsConfig {
     pub listen: DnsListen,
     /// Domain of cluster names.
     pub domain: String,
-    /// Where other names are asked for.
-    pub upstreams: Upstreams,
+    /// Where other names are asked for, and how.
+    pub forward: ForwardConfig,
     /// Answers for names of pods.
     pub pods: PodNames,
     /// Seconds for which a cluster name may be cached.
@@ -341,10 +341,16 @@ impl DnsConfig {
             Some(List(addresses)) => DnsListen::Given(addresses.iter().map(|a| a.or_port(DNS_PORT)).collect()),
         };
         let domain = settings.cluster_domain.as_deref().unwrap_or(CLUSTER_DOMAIN);
+        let upstreams = settings.dns_upstream.as_ref().map(|Text(upstreams)| upstreams.clone());
+        let stub_domains = settings.dns_stub_domain.iter().flatten().map(|Text(stub)| stub.clone());
         Ok(Self {
             listen,
             domain: domain.trim_matches('.').to_ascii_lowercase(),
-            upstreams: settings.dns_upstream.clone().unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))),
+            forward: ForwardConfig {
+                stub_domains: stub_domains.collect(),
+                authorities: settings.dns_upstream_ca.clone(),
+                ..ForwardConfig::to(upstreams.unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))))
+            },
             pods: settings.dns_pods.unwrap_or(PodNames::Insecure),
             ttl: settings.dns_ttl.unwrap_or(DNS_TTL),
         })

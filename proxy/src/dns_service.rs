@@ -9,12 +9,12 @@ use hickory_proto::ProtoError;
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
-use shunt_dns::{PodMode, ServeError, Server, ServerConfig, UpstreamError, ZoneConfig};
+use shunt_dns::{PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig};
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
-use crate::config::{DnsConfig, PodNames, Upstreams};
+use crate::config::{DnsConfig, PodNames};
 
 /// Loopback answers in microseconds; a server that needs longer than this is not serving anybody.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -34,6 +34,9 @@ pub enum DnsError {
     /// The upstreams cannot be used.
     #[error("--dns-upstream")]
     Upstreams(#[source] UpstreamError),
+    /// Servers cannot be asked over TLS.
+    #[error("--dns-upstream-ca")]
+    Tls(#[source] TlsError),
     /// The server does not start.
     #[error("--dns-bind-address")]
     Serve(#[source] ServeError),
@@ -47,12 +50,10 @@ pub async fn start(
     reachable: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> Result<Server, DnsError> {
     let zone = zone_config(config, cluster_dns)?;
-    let upstreams = match &config.upstreams {
-        Upstreams::Servers(servers) => shunt_dns::Upstreams::Servers(servers.clone()),
-        Upstreams::File(path) => shunt_dns::Upstreams::File(path.clone()),
-    };
-    shunt_dns::serve(ServerConfig { listen, upstreams, zone }, reachable).await.map_err(|error| match error {
+    let config = ServerConfig { listen, forward: config.forward.clone(), zone };
+    shunt_dns::serve(config, reachable).await.map_err(|error| match error {
         ServeError::Upstreams(error) => DnsError::Upstreams(error),
+        ServeError::Tls(error) => DnsError::Tls(error),
         error @ (ServeError::NoAddress | ServeError::Bind { .. }) => DnsError::Serve(error),
     })
 }

@@ -145,6 +145,8 @@ impl Collector for Dns {
         for (name, help, value) in [
             ("dns_forwards", "Queries for names that are not the cluster's", stats.forwarded),
             ("dns_forward_cache_hits", "Of these, answered from the cache", stats.cache_hits),
+            ("dns_forward_stale_answers", "Of these, answered from what had run out", stats.cache_stale),
+            ("dns_forward_prefetches", "Answers asked for again before they ran out", stats.cache_prefetches),
             ("dns_forward_failures", "Forwarded queries no upstream answered", stats.forward_failures),
             ("dns_forward_rejects", "Forwarded queries refused because too many waited", stats.forward_rejects),
             ("dns_malformed", "Queries that are not one question", stats.malformed),

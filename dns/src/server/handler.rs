@@ -20,7 +20,7 @@ use crate::stats::Counters;
 /// Shared by all sockets.
 pub(super) struct Handler {
     views: watch::Receiver<View>,
-    forwarder: Forwarder,
+    forwarder: Arc<Forwarder>,
     counters: Arc<Counters>,
 }
 
@@ -41,7 +41,7 @@ impl RequestHandler for Handler {
 }
 
 impl Handler {
-    pub(super) fn new(views: watch::Receiver<View>, forwarder: Forwarder, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(views: watch::Receiver<View>, forwarder: Arc<Forwarder>, counters: Arc<Counters>) -> Self {
         Self { views, forwarder, counters }
     }
 
@@ -83,7 +83,9 @@ impl Handler {
             Answer::NxDomain { why: _, soa } => Reply { rcode: absence(synced), authorities: vec![soa], ..cluster },
             Answer::Alias { chain, target } => self.beyond(request, query, chain, target).await,
             // Upstreams may know (rule 5.5), even while we do not (rule 11.4).
-            Answer::UnknownAddress { soa: _ } if self.forwarder.has_upstreams() => self.forwarded(request, query).await,
+            Answer::UnknownAddress { soa: _ } if self.forwarder.has_upstreams(&query.name) => {
+                self.forwarded(request, query).await
+            }
             Answer::UnknownAddress { soa } => Reply { rcode: absence(synced), authorities: vec![soa], ..cluster },
             Answer::NotOurs => self.forwarded(request, query).await,
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
-use shunt_dns::{Name, RecordType, Server, ServerConfig, Upstreams, ZoneConfig, serve};
+use shunt_dns::{ForwardConfig, Name, RecordType, Server, ServerConfig, Upstream, Upstreams, ZoneConfig, serve};
 use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -17,15 +17,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Starts a server on free loopback ports of both families.
 pub(crate) async fn start(zone: ZoneConfig, snapshot: Option<Snapshot>, upstreams: Vec<SocketAddr>) -> Server {
-    start_with(zone, snapshot, Upstreams::Servers(upstreams)).await
+    let upstreams = upstreams.into_iter().map(Upstream::from).collect();
+    start_with(zone, snapshot, ForwardConfig::to(Upstreams::Servers(upstreams))).await
 }
 
-/// The same with upstreams of any kind.
-pub(crate) async fn start_with(zone: ZoneConfig, snapshot: Option<Snapshot>, upstreams: Upstreams) -> Server {
+/// The same with any kind of forwarding.
+pub(crate) async fn start_with(zone: ZoneConfig, snapshot: Option<Snapshot>, forward: ForwardConfig) -> Server {
     let listen = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
     // The sender may go: the last snapshot stays in force.
     let (_, snapshots) = watch::channel(snapshot.map(Arc::new));
-    serve(ServerConfig { listen, upstreams, zone }, snapshots).await.unwrap()
+    serve(ServerConfig { listen, forward, zone }, snapshots).await.unwrap()
 }
 
 pub(crate) fn question(name: &Name, rtype: RecordType) -> Message {

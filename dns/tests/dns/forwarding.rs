@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, SOA};
 use hickory_proto::rr::{RData, Record};
-use shunt_dns::{Name, RecordType, Upstreams};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use shunt_dns::{ForwardConfig, Name, RecordType, Upstreams};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::{self, pki_types::PrivateKeyDer};
 
 use crate::client;
 use crate::fixture::{cluster, name, zone_config};
@@ -19,12 +21,17 @@ use crate::fixture::{cluster, name, zone_config};
 struct Upstream {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
 impl Upstream {
     async fn start() -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        Self::at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn at(address: SocketAddr) -> Self {
+        let udp = UdpSocket::bind(address).await.unwrap();
         let address = udp.local_addr().unwrap();
         let tcp = TcpListener::bind(address).await.unwrap();
         let asked = Arc::<AtomicUsize>::default();
@@ -41,21 +48,31 @@ impl Upstream {
                 udp.send_to(&reply, client).await.unwrap();
             }
         });
+        let connections = Arc::<AtomicUsize>::default();
+        let accepted = Arc::clone(&connections);
         tasks.spawn(async move {
-            while let Ok((mut stream, _)) = tcp.accept().await {
-                let length = stream.read_u16().await.unwrap();
-                let mut wire = vec![0; usize::from(length)];
-                stream.read_exact(&mut wire).await.unwrap();
-                let reply = reply(&wire, true);
-                stream.write_u16(u16::try_from(reply.len()).unwrap()).await.unwrap();
-                stream.write_all(&reply).await.unwrap();
+            while let Ok((stream, _)) = tcp.accept().await {
+                accepted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(converse(stream));
             }
         });
-        Self { address, asked, _tasks: tasks }
+        Self { address, asked, connections, _tasks: tasks }
     }
 
     fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers on a connection until the client leaves.
+async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    while let Ok(length) = stream.read_u16().await {
+        let mut wire = vec![0; usize::from(length)];
+        stream.read_exact(&mut wire).await.unwrap();
+        let reply = reply(&wire, true);
+        stream.write_u16(u16::try_from(reply.len()).unwrap()).await.unwrap();
+        stream.write_all(&reply).await.unwrap();
+        stream.flush().await.unwrap();
     }
 }
 
@@ -84,6 +101,7 @@ fn reply(wire: &[u8], tcp: bool) -> Vec<u8> {
         "refusing" => rcode(&mut message, ResponseCode::Refused),
         "long" if !tcp => message.metadata.truncation = true,
         "long" => message.answers = (0..100).map(|last| address(&asked, last)).collect(),
+        "brief" => drop(message.add_answer(Record::from_rdata(asked, 1, RData::A(A::new(192, 0, 2, 7))))),
         "alias" => {
             let target = name("www.example.test.");
             message.add_answer(Record::from_rdata(asked, 300, RData::CNAME(CNAME(target.clone()))));
@@ -145,9 +163,10 @@ async fn plain_answers_are_kept_and_respelled() {
         assert!(reply.answers.iter().all(|record| record.ttl <= ttl), "{text}");
     }
     assert_eq!((upstream.asked(), server.stats().cache_hits), (2, 2));
+    // 14.2: a failure is kept for a moment.
     ask(at, "failing.example.test.", RecordType::A).await;
     ask(at, "failing.example.test.", RecordType::A).await;
-    assert_eq!((upstream.asked(), server.stats().forwarded), (4, 6));
+    assert_eq!((upstream.asked(), server.stats().forwarded, server.stats().cache_hits), (3, 6, 3));
     server.shutdown().await;
 }
 
@@ -232,7 +251,8 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
     let file = place.path().join("resolv.conf");
     let write = |text: String| std::fs::write(&file, text).unwrap();
     write(format!("nameserver {}\n", first.address));
-    let server = client::start_with(zone_config(), Some(cluster()), Upstreams::File(file.clone())).await;
+    let server =
+        client::start_with(zone_config(), Some(cluster()), ForwardConfig::to(Upstreams::File(file.clone()))).await;
     let address = server.local_addresses()[0];
     ask(address, "first.example.", RecordType::A).await;
     assert_eq!((first.asked(), second.asked()), (1, 0));
@@ -252,4 +272,121 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
         ask(address, name, RecordType::A).await;
     }
     assert_eq!(first.asked(), before);
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again() {
+    let upstream = Upstream::start().await;
+    let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
+    for text in ["long.a.test.", "long.b.test.", "long.c.test."] {
+        assert!(ask(server.local_addresses()[0], text, RecordType::A).await.metadata.truncation, "{text}");
+    }
+    let connections = upstream.connections.load(Ordering::Relaxed);
+    assert_eq!((upstream.asked(), connections), (3, 1)); // 15.4
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_domain_of_its_own_is_asked_of_its_own_servers() {
+    let (general, corp, lab) = (Upstream::start().await, Upstream::start().await, Upstream::start().await);
+    let stub = |domain: &str, upstream: &Upstream| format!("{domain}={}", upstream.address).parse().unwrap();
+    let forward = ForwardConfig {
+        stub_domains: vec![stub("corp.test", &corp), stub("lab.corp.test.", &lab)],
+        ..ForwardConfig::to(Upstreams::Servers(vec![general.address.into()]))
+    };
+    let server = client::start_with(zone_config(), Some(cluster()), forward).await;
+    let rows = [
+        ("www.example.test.", [1, 0, 0]),
+        ("Corp.test.", [1, 1, 0]),
+        ("www.CORP.test.", [1, 2, 0]),
+        ("xcorp.test.", [2, 2, 0]),        // 3.10
+        ("www.lab.corp.test.", [2, 2, 1]), // 13.5
+        ("nothing.shop.svc.cluster.local.", [2, 2, 1]),
+    ];
+    for (text, wanted) in rows {
+        ask(server.local_addresses()[0], text, RecordType::A).await;
+        assert_eq!([general.asked(), corp.asked(), lab.asked()], wanted, "{text}");
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_old_answer_is_better_than_none() {
+    let upstream = Upstream::start().await;
+    let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
+    let at = server.local_addresses()[0];
+    assert_eq!(ask(at, "brief.example.test.", RecordType::A).await.answers[0].ttl, 1);
+    drop(upstream);
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let reply = ask(at, "Brief.example.test.", RecordType::A).await;
+    assert_eq!((shape(&reply), reply.answers[0].ttl), ((ResponseCode::NoError, 1, 0), 30)); // RFC 8767
+    assert_eq!(shape(&ask(at, "other.example.test.", RecordType::A).await).0, ResponseCode::ServFail);
+    assert_eq!(server.stats().cache_stale, 1);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_comes_back_is_asked_first_again() {
+    let standby = Upstream::start().await;
+    let place = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = place.local_addr().unwrap();
+    drop(place);
+    let server = client::start(zone_config(), Some(cluster()), vec![address, standby.address]).await;
+    let at = server.local_addresses()[0];
+    ask(at, "one.example.test.", RecordType::A).await;
+    assert_eq!(standby.asked(), 1);
+    let first = Upstream::at(address).await;
+    // 15.5: it is asked in the background whether it is back.
+    for _ in 0..600 {
+        if first.asked() > 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(first.asked(), 1, "one probe brings it back");
+    for number in 0_u32.. {
+        ask(at, &format!("name-{number}.example.test."), RecordType::A).await;
+        if first.asked() > 1 {
+            break;
+        }
+        assert!(number < 100, "the first upstream is never asked again");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn upstreams_over_tls_must_be_who_they_say() {
+    let certified = rcgen::generate_simple_self_signed(vec!["dns.example".to_owned()]).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let authorities = place.path().join("ca.pem");
+    std::fs::write(&authorities, certified.cert.pem()).unwrap();
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            if let Ok(stream) = acceptor.accept(stream).await {
+                tokio::spawn(converse(stream));
+            }
+        }
+    });
+    let rows = [("dns.example", ResponseCode::NoError), ("other.example", ResponseCode::ServFail)];
+    for (named, wanted) in rows {
+        let upstreams = format!("tls://{address}%{named}").parse().unwrap();
+        let forward = ForwardConfig { authorities: Some(authorities.clone()), ..ForwardConfig::to(upstreams) };
+        let server = client::start_with(zone_config(), Some(cluster()), forward).await;
+        for text in ["www.example.test.", "long.example.test."] {
+            let reply = ask(server.local_addresses()[0], text, RecordType::A).await;
+            assert_eq!(shape(&reply).0, wanted, "{named} {text}");
+        }
+        server.shutdown().await;
+    }
 }

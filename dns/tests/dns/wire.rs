@@ -2,7 +2,7 @@
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::DNSClass;
-use shunt_dns::{RecordType, ServeError, ServerConfig, Upstreams, serve};
+use shunt_dns::{ForwardConfig, RecordType, ServeError, ServerConfig, Upstreams, serve};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
@@ -134,10 +134,15 @@ async fn a_taken_address_is_named_with_advice() {
     let server = client::start(zone_config(), Some(cluster()), vec![]).await;
     let listen = vec![server.local_addresses()[0]];
     let (_, snapshots) = watch::channel(None);
-    let config = ServerConfig { listen: listen.clone(), upstreams: Upstreams::Servers(vec![]), zone: zone_config() };
+    let config = ServerConfig {
+        listen: listen.clone(),
+        forward: ForwardConfig::to(Upstreams::Servers(vec![])),
+        zone: zone_config(),
+    };
     let error = serve(config, snapshots.clone()).await.err().unwrap().to_string();
     assert!(error.contains(&listen[0].to_string()) && error.contains("another DNS server"), "{error}");
-    let config = ServerConfig { listen: vec![], upstreams: Upstreams::Servers(vec![]), zone: zone_config() };
+    let config =
+        ServerConfig { listen: vec![], forward: ForwardConfig::to(Upstreams::Servers(vec![])), zone: zone_config() };
     assert!(matches!(serve(config, snapshots).await, Err(ServeError::NoAddress)));
     let listen = server.local_addresses().to_vec();
     server.shutdown().await;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
 use serde::Deserialize;
+use shunt_dns::{StubDomain, Upstreams};
 
-use super::values::{Address, Annotation, List, NodePortAddress, Upstreams};
+use super::values::{Address, Annotation, List, NodePortAddress, Text};
 
 /// Settings of `shunt run`; `None` where nothing was said. The field names are the flags' and the file's names.
 #[derive(Args, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -70,9 +71,15 @@ pub struct Settings {
     /// Domain of cluster names [default: cluster.local]
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
-    /// Where other names are asked for [default: /etc/resolv.conf]
+    /// Where other names are asked for; tls://IP%NAME is asked over TLS [default: /etc/resolv.conf]
     #[arg(long, value_name = "ADDR,...|FILE")]
-    pub dns_upstream: Option<Upstreams>,
+    pub dns_upstream: Option<Text<Upstreams>>,
+    /// A domain whose names are asked for elsewhere; may be repeated
+    #[arg(long, value_name = "DOMAIN=ADDR,...")]
+    pub dns_stub_domain: Option<Vec<Text<StubDomain>>>,
+    /// PEM file with the authorities of servers that are asked over TLS [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    pub dns_upstream_ca: Option<PathBuf>,
     /// Answers for names of pods such as 10-0-0-1.default.pod [default: insecure]
     #[arg(long)]
     pub dns_pods: Option<PodNames>,
@@ -180,6 +187,8 @@ impl Settings {
             cluster_dns: self.cluster_dns.or(file.cluster_dns),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             dns_upstream: self.dns_upstream.or(file.dns_upstream),
+            dns_stub_domain: self.dns_stub_domain.or(file.dns_stub_domain),
+            dns_upstream_ca: self.dns_upstream_ca.or(file.dns_upstream_ca),
             dns_pods: self.dns_pods.or(file.dns_pods),
             dns_ttl: self.dns_ttl.or(file.dns_ttl),
             healthz_bind_address: self.healthz_bind_address.or(file.healthz_bind_address),

@@ -3,10 +3,9 @@
 use std::error::Error as _;
 
 use clap::Parser;
+use shunt_dns::{ForwardConfig, Upstreams};
 
-use super::{
-    Annotation, Config, ConfigFile, DnsListen, Given, KubeProxyFlags, LogFormat, PodNames, Settings, Upstreams,
-};
+use super::{Annotation, Config, ConfigFile, DnsListen, Given, KubeProxyFlags, LogFormat, PodNames, Settings};
 use crate::plan::NodePortAddresses;
 
 #[derive(Parser)]
@@ -72,7 +71,7 @@ fn defaults_are_those_of_the_documentation() {
     let dns = config.dns.unwrap();
     assert_eq!(dns.listen, DnsListen::Default);
     assert_eq!(dns.domain, "cluster.local");
-    assert_eq!(dns.upstreams, Upstreams::File("/etc/resolv.conf".into()));
+    assert_eq!(dns.forward, ForwardConfig::to(Upstreams::File("/etc/resolv.conf".into())));
     assert_eq!((dns.pods, dns.ttl), (PodNames::Insecure, 5));
 }
 
@@ -96,6 +95,9 @@ fn the_file_has_the_names_of_the_flags_and_flags_win() {
     assert_eq!(both.manifests, Some("m".into()));
     assert_eq!(both.dns_upstream, flags("--dns-upstream 192.0.2.1:53,[fd00::1]:53").unwrap().dns_upstream);
     assert_eq!(file("empty.yaml", ""), Ok(Settings::default()));
+    let yaml = "dns-stub-domain: [a.example=192.0.2.1, 'b.example=192.0.2.2,192.0.2.3']\n";
+    let given = flags("--dns-stub-domain a.example=192.0.2.1 --dns-stub-domain b.example=192.0.2.2,192.0.2.3").unwrap();
+    assert_eq!(file("c.yaml", yaml).unwrap().dns_stub_domain, given.dns_stub_domain);
 }
 
 #[test]
@@ -118,6 +120,9 @@ fn mistakes_in_flags_say_what_to_do() {
     refused(config("--manifests m --cluster-dns 10.96.0.10:53"), &["--cluster-dns", "without a port"]);
     refused(config("--manifests m --dns-bind-address="), &["--dns-bind-address", "--dns=false"]);
     refused(config("--manifests m --dns-upstream resolv.conf"), &["resolv.conf", "slash"]);
+    refused(config("--manifests m --dns-stub-domain 192.0.2.1"), &["192.0.2.1", "DOMAIN=ADDR"]);
+    refused(config("--manifests m --dns-stub-domain a.example="), &["a.example=", "DOMAIN=ADDR"]);
+    refused(config("--manifests m --dns-upstream tls://dns.example"), &["tls://dns.example", "not an address"]);
     refused(config("--manifests m --healthz-bind-address localhost:1"), &["localhost:1", "IP"]);
     refused(config("--manifests m --kube-api-qps fast"), &["--kube-api-qps", "no number"]);
     refused(config("--manifests m --iptables-masquerade-bit 32"), &["iptables.masqueradeBit", "0 to 31"]);

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -43,26 +42,15 @@ impl FromStr for Address {
     }
 }
 
-/// Where queries for other names go: name servers, or a file in the form of resolv.conf that lists them.
+/// A value that is read from its text; in a file it may also be a list of what the text has commas between.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upstreams {
-    /// A file with `nameserver` lines.
-    File(PathBuf),
-    /// The servers themselves; may be empty, then other names are not answered.
-    Servers(Vec<SocketAddr>),
-}
+pub struct Text<T>(pub T);
 
-impl FromStr for Upstreams {
-    type Err = String;
+impl<T: FromStr> FromStr for Text<T> {
+    type Err = T::Err;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.contains('/') {
-            return Ok(Self::File(PathBuf::from(text)));
-        }
-        let List(servers) = text
-            .parse::<List<Address>>()
-            .map_err(|reason| format!("{reason}; a file is recognised by a slash in its name, such as ./{text}"))?;
-        Ok(Self::Servers(servers.into_iter().map(|server| server.or_port(53)).collect()))
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.parse().map(Self)
     }
 }
 
@@ -149,7 +137,10 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
-impl<'de> Deserialize<'de> for Upstreams {
+impl<'de, T: FromStr> Deserialize<'de> for Text<T>
+where
+    T::Err: fmt::Display,
+{
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let List(parts) = List::<String>::deserialize(deserializer)?;
         parts.join(",").parse().map_err(de::Error::custom)

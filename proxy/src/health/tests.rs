@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
-use shunt_dns::Server;
+use shunt_dns::{ForwardConfig, Server, Upstreams};
 use shunt_model::{Node, ObjectKey, Protocol, Snapshot};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_in_the_end};
-use crate::config::{DnsConfig, DnsListen, PodNames, Upstreams};
+use crate::config::{DnsConfig, DnsListen, PodNames};
 use crate::datapath::ebpf::upkeep::Report;
 use crate::metrics::KubeProxy;
 use crate::plan::PortKey;
@@ -85,7 +85,7 @@ async fn dns_server(snapshot: Option<Arc<Snapshot>>) -> (Server, DnsState, watch
     let config = DnsConfig {
         listen: DnsListen::Given(vec![ANY_PORT]),
         domain: "cluster.local".to_owned(),
-        upstreams: Upstreams::Servers(Vec::new()),
+        forward: ForwardConfig::to(Upstreams::Servers(Vec::new())),
         pods: PodNames::Disabled,
         ttl: 5,
     };

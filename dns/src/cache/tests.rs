@@ -1,0 +1,137 @@
+use std::net::Ipv4Addr;
+
+use hickory_proto::op::{OpCode, Query};
+
+use super::*;
+use crate::records;
+
+fn key(name: &str) -> Key {
+    let name = Name::from_ascii(name).unwrap();
+    Key { name, rtype: RecordType::A, dnssec_ok: false, checking_disabled: false }
+}
+
+fn response(rcode: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Message {
+    let mut message = Message::response(7, OpCode::Query);
+    message.metadata.response_code = rcode;
+    message.add_query(Query::query(key("www.example.").name, RecordType::A));
+    message.answers = answers;
+    message.authorities = authorities;
+    message
+}
+
+fn address(ttl: u32) -> Record {
+    records::address(Name::from_ascii("www.example.").unwrap(), ttl, Ipv4Addr::new(192, 0, 2, 1).into())
+}
+
+fn alias(ttl: u32) -> Record {
+    records::cname(Name::from_ascii("www.example.").unwrap(), ttl, Name::from_ascii("example.").unwrap())
+}
+
+fn soa(ttl: u32) -> Record {
+    records::soa(Name::from_ascii("example.").unwrap(), ttl, 1)
+}
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn ttl(message: &Message) -> u32 {
+    assert_eq!(message.answers.iter().filter(|r| r.name.to_ascii() != "WWW.example.").count(), 0); // 9.3
+    message.answers.iter().chain(&message.authorities).map(|record| record.ttl).min().unwrap_or_default()
+}
+
+/// The TTL seen `after` seconds, `None` if the cache does not answer.
+#[track_caller]
+fn check(message: &Message, after: u64, wanted: Option<u32>) {
+    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    cache.put(key("www.example."), message, start);
+    let found = cache.get(&key("WWW.example."), start + seconds(after));
+    assert_eq!(found.map(|hit| ttl(&hit.message)), wanted, "{message}");
+}
+
+#[test]
+fn answers_age_and_expire() {
+    let positive = response(ResponseCode::NoError, vec![address(20)], vec![]);
+    check(&positive, 0, Some(20));
+    check(&positive, 15, Some(5));
+    check(&positive, 20, None);
+    check(&response(ResponseCode::NoError, vec![address(3600)], vec![]), 0, Some(30));
+    check(&response(ResponseCode::NoError, vec![address(3600)], vec![]), 31, None);
+    check(&response(ResponseCode::NoError, vec![address(0)], vec![]), 0, None);
+    check(&response(ResponseCode::NoError, vec![alias(5), address(20)], vec![]), 5, None);
+}
+
+#[test]
+fn absence_is_kept_as_long_as_its_soa_says() {
+    check(&response(ResponseCode::NXDomain, vec![], vec![soa(10)]), 4, Some(6));
+    check(&response(ResponseCode::NoError, vec![], vec![soa(10)]), 11, None);
+    check(&response(ResponseCode::NoError, vec![alias(60)], vec![soa(10)]), 4, Some(6));
+    check(&response(ResponseCode::NXDomain, vec![], vec![]), 0, None);
+    check(&response(ResponseCode::NoError, vec![alias(60)], vec![]), 0, None); // 14.3
+    check(&response(ResponseCode::Refused, vec![], vec![soa(10)]), 0, None);
+}
+
+#[test]
+fn a_failure_is_kept_for_five_seconds() {
+    check(&response(ResponseCode::ServFail, vec![], vec![]), 4, Some(0)); // 14.2
+    check(&response(ResponseCode::ServFail, vec![], vec![]), 5, None);
+}
+
+#[test]
+fn truncated_answers_are_not_kept() {
+    let mut message = response(ResponseCode::NoError, vec![address(20)], vec![]);
+    message.metadata.truncation = true;
+    check(&message, 0, None);
+}
+
+#[test]
+fn the_last_answer_counts() {
+    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    let rcode = || cache.get(&key("www.example."), start).unwrap().message.metadata.response_code;
+    cache.put(key("www.example."), &response(ResponseCode::NoError, vec![address(20)], vec![]), start);
+    cache.put(key("www.example."), &response(ResponseCode::NXDomain, vec![], vec![soa(20)]), start);
+    assert_eq!(rcode(), ResponseCode::NXDomain);
+    cache.put(key("www.example."), &response(ResponseCode::NoError, vec![address(20)], vec![]), start);
+    assert_eq!(rcode(), ResponseCode::NoError);
+    assert!(cache.get(&Key { dnssec_ok: true, ..key("www.example.") }, start).is_none()); // 14.1
+}
+
+#[test]
+fn an_old_answer_serves_when_there_is_no_other() {
+    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    let stale = |after| cache.get_stale(&key("WWW.example."), start + seconds(after)).map(|message| ttl(&message));
+    assert_eq!(stale(0), None);
+    cache.put(key("www.example."), &response(ResponseCode::NoError, vec![address(3600)], vec![]), start);
+    assert_eq!(stale(31), Some(30));
+    // An upstream in trouble says SERVFAIL; what it knew before is of more use.
+    let failure = response(ResponseCode::ServFail, vec![], vec![]);
+    cache.put(key("www.example."), &failure, start + seconds(40));
+    assert_eq!(stale(3629), Some(30));
+    assert_eq!(stale(3630), None);
+    let strict = Cache::new(CacheConfig { stale: Duration::ZERO, ..CacheConfig::default() });
+    strict.put(key("www.example."), &response(ResponseCode::NoError, vec![address(20)], vec![]), start);
+    assert!(strict.get_stale(&key("www.example."), start + seconds(20)).is_none());
+}
+
+#[test]
+fn an_answer_in_demand_is_asked_for_again_once() {
+    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    let put = |after| {
+        cache.put(key("www.example."), &response(ResponseCode::NoError, vec![address(30)], vec![]), start + after);
+    };
+    let refresh = |after| cache.get(&key("www.example."), start + seconds(after)).unwrap().refresh;
+    put(seconds(0));
+    assert!(!refresh(28), "one hit is no demand");
+    assert!(refresh(28));
+    assert!(!refresh(29), "it is being asked for");
+    put(seconds(29));
+    assert!(!refresh(30));
+    assert!(!refresh(40), "there is time left");
+    assert!(refresh(57));
+}
+
+#[test]
+fn large_answers_take_the_room_of_several() {
+    assert_eq!(weight(&response(ResponseCode::NoError, vec![address(1)], vec![])), 1);
+    assert!(weight(&response(ResponseCode::NoError, vec![address(1); 200], vec![])) > 3);
+}

@@ -1,0 +1,210 @@
+//! One upstream as the forwarder knows it: its health, and the connections to it that may be used again.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, Query};
+use hickory_proto::rr::{Name, RecordType};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::Outgoing;
+use super::exchange::{Exchange, TryError};
+use crate::upstream::Upstream;
+
+/// How long one upstream may take over one transport (rule 15.2).
+const PER_TRY: Duration = Duration::from_secs(2);
+/// A connection that rested longer is closed (rule 15.4).
+const REST: Duration = Duration::from_secs(10);
+/// Connections that rest at once.
+const MOST_RESTING: usize = 32;
+/// How often an upstream that failed is asked whether it is back, and how long it may take (rule 15.5).
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+const PROBE_WAITS: Duration = Duration::from_secs(1);
+
+/// In which order upstreams are worth asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Health {
+    /// It answered last time, or was never asked.
+    Up,
+    /// It failed just now.
+    Doubtful,
+    /// It failed and does not answer probes.
+    Down,
+}
+
+/// Failures in a row that make an upstream [`Health::Down`]: a query's, and more than `max_fails` of probes (rule 15.5).
+const DOWN: u32 = 4;
+
+/// An upstream.
+pub(super) struct Peer {
+    upstream: Upstream,
+    tls: TlsConnector,
+    state: Mutex<State>,
+    resting: Mutex<Vec<Resting>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// In a row.
+    failures: u32,
+    /// Somebody asks whether it is back.
+    probed: bool,
+}
+
+struct Resting {
+    stream: Stream,
+    since: Instant,
+}
+
+/// TCP or TLS.
+type Stream = Box<dyn Duplex>;
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+impl Peer {
+    pub(super) fn new(upstream: Upstream, tls: TlsConnector) -> Self {
+        Self { upstream, tls, state: Mutex::default(), resting: Mutex::new(Vec::new()) }
+    }
+
+    pub(super) fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    pub(super) fn health(&self) -> Health {
+        let failures = lock(&self.state).failures;
+        match failures {
+            0 => Health::Up,
+            1..DOWN => Health::Doubtful,
+            _ => Health::Down,
+        }
+    }
+
+    /// One try. A cut answer is left in `cut` in case TCP does not work. After a failure the upstream is asked again and
+    /// again in the background until it answers.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        outgoing: &Outgoing,
+        cut: &mut Option<Message>,
+    ) -> Result<Message, TryError> {
+        let answer = self.try_once(outgoing, cut).await;
+        match &answer {
+            Ok(_) => self.answered(),
+            // Nothing that the upstream could help.
+            Err(TryError::TooLong) => {}
+            Err(TryError::Timeout | TryError::Io(_) | TryError::Nonsense) => {
+                self.failed();
+                if !std::mem::replace(&mut lock(&self.state).probed, true) {
+                    tokio::spawn(probe(Arc::downgrade(self)));
+                }
+            }
+        }
+        answer
+    }
+
+    async fn try_once(&self, outgoing: &Outgoing, cut: &mut Option<Message>) -> Result<Message, TryError> {
+        let exchange = Exchange::new(outgoing)?;
+        if self.upstream.tls.is_none() {
+            let answer = within(PER_TRY, exchange.over_udp(self.upstream.address)).await?;
+            if !answer.metadata.truncation {
+                return Ok(answer);
+            }
+            *cut = Some(answer);
+        }
+        within(PER_TRY, self.over_stream(&exchange)).await
+    }
+
+    /// Over a connection that rested, or if it was closed meanwhile, over a new one (rule 15.4).
+    async fn over_stream(&self, exchange: &Exchange) -> Result<Message, TryError> {
+        while let Some(mut stream) = self.rested() {
+            if let Ok(answer) = exchange.over(&mut stream).await {
+                self.rest(stream);
+                return Ok(answer);
+            }
+        }
+        let mut stream = self.connect().await?;
+        let answer = exchange.over(&mut stream).await?;
+        self.rest(stream);
+        Ok(answer)
+    }
+
+    async fn connect(&self) -> Result<Stream, TryError> {
+        let tcp = TcpStream::connect(self.upstream.address).await?;
+        tcp.set_nodelay(true)?;
+        Ok(match &self.upstream.tls {
+            None => Box::new(tcp),
+            Some(name) => Box::new(self.tls.connect(name.clone(), tcp).await?),
+        })
+    }
+
+    fn rested(&self) -> Option<Stream> {
+        let mut resting = lock(&self.resting);
+        resting.retain(|connection| connection.since.elapsed() < REST);
+        resting.pop().map(|connection| connection.stream)
+    }
+
+    fn rest(&self, stream: Stream) {
+        let mut resting = lock(&self.resting);
+        if resting.len() < MOST_RESTING {
+            resting.push(Resting { stream, since: Instant::now() });
+        }
+    }
+
+    fn answered(&self) {
+        let failures = std::mem::take(&mut lock(&self.state).failures);
+        if failures >= DOWN {
+            tracing::info!(upstream = %self.upstream, "the upstream answers again");
+        }
+    }
+
+    fn failed(&self) {
+        let mut state = lock(&self.state);
+        state.failures = state.failures.saturating_add(1);
+        let failures = state.failures;
+        drop(state);
+        if failures == DOWN {
+            tracing::warn!(upstream = %self.upstream, "the upstream does not answer; others are asked first");
+        }
+    }
+
+    /// No probe is needed any more, since a probe or a query was answered.
+    fn is_back(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.probed = state.failures > 0;
+        !state.probed
+    }
+}
+
+/// Asks until there is any answer at all (rule 15.5), or nobody needs the upstream any more.
+async fn probe(peer: Weak<Peer>) {
+    let outgoing = Outgoing {
+        query: Query::query(Name::root(), RecordType::NS),
+        recursion_desired: true,
+        checking_disabled: false,
+        authentic_data: false,
+        dnssec_ok: None,
+    };
+    loop {
+        sleep(PROBE_EVERY).await;
+        let Some(peer) = peer.upgrade() else { return };
+        if peer.is_back() {
+            return;
+        }
+        match timeout(PROBE_WAITS, peer.try_once(&outgoing, &mut None)).await {
+            Ok(Ok(_)) => peer.answered(),
+            Ok(Err(_)) | Err(_) => peer.failed(),
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, TryError>>) -> Result<T, TryError> {
+    timeout(limit, work).await.or(Err(TryError::Timeout))?
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
