@@ -1,3 +1,5 @@
+//! The cache, moment by moment: what it keeps, for how long, and what it gives when there is nothing better.
+
 use std::net::Ipv4Addr;
 
 use hickory_proto::op::{OpCode, Query};
