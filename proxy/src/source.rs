@@ -75,10 +75,16 @@ pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<(Sn
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let look = async {
         let starting = kube::start(options).await?;
-        let health = starting.health.clone();
-        let Ok(source) = tokio::time::timeout(PATIENCE, starting.complete()).await else {
-            let why = health.borrow().unreachable.clone().unwrap_or_else(|| "the lists do not end".to_owned());
-            bail!("no view of the cluster within {} s: {why}", PATIENCE.as_secs());
+        let mut health = starting.health.clone();
+        let source = tokio::select! {
+            source = starting.complete() => source,
+            // Whoever looks can look again; a daemon would go on asking.
+            Ok(health) = health.wait_for(|health| health.unreachable.is_some()) => {
+                bail!("no view of the cluster: {}", health.unreachable.as_deref().unwrap_or_default());
+            }
+            () = tokio::time::sleep(PATIENCE) => {
+                bail!("no view of the cluster within {} s: the lists do not end", PATIENCE.as_secs());
+            }
         };
         let source = source.context("the Kubernetes source ended; this is a bug of shunt")?;
         let snapshot = Snapshot::clone(&source.snapshots.borrow());
