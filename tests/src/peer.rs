@@ -4,6 +4,7 @@ mod api;
 mod bench;
 mod connect;
 mod dial;
+mod dns_load;
 mod probe;
 mod resolve;
 mod serve;
@@ -23,6 +24,7 @@ pub use api::ApiArguments;
 pub use bench::{BenchArguments, BenchLine};
 pub use connect::{Attempt, ConnectArguments};
 pub use dial::{Answer, Question};
+pub use dns_load::{DnsLoadArguments, DnsLoadLine};
 pub use probe::{Call, Probe, ProbeArguments};
 pub use resolve::{DnsRecord, Resolution, ResolveArguments};
 pub use serve::ServeArguments;
@@ -72,6 +74,8 @@ enum Role {
     BenchConnect(BenchArguments),
     /// Time a datagram there and back.
     BenchUdp(BenchArguments),
+    /// Ask DNS servers as fast as they answer.
+    BenchDns(DnsLoadArguments),
     /// Time connect, one request, its answer and close.
     BenchRr(BenchArguments),
     /// Wait until standard input closes, then remove the lab with this prefix.
@@ -100,6 +104,7 @@ impl Peer {
             Role::Api(arguments) => api::serve(&arguments),
             Role::BenchConnect(arguments) => bench::connect(&arguments),
             Role::BenchUdp(arguments) => bench::udp(&arguments),
+            Role::BenchDns(arguments) => dns_load::load(&arguments),
             Role::BenchRr(arguments) => bench::request_response(&arguments),
             Role::Guard { prefix } => guard(&prefix),
         }

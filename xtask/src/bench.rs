@@ -1,9 +1,11 @@
 //! Measurements side by side, as ratios: what the design's budgets promise is read off here.
 
 mod cluster;
+mod dns;
 mod kube;
 mod report;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,6 +15,7 @@ use crate::ui::heading;
 use crate::workspace::Workspace;
 use crate::{build, gate, setup};
 use cluster::{Cluster, Counters};
+use dns::DnsFigures;
 use report::Report;
 
 /// How many services stand beside the one that is measured.
@@ -30,6 +33,9 @@ pub(crate) struct BenchOptions {
     /// Only what takes an API server.
     #[arg(long)]
     only_api: bool,
+    /// Only DNS.
+    #[arg(long, conflicts_with = "only_api")]
+    only_dns: bool,
 }
 
 /// Builds, then runs the measurements. Needs root.
@@ -43,6 +49,11 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     heading("bench");
     let [shunt, peer] = ["shunt", "lab-peer"].map(|name| workspace.binary(build::LAB_PROFILE, name));
     let mut report = Report::default();
+    if options.only_dns {
+        report.dns(&names(workspace, &peer)?);
+        report.print();
+        return Ok(());
+    }
     if options.only_api {
         report.api(SIZES[2], &kube::measure(&shunt, &peer, SIZES[2], options.changes)?);
         report.print();
@@ -59,8 +70,15 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     programming(&mut cluster, &mut report)?;
     drop(cluster);
     report.api(SIZES[2], &kube::measure(&shunt, &peer, SIZES[2], options.changes)?);
+    report.dns(&names(workspace, &peer)?);
     report.print();
     Ok(())
+}
+
+/// DNS as it is shipped: reading Kubernetes' types is not optimised in the profile of the lab, and lookups compare them.
+fn names(workspace: &Workspace, peer: &Path) -> Result<Vec<DnsFigures>> {
+    build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
+    dns::measure(&workspace.binary(build::RELEASE_PROFILE, "shunt-dns"), peer, SIZES[2])
 }
 
 /// Connecting to the backend itself and through its Service, sample by sample in turn.

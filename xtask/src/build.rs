@@ -14,6 +14,8 @@ use crate::workspace::{BPF_CRATE, Workspace};
 pub(crate) const BPF_PROFILE: &str = "bpf";
 /// The profile of what the lab, the demo and the tests run.
 pub(crate) const LAB_PROFILE: &str = "lab";
+/// The profile of what is shipped.
+pub(crate) const RELEASE_PROFILE: &str = "release";
 /// The packages with binaries that are shipped or run in the lab.
 const SHIPPED: [&str; 3] = ["shunt-proxy", "shunt-dns", "lab"];
 
@@ -62,6 +64,12 @@ pub(crate) fn binaries(workspace: &Workspace, profile: &str) -> Result<()> {
     visible(command, "building the binaries", "the first error above is the one to read")?;
     say(format!("   binaries: {}", workspace.binary(profile, "{shunt,shunt-dns,lab-peer}").display()));
     Ok(())
+}
+
+/// Compiles one of them alone.
+pub(crate) fn binary(workspace: &Workspace, package: &str, profile: &str) -> Result<()> {
+    let command = workspace.cargo(&["build", "--bins", "--profile", profile, "--package", package]);
+    visible(command, &format!("building {package}"), "the first error above is the one to read")
 }
 
 #[cfg(test)]

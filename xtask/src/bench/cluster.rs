@@ -202,7 +202,7 @@ impl Cluster {
     }
 
     pub(super) fn rss_kib(&self) -> Result<u64> {
-        rss_kib(&self.daemon)
+        rss_kib(self.daemon.process())
     }
 }
 
@@ -212,9 +212,9 @@ pub(super) fn metrics(daemon: &Daemon) -> Result<BTreeMap<String, f64>> {
     Ok(samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
 }
 
-/// Resident memory of a daemon.
-pub(super) fn rss_kib(daemon: &Daemon) -> Result<u64> {
-    let path = format!("/proc/{}/status", daemon.process().pid());
+/// Resident memory of a process.
+pub(super) fn rss_kib(process: &Process) -> Result<u64> {
+    let path = format!("/proc/{}/status", process.pid());
     let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     line.trim().trim_end_matches(" kB").parse().context("reading VmRSS")
@@ -224,11 +224,16 @@ fn after(first: Ipv4Addr, number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(first).wrapping_add(number))
 }
 
+/// Cluster IP of a service of [`filler`].
+pub(super) fn cluster_ip_of(number: u32) -> Ipv4Addr {
+    after(FILLER_SERVICES, number)
+}
+
 pub(super) fn filler(number: u32) -> [Value; 2] {
     let name = format!("filler-{number}");
     let endpoints: Vec<Ipv4Addr> =
         (0..ENDPOINTS).map(|end| after(FILLER_ENDPOINTS, number.wrapping_mul(ENDPOINTS).wrapping_add(end))).collect();
-    [service(&name, after(FILLER_SERVICES, number)), slice(&name, &endpoints)]
+    [service(&name, cluster_ip_of(number)), slice(&name, &endpoints)]
 }
 
 /// The Service of the server that answers, and a second one with session affinity.

@@ -47,7 +47,7 @@ pub(super) fn measure(shunt: &Path, peer: &Path, services: u32, changes: u32) ->
     if ports < f64::from(services) {
         bail!("the first sync had {ports} service ports and not {services}");
     }
-    let rss_kib = rss_kib(&daemon)?;
+    let rss_kib = rss_kib(daemon.process())?;
     let files = [ENDPOINTS + 1, ENDPOINTS].map(|endpoints| write(&lab, endpoints));
     let [more, fewer] = files;
     let (more, fewer) = (more?, fewer?);

@@ -5,7 +5,11 @@ use std::time::Duration;
 use lab::peer::BenchLine;
 
 use super::cluster::Counters;
+use super::dns::DnsFigures;
 use super::kube::Figures;
+
+/// What we are called among the DNS servers.
+const OURS: &str = "shunt-dns";
 
 /// Rows in the order of measurement.
 #[derive(Debug, Default)]
@@ -90,6 +94,25 @@ impl Report {
         };
         let times = format!("p50 {} ms, p99 {} ms", at(50), at(99));
         self.0.push(["  one slice event to kernel", "", &times, "", "p99 < 5 ms"].map(str::to_owned));
+    }
+
+    /// Questions a second on one processor, ours first of each kind; the ratio is ours to theirs.
+    pub(super) fn dns(&mut self, figures: &[DnsFigures]) {
+        for theirs in figures.iter().filter(|figures| figures.server != OURS) {
+            let same = |ours: &&DnsFigures| ours.server == OURS && ours.questions == theirs.questions;
+            let Some(ours) = figures.iter().find(same) else { continue };
+            let told = |figures: &DnsFigures| {
+                let (p50, p99) = (figures.p50 / 1000, figures.p99 / 1000);
+                format!("{:.0}/s, {p50} / {p99} us, {} MB", figures.rate, figures.rss_kib / 1024)
+            };
+            self.0.push([
+                format!("DNS, {}, beside {}", theirs.questions, theirs.server),
+                told(theirs),
+                told(ours),
+                format!("{:.2}", ours.rate / theirs.rate.max(1.0)),
+                "> 55,200/s existing, > 60,300/s absent, p99 < 526 us, < 48 MB".to_owned(),
+            ]);
+        }
     }
 
     /// Prints all rows.

@@ -1,0 +1,263 @@
+//! DNS: how many questions a second one processor answers, beside servers that do the same work.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use lab::peer::DnsLoadLine;
+use lab::{Binaries, Lab, Manifests, Node, Process};
+use serde_json::{Value, json};
+
+use super::cluster::{BATCH, PATIENCE, cluster_ip_of, filler, rss_kib};
+use crate::packages;
+
+/// Whom we are measured against: two authoritative servers with the same names, and two caches.
+const PACKAGES: [&str; 4] = ["knot", "nsd", "unbound", "dnsmasq-base"];
+/// The only address that is used; everything happens on the loopback of a node of the lab.
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Names of others that are asked for, few enough for every cache.
+const OTHERS: u32 = 100;
+const ROUNDS: u32 = 7;
+/// The load comes from one processor, and the server has the other one.
+const CLIENT_CPU: &str = "0";
+const SERVER_CPU: &str = "1";
+
+const A: u16 = 1;
+const NOERROR: u16 = 0;
+const NXDOMAIN: u16 = 3;
+
+/// What one server did with one kind of question.
+pub(super) struct DnsFigures {
+    pub(super) questions: &'static str,
+    pub(super) server: String,
+    /// Per second, the median of the rounds.
+    pub(super) rate: f64,
+    /// In nanoseconds, medians of the rounds.
+    pub(super) p50: u64,
+    pub(super) p99: u64,
+    pub(super) rss_kib: u64,
+}
+
+/// A server and where it listens.
+struct Target {
+    name: &'static str,
+    address: SocketAddr,
+    process: Process,
+}
+
+/// Measures with so many services.
+pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Vec<DnsFigures>> {
+    packages::install(&packages::missing(&PACKAGES), "measuring DNS beside other servers", "about 30 s")?;
+    let lab = Lab::with_binaries("benchdns", Binaries { shunt: None, peer: peer.to_owned() })?;
+    let node = lab.node("n1")?;
+    let manifests = Manifests::new(&lab.directory().join("manifests"))?;
+    manifests.put("namespaces", &[namespace("bench"), namespace("shop")])?;
+    for start in (0..services).step_by(BATCH as usize) {
+        let objects: Vec<Value> = (start..services.min(start.saturating_add(BATCH))).flat_map(filler).collect();
+        manifests.put(&format!("filler-{start}"), &objects)?;
+    }
+    let upstream = SocketAddr::from((LOOPBACK, 5300));
+    let answers: Vec<String> =
+        (0..OTHERS).flat_map(|n| ["--answer".to_owned(), format!("{}=192.0.2.7", other(n))]).collect();
+    let mut arguments = vec!["dns-upstream".to_owned(), "--listen".to_owned(), upstream.to_string()];
+    arguments.extend(answers);
+    let _upstream = node.host().peer(&arguments)?;
+
+    let ours = ours(&node, shunt_dns, manifests.directory(), upstream)?;
+    let [knot, nsd] = authoritative(&lab, &node, services)?;
+    let [unbound, dnsmasq] = caches(&lab, &node, upstream)?;
+    let existing = lines((0..services).map(|n| (format!("filler-{n}.bench.svc.cluster.local"), NOERROR)));
+    let absent =
+        lines((0..services).map(|n| (format!("filler-{n}.bench.svc.cluster.local.shop.svc.cluster.local"), NXDOMAIN)));
+    let others = lines((0..OTHERS).map(|n| (other(n), NOERROR)));
+    let mut figures = Vec::new();
+    for (what, questions, targets) in [
+        ("existing names", &existing, [&ours, &knot, &nsd]),
+        ("names that do not exist", &absent, [&ours, &knot, &nsd]),
+        ("names of others, cached", &others, [&ours, &unbound, &dnsmasq]),
+    ] {
+        let file = lab.directory().join("questions");
+        fs::write(&file, questions).with_context(|| format!("writing {}", file.display()))?;
+        figures.extend(load(&node, peer, what, &file, &targets)?);
+    }
+    Ok(figures)
+}
+
+/// All targets in turn, round by round.
+fn load(
+    node: &Node,
+    peer: &Path,
+    what: &'static str,
+    questions: &Path,
+    targets: &[&Target],
+) -> Result<Vec<DnsFigures>> {
+    let to = targets.iter().map(|target| target.address.to_string()).collect::<Vec<_>>().join(",");
+    let (peer, questions, rounds) = (peer.display().to_string(), questions.display().to_string(), ROUNDS.to_string());
+    let command =
+        ["taskset", "-c", CLIENT_CPU, &peer, "bench-dns", "--to", &to, "--questions", &questions, "--rounds", &rounds];
+    let finished = node.host().spawn(&command)?.finish(PATIENCE)?;
+    if !finished.status.success() {
+        bail!("the load of {what} ended with {}", finished.status);
+    }
+    let lines: Vec<DnsLoadLine> = finished
+        .lines
+        .iter()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("reading {line:?}")))
+        .collect::<Result<_>>()?;
+    targets.iter().map(|target| figures(what, target, &lines)).collect()
+}
+
+fn figures(questions: &'static str, target: &Target, lines: &[DnsLoadLine]) -> Result<DnsFigures> {
+    let rounds: Vec<&DnsLoadLine> = lines.iter().filter(|line| line.target == target.address).collect();
+    if let Some(bad) = rounds.iter().find(|line| line.wrong > 0 || line.answered == 0) {
+        bail!("{} answered {} of {} questions for {questions} wrongly", target.name, bad.wrong, bad.answered);
+    }
+    let mut rates: Vec<f64> = rounds.iter().map(|line| line.answered as f64 / line.seconds).collect();
+    rates.sort_by(f64::total_cmp);
+    let median = |of: fn(&DnsLoadLine) -> u64| {
+        let mut values: Vec<u64> = rounds.iter().map(|line| of(line)).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or_default()
+    };
+    Ok(DnsFigures {
+        questions,
+        server: target.name.to_owned(),
+        rate: rates.get(rates.len() / 2).copied().unwrap_or_default(),
+        p50: median(|line| line.p50),
+        p99: median(|line| line.p99),
+        rss_kib: rss_kib(&target.process)?,
+    })
+}
+
+fn ours(node: &Node, shunt_dns: &Path, manifests: &Path, upstream: SocketAddr) -> Result<Target> {
+    let (program, manifests, upstream) =
+        (shunt_dns.display().to_string(), manifests.display().to_string(), upstream.to_string());
+    let listen = SocketAddr::from((LOOPBACK, 5301)).to_string();
+    let arguments = ["--manifests", &manifests, "--listen", &listen, "--upstream", &upstream];
+    start(node, "shunt-dns", 5301, &[&[program.as_str()], arguments.as_slice()].concat())
+}
+
+/// Servers that read the same names from a zone file.
+fn authoritative(lab: &Lab, node: &Node, services: u32) -> Result<[Target; 2]> {
+    let directory = lab.directory();
+    let mut zone = "$ORIGIN cluster.local.\n$TTL 5\n@ SOA ns.dns hostmaster 1 7200 1800 86400 5\n@ NS ns.dns\nns.dns A 10.96.0.10\n".to_owned();
+    for number in 0..services {
+        writeln!(zone, "filler-{number}.bench.svc A {}", cluster_ip_of(number)).context("writing to memory")?;
+    }
+    zone.push_str("x.shop.svc A 10.96.0.11\n"); // the namespace exists
+    let file = write(directory, "cluster.local.zone", &zone)?;
+    let state = directory.join("knot");
+    fs::create_dir_all(&state).with_context(|| format!("creating {}", state.display()))?;
+    let knot = write(
+        directory,
+        "knot.conf",
+        &format!(
+            "server:\n    rundir: \"{0}\"\n    listen: 127.0.0.1@5302\n    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n\
+         database:\n    storage: \"{0}\"\ntemplate:\n  - id: default\n    storage: \"{0}\"\n    zonefile-sync: -1\n    journal-content: none\n\
+         zone:\n  - domain: cluster.local\n    file: \"{1}\"\n",
+            state.display(),
+            file.display()
+        ),
+    )?;
+    let nsd = write(
+        directory,
+        "nsd.conf",
+        &format!(
+            "server:\n  ip-address: 127.0.0.1@5303\n  server-count: 1\n  username: \"\"\n  chroot: \"\"\n  zonesdir: \"{0}\"\n  database: \"\"\n\
+         \x20 pidfile: \"{0}/nsd.pid\"\n  xfrdfile: \"{0}/xfrd.state\"\n  zonelistfile: \"{0}/zone.list\"\n  xfrdir: \"{0}\"\n  rrl-ratelimit: 0\n  rrl-whitelist-ratelimit: 0\n\
+         remote-control:\n  control-enable: no\nzone:\n  name: cluster.local\n  zonefile: \"{1}\"\n",
+            directory.display(),
+            file.display()
+        ),
+    )?;
+    Ok([
+        start(node, "knot", 5302, &["knotd", "-c", &knot.display().to_string()])?,
+        start(node, "nsd", 5303, &["nsd", "-d", "-c", &nsd.display().to_string()])?,
+    ])
+}
+
+fn caches(lab: &Lab, node: &Node, upstream: SocketAddr) -> Result<[Target; 2]> {
+    let (ip, port) = (upstream.ip(), upstream.port());
+    let unbound = write(
+        lab.directory(),
+        "unbound.conf",
+        &format!(
+            "server:\n  interface: 127.0.0.1@5304\n  num-threads: 1\n  username: \"\"\n  chroot: \"\"\n  do-daemonize: no\n  use-syslog: no\n  pidfile: \"\"\n\
+         \x20 do-not-query-localhost: no\n  module-config: \"iterator\"\n  cache-min-ttl: 60\nremote-control:\n  control-enable: no\nforward-zone:\n  name: \".\"\n  forward-addr: {ip}@{port}\n"
+        ),
+    )?;
+    let server = format!("--server={ip}#{port}");
+    let dnsmasq = [
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--port=5305",
+        "--listen-address=127.0.0.1",
+        "--bind-interfaces",
+        "--conf-file=/dev/null",
+        "--cache-size=10000",
+        "--min-cache-ttl=60",
+        "--user=root",
+        "--pid-file=",
+        "--dns-forward-max=1000",
+        &server,
+    ];
+    Ok([
+        start(node, "unbound", 5304, &["unbound", "-d", "-p", "-c", &unbound.display().to_string()])?,
+        start(node, "dnsmasq", 5305, &dnsmasq)?,
+    ])
+}
+
+/// Starts a server on its processor and waits until it answers.
+fn start(node: &Node, name: &'static str, port: u16, arguments: &[&str]) -> Result<Target> {
+    let address = SocketAddr::from((LOOPBACK, port));
+    let command = [&["taskset", "-c", SERVER_CPU], arguments].concat();
+    let process = node.host().spawn(&command).with_context(|| format!("starting {name}"))?;
+    let mut target = Target { name, address, process };
+    let deadline = Instant::now() + PATIENCE;
+    while !node.host().in_netns(|| Ok(answers(address)))? {
+        if !target.process.is_running()? || Instant::now() > deadline {
+            bail!("{name} does not answer:\n{}", target.process.log_tail(20));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(target)
+}
+
+/// Any answer but SERVFAIL to a question about the root.
+fn answers(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<u8> {
+        let socket = UdpSocket::bind((LOOPBACK, 0))?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        // SOA of cluster.local, id 1.
+        socket.send(b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x07cluster\x05local\0\0\x06\0\x01")?;
+        let mut reply = [0; 512];
+        socket.recv(&mut reply)?;
+        let [_, _, _, flags, ..] = reply;
+        Ok(flags & 15)
+    };
+    ask().is_ok_and(|rcode| rcode != 2)
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+}
+
+fn other(number: u32) -> String {
+    format!("www-{number}.example")
+}
+
+fn lines(questions: impl Iterator<Item = (String, u16)>) -> String {
+    questions.map(|(name, rcode)| format!("{name} {A} {rcode}\n")).collect()
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let path = directory.join(name);
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
