@@ -145,6 +145,14 @@ impl Forwarder {
         *general = Arc::new(Group::new(upstreams, self.policy, &self.tls, Some(&general)));
     }
 
+    /// A client asks for the HINFO of `name`: perhaps an upstream that leads back here (rule 16.1).
+    pub(crate) fn meet(&self, name: &Name) {
+        self.general.read().unwrap_or_else(PoisonError::into_inner).meet(name);
+        for (_, group) in &self.stubs {
+            group.meet(name);
+        }
+    }
+
     /// Somebody could be asked for `name`.
     pub(crate) fn has_upstreams(&self, name: &Name) -> bool {
         !self.group(name).is_empty()

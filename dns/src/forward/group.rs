@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hickory_proto::op::Message;
+use hickory_proto::rr::Name;
 use rand::seq::SliceRandom as _;
 use tokio_rustls::TlsConnector;
 
@@ -37,8 +38,12 @@ impl Group {
     /// Upstreams that `before` has keep their connections and what is known of their health.
     pub(super) fn new(upstreams: &[Upstream], policy: Policy, tls: &TlsConnector, before: Option<&Self>) -> Self {
         let known = |upstream: &Upstream| before?.peers.iter().find(|peer| peer.upstream() == upstream).cloned();
-        let peer =
-            |upstream: &Upstream| known(upstream).unwrap_or_else(|| Arc::new(Peer::new(upstream.clone(), tls.clone())));
+        let new = |upstream: &Upstream| {
+            let peer = Arc::new(Peer::new(upstream.clone(), tls.clone()));
+            peer.look_for_loop();
+            peer
+        };
+        let peer = |upstream: &Upstream| known(upstream).unwrap_or_else(|| new(upstream));
         Self { peers: upstreams.iter().map(peer).collect(), policy, turn: AtomicUsize::new(0) }
     }
 
@@ -61,8 +66,15 @@ impl Group {
         cut // better a cut answer, marked as such, than none
     }
 
+    /// Somebody asked us for `name`, which may tell that an upstream leads back here.
+    pub(super) fn meet(&self, name: &Name) {
+        for peer in &self.peers {
+            peer.meet(name);
+        }
+    }
+
     fn order(&self) -> Vec<Arc<Peer>> {
-        let mut order = self.peers.clone();
+        let mut order: Vec<Arc<Peer>> = self.peers.iter().filter(|peer| !peer.loops()).cloned().collect();
         match self.policy {
             Policy::Sequential => {}
             Policy::RoundRobin if order.is_empty() => {}

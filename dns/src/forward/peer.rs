@@ -1,5 +1,6 @@
 //! One upstream as the forwarder knows it: its health, and the connections to it that may be used again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,10 @@ const MOST_RESTING: usize = 32;
 /// How often an upstream that failed is asked whether it is back, and how long it may take (rule 15.5).
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 const PROBE_WAITS: Duration = Duration::from_secs(1);
+/// How often an upstream that leads back here is asked whether it still does.
+const LOOP_AGAIN: Duration = Duration::from_secs(30);
+/// How often it is asked at the start, if it does not answer; CoreDNS tries for 30 s too.
+const LOOP_TRIES: usize = 15;
 
 /// In which order upstreams are worth asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +49,12 @@ pub(super) struct Peer {
     tls: TlsConnector,
     state: Mutex<State>,
     resting: Mutex<Vec<Resting>>,
+    /// A name that only this upstream is asked for: whoever asks us for it has it from there.
+    token: Name,
+    /// The token was asked of us since it was last sent.
+    met: AtomicBool,
+    /// What we ask it comes back to us.
+    loops: AtomicBool,
 }
 
 #[derive(Default)]
@@ -68,11 +79,52 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Peer {
     pub(super) fn new(upstream: Upstream, tls: TlsConnector) -> Self {
-        Self { upstream, tls, state: Mutex::default(), resting: Mutex::new(Vec::new()) }
+        Self {
+            upstream,
+            tls,
+            state: Mutex::default(),
+            resting: Mutex::new(Vec::new()),
+            token: token(),
+            met: AtomicBool::new(false),
+            loops: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    /// Asks in the background whether questions to it come back here (rule 16.1).
+    pub(super) fn look_for_loop(self: &Arc<Self>) {
+        tokio::spawn(look_for_loop(Arc::downgrade(self)));
+    }
+
+    /// Somebody asked us for `name`.
+    pub(super) fn meet(&self, name: &Name) {
+        if *name == self.token {
+            self.met.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn loops(&self) -> bool {
+        self.loops.load(Ordering::Relaxed)
+    }
+
+    /// Remembers and tells whether the token came back; says whether it did.
+    fn judge(&self) -> bool {
+        let met = self.met.swap(false, Ordering::Relaxed);
+        let before = self.loops.swap(met, Ordering::Relaxed);
+        let upstream = &self.upstream;
+        if met && !before {
+            tracing::error!(
+                %upstream,
+                "the upstream sends our questions back to us, so it is left out; name one that leads elsewhere (it may be \
+                 a resolver on this node, such as systemd-resolved, that has this server as its own upstream)"
+            );
+        } else if before && !met {
+            tracing::info!(%upstream, "the upstream leads elsewhere now and is asked again");
+        }
+        met
     }
 
     pub(super) fn health(&self) -> Health {
@@ -181,13 +233,7 @@ impl Peer {
 
 /// Asks until there is any answer at all (rule 15.5), or nobody needs the upstream any more.
 async fn probe(peer: Weak<Peer>) {
-    let outgoing = Outgoing {
-        query: Query::query(Name::root(), RecordType::NS),
-        recursion_desired: true,
-        checking_disabled: false,
-        authentic_data: false,
-        dnssec_ok: None,
-    };
+    let outgoing = question(Name::root(), RecordType::NS);
     loop {
         sleep(PROBE_EVERY).await;
         let Some(peer) = peer.upgrade() else { return };
@@ -198,6 +244,39 @@ async fn probe(peer: Weak<Peer>) {
             Ok(Ok(_)) => peer.answered(),
             Ok(Err(_)) | Err(_) => peer.failed(),
         }
+    }
+}
+
+/// Sends the token until there is an answer, and then again as long as it comes back.
+async fn look_for_loop(peer: Weak<Peer>) {
+    let mut tries = 0;
+    while let Some(peer) = peer.upgrade() {
+        let question = question(peer.token.clone(), RecordType::HINFO);
+        let answered = peer.try_once(&question, &mut None).await.is_ok();
+        let wait = if peer.judge() { LOOP_AGAIN } else { PER_TRY };
+        tries += 1;
+        if wait != LOOP_AGAIN && (answered || tries >= LOOP_TRIES) {
+            return;
+        }
+        drop(peer);
+        sleep(wait).await;
+    }
+}
+
+/// Two numbers, as CoreDNS's loop detection asks for.
+fn token() -> Name {
+    let [a, b]: [u64; 2] = rand::random();
+    let name = Name::from_ascii(format!("{a}.{b}."));
+    name.unwrap_or_default()
+}
+
+fn question(name: Name, rtype: RecordType) -> Outgoing {
+    Outgoing {
+        query: Query::query(name, rtype),
+        recursion_desired: true,
+        checking_disabled: false,
+        authentic_data: false,
+        dnssec_ok: None,
     }
 }
 

@@ -67,6 +67,9 @@ impl Handler {
         if query.query_class != DNSClass::IN || transfer {
             return Reply::error(ResponseCode::Refused); // rules 9.7, 4.5
         }
+        if query.query_type == RecordType::HINFO {
+            self.forwarder.meet(&query.name);
+        }
         let view = self.views.borrow().clone();
         let answer = view.zone.answer(&query.name, query.query_type);
         self.reply_with(request, query, answer, view.snapshot.is_some()).await
