@@ -223,7 +223,8 @@ fn aged(ttl: u32, lifetime: Duration, age: Duration) -> u32 {
     ttl.min(seconds(lifetime)).saturating_sub(seconds(age))
 }
 
-fn is_failure(rcode: ResponseCode) -> bool {
+/// The upstream has no answer, and says so.
+pub(crate) fn is_failure(rcode: ResponseCode) -> bool {
     [ResponseCode::ServFail, ResponseCode::NotImp].contains(&rcode)
 }
 

@@ -8,16 +8,18 @@ mod group;
 mod peer;
 mod tls;
 
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::Name;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::cache::{Cache, CacheConfig, Key};
+use crate::cache::{Cache, CacheConfig, Key, is_failure};
 use crate::stats::Counters;
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
@@ -39,7 +41,7 @@ pub struct ForwardConfig {
     /// Whom of several.
     pub policy: Policy,
     /// PEM file with the authorities of upstreams that are asked over TLS; without one, the system's.
-    pub authorities: Option<std::path::PathBuf>,
+    pub authorities: Option<PathBuf>,
     /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1).
     pub max_concurrent: usize,
     /// What is kept of the answers.
@@ -70,7 +72,7 @@ pub struct StubDomain {
     pub upstreams: Vec<Upstream>,
 }
 
-impl std::str::FromStr for StubDomain {
+impl FromStr for StubDomain {
     type Err = UpstreamError;
 
     fn from_str(text: &str) -> Result<Self, UpstreamError> {
@@ -183,7 +185,7 @@ impl Forwarder {
             return Ok(hit.message);
         }
         let answer = self.ask_and_keep(&group, outgoing).await;
-        if answer.as_ref().is_ok_and(|message| message.metadata.response_code != ResponseCode::ServFail) {
+        if answer.as_ref().is_ok_and(|message| !is_failure(message.metadata.response_code)) {
             return answer;
         }
         match self.cache.get_stale(&key, Instant::now()) {

@@ -154,6 +154,11 @@ impl Collector for Dns {
         ] {
             counter(&mut encoder, name, help, value)?;
         }
+        let entries = [("answers", stats.cached_answers), ("denials", stats.cached_denials)];
+        for (kind, count) in entries {
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            gauge(&mut encoder, &format!("dns_cached_{kind}"), "Entries of the cache of other names", count)?;
+        }
         Ok(())
     }
 }

@@ -253,13 +253,13 @@ async fn look_for_loop(peer: Weak<Peer>) {
     while let Some(peer) = peer.upgrade() {
         let question = question(peer.token.clone(), RecordType::HINFO);
         let answered = peer.try_once(&question, &mut None).await.is_ok();
-        let wait = if peer.judge() { LOOP_AGAIN } else { PER_TRY };
+        let loops = peer.judge();
         tries += 1;
-        if wait != LOOP_AGAIN && (answered || tries >= LOOP_TRIES) {
+        if !loops && (answered || tries >= LOOP_TRIES) {
             return;
         }
         drop(peer);
-        sleep(wait).await;
+        sleep(if loops { LOOP_AGAIN } else { PER_TRY }).await;
     }
 }
 

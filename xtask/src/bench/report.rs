@@ -109,7 +109,7 @@ impl Report {
                 format!("DNS, {}, beside {}", theirs.questions, theirs.server),
                 told(theirs),
                 told(ours),
-                format!("{:.2}", ours.rate / theirs.rate.max(1.0)),
+                format!("{:.2} times as many", ours.rate / theirs.rate.max(1.0)),
                 "> 55,200/s existing, > 60,300/s absent, p99 < 526 us, < 48 MB".to_owned(),
             ]);
         }
@@ -118,7 +118,7 @@ impl Report {
     /// Prints all rows.
     #[expect(clippy::print_stdout, reason = "the table is what the command is for")]
     pub(super) fn print(&self) {
-        let head = ["what", "direct p50/p99 us", "through the Service", "ratio / writes", "budget"].map(str::to_owned);
+        let head = ["what", "without shunt, p50/p99 us", "with shunt", "ratio / writes", "budget"].map(str::to_owned);
         let rows: Vec<&[String; 5]> = std::iter::once(&head).chain(&self.0).collect();
         let widths = [0, 1, 2, 3].map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max());
         for [what, direct, service, ratio, budget] in rows {
