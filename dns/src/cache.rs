@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use moka::notification::RemovalCause;
 use moka::sync::Cache as Table;
+
+use crate::stats::Counters;
 
 /// A stale answer may be kept by its client for so long (RFC 8767 section 4).
 const STALE_TTL: u32 = 30;
@@ -27,6 +30,10 @@ pub struct CacheConfig {
     pub prefetch: Option<Prefetch>,
     /// How long after its end an answer still serves when no upstream answers (RFC 8767); zero for never.
     pub stale: Duration,
+    /// Domains of which no answers with records are kept.
+    pub no_success: Vec<Name>,
+    /// Domains of which no denials are kept.
+    pub no_denial: Vec<Name>,
 }
 
 /// What bounds a kind of answers.
@@ -60,6 +67,8 @@ impl Default for CacheConfig {
             failure: Duration::from_secs(5),
             prefetch: Some(Prefetch { hits: 2, gap: Duration::from_secs(60), percent: 10 }),
             stale: Duration::from_secs(3600),
+            no_success: Vec::new(),
+            no_denial: Vec::new(),
         }
     }
 }
@@ -87,6 +96,7 @@ pub(crate) struct Cache {
     success: Table<Key, Arc<Entry>>,
     denial: Table<Key, Arc<Entry>>,
     config: CacheConfig,
+    counters: Arc<Counters>,
 }
 
 struct Entry {
@@ -103,45 +113,65 @@ struct Demand {
     refreshing: bool,
 }
 
+/// What an answer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Success,
     Denial,
 }
 
 impl Cache {
-    pub(crate) fn new(config: CacheConfig) -> Self {
-        let table = |bounds: Bounds| {
+    pub(crate) fn new(config: CacheConfig, counters: Arc<Counters>) -> Self {
+        let table = |bounds: Bounds, kind: Kind| {
             // The longest an entry is of use; moka forgets it then.
             let used = bounds.longest.max(bounds.shortest).max(config.failure) + config.stale;
             let builder = Table::builder().max_capacity(bounds.capacity).time_to_live(used);
-            builder.weigher(|_: &Key, entry: &Arc<Entry>| weight(&entry.message)).build()
+            let counted = Arc::clone(&counters);
+            let evicted = move |_: Arc<Key>, _: Arc<Entry>, cause: RemovalCause| {
+                if cause == RemovalCause::Size {
+                    counted.cache_evictions.of(kind).add_one();
+                }
+            };
+            let builder = builder.weigher(|_: &Key, entry: &Arc<Entry>| weight(&entry.message));
+            builder.eviction_listener(evicted).build()
         };
-        Self { success: table(config.success), denial: table(config.denial), config }
+        let (success, denial) = (table(config.success, Kind::Success), table(config.denial, Kind::Denial));
+        Self { success, denial, config, counters }
     }
 
     /// The answer, if it may still be believed.
     pub(crate) fn get(&self, key: &Key, now: Instant) -> Option<Hit> {
-        let entry = self.find(key)?;
+        self.counters.cache_requests.add_one();
+        let (kind, entry) = self.find(key)?;
         let left = entry.left(now)?;
+        self.counters.cache_hits.of(kind).add_one();
         let refresh = self.config.prefetch.is_some_and(|prefetch| entry.is_in_demand(prefetch, left, now));
+        if refresh {
+            self.counters.cache_prefetches.add_one();
+        }
         let age = now.saturating_duration_since(entry.stored);
         Some(Hit { message: entry.told(key, |ttl| aged(ttl, entry.lifetime, age)), refresh })
     }
 
     /// The answer, if it may be given when no upstream gives a better one.
     pub(crate) fn get_stale(&self, key: &Key, now: Instant) -> Option<Message> {
-        let entry = self.find(key)?;
-        let over = now.saturating_duration_since(entry.stored).saturating_sub(entry.lifetime);
-        let useful = over < self.config.stale && !is_failure(entry.message.metadata.response_code);
-        useful.then(|| entry.told(key, |_| STALE_TTL))
+        let entry = self.find_stale(key, now)?;
+        self.counters.cache_stale.add_one();
+        Some(entry.told(key, |_| STALE_TTL))
     }
 
     /// Keeps `message` if it says for how long it may be kept (rules 14.2, 14.3). A failure does not replace an answer
     /// that can still serve.
     pub(crate) fn put(&self, key: Key, message: &Message, now: Instant) {
         let Some((kind, lifetime)) = self.config.lifetime(key.rtype, message) else { return };
-        if is_failure(message.metadata.response_code) && self.get_stale(&key, now).is_some() {
+        let unkept = match kind {
+            Kind::Success => &self.config.no_success,
+            Kind::Denial => &self.config.no_denial,
+        };
+        if unkept.iter().any(|domain| domain.zone_of(&key.name)) {
+            return;
+        }
+        if is_failure(message.metadata.response_code) && self.find_stale(&key, now).is_some() {
             return;
         }
         let mut message = message.clone();
@@ -160,8 +190,16 @@ impl Cache {
         [self.success.entry_count(), self.denial.entry_count()]
     }
 
-    fn find(&self, key: &Key) -> Option<Arc<Entry>> {
-        self.success.get(key).or_else(|| self.denial.get(key))
+    fn find_stale(&self, key: &Key, now: Instant) -> Option<Arc<Entry>> {
+        let (_, entry) = self.find(key)?;
+        let over = now.saturating_duration_since(entry.stored).saturating_sub(entry.lifetime);
+        let useful = over < self.config.stale && !is_failure(entry.message.metadata.response_code);
+        useful.then_some(entry)
+    }
+
+    fn find(&self, key: &Key) -> Option<(Kind, Arc<Entry>)> {
+        let success = self.success.get(key).map(|entry| (Kind::Success, entry));
+        success.or_else(|| self.denial.get(key).map(|entry| (Kind::Denial, entry)))
     }
 }
 

@@ -8,23 +8,25 @@ mod group;
 mod peer;
 mod tls;
 
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::Name;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::admission::Admission;
 use crate::cache::{Cache, CacheConfig, Key, is_failure};
 use crate::stats::Counters;
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
 use group::Group;
 pub use group::Policy;
+pub(crate) use peer::Peer;
 pub use tls::TlsError;
 
 /// How long the client waits in all; its own resolver gives up after 5 s.
@@ -33,33 +35,76 @@ const OVERALL: Duration = Duration::from_secs(5);
 /// Who is asked for names that are not the cluster's, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardConfig {
-    /// Who is asked for names of no stub domain; without any, these are refused. Servers that lead back here (an address
-    /// the server listens on, or one of the DNS service's own) are left out.
+    /// The first that a name lies in counts; a name in none of them is refused.
+    pub routes: Vec<Route>,
+    /// What is kept of the answers, if anything.
+    pub cache: Option<CacheConfig>,
+}
+
+/// Who is asked for the names of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The domain; the root for all names.
+    pub from: Name,
+    /// Domains in it that are left to other routes.
+    pub except: Vec<Name>,
+    /// Who is asked; without any, the names are refused. Servers that lead back here (an address the server listens on,
+    /// or one of the DNS service's own) are left out.
     pub upstreams: Upstreams,
-    /// Domains with upstreams of their own. The longest that a name lies in counts.
-    pub stub_domains: Vec<StubDomain>,
     /// Whom of several.
     pub policy: Policy,
+    /// They are asked over TCP only.
+    pub force_tcp: bool,
     /// PEM file with the authorities of upstreams that are asked over TLS; without one, the system's.
     pub authorities: Option<PathBuf>,
-    /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1).
+    /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1). One
+    /// client gets at most half of them, and less while others wait too.
     pub max_concurrent: usize,
-    /// What is kept of the answers.
-    pub cache: CacheConfig,
+}
+
+impl Route {
+    /// The usual, with these upstreams.
+    #[must_use]
+    pub fn new(from: Name, upstreams: Upstreams) -> Self {
+        Self {
+            from,
+            except: Vec::new(),
+            upstreams,
+            policy: Policy::default(),
+            force_tcp: false,
+            authorities: None,
+            max_concurrent: 1000,
+        }
+    }
+
+    fn takes(&self, name: &Name) -> bool {
+        self.from.zone_of(name) && !self.except.iter().any(|domain| domain.zone_of(name))
+    }
 }
 
 impl ForwardConfig {
     /// The usual, with these upstreams.
     #[must_use]
     pub fn to(upstreams: Upstreams) -> Self {
-        Self {
-            upstreams,
-            stub_domains: Vec::new(),
-            policy: Policy::default(),
-            authorities: None,
-            max_concurrent: 1000,
-            cache: CacheConfig::default(),
+        Self { routes: vec![Route::new(Name::root(), upstreams)], cache: Some(CacheConfig::default()) }
+    }
+
+    /// The same with domains that have upstreams of their own; the longest that a name lies in counts.
+    #[must_use]
+    pub fn with_stub_domains(mut self, stubs: impl IntoIterator<Item = StubDomain>) -> Self {
+        let route = |stub: StubDomain| Route::new(stub.domain, Upstreams::Servers(stub.upstreams));
+        self.routes.extend(stubs.into_iter().map(route));
+        self.routes.sort_by_key(|route| std::cmp::Reverse(route.from.num_labels()));
+        self
+    }
+
+    /// The same with authorities of its own for TLS.
+    #[must_use]
+    pub fn with_authorities(mut self, authorities: Option<&Path>) -> Self {
+        for route in &mut self.routes {
+            route.authorities = authorities.map(Path::to_owned);
         }
+        self
     }
 }
 
@@ -98,6 +143,8 @@ pub(crate) struct Outgoing {
     pub(crate) authentic_data: bool,
     /// The DO bit, if the client speaks EDNS.
     pub(crate) dnssec_ok: Option<bool>,
+    /// Who wants to know, and shares the places with others.
+    pub(crate) client: IpAddr,
 }
 
 /// Why there is no answer to hand on.
@@ -111,113 +158,140 @@ pub(crate) enum ForwardError {
     NoAnswer,
 }
 
+/// What an upstream said, and how we know.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) message: Message,
+    pub(crate) cached: bool,
+}
+
 pub(crate) struct Forwarder {
-    general: RwLock<Arc<Group>>,
-    /// The longest domains first.
-    stubs: Vec<(Name, Arc<Group>)>,
-    policy: Policy,
-    tls: TlsConnector,
-    slots: Semaphore,
-    cache: Cache,
+    ways: Vec<Way>,
+    cache: Option<Cache>,
     counters: Arc<Counters>,
 }
 
+/// A route in use.
+struct Way {
+    route: Route,
+    tls: TlsConnector,
+    group: RwLock<Arc<Group>>,
+    places: Arc<Admission>,
+}
+
+impl Way {
+    fn group(&self) -> Arc<Group> {
+        Arc::clone(&self.group.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Forwarder {
-    /// `general` are the servers of `config.upstreams`.
-    pub(crate) fn new(config: ForwardConfig, general: &[Upstream], counters: Arc<Counters>) -> Result<Self, TlsError> {
-        let tls = tls::connector(config.authorities.as_deref())?;
-        let group = |upstreams: &[Upstream]| Arc::new(Group::new(upstreams, config.policy, &tls, None));
-        let mut stubs: Vec<(Name, Arc<Group>)> =
-            config.stub_domains.iter().map(|stub| (stub.domain.clone(), group(&stub.upstreams))).collect();
-        stubs.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.num_labels()));
-        Ok(Self {
-            general: RwLock::new(group(general)),
-            stubs,
-            policy: config.policy,
-            slots: Semaphore::new(config.max_concurrent),
-            cache: Cache::new(config.cache),
-            counters,
-            tls,
-        })
+    /// Without upstreams yet: [`Self::set_upstreams`] gives them.
+    pub(crate) fn new(config: ForwardConfig, counters: Arc<Counters>) -> Result<Self, TlsError> {
+        let way = |route: Route| {
+            Ok(Way {
+                tls: tls::connector(route.authorities.as_deref())?,
+                group: RwLock::default(),
+                places: Admission::new(route.max_concurrent),
+                route,
+            })
+        };
+        let ways = config.routes.into_iter().map(way).collect::<Result<_, TlsError>>()?;
+        let cache = config.cache.map(|config| Cache::new(config, Arc::clone(&counters)));
+        Ok(Self { ways, cache, counters })
     }
 
-    /// Other servers for names of no stub domain.
-    pub(crate) fn set_general(&self, upstreams: &[Upstream]) {
-        let mut general = self.general.write().unwrap_or_else(PoisonError::into_inner);
-        *general = Arc::new(Group::new(upstreams, self.policy, &self.tls, Some(&general)));
+    /// Where the upstreams of each route come from.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Upstreams> {
+        self.ways.iter().map(|way| &way.route.upstreams)
+    }
+
+    /// Other upstreams for a route; those that stay keep their connections and what is known of them.
+    pub(crate) fn set_upstreams(&self, route: usize, upstreams: &[Upstream]) {
+        let Some(way) = self.ways.get(route) else { return };
+        let new = |upstream: &Upstream| Peer::start(upstream.clone(), way.tls.clone(), way.route.force_tcp);
+        let mut group = way.group.write().unwrap_or_else(PoisonError::into_inner);
+        *group = Arc::new(group.with(upstreams, way.route.policy, new));
     }
 
     /// A client asks for the HINFO of `name`: perhaps an upstream that leads back here (rule 16.1).
     pub(crate) fn meet(&self, name: &Name) {
-        self.general.read().unwrap_or_else(PoisonError::into_inner).meet(name);
-        for (_, group) in &self.stubs {
-            group.meet(name);
+        for way in &self.ways {
+            way.group().meet(name);
         }
     }
 
     /// Somebody could be asked for `name`.
     pub(crate) fn has_upstreams(&self, name: &Name) -> bool {
-        !self.group(name).is_empty()
+        self.way(name).is_some_and(|way| !way.group().is_empty())
     }
 
     /// How many answers with records and how many denials are kept.
     pub(crate) fn cached(&self) -> [u64; 2] {
-        self.cache.entries()
+        self.cache.as_ref().map(Cache::entries).unwrap_or_default()
+    }
+
+    /// Every upstream in use.
+    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+        self.ways.iter().flat_map(|way| way.group().peers().to_vec()).collect()
     }
 
     /// What an upstream says, or said recently, or if none answers, said once.
-    pub(crate) async fn resolve(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Message, ForwardError> {
-        let group = self.group(&outgoing.query.name);
+    pub(crate) async fn resolve(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Told, ForwardError> {
+        let way = self.way(&outgoing.query.name).ok_or(ForwardError::NoUpstreams)?;
+        let group = way.group();
         if group.is_empty() {
             return Err(ForwardError::NoUpstreams);
         }
         self.counters.forwarded.add_one();
         // Without RD an upstream says what it has, which is not the answer for everybody.
-        if !outgoing.recursion_desired {
-            return self.ask(&group, outgoing).await;
-        }
+        let Some(cache) = self.cache.as_ref().filter(|_| outgoing.recursion_desired) else {
+            return self.ask(&group, &way.places, outgoing).await.map(fresh);
+        };
         let key = key(outgoing);
-        if let Some(hit) = self.cache.get(&key, Instant::now()) {
-            self.counters.cache_hits.add_one();
+        if let Some(hit) = cache.get(&key, Instant::now()) {
             if hit.refresh {
-                self.refresh(group, outgoing.clone());
+                self.refresh(group, Arc::clone(&way.places), outgoing.clone());
             }
-            return Ok(hit.message);
+            return Ok(Told { message: hit.message, cached: true });
         }
-        let answer = self.ask_and_keep(&group, outgoing).await;
+        let answer = self.ask_and_keep(&group, &way.places, outgoing).await;
         if answer.as_ref().is_ok_and(|message| !is_failure(message.metadata.response_code)) {
-            return answer;
+            return answer.map(fresh);
         }
-        match self.cache.get_stale(&key, Instant::now()) {
-            Some(message) => {
-                self.counters.cache_stale.add_one();
-                Ok(message)
-            }
-            None => answer,
+        match cache.get_stale(&key, Instant::now()) {
+            Some(message) => Ok(Told { message, cached: true }),
+            None => answer.map(fresh),
         }
     }
 
     /// Asks for what is about to run out, while it is still there for others.
-    fn refresh(self: &Arc<Self>, group: Arc<Group>, outgoing: Outgoing) {
-        self.counters.cache_prefetches.add_one();
+    fn refresh(self: &Arc<Self>, group: Arc<Group>, places: Arc<Admission>, outgoing: Outgoing) {
         let this = Arc::clone(self);
         // Ends by itself in OVERALL; who fails is known by its counters.
-        tokio::spawn(async move { this.ask_and_keep(&group, &outgoing).await });
+        tokio::spawn(async move { this.ask_and_keep(&group, &places, &outgoing).await });
     }
 
-    async fn ask_and_keep(&self, group: &Group, outgoing: &Outgoing) -> Result<Message, ForwardError> {
-        let message = self.ask(group, outgoing).await?;
-        self.cache.put(key(outgoing), &message, Instant::now());
+    async fn ask_and_keep(
+        &self,
+        group: &Group,
+        places: &Arc<Admission>,
+        outgoing: &Outgoing,
+    ) -> Result<Message, ForwardError> {
+        let message = self.ask(group, places, outgoing).await?;
+        if let Some(cache) = &self.cache {
+            cache.put(key(outgoing), &message, Instant::now());
+        }
         Ok(message)
     }
 
-    async fn ask(&self, group: &Group, outgoing: &Outgoing) -> Result<Message, ForwardError> {
-        let Ok(_slot) = self.slots.try_acquire() else {
+    async fn ask(&self, group: &Group, places: &Arc<Admission>, outgoing: &Outgoing) -> Result<Message, ForwardError> {
+        let Some(_place) = places.enter(outgoing.client) else {
             self.counters.forward_rejects.add_one();
             return Err(ForwardError::Busy);
         };
         // Cancelling mid-way is safe: a connection in use is closed with its try.
-        match timeout(OVERALL, group.ask(outgoing)).await {
+        match timeout(OVERALL, group.ask(outgoing, &self.counters)).await {
             Ok(Some(message)) => Ok(message),
             Ok(None) | Err(_) => {
                 self.counters.forward_failures.add_one();
@@ -226,12 +300,13 @@ impl Forwarder {
         }
     }
 
-    fn group(&self, name: &Name) -> Arc<Group> {
-        match self.stubs.iter().find(|(domain, _)| domain.zone_of(name)) {
-            Some((_, group)) => Arc::clone(group),
-            None => Arc::clone(&self.general.read().unwrap_or_else(PoisonError::into_inner)),
-        }
+    fn way(&self, name: &Name) -> Option<&Way> {
+        self.ways.iter().find(|way| way.route.takes(name))
     }
+}
+
+fn fresh(message: Message) -> Told {
+    Told { message, cached: false }
 }
 
 fn key(outgoing: &Outgoing) -> Key {

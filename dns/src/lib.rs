@@ -4,19 +4,30 @@
 //! I/O and no randomness, and what it answers never comes from a cache.
 #![forbid(unsafe_code)]
 
+mod admission;
 pub mod answer;
+pub mod autopath;
+mod block;
 mod cache;
 mod forward;
+mod hosts;
+mod log;
+pub mod metrics;
 mod question;
 mod records;
+pub mod rewrite;
 pub mod server;
 pub mod stats;
+pub mod template;
 pub mod upstream;
 pub mod zone;
 
 pub use answer::{Absence, Answer, Records};
+pub use block::{BlockConfig, Kubernetes};
 pub use cache::{Bounds, CacheConfig, Prefetch};
-pub use forward::{ForwardConfig, Policy, StubDomain, TlsError};
+pub use forward::{ForwardConfig, Policy, Route, StubDomain, TlsError};
+pub use hosts::HostsConfig;
+pub use log::{Class, LogConfig};
 pub use server::{ServeError, Server, ServerConfig, View, serve};
 pub use stats::Stats;
 pub use upstream::{ResolvConf, Upstream, UpstreamError, Upstreams, upstreams_from_resolv_conf};

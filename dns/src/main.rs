@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-/// hickory logs every query at info.
-const QUIET: &str = "info,hickory_server=warn,kube_client=error";
+/// The log tells of an API server that cannot be reached.
+const QUIET: &str = "info,kube_client=error";
 
 /// Answers the names of a cluster, and forwards all others. The cluster is the one of --kubeconfig, or the one in which
 /// this runs as a pod, or a folder of manifests.
@@ -134,15 +134,11 @@ fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
     };
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback();
     let dns_addresses = flags.listen.iter().map(SocketAddr::ip).filter(usable).collect();
-    Ok(ServerConfig {
-        listen: flags.listen.clone(),
-        forward: ForwardConfig {
-            stub_domains: flags.stub_domain.clone(),
-            authorities: flags.upstream_ca.clone(),
-            ..ForwardConfig::to(flags.upstream.clone())
-        },
-        zone: ZoneConfig { cluster_domain, ttl: flags.ttl, pods, dns_addresses },
-    })
+    let zone = ZoneConfig { cluster_domain, ttl: flags.ttl, pods, dns_addresses };
+    let forward = ForwardConfig::to(flags.upstream.clone())
+        .with_stub_domains(flags.stub_domain.clone())
+        .with_authorities(flags.upstream_ca.as_deref());
+    Ok(ServerConfig::usual(flags.listen.clone(), zone, forward))
 }
 
 /// Follows the views of a source, which ends with this.

@@ -90,6 +90,11 @@ fn without_underscore(label: &str) -> &str {
     label.strip_prefix('_').unwrap_or(label)
 }
 
+/// The address that a name in the reverse trees spells.
+pub(crate) fn address_of(name: &Name) -> Option<IpAddr> {
+    reverse(name).flatten()
+}
+
 /// `None` outside the reverse trees, `Some(None)` inside them where no whole address is spelled.
 fn reverse(name: &Name) -> Option<Option<IpAddr>> {
     let mut labels = name.iter().rev();

@@ -1,43 +1,64 @@
 //! The DNS server: sockets, the zone that follows the snapshots, and one handler for every query.
 
+mod datagram;
 mod handler;
-mod reply;
+pub(crate) mod reply;
+pub(crate) mod request;
+mod tcp;
+mod udp;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hickory_server::Server as HickoryServer;
 use shunt_model::Snapshot;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
+use crate::admission::Admission;
+use crate::block::{Block, BlockConfig};
 use crate::forward::{ForwardConfig, Forwarder, TlsError};
-use crate::stats::{Counters, Stats};
+use crate::metrics::{Exporter, Metrics};
+use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{Zone, ZoneConfig};
-use handler::Handler;
+use datagram::Datagrams;
+pub(crate) use handler::Handler;
+pub use request::Transport;
 
-/// A TCP connection without a query is closed after this (rule 9.16).
-const TCP_IDLE: Duration = Duration::from_secs(10);
-/// Replies waiting for one TCP client to read them.
-const TCP_REPLIES: usize = 32;
 /// How often a file of upstreams is read.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How often a port that the kernel chose for UDP is found taken for TCP before we give up.
+/// How often a file of hosts is read (rule 13.6).
+const HOSTS_AGAIN: Duration = Duration::from_secs(5);
+/// How often a port that the kernel chose for TCP is found taken for UDP before we give up.
 const PORT_TRIES: usize = 16;
+/// Connections that nobody has accepted yet.
+const BACKLOG: i32 = 1024;
+/// Queries that wait in a socket while all processors are busy; the kernel may allow less.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// What to serve, where.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// Addresses to listen on, each over UDP and TCP; port 0 takes one free port for both.
     pub listen: Vec<SocketAddr>,
-    /// What happens with other names.
-    pub forward: ForwardConfig,
     /// The cluster's part.
     pub zone: ZoneConfig,
+    /// What becomes of queries; the block with the longest domain that a name lies in counts.
+    pub blocks: Vec<BlockConfig>,
+}
+
+impl ServerConfig {
+    /// The usual: the cluster's names here, all others elsewhere.
+    #[must_use]
+    pub fn usual(listen: Vec<SocketAddr>, zone: ZoneConfig, forward: ForwardConfig) -> Self {
+        let blocks = vec![BlockConfig::usual(zone.cluster_domain.clone(), forward)];
+        Self { listen, zone, blocks }
+    }
 }
 
 /// Why the server did not start.
@@ -90,11 +111,14 @@ pub struct View {
 /// A running server. Dropping it stops it at once; [`Server::shutdown`] also waits.
 pub struct Server {
     addresses: Vec<SocketAddr>,
-    counters: Arc<Counters>,
-    forwarder: Arc<Forwarder>,
+    service: Vec<IpAddr>,
+    handler: Arc<Handler>,
+    metrics: Arc<Metrics>,
+    zone: watch::Sender<ZoneConfig>,
     views: watch::Receiver<View>,
-    sockets: HickoryServer<Handler>,
-    /// What keeps view and upstreams in step; ends with this.
+    /// What keeps upstreams and hosts in step with their files.
+    followers: Mutex<JoinSet<()>>,
+    /// Sockets, and what keeps the view in step; all end with this.
     tasks: JoinSet<()>,
 }
 
@@ -105,36 +129,29 @@ pub async fn serve(
     config: ServerConfig,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> Result<Server, ServeError> {
-    if config.listen.is_empty() {
-        return Err(ServeError::NoAddress);
-    }
-    let mut bound = Vec::new();
-    for address in &config.listen {
-        bound.push(bind(*address).await?);
-    }
-    let addresses: Vec<SocketAddr> = bound.iter().map(|(address, _, _)| *address).collect();
-    let counters = Arc::<Counters>::default();
-    let ours = Ours { listen: addresses.clone(), service: config.zone.dns_addresses.clone() };
-    let upstreams = config.forward.upstreams.clone();
-    let conf = upstreams.read()?;
-    let mut forward = config.forward;
-    for stub in &mut forward.stub_domains {
-        stub.upstreams = ours.without(std::mem::take(&mut stub.upstreams));
-    }
-    let forwarder = Arc::new(Forwarder::new(forward, &ours.of(&conf), Arc::clone(&counters))?);
-    let (views, follower) = follow(config.zone, snapshots);
+    let Some(first) = config.listen.first() else { return Err(ServeError::NoAddress) };
+    let bound: Vec<Bound> =
+        config.listen.iter().map(|address| bind(*address, &config.listen)).collect::<Result<_, _>>()?;
+    let addresses: Vec<SocketAddr> = bound.iter().map(|bound| bound.address).collect();
+    let metrics = Arc::new(Metrics::new(addresses.first().unwrap_or(first).port()));
+    let service = config.zone.dns_addresses.clone();
+    let (zone, zones) = watch::channel(config.zone);
+    let (views, follower) = follow(zones, snapshots, Arc::clone(&metrics));
+    let handler = Arc::new(Handler::new(views.clone(), Arc::clone(&metrics)));
     let mut tasks = JoinSet::new();
     tasks.spawn(follower);
-    if let Upstreams::File(_) = upstreams {
-        tasks.spawn(follow_file(upstreams, conf, ours, Arc::clone(&forwarder)));
+    let followers = Mutex::default();
+    let mut server = Server { addresses, service, handler, metrics, zone, views, followers, tasks };
+    server.set_blocks(config.blocks)?;
+    let connections = Admission::new(tcp::CONNECTIONS);
+    for Bound { address, udp, tcp } in bound {
+        for socket in udp {
+            let datagrams = Datagrams::new(socket).map_err(|source| bind_error(address, "UDP", source))?;
+            server.tasks.spawn(udp::serve(datagrams, Arc::clone(&server.handler)));
+        }
+        server.tasks.spawn(tcp::serve(tcp, Arc::clone(&server.handler), Arc::clone(&connections)));
     }
-    let handler = Handler::new(views.clone(), Arc::clone(&forwarder), Arc::clone(&counters));
-    let mut sockets = HickoryServer::new(handler);
-    for (_, udp, tcp) in bound {
-        sockets.register_socket(udp);
-        sockets.register_listener(tcp, TCP_IDLE, TCP_REPLIES);
-    }
-    Ok(Server { addresses, counters, forwarder, views, sockets, tasks })
+    Ok(server)
 }
 
 impl Server {
@@ -147,7 +164,13 @@ impl Server {
     /// The counters now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.counters.read(self.forwarder.cached())
+        self.metrics.stats()
+    }
+
+    /// The same for Prometheus.
+    #[must_use]
+    pub fn exporter(&self) -> Exporter {
+        Exporter { metrics: Arc::clone(&self.metrics), handler: Arc::downgrade(&self.handler) }
     }
 
     /// What is being answered; a change is in it before the first query sees the change.
@@ -156,29 +179,95 @@ impl Server {
         self.views.clone()
     }
 
+    /// Takes another configuration, for all queries from now on, or none of it. Queries in progress end as they began.
+    pub fn reconfigure(&self, zone: ZoneConfig, blocks: Vec<BlockConfig>) -> Result<(), ServeError> {
+        self.set_blocks(blocks).inspect_err(|_| self.reload_failed())?;
+        self.zone.send_if_modified(|now| std::mem::replace(now, zone.clone()) != zone);
+        Ok(())
+    }
+
+    /// A configuration could not even be read.
+    pub fn reload_failed(&self) {
+        self.metrics.failed_reloads.add_one();
+    }
+
+    fn set_blocks(&self, configs: Vec<BlockConfig>) -> Result<(), ServeError> {
+        let ours = Arc::new(Ours { listen: self.addresses.clone(), service: self.service.clone() });
+        let (mut blocks, mut followers) = (Vec::new(), JoinSet::new());
+        for config in configs {
+            let counters = self.metrics.counters(&config.domain);
+            let block = Arc::new(Block::new(config, counters)?);
+            follow_upstreams(&block.forwarder, &ours, &mut followers)?;
+            if block.hosts.as_ref().is_some_and(|hosts| hosts.has_file()) {
+                followers.spawn(follow_hosts(Arc::clone(&block)));
+            }
+            blocks.push(block);
+        }
+        self.handler.set_blocks(blocks);
+        *self.followers.lock().unwrap_or_else(PoisonError::into_inner) = followers;
+        Ok(())
+    }
+
     /// Closes the sockets and waits until nothing runs any more. Queries in progress are dropped.
     pub async fn shutdown(mut self) {
-        self.tasks.abort_all();
-        if let Err(error) = self.sockets.shutdown_gracefully().await {
-            tracing::warn!(%error, "a DNS socket had failed before the server was stopped");
+        self.tasks.shutdown().await;
+        let mut followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
+        followers.shutdown().await;
+    }
+}
+
+/// The sockets of an address.
+struct Bound {
+    address: SocketAddr,
+    /// One for each processor: the kernel spreads the clients over them.
+    udp: Vec<UdpSocket>,
+    tcp: TcpListener,
+}
+
+/// Binds UDP and TCP to one address and port. TCP comes first: its port cannot be shared, so that two servers never
+/// share the one of UDP unnoticed.
+fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<Bound, ServeError> {
+    // `[::]` takes IPv4 too, unless that has a socket of its own.
+    let only_v6 = all.contains(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())));
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut tries = 0;
+    loop {
+        let tcp = listen(address, only_v6).map_err(|source| bind_error(address, "TCP", source))?;
+        let chosen = tcp.local_addr().map_err(|source| bind_error(address, "TCP", source))?;
+        let udp: io::Result<Vec<UdpSocket>> = (0..workers).map(|_| datagram_socket(chosen, only_v6)).collect();
+        match udp {
+            Ok(udp) => return Ok(Bound { address: chosen, udp, tcp }),
+            Err(error) if address.port() == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < PORT_TRIES => {
+                tries += 1;
+            }
+            Err(source) => return Err(bind_error(chosen, "UDP", source)),
         }
     }
 }
 
-/// Binds UDP and TCP to one address and port.
-async fn bind(address: SocketAddr) -> Result<(SocketAddr, UdpSocket, TcpListener), ServeError> {
-    let mut tries = 0;
-    loop {
-        let udp = UdpSocket::bind(address).await.map_err(|source| bind_error(address, "UDP", source))?;
-        let chosen = udp.local_addr().map_err(|source| bind_error(address, "UDP", source))?;
-        match TcpListener::bind(chosen).await {
-            Ok(tcp) => return Ok((chosen, udp, tcp)),
-            Err(error) if address.port() == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < PORT_TRIES => {
-                tries += 1;
-            }
-            Err(source) => return Err(bind_error(chosen, "TCP", source)),
-        }
+fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
+    let socket = socket(address, only_v6, Type::STREAM, Protocol::TCP)?;
+    socket.set_reuse_address(true)?; // connections of an earlier server may linger
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn datagram_socket(address: SocketAddr, only_v6: bool) -> io::Result<UdpSocket> {
+    let socket = socket(address, only_v6, Type::DGRAM, Protocol::UDP)?;
+    socket.set_reuse_port(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn socket(address: SocketAddr, only_v6: bool, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    socket.set_nonblocking(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
     }
+    Ok(socket)
 }
 
 fn bind_error(address: SocketAddr, protocol: &'static str, source: io::Error) -> ServeError {
@@ -212,12 +301,28 @@ impl Ours {
     }
 }
 
+/// Gives every route its upstreams, and those of files whenever they change.
+fn follow_upstreams(
+    forwarder: &Arc<Forwarder>,
+    ours: &Arc<Ours>,
+    followers: &mut JoinSet<()>,
+) -> Result<(), UpstreamError> {
+    for (route, upstreams) in forwarder.sources().enumerate() {
+        let conf = upstreams.read()?;
+        forwarder.set_upstreams(route, &ours.of(&conf));
+        if let Upstreams::File(_) = upstreams {
+            followers.spawn(follow_file(upstreams.clone(), conf, Arc::clone(ours), Arc::clone(forwarder), route));
+        }
+    }
+    Ok(())
+}
+
 /// Reads the file again and again: it may be a mount that tells of no changes. The last servers stay while it cannot be
 /// read.
-async fn follow_file(file: Upstreams, first: ResolvConf, ours: Ours, forwarder: Arc<Forwarder>) {
+async fn follow_file(file: Upstreams, first: ResolvConf, ours: Arc<Ours>, forwarder: Arc<Forwarder>, route: usize) {
     let mut before = Some(first);
     loop {
-        tokio::time::sleep(LOOK_AGAIN).await;
+        sleep(LOOK_AGAIN).await;
         let now = match file.read() {
             Ok(now) => Some(now),
             Err(error) if before.is_some() => {
@@ -233,28 +338,53 @@ async fn follow_file(file: Upstreams, first: ResolvConf, ours: Ours, forwarder: 
             let known = ours.of(conf);
             let names: Vec<String> = known.iter().map(ToString::to_string).collect();
             tracing::info!(upstreams = names.join(" "), "the upstreams have changed");
-            forwarder.set_general(&known);
+            forwarder.set_upstreams(route, &known);
         }
         before = now;
     }
 }
 
-/// A view, and what keeps it in step with the snapshots.
+async fn follow_hosts(block: Arc<Block>) {
+    loop {
+        sleep(HOSTS_AGAIN).await;
+        if let Some(hosts) = &block.hosts {
+            hosts.read_again();
+        }
+    }
+}
+
+/// A view, and what keeps it in step with the snapshots and the configuration.
 fn follow(
-    config: ZoneConfig,
+    mut configs: watch::Receiver<ZoneConfig>,
     mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    metrics: Arc<Metrics>,
 ) -> (watch::Receiver<View>, impl Future<Output = ()>) {
     let snapshot = snapshots.borrow_and_update().clone();
-    let zone = Zone::new(Arc::new(config), snapshot.clone().unwrap_or_default(), now());
+    let config = Arc::new(configs.borrow_and_update().clone());
+    let zone = Zone::new(config, snapshot.clone().unwrap_or_default(), now());
     let (sender, receiver) = watch::channel(View { zone: Arc::new(zone), snapshot });
     let follower = async move {
-        // Ends when the source is gone; the last view stays in force (rule 11.5).
-        while snapshots.changed().await.is_ok() {
-            let Some(snapshot) = snapshots.borrow_and_update().clone() else {
-                continue; // what was once complete is not forgotten
-            };
-            let zone = Arc::new(sender.borrow().zone.next(Arc::clone(&snapshot), now()));
-            sender.send_replace(View { zone, snapshot: Some(snapshot) });
+        loop {
+            let before = sender.borrow().clone();
+            // A source that is gone leaves its last view in force (rule 11.5).
+            tokio::select! {
+                Ok(()) = snapshots.changed() => {
+                    let Some(snapshot) = snapshots.borrow_and_update().clone() else {
+                        continue; // what was once complete is not forgotten
+                    };
+                    let zone = Arc::new(before.zone.next(Arc::clone(&snapshot), now()));
+                    sender.send_replace(View { zone, snapshot: Some(Arc::clone(&snapshot)) });
+                    if let Some(old) = &before.snapshot {
+                        metrics.programmed(old, &snapshot);
+                    }
+                }
+                Ok(()) = configs.changed() => {
+                    let config = Arc::new(configs.borrow_and_update().clone());
+                    let zone = Zone::new(config, before.snapshot.clone().unwrap_or_default(), now());
+                    sender.send_replace(View { zone: Arc::new(zone), ..before });
+                }
+                else => return,
+            }
         }
     };
     (receiver, follower)

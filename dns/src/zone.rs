@@ -5,6 +5,7 @@ mod index;
 mod pod;
 mod reverse;
 mod service;
+mod transfer;
 
 use std::net::IpAddr;
 use std::sync::Arc;

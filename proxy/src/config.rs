@@ -346,11 +346,9 @@ impl DnsConfig {
         Ok(Self {
             listen,
             domain: domain.trim_matches('.').to_ascii_lowercase(),
-            forward: ForwardConfig {
-                stub_domains: stub_domains.collect(),
-                authorities: settings.dns_upstream_ca.clone(),
-                ..ForwardConfig::to(upstreams.unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))))
-            },
+            forward: ForwardConfig::to(upstreams.unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))))
+                .with_stub_domains(stub_domains)
+                .with_authorities(settings.dns_upstream_ca.as_deref()),
             pods: settings.dns_pods.unwrap_or(PodNames::Insecure),
             ttl: settings.dns_ttl.unwrap_or(DNS_TTL),
         })

@@ -50,7 +50,7 @@ pub async fn start(
     reachable: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> Result<Server, DnsError> {
     let zone = zone_config(config, cluster_dns)?;
-    let config = ServerConfig { listen, forward: config.forward.clone(), zone };
+    let config = ServerConfig::usual(listen, zone, config.forward.clone());
     shunt_dns::serve(config, reachable).await.map_err(|error| match error {
         ServeError::Upstreams(error) => DnsError::Upstreams(error),
         ServeError::Tls(error) => DnsError::Tls(error),

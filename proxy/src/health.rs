@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::datapath::ebpf::upkeep;
 use crate::dns_service;
-use crate::metrics::{self, KubeProxy};
+use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
 
 /// How often an address is tried again that could not be listened on (spec HM-23).
@@ -228,7 +228,7 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
         }
         Ok(()) => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], metrics::classic(&text)).into_response()
+            ([(header::CONTENT_TYPE, kind)], shunt_dns::metrics::classic(&text)).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

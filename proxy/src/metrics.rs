@@ -3,7 +3,6 @@
 mod kube_proxy;
 mod process;
 
-use std::collections::HashSet;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -15,13 +14,12 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use shunt_dns::metrics::Exporter;
+
 use crate::datapath::ebpf::upkeep::Report;
 use crate::status::Status;
 
 pub use kube_proxy::{KubeProxy, WithoutLocal};
-
-/// Reads the DNS server's counters.
-pub type DnsStats = Box<dyn Fn() -> shunt_dns::Stats + Send + Sync>;
 
 /// What takes time between a new view of the cluster and the kernel: 0.1 ms to 1.6 s and above.
 #[derive(Clone, Debug)]
@@ -47,9 +45,12 @@ pub fn registry(
     status: watch::Receiver<Status>,
     upkeep: watch::Receiver<Report>,
     durations: Durations,
-    dns: Option<DnsStats>,
+    dns: Option<Exporter>,
 ) -> Registry {
     let mut all = Registry::default();
+    if let Some(dns) = dns {
+        dns.register(&mut all);
+    }
     durations.kube_proxy.register(&mut all);
     all.register_collector(Box::new(process::Process));
     let registry = all.sub_registry_with_prefix("shunt");
@@ -57,28 +58,7 @@ pub fn registry(
     registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations.sync);
     registry.register_collector(Box::new(Proxy(status)));
     registry.register_collector(Box::new(Sockets(upkeep)));
-    if let Some(stats) = dns {
-        registry.register_collector(Box::new(Dns(stats)));
-    }
     all
-}
-
-/// The text in the older format that every scraper reads: there the type of a counter goes by the name of its sample.
-#[must_use]
-pub fn classic(text: &str) -> String {
-    let counters: HashSet<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
-    let rename = |line: &str| {
-        for word in ["# TYPE ", "# HELP "] {
-            if let Some((name, rest)) = line.strip_prefix(word).and_then(|rest| rest.split_once(' '))
-                && counters.contains(name)
-            {
-                return format!("{word}{name}_total {rest}\n");
-            }
-        }
-        format!("{line}\n")
-    };
-    text.lines().filter(|line| *line != "# EOF").map(rename).collect()
 }
 
 #[derive(Debug)]
@@ -123,43 +103,6 @@ impl Collector for Proxy {
         )?;
         let ignored = status.source.counts.iter().map(|(kind, count)| ([("kind", *kind)], *count));
         family(&mut encoder, "objects_ignored", "Objects, parts of objects and files ignored", ignored)
-    }
-}
-
-struct Dns(DnsStats);
-
-impl fmt::Debug for Dns {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Dns")
-    }
-}
-
-impl Collector for Dns {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let stats = (self.0)();
-        let queries = [("udp", stats.udp_queries), ("tcp", stats.tcp_queries)];
-        let queries = queries.into_iter().map(|(protocol, count)| ([("protocol", protocol)], count));
-        family(&mut encoder, "dns_queries", "Queries received", queries)?;
-        let replies = stats.replies.iter().map(|(rcode, count)| ([("rcode", rcode.as_str())], *count));
-        family(&mut encoder, "dns_replies", "Replies by rcode", replies)?;
-        for (name, help, value) in [
-            ("dns_forwards", "Queries for names that are not the cluster's", stats.forwarded),
-            ("dns_forward_cache_hits", "Of these, answered from the cache", stats.cache_hits),
-            ("dns_forward_stale_answers", "Of these, answered from what had run out", stats.cache_stale),
-            ("dns_forward_prefetches", "Answers asked for again before they ran out", stats.cache_prefetches),
-            ("dns_forward_failures", "Forwarded queries no upstream answered", stats.forward_failures),
-            ("dns_forward_rejects", "Forwarded queries refused because too many waited", stats.forward_rejects),
-            ("dns_malformed", "Queries that are not one question", stats.malformed),
-            ("dns_send_failures", "Replies that could not be sent", stats.send_failures),
-        ] {
-            counter(&mut encoder, name, help, value)?;
-        }
-        let entries = [("answers", stats.cached_answers), ("denials", stats.cached_denials)];
-        for (kind, count) in entries {
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            gauge(&mut encoder, &format!("dns_cached_{kind}"), "Entries of the cache of other names", count)?;
-        }
-        Ok(())
     }
 }
 

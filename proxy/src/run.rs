@@ -26,7 +26,7 @@ use crate::datapath::ebpf::{Adopted, Ebpf, EbpfOptions, Links};
 use crate::events::{self, Recorded, Recorder};
 use crate::health::{self, BindError, DnsState, Health};
 use crate::health_checks::{Checks, HealthChecks};
-use crate::metrics::{self, DnsStats, Durations, KubeProxy};
+use crate::metrics::{self, Durations, KubeProxy};
 use crate::plan::{Detect, PlanOptions, Planner};
 use crate::reconcile::{Input, Output, Reconciler};
 use crate::status::{Pending, Status};
@@ -288,12 +288,8 @@ impl Daemon {
         mode: &'static str,
     ) -> Result<()> {
         let Some(address) = self.config.metrics else { return Ok(()) };
-        // The metrics must not keep alive a server that is being stopped.
-        let server = dns.map(Arc::downgrade);
-        let stats = server.map(|server| -> DnsStats {
-            Box::new(move || server.upgrade().map(|server| server.stats()).unwrap_or_default())
-        });
-        let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, stats);
+        let dns = dns.map(|server| server.exporter());
+        let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, dns);
         let routes = health::metrics_routes(registry, mode, self.config.configz());
         self.serve("--metrics-bind-address", "FailedToStartMetricServer", address, routes).await
     }

@@ -45,7 +45,7 @@ fn ttl(message: &Message) -> u32 {
 /// The TTL seen `after` seconds, `None` if the cache does not answer.
 #[track_caller]
 fn check(message: &Message, after: u64, wanted: Option<u32>) {
-    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
     cache.put(key("www.example."), message, start);
     let found = cache.get(&key("WWW.example."), start + seconds(after));
     assert_eq!(found.map(|hit| ttl(&hit.message)), wanted, "{message}");
@@ -88,7 +88,7 @@ fn truncated_answers_are_not_kept() {
 
 #[test]
 fn the_last_answer_counts() {
-    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
     let rcode = || cache.get(&key("www.example."), start).unwrap().message.metadata.response_code;
     cache.put(key("www.example."), &response(ResponseCode::NoError, vec![address(20)], vec![]), start);
     cache.put(key("www.example."), &response(ResponseCode::NXDomain, vec![], vec![soa(20)]), start);
@@ -100,7 +100,7 @@ fn the_last_answer_counts() {
 
 #[test]
 fn an_old_answer_serves_when_there_is_no_other() {
-    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
     let stale = |after| cache.get_stale(&key("WWW.example."), start + seconds(after)).map(|message| ttl(&message));
     assert_eq!(stale(0), None);
     cache.put(key("www.example."), &response(ResponseCode::NoError, vec![address(3600)], vec![]), start);
@@ -110,14 +110,14 @@ fn an_old_answer_serves_when_there_is_no_other() {
     cache.put(key("www.example."), &failure, start + seconds(40));
     assert_eq!(stale(3629), Some(30));
     assert_eq!(stale(3630), None);
-    let strict = Cache::new(CacheConfig { stale: Duration::ZERO, ..CacheConfig::default() });
+    let strict = Cache::new(CacheConfig { stale: Duration::ZERO, ..CacheConfig::default() }, Arc::default());
     strict.put(key("www.example."), &response(ResponseCode::NoError, vec![address(20)], vec![]), start);
     assert!(strict.get_stale(&key("www.example."), start + seconds(20)).is_none());
 }
 
 #[test]
 fn an_answer_in_demand_is_asked_for_again_once() {
-    let (cache, start) = (Cache::new(CacheConfig::default()), Instant::now());
+    let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
     let put = |after| {
         cache.put(key("www.example."), &response(ResponseCode::NoError, vec![address(30)], vec![]), start + after);
     };

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hickory_proto::op::Message;
 use hickory_proto::rr::Name;
 use rand::seq::SliceRandom as _;
-use tokio_rustls::TlsConnector;
 
 use super::Outgoing;
 use super::peer::{Health, Peer};
+use crate::stats::Counters;
 use crate::upstream::Upstream;
 
 /// Tries, if there are fewer upstreams than this: a datagram may be lost.
@@ -27,7 +27,8 @@ pub enum Policy {
     Random,
 }
 
-/// The upstreams of a domain.
+/// The upstreams of a route.
+#[derive(Default)]
 pub(super) struct Group {
     peers: Vec<Arc<Peer>>,
     policy: Policy,
@@ -35,14 +36,9 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Upstreams that `before` has keep their connections and what is known of their health.
-    pub(super) fn new(upstreams: &[Upstream], policy: Policy, tls: &TlsConnector, before: Option<&Self>) -> Self {
-        let known = |upstream: &Upstream| before?.peers.iter().find(|peer| peer.upstream() == upstream).cloned();
-        let new = |upstream: &Upstream| {
-            let peer = Arc::new(Peer::new(upstream.clone(), tls.clone()));
-            peer.look_for_loop();
-            peer
-        };
+    /// The next group; upstreams that this one has stay as they are, others are made by `new`.
+    pub(super) fn with(&self, upstreams: &[Upstream], policy: Policy, new: impl Fn(&Upstream) -> Arc<Peer>) -> Self {
+        let known = |upstream: &Upstream| self.peers.iter().find(|peer| peer.upstream() == upstream).cloned();
         let peer = |upstream: &Upstream| known(upstream).unwrap_or_else(|| new(upstream));
         Self { peers: upstreams.iter().map(peer).collect(), policy, turn: AtomicUsize::new(0) }
     }
@@ -51,10 +47,17 @@ impl Group {
         self.peers.is_empty()
     }
 
+    pub(super) fn peers(&self) -> &[Arc<Peer>] {
+        &self.peers
+    }
+
     /// What the first of them says that says anything.
-    pub(super) async fn ask(&self, outgoing: &Outgoing) -> Option<Message> {
+    pub(super) async fn ask(&self, outgoing: &Outgoing, counters: &Counters) -> Option<Message> {
         let mut cut = None;
         let order = self.order();
+        if order.iter().all(|peer| peer.health() == Health::Down) {
+            counters.all_upstreams_down.add_one();
+        }
         for peer in order.iter().cycle().take(order.len().max(MIN_TRIES)) {
             let error = match peer.ask(outgoing, &mut cut).await {
                 Ok(message) => return Some(message),

@@ -1,5 +1,6 @@
 //! One upstream as the forwarder knows it: its health, and the connections to it that may be used again.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use super::Outgoing;
 use super::exchange::{Exchange, TryError};
+use crate::stats::PeerCounters;
 use crate::upstream::Upstream;
 
 /// How long one upstream may take over one transport (rule 15.2).
@@ -44,9 +46,11 @@ pub(super) enum Health {
 const DOWN: u32 = 4;
 
 /// An upstream.
-pub(super) struct Peer {
+pub(crate) struct Peer {
     upstream: Upstream,
     tls: TlsConnector,
+    force_tcp: bool,
+    metrics: PeerCounters,
     state: Mutex<State>,
     resting: Mutex<Vec<Resting>>,
     /// A name that only this upstream is asked for: whoever asks us for it has it from there.
@@ -78,25 +82,30 @@ trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Peer {
-    pub(super) fn new(upstream: Upstream, tls: TlsConnector) -> Self {
-        Self {
+    /// An upstream about which nothing is known yet. Whether questions to it come back here is asked in the background
+    /// (rule 16.1).
+    pub(super) fn start(upstream: Upstream, tls: TlsConnector, force_tcp: bool) -> Arc<Self> {
+        let peer = Arc::new(Self {
             upstream,
             tls,
+            force_tcp,
+            metrics: PeerCounters::default(),
             state: Mutex::default(),
             resting: Mutex::new(Vec::new()),
             token: token(),
             met: AtomicBool::new(false),
             loops: AtomicBool::new(false),
-        }
+        });
+        tokio::spawn(look_for_loop(Arc::downgrade(&peer)));
+        peer
     }
 
-    pub(super) fn upstream(&self) -> &Upstream {
+    pub(crate) fn upstream(&self) -> &Upstream {
         &self.upstream
     }
 
-    /// Asks in the background whether questions to it come back here (rule 16.1).
-    pub(super) fn look_for_loop(self: &Arc<Self>) {
-        tokio::spawn(look_for_loop(Arc::downgrade(self)));
+    pub(crate) fn metrics(&self) -> &PeerCounters {
+        &self.metrics
     }
 
     /// Somebody asked us for `name`.
@@ -143,9 +152,13 @@ impl Peer {
         outgoing: &Outgoing,
         cut: &mut Option<Message>,
     ) -> Result<Message, TryError> {
+        let start = Instant::now();
         let answer = self.try_once(outgoing, cut).await;
         match &answer {
-            Ok(_) => self.answered(),
+            Ok(message) => {
+                self.metrics.answered(message.metadata.response_code, start.elapsed());
+                self.answered();
+            }
             // Nothing that the upstream could help.
             Err(TryError::TooLong) => {}
             Err(TryError::Timeout | TryError::Io(_) | TryError::Nonsense) => {
@@ -160,7 +173,7 @@ impl Peer {
 
     async fn try_once(&self, outgoing: &Outgoing, cut: &mut Option<Message>) -> Result<Message, TryError> {
         let exchange = Exchange::new(outgoing)?;
-        if self.upstream.tls.is_none() {
+        if self.upstream.tls.is_none() && !self.force_tcp {
             let answer = within(PER_TRY, exchange.over_udp(self.upstream.address)).await?;
             if !answer.metadata.truncation {
                 return Ok(answer);
@@ -174,10 +187,12 @@ impl Peer {
     async fn over_stream(&self, exchange: &Exchange) -> Result<Message, TryError> {
         while let Some(mut stream) = self.rested() {
             if let Ok(answer) = exchange.over(&mut stream).await {
+                self.metrics.connections_used_again.add_one();
                 self.rest(stream);
                 return Ok(answer);
             }
         }
+        self.metrics.connections_made.add_one();
         let mut stream = self.connect().await?;
         let answer = exchange.over(&mut stream).await?;
         self.rest(stream);
@@ -242,7 +257,10 @@ async fn probe(peer: Weak<Peer>) {
         }
         match timeout(PROBE_WAITS, peer.try_once(&outgoing, &mut None)).await {
             Ok(Ok(_)) => peer.answered(),
-            Ok(Err(_)) | Err(_) => peer.failed(),
+            Ok(Err(_)) | Err(_) => {
+                peer.metrics.failed_probes.add_one();
+                peer.failed();
+            }
         }
     }
 }
@@ -277,6 +295,7 @@ fn question(name: Name, rtype: RecordType) -> Outgoing {
         checking_disabled: false,
         authentic_data: false,
         dnssec_ok: None,
+        client: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     }
 }
 

@@ -1,189 +1,157 @@
-//! One query: checked, answered from the zone or by an upstream, and sent back.
+//! One query: read, answered by the block that its name belongs to, counted, and written.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
-use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
-use hickory_proto::serialize::binary::BinDecoder;
-use hickory_server::net::runtime::Time;
-use hickory_server::net::xfer::Protocol;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{DNSClass, Name, RecordType};
 use tokio::sync::watch;
 
 use super::View;
-use super::reply::{Origin, Reply, edns_for, udp_limit};
-use crate::answer::{Answer, Records};
-use crate::forward::{ForwardError, Forwarder, Outgoing};
-use crate::stats::Counters;
+use super::reply::{Reply, header_only};
+use super::request::{NoQuestion, Request, Transport};
+use crate::block::Block;
+use crate::metrics::Metrics;
+use crate::stats::Author;
+
+/// The longest message of a transfer before compression; TCP allows four times as much.
+const TRANSFER_RECORDS: usize = 200;
 
 /// Shared by all sockets.
-pub(super) struct Handler {
+pub(crate) struct Handler {
     views: watch::Receiver<View>,
-    forwarder: Arc<Forwarder>,
-    counters: Arc<Counters>,
+    /// The longest domains first.
+    blocks: RwLock<Arc<Vec<Arc<Block>>>>,
+    metrics: Arc<Metrics>,
 }
 
-#[async_trait::async_trait]
-impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, response: R) -> ResponseInfo {
-        let udp = request.protocol() == Protocol::Udp; // else TCP: no other transport is registered
-        let counter = if udp { &self.counters.udp_queries } else { &self.counters.tcp_queries };
-        counter.add_one();
-        let edns = edns_for(request);
-        let mut reply = self.reply(request).await;
-        reply.shuffle();
-        if udp {
-            reply.fit(request, udp_limit(edns.as_ref()), edns.as_ref());
-        }
-        self.send(request, response, &reply, edns.as_ref()).await
-    }
+/// What there is to do about a message.
+pub(crate) enum Begun {
+    Nothing,
+    Reply(Vec<u8>),
+    Question(Request),
 }
 
 impl Handler {
-    pub(super) fn new(views: watch::Receiver<View>, forwarder: Arc<Forwarder>, counters: Arc<Counters>) -> Self {
-        Self { views, forwarder, counters }
+    pub(super) fn new(views: watch::Receiver<View>, metrics: Arc<Metrics>) -> Self {
+        Self { views, blocks: RwLock::default(), metrics }
     }
 
-    /// Decides what to say (rules 9.4–9.10 in order).
-    async fn reply(&self, request: &Request) -> Reply {
-        if request.metadata.op_code != OpCode::Query {
-            return Reply::header(ResponseCode::NotImp);
+    /// Other blocks for all queries from now on.
+    pub(super) fn set_blocks(&self, mut blocks: Vec<Arc<Block>>) {
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.config.domain.num_labels()));
+        *self.blocks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(blocks);
+    }
+
+    pub(crate) fn blocks(&self) -> Arc<Vec<Arc<Block>>> {
+        Arc::clone(&self.blocks.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads a message (rules 9.4–9.6).
+    pub(crate) fn begin(&self, wire: &[u8], client: SocketAddr, transport: Transport) -> Begun {
+        match Request::read(wire, client, transport) {
+            Ok(request) => Begun::Question(request),
+            Err(NoQuestion::Silent) => Begun::Nothing,
+            Err(NoQuestion::Refused(metadata, rcode)) => {
+                if rcode == ResponseCode::FormErr {
+                    self.metrics.dropped.malformed.add_one();
+                }
+                Begun::Reply(header_only(&metadata, rcode))
+            }
         }
-        let (answers, authorities) = (request.answers.len(), request.authorities.len());
-        let [query] = request.queries.queries() else {
-            self.counters.malformed.add_one();
-            return Reply::header(ResponseCode::FormErr);
+    }
+
+    /// The reply as bytes.
+    pub(crate) async fn answer(&self, request: &Request) -> Vec<u8> {
+        let start = Instant::now();
+        let query = &request.query;
+        let Some(block) = self.block(&query.name) else {
+            return Reply::error(ResponseCode::Refused).encode(request, crate::forward::UDP_PAYLOAD);
         };
-        if answers > 1 || authorities > 1 || request.additionals.len() > 2 {
-            self.counters.malformed.add_one();
-            return Reply::header(ResponseCode::FormErr);
+        block.counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
+        if request.dnssec_ok() {
+            block.counters.dnssec_requests.add_one();
         }
-        if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-            return Reply::error(ResponseCode::BADVERS);
+        let mut reply = match refusal(request) {
+            Some(rcode) => Reply::error(rcode),
+            None => {
+                let view = self.views.borrow().clone();
+                block.answer(request, &view).await
+            }
+        };
+        reply.shuffle();
+        let wire = reply.encode(request, block.config.udp_payload);
+        let took = start.elapsed();
+        block.counters.replied(reply.author, reply.rcode, request.transport, wire.len(), took);
+        if let Some(log) = &block.config.log {
+            log.log(request, &reply, wire.len(), took);
         }
-        let query = query.original();
-        let transfer = [RecordType::AXFR, RecordType::IXFR].contains(&query.query_type);
-        if query.query_class != DNSClass::IN || transfer {
-            return Reply::error(ResponseCode::Refused); // rules 9.7, 4.5
+        let failed = [ResponseCode::ServFail, ResponseCode::NotImp].contains(&reply.rcode);
+        if failed && block.config.errors {
+            tracing::debug!(name = %query.name, rtype = %query.query_type, client = %request.client, "answered SERVFAIL");
         }
-        if query.query_type == RecordType::HINFO {
-            self.forwarder.meet(&query.name);
+        wire
+    }
+
+    /// The replies to a question that came over TCP: one, or those of a transfer (rule 4.5, RFC 5936).
+    pub(crate) async fn answers(&self, request: &Request) -> Vec<Vec<u8>> {
+        match self.transfer(request) {
+            Some(messages) => messages,
+            None => vec![self.answer(request).await],
         }
+    }
+
+    fn transfer(&self, request: &Request) -> Option<Vec<Vec<u8>>> {
+        let query = &request.query;
+        if ![RecordType::AXFR, RecordType::IXFR].contains(&query.query_type) || query.query_class != DNSClass::IN {
+            return None;
+        }
+        let block = self.block(&query.name)?;
         let view = self.views.borrow().clone();
-        let answer = view.zone.answer(&query.name, query.query_type);
-        self.reply_with(request, query, answer, view.snapshot.is_some()).await
-    }
-
-    /// Turns the zone's verdict into a reply, with an upstream's help where the verdict asks for it.
-    async fn reply_with(&self, request: &Request, query: &Query, answer: Answer, synced: bool) -> Reply {
-        let cluster = Reply { origin: Origin::Cluster, ..Reply::default() };
-        match answer {
-            Answer::Records(Records { answers, authority, additionals }) => {
-                Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster }
-            }
-            Answer::NoData { soa } => Reply { authorities: vec![soa], ..cluster },
-            Answer::NxDomain { why: _, soa } => Reply { rcode: absence(synced), authorities: vec![soa], ..cluster },
-            Answer::Alias { chain, target } => self.beyond(request, query, chain, target).await,
-            // Upstreams may know (rule 5.5), even while we do not (rule 11.4).
-            Answer::UnknownAddress { soa: _ } if self.forwarder.has_upstreams(&query.name) => {
-                self.forwarded(request, query).await
-            }
-            Answer::UnknownAddress { soa } => Reply { rcode: absence(synced), authorities: vec![soa], ..cluster },
-            Answer::NotOurs => self.forwarded(request, query).await,
+        if view.snapshot.is_none() || !block.transfers_to(request.client.ip(), &query.name) {
+            return None;
         }
-    }
-
-    async fn forwarded(&self, request: &Request, query: &Query) -> Reply {
-        match self.forwarder.resolve(&outgoing(request, query.clone())).await {
-            Ok(message) => pass_on(request, message),
-            Err(error) => Reply::error(rcode_of(error)),
-        }
-    }
-
-    /// An ExternalName that leaves the cluster (rules 2.6.2, 2.6.5): whatever the upstream says about the target, the
-    /// alias exists. Only if nobody answers the client is told to ask again.
-    async fn beyond(&self, request: &Request, query: &Query, mut chain: Vec<Record>, target: Name) -> Reply {
-        let alias = Reply { origin: Origin::Cluster, ..Reply::default() };
-        match self.forwarder.resolve(&outgoing(request, Query::query(target, query.query_type))).await {
-            Ok(mut message) => {
-                chain.append(&mut message.answers);
-                Reply { answers: chain, truncated: message.metadata.truncation, ..alias } // rule 2.6.6
-            }
-            Err(ForwardError::NoUpstreams) => Reply { answers: chain, ..alias },
-            Err(error @ (ForwardError::Busy | ForwardError::NoAnswer)) => Reply::error(rcode_of(error)),
-        }
-    }
-
-    async fn send<R: ResponseHandler>(
-        &self,
-        request: &Request,
-        mut response: R,
-        reply: &Reply,
-        edns: Option<&Edns>,
-    ) -> ResponseInfo {
-        let none = match Queries::read(&mut BinDecoder::new(&[]), 0) {
-            Ok(none) if reply.header_only => Some(none),
-            Ok(_) | Err(_) => None,
+        block.counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
+        let start = Instant::now();
+        let soa = view.zone.soa_record();
+        let records = std::iter::once(soa.clone()).chain(view.zone.records()).chain([soa]);
+        let records: Vec<_> = records.collect();
+        let message = |records: &[hickory_proto::rr::Record]| {
+            let mut reply = Reply { answers: records.to_vec(), ..Reply::cluster(Author::Kubernetes) };
+            reply.encode(request, block.config.udp_payload)
         };
-        let queries = none.as_ref().unwrap_or(&request.queries);
-        let metadata = reply.metadata(request);
-        let message = MessageResponseBuilder::new(queries, edns.filter(|_| !reply.header_only)).build(
-            metadata,
-            &reply.answers,
-            &reply.authorities,
-            [],
-            &reply.additionals,
-        );
-        match response.send_response(message).await {
-            Ok(info) => {
-                self.counters.replied(reply.rcode);
-                info
-            }
-            Err(error) => {
-                self.counters.send_failures.add_one();
-                tracing::debug!(%error, client = %request.src(), "sending a DNS reply");
-                let counts = hickory_proto::op::HeaderCounts::default();
-                hickory_proto::op::Header { metadata, counts }.into()
-            }
-        }
+        let messages: Vec<Vec<u8>> = records.chunks(TRANSFER_RECORDS).map(message).collect();
+        let length = messages.iter().map(Vec::len).sum();
+        let (author, took) = (Author::Kubernetes, start.elapsed());
+        block.counters.replied(author, ResponseCode::NoError, request.transport, length, took);
+        Some(messages)
+    }
+
+    /// A reply could not be sent.
+    pub(super) fn unsent(&self, client: SocketAddr, error: &std::io::Error) {
+        self.metrics.dropped.send_failures.add_one();
+        tracing::debug!(%error, %client, "sending a DNS reply");
+    }
+
+    /// A TCP client was sent away, or was too slow.
+    pub(super) fn sent_away(&self) {
+        self.metrics.dropped.tcp_rejects.add_one();
+    }
+
+    fn block(&self, name: &Name) -> Option<Arc<Block>> {
+        self.blocks().iter().find(|block| block.config.domain.zone_of(name)).cloned()
     }
 }
 
-/// Absence is only a fact once the cluster is known (rule 11.3).
-fn absence(synced: bool) -> ResponseCode {
-    if synced { ResponseCode::NXDomain } else { ResponseCode::ServFail }
-}
-
-/// Rules 3.8 and 3.9.
-fn rcode_of(error: ForwardError) -> ResponseCode {
-    match error {
-        ForwardError::NoUpstreams | ForwardError::Busy => ResponseCode::Refused,
-        ForwardError::NoAnswer => ResponseCode::ServFail,
-    }
-}
-
-fn outgoing(request: &Request, query: Query) -> Outgoing {
-    Outgoing {
-        query,
-        recursion_desired: request.metadata.recursion_desired,
-        checking_disabled: request.metadata.checking_disabled,
-        authentic_data: request.metadata.authentic_data,
-        dnssec_ok: request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
-    }
-}
-
-/// The upstream's reply as ours. AA stays clear, so that it is the same from the cache; AD is passed on to those who
-/// asked for it (RFC 6840 5.8).
-fn pass_on(request: &Request, message: Message) -> Reply {
-    let wants_ad = request.metadata.authentic_data || request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
-    Reply {
-        rcode: message.metadata.response_code,
-        origin: Origin::Upstream { authentic: message.metadata.authentic_data && wants_ad },
-        truncated: message.metadata.truncation,
-        answers: message.answers,
-        authorities: message.authorities,
-        additionals: message.additionals,
-        header_only: false,
+/// What is refused whatever the name is (rules 9.7, 9.10, 4.5).
+fn refusal(request: &Request) -> Option<ResponseCode> {
+    let transfer = [RecordType::AXFR, RecordType::IXFR].contains(&request.query.query_type);
+    if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+        Some(ResponseCode::BADVERS)
+    } else if request.query.query_class != DNSClass::IN || transfer {
+        Some(ResponseCode::Refused)
+    } else {
+        None
     }
 }

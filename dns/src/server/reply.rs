@@ -1,12 +1,13 @@
 //! A reply before it is bytes: its sections, the order of its addresses, and what fits a datagram.
 
-use hickory_proto::op::{Edns, Metadata, ResponseCode, emit_message_parts};
+use hickory_proto::ProtoError;
+use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, ResponseCode, emit_message_parts};
 use hickory_proto::rr::{RData, Record, RecordType};
-use hickory_proto::serialize::binary::BinEncoder;
-use hickory_server::server::Request;
+use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
-use crate::forward::UDP_PAYLOAD;
+use super::request::{Request, Transport};
+use crate::stats::Author;
 
 /// A datagram that every client takes (RFC 1035).
 const SMALLEST_PAYLOAD: u16 = 512;
@@ -15,20 +16,19 @@ const OPT_LENGTH: u16 = 11;
 
 /// Everything of a reply but its id and its question.
 #[derive(Debug, Default)]
-pub(super) struct Reply {
-    pub(super) rcode: ResponseCode,
-    pub(super) origin: Origin,
-    pub(super) truncated: bool,
-    pub(super) answers: Vec<Record>,
-    pub(super) authorities: Vec<Record>,
-    pub(super) additionals: Vec<Record>,
-    /// The question is not repeated: it could not be read as one (rules 9.4, 9.6).
-    pub(super) header_only: bool,
+pub(crate) struct Reply {
+    pub(crate) rcode: ResponseCode,
+    pub(crate) origin: Origin,
+    pub(crate) author: Author,
+    pub(crate) truncated: bool,
+    pub(crate) answers: Vec<Record>,
+    pub(crate) authorities: Vec<Record>,
+    pub(crate) additionals: Vec<Record>,
 }
 
 /// Who says so, which decides the AA and AD bits (rules 9.1, 9.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// The server itself: an error.
     #[default]
     Server,
@@ -42,16 +42,17 @@ pub(super) enum Origin {
 }
 
 impl Reply {
-    pub(super) fn error(rcode: ResponseCode) -> Self {
+    pub(crate) fn error(rcode: ResponseCode) -> Self {
         Self { rcode, ..Self::default() }
     }
 
-    pub(super) fn header(rcode: ResponseCode) -> Self {
-        Self { header_only: true, ..Self::error(rcode) }
+    /// Cluster data, or what stands for it.
+    pub(crate) fn cluster(author: Author) -> Self {
+        Self { origin: Origin::Cluster, author, ..Self::default() }
     }
 
     /// The header of this reply to `request`.
-    pub(super) fn metadata(&self, request: &Request) -> Metadata {
+    pub(crate) fn metadata(&self, request: &Request) -> Metadata {
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = self.rcode;
         metadata.authoritative = self.origin == Origin::Cluster;
@@ -63,6 +64,9 @@ impl Reply {
 
     /// Every client shall meet the addresses in another order (rule 10.1); all else keeps its place.
     pub(super) fn shuffle(&mut self) {
+        if self.answers.len() < 2 && self.additionals.len() < 2 {
+            return;
+        }
         for section in [&mut self.answers, &mut self.additionals] {
             let places: Vec<usize> = section
                 .iter()
@@ -81,28 +85,33 @@ impl Reply {
         }
     }
 
-    /// Drops records from the end until the reply fits `limit` with its OPT, which hickory writes last and would lose
+    /// As bytes; over UDP no longer than the client takes.
+    pub(super) fn encode(&mut self, request: &Request, payload: u16) -> Vec<u8> {
+        let edns = edns_for(request, payload);
+        if request.transport == Transport::Udp {
+            let limit = edns.as_ref().map_or(SMALLEST_PAYLOAD, Edns::max_payload); // rule 9.13
+            self.fit(request, limit - edns.as_ref().map_or(0, |_| OPT_LENGTH));
+        }
+        let mut wire = Vec::with_capacity(usize::from(SMALLEST_PAYLOAD));
+        match self.emit(request, edns.as_ref(), u16::MAX, &mut wire) {
+            Ok(_) => wire,
+            // Names that cannot be written, from an upstream; the client may ask again.
+            Err(error) => {
+                tracing::debug!(%error, name = %request.query.name, "a reply cannot be written");
+                header_only(&request.metadata, ResponseCode::ServFail)
+            }
+        }
+    }
+
+    /// Drops records from the end until the reply leaves room for its OPT, which hickory writes last and would lose
     /// (rules 9.14, 9.18).
-    pub(super) fn fit(&mut self, request: &Request, limit: u16, edns: Option<&Edns>) {
-        let room = limit - edns.map_or(0, |_| OPT_LENGTH);
+    fn fit(&mut self, request: &Request, room: u16) {
         if self.at_most(request) <= usize::from(room) {
             return;
         }
         let mut scratch = Vec::with_capacity(usize::from(room));
-        let mut encoder = BinEncoder::new(&mut scratch);
-        encoder.set_max_size(room);
-        let written = emit_message_parts(
-            &self.metadata(request),
-            &mut request.queries.queries().iter(),
-            &mut self.answers.iter(),
-            &mut self.authorities.iter(),
-            &mut self.additionals.iter(),
-            None,
-            None,
-            &mut encoder,
-        );
-        let Ok(header) = written else {
-            return; // not even the question fits: hickory meets the same error, logs it and says SERVFAIL
+        let Ok(header) = self.emit(request, None, room, &mut scratch) else {
+            return; // encoding it for the client meets the same error
         };
         self.truncated |= header.metadata.truncation;
         let answers = usize::from(header.counts.answers);
@@ -112,11 +121,43 @@ impl Reply {
         self.additionals.truncate(if whole { header.counts.additionals.into() } else { 0 });
     }
 
+    fn emit(
+        &self,
+        request: &Request,
+        edns: Option<&Edns>,
+        limit: u16,
+        wire: &mut Vec<u8>,
+    ) -> Result<Header, ProtoError> {
+        let mut encoder = BinEncoder::new(wire);
+        encoder.set_max_size(limit);
+        emit_message_parts(
+            &self.metadata(request),
+            &mut std::iter::once(&request.query),
+            &mut self.answers.iter(),
+            &mut self.authorities.iter(),
+            &mut self.additionals.iter(),
+            edns,
+            None,
+            &mut encoder,
+        )
+    }
+
     /// An upper bound of the size without OPT, cheap enough for every reply.
     fn at_most(&self, request: &Request) -> usize {
         let records = self.answers.iter().chain(&self.authorities).chain(&self.additionals);
-        12 + request.queries.as_bytes().len() + records.map(record_at_most).sum::<usize>()
+        12 + request.query.name.len() + 5 + records.map(record_at_most).sum::<usize>()
     }
+}
+
+/// A reply to what could not be read as a question, which is therefore not repeated (rules 9.4, 9.6).
+pub(super) fn header_only(asked: &Metadata, rcode: ResponseCode) -> Vec<u8> {
+    let mut metadata = Metadata::response_from_request(asked);
+    metadata.response_code = rcode;
+    metadata.recursion_available = true;
+    let mut wire = Vec::new();
+    // A header alone can always be written.
+    let written = Header { metadata, counts: HeaderCounts::default() }.emit(&mut BinEncoder::new(&mut wire));
+    written.map_or_else(|_| Vec::new(), |()| wire)
 }
 
 /// The size of a record without compression; those of rare types count as too large, which costs an encoding only.
@@ -134,17 +175,12 @@ fn record_at_most(record: &Record) -> usize {
     record.name.len() + 11 + data
 }
 
-/// The OPT of the reply, if the query had one (rule 9.9); its payload size is also the limit hickory applies.
-pub(super) fn edns_for(request: &Request) -> Option<Edns> {
+/// The OPT of the reply, if the query had one (rule 9.9).
+fn edns_for(request: &Request, payload: u16) -> Option<Edns> {
     let asked = request.edns.as_ref()?;
     let mut edns = Edns::new();
     edns.set_version(0)
-        .set_max_payload(asked.max_payload().clamp(SMALLEST_PAYLOAD, UDP_PAYLOAD))
+        .set_max_payload(asked.max_payload().min(payload).max(SMALLEST_PAYLOAD))
         .set_dnssec_ok(asked.flags().dnssec_ok);
     Some(edns)
-}
-
-/// The most a reply may have over UDP (rule 9.13).
-pub(super) fn udp_limit(edns: Option<&Edns>) -> u16 {
-    edns.map_or(SMALLEST_PAYLOAD, Edns::max_payload)
 }

@@ -16,8 +16,8 @@ pub(super) struct Index {
     services: OrdSet<(IpAddr, ObjectKey)>,
     /// Endpoint addresses, ready or not.
     slices: OrdSet<(IpAddr, SliceKey)>,
-    /// Pod addresses by namespace; only in [`PodMode::Verified`], which alone needs 100,000 of them.
-    pods: OrdSet<(Arc<str>, IpAddr, Arc<str>)>,
+    /// Pod addresses; only in [`PodMode::Verified`], which alone needs 100,000 of them.
+    pods: OrdSet<(IpAddr, ObjectKey)>,
 }
 
 impl Index {
@@ -40,9 +40,9 @@ impl Index {
         self.slices.range(first..).take_while(move |(key, _)| *key == address).map(|(_, slice)| slice)
     }
 
-    pub(super) fn has_pod(&self, namespace: &str, address: IpAddr) -> bool {
-        let first = (Arc::from(namespace), address, Arc::from(""));
-        self.pods.range(first..).next().is_some_and(|(other, ip, _)| **other == *namespace && *ip == address)
+    pub(super) fn pods_with(&self, address: IpAddr) -> impl Iterator<Item = &ObjectKey> {
+        let first = (address, ObjectKey::new("", ""));
+        self.pods.range(first..).take_while(move |(key, _)| *key == address).map(|(_, pod)| pod)
     }
 
     fn apply_services(&mut self, old: &Snapshot, new: &Snapshot) -> bool {
@@ -99,7 +99,6 @@ fn slice_entries(slice: &EndpointSlice) -> impl Iterator<Item = (IpAddr, SliceKe
     slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).map(|address| (*address, slice.key.clone()))
 }
 
-fn pod_entries(pod: &Pod) -> impl Iterator<Item = (Arc<str>, IpAddr, Arc<str>)> {
-    let (namespace, name) = (&pod.key.namespace, &pod.key.name);
-    pod.addresses.iter().map(|address| (Arc::clone(namespace), *address, Arc::clone(name)))
+fn pod_entries(pod: &Pod) -> impl Iterator<Item = (IpAddr, ObjectKey)> {
+    pod.addresses.iter().map(|address| (*address, pod.key.clone()))
 }

@@ -1,5 +1,7 @@
 //! Names of pods by address (rules 6.1–6.4).
 
+use std::net::IpAddr;
+
 use hickory_proto::rr::{Name, RecordType};
 
 use super::{PodMode, Zone};
@@ -26,9 +28,19 @@ impl Zone {
         let Some(address) = records::undashed(label) else {
             return self.absent(name, Absence::PodAddress);
         };
-        if self.config.pods == PodMode::Verified && !self.index.has_pod(namespace, address) {
+        if self.config.pods == PodMode::Verified
+            && !self.index.pods_with(address).any(|pod| *pod.namespace == *namespace)
+        {
             return self.absent(name, Absence::Pod);
         }
         self.addresses(name, rtype, [address])
+    }
+
+    /// The namespace of the pod that has `address` to itself, in mode verified. Pods on the network of their node share
+    /// its address with others (rule 17.12).
+    pub(crate) fn namespace_of_pod(&self, address: IpAddr) -> Option<&str> {
+        let key = self.index.pods_with(address.to_canonical()).next()?;
+        let pod = self.snapshot.pods.get(key)?;
+        (!pod.host_network).then_some(&*pod.key.namespace)
     }
 }

@@ -69,12 +69,10 @@ fn the_serial_moves_with_changes_only_and_never_back() {
 async fn absence_is_a_fact_only_once_the_cluster_is_known() {
     let (sender, snapshots) = watch::channel(None);
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let server = serve(
-        ServerConfig { listen, forward: ForwardConfig::to(Upstreams::Servers(vec![])), zone: zone_config() },
-        snapshots,
-    )
-    .await
-    .unwrap();
+    let server =
+        serve(ServerConfig::usual(listen, zone_config(), ForwardConfig::to(Upstreams::Servers(vec![]))), snapshots)
+            .await
+            .unwrap();
     let address = server.local_addresses()[0];
     let rcode = async |text: &str, rtype| {
         let reply = client::udp(address, &client::question(&name(text), rtype)).await;

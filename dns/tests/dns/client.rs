@@ -26,7 +26,7 @@ pub(crate) async fn start_with(zone: ZoneConfig, snapshot: Option<Snapshot>, for
     let listen = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
     // The sender may go: the last snapshot stays in force.
     let (_, snapshots) = watch::channel(snapshot.map(Arc::new));
-    serve(ServerConfig { listen, forward, zone }, snapshots).await.unwrap()
+    serve(ServerConfig::usual(listen, zone, forward), snapshots).await.unwrap()
 }
 
 pub(crate) fn question(name: &Name, rtype: RecordType) -> Message {

@@ -298,10 +298,8 @@ async fn a_connection_is_used_again() {
 async fn a_domain_of_its_own_is_asked_of_its_own_servers() {
     let (general, corp, lab) = (Upstream::start().await, Upstream::start().await, Upstream::start().await);
     let stub = |domain: &str, upstream: &Upstream| format!("{domain}={}", upstream.address).parse().unwrap();
-    let forward = ForwardConfig {
-        stub_domains: vec![stub("corp.test", &corp), stub("lab.corp.test.", &lab)],
-        ..ForwardConfig::to(Upstreams::Servers(vec![general.address.into()]))
-    };
+    let forward = ForwardConfig::to(Upstreams::Servers(vec![general.address.into()]))
+        .with_stub_domains([stub("corp.test", &corp), stub("lab.corp.test.", &lab)]);
     let server = client::start_with(zone_config(), Some(cluster()), forward).await;
     let rows = [
         ("www.example.test.", [1, 0, 0]),
@@ -389,7 +387,7 @@ async fn upstreams_over_tls_must_be_who_they_say() {
     let rows = [("dns.example", ResponseCode::NoError), ("other.example", ResponseCode::ServFail)];
     for (named, wanted) in rows {
         let upstreams = format!("tls://{address}%{named}").parse().unwrap();
-        let forward = ForwardConfig { authorities: Some(authorities.clone()), ..ForwardConfig::to(upstreams) };
+        let forward = ForwardConfig::to(upstreams).with_authorities(Some(&authorities));
         let server = client::start_with(zone_config(), Some(cluster()), forward).await;
         for text in ["www.example.test.", "long.example.test."] {
             let reply = ask(server.local_addresses()[0], text, RecordType::A).await;

@@ -13,10 +13,10 @@ use tracing_subscriber::EnvFilter;
 /// For a sync that hangs in the kernel; everything else has ended before.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Unless RUST_LOG says otherwise. The DNS library tells every query at level info.
-const LOG: &str = "info,hickory_server=warn,kube_client=error";
+/// Unless RUST_LOG says otherwise.
+const LOG: &str = "info,kube_client=error";
 /// With `-v 4` and above.
-const DETAILED_LOG: &str = "shunt=debug,shunt_proxy=debug,shunt_model=debug,shunt_dns=debug,info,hickory_server=warn";
+const DETAILED_LOG: &str = "shunt=debug,shunt_proxy=debug,shunt_model=debug,shunt_dns=debug,info";
 
 #[derive(Args)]
 pub(super) struct Arguments {

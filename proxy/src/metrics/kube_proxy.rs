@@ -218,8 +218,8 @@ impl KubeProxy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::classic;
     use crate::plan::fixture::{cluster, slice};
+    use shunt_dns::metrics::classic;
 
     fn scrape(metrics: &KubeProxy) -> String {
         let mut registry = Registry::default();

@@ -1,0 +1,80 @@
+//! The search path of pods, completed on the server: one query where the resolver library would send five
+//! (rules 17.7 to 17.12).
+
+use std::path::Path;
+
+use hickory_proto::op::{Query, ResponseCode};
+use hickory_proto::rr::Name;
+
+use crate::block::Asker;
+use crate::records;
+use crate::server::View;
+use crate::server::reply::Reply;
+use crate::server::request::Request;
+
+/// For whom search paths are completed: pods of the cluster, known by their address, so pod mode must be verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Only names in these domains; none means all.
+    pub zones: Vec<Name>,
+    /// What comes after the cluster's own domains: the search list of the node, which the kubelet appends too.
+    pub search: Vec<Name>,
+}
+
+impl Config {
+    /// Reads the search list from a resolv.conf; a file that cannot be read has none.
+    #[must_use]
+    pub fn with_search_of(zones: Vec<Name>, resolv_conf: &Path) -> Self {
+        let text = std::fs::read_to_string(resolv_conf).unwrap_or_default();
+        let last = text.lines().filter_map(|line| line.trim().strip_prefix("search")).next_back();
+        let domain = |word: &str| {
+            let mut name = Name::from_ascii(word).ok()?;
+            name.set_fqdn(true);
+            Some(name)
+        };
+        Self { zones, search: last.unwrap_or_default().split_whitespace().filter_map(domain).collect() }
+    }
+
+    /// The names to try for `name`, if it is the first that a pod's resolver tries; the first of them is `name` itself.
+    pub(crate) fn paths(&self, name: &Name, request: &Request, view: &View) -> Option<Vec<Name>> {
+        if !self.zones.is_empty() && !self.zones.iter().any(|zone| zone.zone_of(name)) {
+            return None;
+        }
+        let domain = &view.zone.config().cluster_domain;
+        let namespace = view.zone.namespace_of_pod(request.client.ip())?;
+        let first = records::below(&[namespace, "svc"], domain)?;
+        if !first.zone_of(name) || first.num_labels() == name.num_labels() {
+            return None;
+        }
+        let base: Vec<&[u8]> = name.iter().take(name.iter().len() - first.iter().len()).collect();
+        let services = records::below(&["svc"], domain)?;
+        let domains = [services, domain.clone()].into_iter().chain(self.search.iter().cloned());
+        let rest = domains.chain([Name::root()]);
+        let under = |domain: Name| Name::from_labels(base.iter().copied().chain(domain.iter())).ok();
+        Some(std::iter::once(name.clone()).chain(rest.filter_map(under)).collect())
+    }
+}
+
+/// The first reply that is not NXDOMAIN, as the answer for the first name (rules 17.8, 17.9); if there is none, the
+/// first reply (rule 17.10).
+pub(crate) async fn complete(asker: &Asker<'_>, query: &Query, paths: Vec<Name>) -> Reply {
+    let mut first = None;
+    for path in paths {
+        let mut reply = asker.ask(&Query::query(path, query.query_type)).await;
+        if reply.rcode == ResponseCode::NXDomain {
+            first.get_or_insert(reply);
+            continue;
+        }
+        // Nobody can say what the rest of the path would have given.
+        if reply.rcode != ResponseCode::NoError {
+            return first.filter(|_| reply.rcode == ResponseCode::Refused).unwrap_or(reply);
+        }
+        if let Some(owner) = reply.answers.first().filter(|record| record.name != query.name) {
+            let alias = records::cname(query.name.clone(), owner.ttl, owner.name.clone());
+            reply.answers.insert(0, alias);
+        }
+        asker.counters().autopath_successes.add_one();
+        return reply;
+    }
+    first.unwrap_or_default()
+}

@@ -1,0 +1,260 @@
+//! A server block: what becomes of the queries for a domain, handler by handler in CoreDNS's order (rule 13.4).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, Record, RecordType};
+use ipnet::IpNet;
+
+use crate::answer::{Answer, Records};
+use crate::autopath;
+use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
+use crate::hosts::{Hosts, HostsConfig};
+use crate::log::LogConfig;
+use crate::rewrite::{Rewrite, Rewritten};
+use crate::server::View;
+use crate::server::reply::{Origin, Reply};
+use crate::server::request::Request;
+use crate::stats::{Author, Counters};
+use crate::template::Template;
+
+/// What becomes of the queries for a domain.
+#[derive(Clone, Debug)]
+pub struct BlockConfig {
+    /// The domain; the root for whatever no other block takes.
+    pub domain: Name,
+    /// Where the cluster's names are answered, if they are.
+    pub kubernetes: Option<Kubernetes>,
+    /// Who is asked for other names.
+    pub forward: ForwardConfig,
+    /// Fixed names, which come before the cluster's.
+    pub hosts: Option<HostsConfig>,
+    /// Names that are asked for under another name.
+    pub rewrites: Vec<Rewrite>,
+    /// Answers made of the question, which come before all others.
+    pub templates: Vec<Template>,
+    /// Which queries are logged.
+    pub log: Option<LogConfig>,
+    /// Queries that fail are logged.
+    pub errors: bool,
+    /// The search path of pods is completed here, for names in this domain.
+    pub autopath: Option<autopath::Config>,
+    /// Who may have the whole zone.
+    pub transfer: Vec<IpNet>,
+    /// The longest reply over UDP, in octets.
+    pub udp_payload: u16,
+}
+
+/// Where the cluster's names are answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// The cluster domain and the reverse zones.
+    pub zones: Vec<Name>,
+    /// In these, what does not exist is looked for elsewhere (rule 3.11).
+    pub fallthrough: Vec<Name>,
+}
+
+impl Kubernetes {
+    /// The cluster domain and all addresses; those that are not the cluster's are looked for elsewhere (the stock
+    /// setting, rule 5.5).
+    #[must_use]
+    pub fn usual(domain: Name) -> Self {
+        let reverse = reverse_trees();
+        Self { zones: std::iter::once(domain).chain(reverse.clone()).collect(), fallthrough: reverse.into() }
+    }
+}
+
+/// `in-addr.arpa.` and `ip6.arpa.`
+pub(crate) fn reverse_trees() -> [Name; 2] {
+    ["in-addr", "ip6"].map(|tree| Name::from_labels([tree.as_bytes(), b"arpa"]).unwrap_or_default())
+}
+
+impl BlockConfig {
+    /// A block of a domain that does nothing yet.
+    #[must_use]
+    pub fn new(domain: Name) -> Self {
+        Self {
+            domain,
+            kubernetes: None,
+            forward: ForwardConfig { routes: Vec::new(), cache: None },
+            hosts: None,
+            rewrites: Vec::new(),
+            templates: Vec::new(),
+            log: None,
+            errors: false,
+            autopath: None,
+            transfer: Vec::new(),
+            udp_payload: UDP_PAYLOAD,
+        }
+    }
+
+    /// The usual block for all names: the cluster's here, others elsewhere.
+    #[must_use]
+    pub fn usual(cluster_domain: Name, forward: ForwardConfig) -> Self {
+        let kubernetes = Some(Kubernetes::usual(cluster_domain));
+        Self { kubernetes, forward, errors: true, ..Self::new(Name::root()) }
+    }
+}
+
+/// A block in use.
+pub(crate) struct Block {
+    pub(crate) config: BlockConfig,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) hosts: Option<Hosts>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl Block {
+    pub(crate) fn new(config: BlockConfig, counters: Arc<Counters>) -> Result<Self, TlsError> {
+        let forwarder = Arc::new(Forwarder::new(config.forward.clone(), Arc::clone(&counters))?);
+        let hosts = config.hosts.clone().map(Hosts::new);
+        Ok(Self { config, forwarder, hosts, counters })
+    }
+
+    /// The reply to a question that this block is for.
+    pub(crate) async fn answer(&self, request: &Request, view: &View) -> Reply {
+        let query = &request.query;
+        if query.query_type == RecordType::HINFO {
+            self.forwarder.meet(&query.name);
+        }
+        let rewritten = Rewritten::new(&self.config.rewrites, &query.name);
+        let query = match &rewritten {
+            None => query.clone(),
+            Some(rewritten) => Query::query(rewritten.name.clone(), query.query_type),
+        };
+        let asker = Asker { block: self, request, view };
+        let paths = self.config.autopath.as_ref().and_then(|autopath| autopath.paths(&query.name, request, view));
+        let mut reply = match paths {
+            None => asker.ask(&query).await,
+            Some(paths) => autopath::complete(&asker, &query, paths).await,
+        };
+        if let Some(rewritten) = &rewritten {
+            rewritten.restore(&mut reply);
+        }
+        reply
+    }
+
+    /// The client may have the zone that it asks for.
+    pub(crate) fn transfers_to(&self, client: IpAddr, zone: &Name) -> bool {
+        let allowed = self.config.transfer.iter().any(|net| net.contains(&client.to_canonical()));
+        allowed && self.config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.zones.first() == Some(zone))
+    }
+}
+
+/// A block asked by somebody, at a moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker<'a> {
+    block: &'a Block,
+    request: &'a Request,
+    view: &'a View,
+}
+
+impl Asker<'_> {
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.block.counters
+    }
+
+    /// Asks one handler after the other.
+    pub(crate) async fn ask(&self, query: &Query) -> Reply {
+        let block = self.block;
+        for template in &block.config.templates {
+            if let Some(reply) = template.answer(query, self.request) {
+                block.counters.template_matches.add_one();
+                return reply;
+            }
+        }
+        if let Some(reply) = block.hosts.as_ref().and_then(|hosts| hosts.answer(query)) {
+            return reply;
+        }
+        let kubernetes = block.config.kubernetes.as_ref();
+        match kubernetes.filter(|kubernetes| kubernetes.zones.iter().any(|zone| zone.zone_of(&query.name))) {
+            None => self.forwarded(query).await,
+            Some(kubernetes) => self.of_cluster(query, kubernetes).await,
+        }
+    }
+
+    /// Turns the zone's verdict into a reply, with an upstream's help where the verdict asks for it.
+    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes) -> Reply {
+        let cluster = Reply::cluster(Author::Kubernetes);
+        // Upstreams may know (rules 3.11, 5.5), even while we do not (rule 11.4).
+        let falls_through = || {
+            kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name))
+                && self.block.forwarder.has_upstreams(&query.name)
+        };
+        match self.view.zone.answer(&query.name, query.query_type) {
+            Answer::Records(Records { answers, authority, additionals }) => {
+                Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster }
+            }
+            Answer::NoData { soa } => Reply { authorities: vec![soa], ..cluster },
+            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through() => self.forwarded(query).await,
+            Answer::NxDomain { soa, why: _ } | Answer::UnknownAddress { soa } => {
+                Reply { rcode: self.absence(), authorities: vec![soa], ..cluster }
+            }
+            Answer::Alias { chain, target } => self.beyond(query, chain, target).await,
+            Answer::NotOurs => self.forwarded(query).await,
+        }
+    }
+
+    /// Absence is only a fact once the cluster is known (rule 11.3).
+    fn absence(&self) -> ResponseCode {
+        if self.view.snapshot.is_some() { ResponseCode::NXDomain } else { ResponseCode::ServFail }
+    }
+
+    async fn forwarded(&self, query: &Query) -> Reply {
+        match self.block.forwarder.resolve(&self.outgoing(query.clone())).await {
+            Ok(told) => self.pass_on(told),
+            Err(error) => Reply::error(rcode_of(error)),
+        }
+    }
+
+    /// An ExternalName that leaves the cluster (rules 2.6.2, 2.6.5): whatever the upstream says about the target, the
+    /// alias exists. Only if nobody answers the client is told to ask again.
+    async fn beyond(&self, query: &Query, mut chain: Vec<Record>, target: Name) -> Reply {
+        let alias = Reply::cluster(Author::Kubernetes);
+        match self.block.forwarder.resolve(&self.outgoing(Query::query(target, query.query_type))).await {
+            Ok(Told { mut message, .. }) => {
+                chain.append(&mut message.answers);
+                Reply { answers: chain, truncated: message.metadata.truncation, ..alias } // rule 2.6.6
+            }
+            Err(ForwardError::NoUpstreams) => Reply { answers: chain, ..alias },
+            Err(error @ (ForwardError::Busy | ForwardError::NoAnswer)) => Reply::error(rcode_of(error)),
+        }
+    }
+
+    fn outgoing(&self, query: Query) -> Outgoing {
+        let metadata = self.request.metadata;
+        Outgoing {
+            query,
+            recursion_desired: metadata.recursion_desired,
+            checking_disabled: metadata.checking_disabled,
+            authentic_data: metadata.authentic_data,
+            dnssec_ok: self.request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
+            client: self.request.client.ip(),
+        }
+    }
+
+    /// The upstream's reply as ours. AA stays clear, so that it is the same from the cache; AD is passed on to those who
+    /// asked for it (RFC 6840 5.8).
+    fn pass_on(&self, Told { message, cached }: Told) -> Reply {
+        let Message { metadata, answers, authorities, additionals, .. } = message;
+        let wants_ad = self.request.metadata.authentic_data || self.request.dnssec_ok();
+        Reply {
+            rcode: metadata.response_code,
+            origin: Origin::Upstream { authentic: metadata.authentic_data && wants_ad },
+            author: if cached { Author::Cache } else { Author::Forward },
+            truncated: metadata.truncation,
+            answers,
+            authorities,
+            additionals,
+        }
+    }
+}
+
+/// Rules 3.8 and 3.9.
+fn rcode_of(error: ForwardError) -> ResponseCode {
+    match error {
+        ForwardError::NoUpstreams | ForwardError::Busy => ResponseCode::Refused,
+        ForwardError::NoAnswer => ResponseCode::ServFail,
+    }
+}

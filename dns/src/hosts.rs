@@ -1,0 +1,138 @@
+//! Fixed names, as in `/etc/hosts`: written into the configuration, or in a file that is followed (rule 13.6).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hickory_proto::op::{Query, ResponseCode};
+use hickory_proto::rr::{Name, Record, RecordType};
+
+use crate::records;
+use crate::server::reply::Reply;
+use crate::stats::Author;
+
+/// Which names, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostsConfig {
+    /// A file of more names, read again every few seconds.
+    pub file: Option<PathBuf>,
+    /// Lines of such a file.
+    pub lines: Vec<String>,
+    /// Only names in these domains; the addresses' own names are answered anyway.
+    pub zones: Vec<Name>,
+    /// Seconds for which an answer may be kept.
+    pub ttl: u32,
+    /// No names of addresses.
+    pub no_reverse: bool,
+    /// Domains in which a name that is not here is looked for elsewhere; else it does not exist.
+    pub fallthrough: Vec<Name>,
+}
+
+/// The names now.
+pub(crate) struct Hosts {
+    config: HostsConfig,
+    table: RwLock<Arc<Table>>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Table {
+    addresses: HashMap<Name, Vec<IpAddr>>,
+    names: HashMap<IpAddr, Vec<Name>>,
+}
+
+impl Hosts {
+    pub(crate) fn new(config: HostsConfig) -> Self {
+        let hosts = Self { config, table: RwLock::default() };
+        hosts.read_again();
+        hosts
+    }
+
+    pub(crate) fn has_file(&self) -> bool {
+        self.config.file.is_some()
+    }
+
+    /// How many pairs of a name and an address there are.
+    pub(crate) fn entries(&self) -> usize {
+        self.table().addresses.values().map(Vec::len).sum()
+    }
+
+    /// Takes what the file says now; while it cannot be read, what it said before stays.
+    pub(crate) fn read_again(&self) {
+        let mut text = String::new();
+        if let Some(path) = &self.config.file {
+            match std::fs::read_to_string(path) {
+                Ok(read) => text = read,
+                Err(error) => {
+                    let path = path.display();
+                    tracing::warn!(%path, %error, "the file of hosts cannot be read; what it said before stays in force");
+                    if self.entries() > 0 {
+                        return;
+                    }
+                }
+            }
+        }
+        let table = Arc::new(Table::read(text.lines().chain(self.config.lines.iter().map(String::as_str))));
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `None` if the question is for others.
+    pub(crate) fn answer(&self, query: &Query) -> Option<Reply> {
+        let (name, ttl, table) = (&query.name, self.config.ttl, self.table());
+        if query.query_type == RecordType::PTR {
+            let address = crate::question::address_of(name).filter(|_| !self.config.no_reverse)?;
+            let names = table.names.get(&address)?;
+            return Some(found(names.iter().map(|target| records::ptr(name.clone(), ttl, target.clone()))));
+        }
+        if !self.config.zones.iter().any(|zone| zone.zone_of(name)) {
+            return None;
+        }
+        let is_address = [RecordType::A, RecordType::AAAA].contains(&query.query_type);
+        let Some(addresses) = table.addresses.get(name) else {
+            let passes = !is_address || self.config.fallthrough.iter().any(|zone| zone.zone_of(name));
+            return (!passes).then(|| self.nothing(name, ResponseCode::NXDomain));
+        };
+        if !is_address {
+            return None;
+        }
+        let wanted = |ip: &&IpAddr| (query.query_type == RecordType::A) == ip.is_ipv4();
+        let reply = found(addresses.iter().filter(wanted).map(|ip| records::address(name.clone(), ttl, *ip)));
+        Some(if reply.answers.is_empty() { self.nothing(name, ResponseCode::NoError) } else { reply })
+    }
+
+    /// With an SOA, so that the absence is kept no longer than an answer.
+    fn nothing(&self, name: &Name, rcode: ResponseCode) -> Reply {
+        let zone = self.config.zones.iter().filter(|zone| zone.zone_of(name)).max_by_key(|zone| zone.num_labels());
+        let soa = records::soa(zone.cloned().unwrap_or_default(), self.config.ttl, 1);
+        Reply { rcode, authorities: vec![soa], ..Reply::cluster(Author::Hosts) }
+    }
+}
+
+fn found(answers: impl Iterator<Item = Record>) -> Reply {
+    Reply { answers: answers.collect(), ..Reply::cluster(Author::Hosts) }
+}
+
+impl Table {
+    /// Lines that make no sense are left out, as libc does.
+    fn read<'a>(lines: impl Iterator<Item = &'a str>) -> Self {
+        let mut table = Self::default();
+        for line in lines {
+            let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+            let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
+            for word in words {
+                let Ok(mut name) = Name::from_ascii(word) else { continue };
+                name.set_fqdn(true);
+                let addresses = table.addresses.entry(name.clone()).or_default();
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                    table.names.entry(address).or_default().push(name);
+                }
+            }
+        }
+        table
+    }
+}

@@ -1,0 +1,124 @@
+//! Names that are asked for under another name (rule 13.6). The client gets its own name back, in the question and as
+//! owner of the records, so that it knows the reply for its own.
+
+use hickory_proto::rr::Name;
+use regex::Regex;
+
+use crate::server::reply::Reply;
+
+/// One rule.
+#[derive(Clone, Debug)]
+pub struct Rewrite {
+    /// Which names, and what becomes of them.
+    pub rule: NameRule,
+    /// Later rules apply too, to the new name.
+    pub goes_on: bool,
+}
+
+/// What names are made into.
+#[derive(Clone, Debug)]
+pub enum NameRule {
+    /// This very name.
+    Exact(Name, Name),
+    /// Names that begin so, as text; what follows stays.
+    Prefix(String, String),
+    /// Names that end so, as text; what comes before stays.
+    Suffix(String, String),
+    /// Names that have this in them, wherever it occurs.
+    Substring(String, String),
+    /// Names that match; `{1}` stands for the first group.
+    Regex(Regex, String),
+}
+
+/// A name after the rules, if any applied.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rewritten {
+    asked: Name,
+    pub(crate) name: Name,
+}
+
+impl NameRule {
+    fn apply(&self, name: &Name) -> Option<Name> {
+        if let Self::Exact(from, to) = self {
+            return (from == name).then(|| to.clone());
+        }
+        let text = name.to_ascii().to_ascii_lowercase();
+        let new = match self {
+            Self::Exact(..) => return None,
+            Self::Prefix(from, to) => format!("{to}{}", text.strip_prefix(from.as_str())?),
+            Self::Suffix(from, to) => format!("{}{to}", text.strip_suffix(from.as_str())?),
+            Self::Substring(from, to) if text.contains(from.as_str()) => text.replace(from.as_str(), to),
+            Self::Substring(..) => return None,
+            Self::Regex(regex, to) => {
+                let groups = regex.captures(&text)?;
+                (0..groups.len()).fold(to.clone(), |new, at| {
+                    new.replace(&format!("{{{at}}}"), groups.get(at).map_or("", |group| group.as_str()))
+                })
+            }
+        };
+        let mut new = Name::from_ascii(new).ok()?;
+        new.set_fqdn(true);
+        Some(new)
+    }
+}
+
+impl Rewritten {
+    /// The first rule that fits applies, and those after it if it says so.
+    pub(crate) fn new(rules: &[Rewrite], asked: &Name) -> Option<Self> {
+        let mut now: Option<Name> = None;
+        for Rewrite { rule, goes_on } in rules {
+            let Some(new) = rule.apply(now.as_ref().unwrap_or(asked)) else { continue };
+            now = Some(new);
+            if !goes_on {
+                break;
+            }
+        }
+        now.map(|name| Self { asked: asked.clone(), name })
+    }
+
+    /// Gives the client its own name back.
+    pub(crate) fn restore(&self, reply: &mut Reply) {
+        for record in &mut reply.answers {
+            if record.name == self.name {
+                record.name = self.asked.clone();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(rules: &[NameRule], asked: &str, wanted: Option<&str>) {
+        let rules: Vec<Rewrite> = rules.iter().map(|rule| Rewrite { rule: rule.clone(), goes_on: false }).collect();
+        let rewritten = Rewritten::new(&rules, &Name::from_ascii(asked).unwrap());
+        assert_eq!(rewritten.map(|rewritten| rewritten.name.to_ascii()).as_deref(), wanted, "{asked}");
+    }
+
+    #[test]
+    fn names_are_rewritten_by_kind() {
+        let name = |text: &str| Name::from_ascii(text).unwrap();
+        let exact = NameRule::Exact(name("web.example."), name("web.shop.svc.cluster.local."));
+        check(std::slice::from_ref(&exact), "WEB.example.", Some("web.shop.svc.cluster.local."));
+        check(&[exact], "www.web.example.", None);
+        let suffix = NameRule::Suffix(".corp.example.".into(), ".svc.cluster.local.".into());
+        check(&[suffix], "web.shop.Corp.example.", Some("web.shop.svc.cluster.local."));
+        check(&[NameRule::Prefix("old-".into(), "new-".into())], "old-web.example.", Some("new-web.example."));
+        check(&[NameRule::Substring("b".into(), "c".into())], "abab.example.", Some("acac.example."));
+        let regex = NameRule::Regex(Regex::new(r"^(.*)\.(.*)\.on\.example\.$").unwrap(), "{1}.{2}.svc.x.".into());
+        check(std::slice::from_ref(&regex), "web.shop.on.example.", Some("web.shop.svc.x."));
+        // What would be no name is left as it is.
+        check(&[NameRule::Suffix(".example.".into(), "..".into())], "web.example.", None);
+        check(&[NameRule::Substring("q".into(), "y".into()), regex], "web.shop.on.example.", Some("web.shop.svc.x."));
+    }
+
+    #[test]
+    fn a_rule_may_go_on() {
+        let rule = |from: &str, to: &str, goes_on| Rewrite { rule: NameRule::Prefix(from.into(), to.into()), goes_on };
+        let rules = [rule("a", "b", true), rule("b", "c", false), rule("c", "d", false)];
+        let rewritten = Rewritten::new(&rules, &Name::from_ascii("a.example.").unwrap()).unwrap();
+        assert_eq!(rewritten.name.to_ascii(), "c.example.");
+    }
+}

@@ -1,0 +1,63 @@
+//! A query as it came: read and checked, or told apart from what is none (rules 9.4–9.6).
+
+use std::net::SocketAddr;
+
+use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
+
+/// Shorter than this there is not even a header.
+const HEADER: usize = 12;
+
+/// How a query came, and its reply goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// One datagram each.
+    Udp,
+    /// A stream of messages.
+    Tcp,
+}
+
+/// One question of one client.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) metadata: Metadata,
+    pub(crate) query: Query,
+    pub(crate) edns: Option<Edns>,
+    pub(crate) client: SocketAddr,
+    pub(crate) transport: Transport,
+    /// Octets of the message.
+    pub(crate) length: usize,
+}
+
+/// Why a message is no question that could be answered.
+#[derive(Debug)]
+pub(crate) enum NoQuestion {
+    /// Not for us to say anything: scraps, and replies, which would be answered with replies for ever.
+    Silent,
+    /// To be answered with this code and nothing but a header.
+    Refused(Metadata, ResponseCode),
+}
+
+impl Request {
+    pub(crate) fn read(wire: &[u8], client: SocketAddr, transport: Transport) -> Result<Self, NoQuestion> {
+        let header = if wire.len() < HEADER { None } else { Header::read(&mut BinDecoder::new(wire)).ok() };
+        let Some(Header { metadata, counts }) = header else { return Err(NoQuestion::Silent) };
+        if metadata.message_type == MessageType::Response {
+            return Err(NoQuestion::Silent);
+        }
+        if metadata.op_code != OpCode::Query {
+            return Err(NoQuestion::Refused(metadata, ResponseCode::NotImp));
+        }
+        let malformed = || NoQuestion::Refused(metadata, ResponseCode::FormErr);
+        if counts.queries != 1 || counts.answers > 1 || counts.authorities > 1 || counts.additionals > 2 {
+            return Err(malformed());
+        }
+        let message = Message::from_vec(wire).map_err(|_unreadable| malformed())?;
+        let query = message.queries.into_iter().next().ok_or_else(malformed)?;
+        Ok(Self { metadata: message.metadata, query, edns: message.edns, client, transport, length: wire.len() })
+    }
+
+    pub(crate) fn dnssec_ok(&self) -> bool {
+        self.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok)
+    }
+}

@@ -1,0 +1,93 @@
+//! TCP: any number of queries on a connection, answered side by side and in order (rule 9.16, RFC 7766).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+
+use super::handler::{Begun, Handler};
+use super::request::Transport;
+use crate::admission::{Admission, Place};
+
+/// A connection without a query is closed after this (rule 9.16).
+const IDLE: Duration = Duration::from_secs(10);
+/// A message that has begun must be whole after this.
+const READ: Duration = Duration::from_secs(3);
+/// A client that does not take a reply for so long is not there.
+const WRITE: Duration = Duration::from_secs(5);
+/// Queries of a connection that are worked on at once.
+const AT_ONCE: usize = 8;
+/// After an error that may go away, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Connections at once, in all; one client gets at most half.
+pub(super) const CONNECTIONS: usize = 1024;
+
+/// Accepts for ever.
+pub(super) async fn serve(listener: TcpListener, handler: Arc<Handler>, connections: Arc<Admission>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => match connections.enter(client.ip()) {
+                Some(place) => drop(tokio::spawn(converse(stream, client, Arc::clone(&handler), place))),
+                None => handler.sent_away(),
+            },
+            Err(error) => {
+                tracing::debug!(%error, "accepting a TCP connection for DNS");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, client: SocketAddr, handler: Arc<Handler>, _place: Place) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, %client, "a TCP client has gone already");
+        return;
+    }
+    let (reading, mut writing) = stream.into_split();
+    let messages = stream::unfold(reading, |mut reading| async { Some((next_message(&mut reading).await?, reading)) });
+    let answer = |wire: Vec<u8>| {
+        let handler = Arc::clone(&handler);
+        async move {
+            match handler.begin(&wire, client, Transport::Tcp) {
+                Begun::Nothing => Vec::new(),
+                Begun::Reply(reply) => vec![reply],
+                Begun::Question(request) => handler.answers(&request).await,
+            }
+        }
+    };
+    let mut replies = std::pin::pin!(messages.map(answer).buffered(AT_ONCE));
+    while let Some(replies) = replies.next().await {
+        for reply in replies {
+            match timeout(WRITE, write(&mut writing, &reply)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return handler.unsent(client, &error),
+                Err(_too_slow) => return handler.sent_away(),
+            }
+        }
+    }
+}
+
+/// `None` when there is no further one.
+async fn next_message(reading: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+    let first = timeout(IDLE, reading.read_u8()).await.ok()?.ok()?;
+    timeout(READ, rest(first, reading)).await.ok()?.ok()
+}
+
+async fn rest(first: u8, reading: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let second = reading.read_u8().await?;
+    let length = u16::from_be_bytes([first, second]);
+    let mut wire = vec![0; usize::from(length)];
+    reading.read_exact(&mut wire).await?;
+    Ok(wire)
+}
+
+async fn write(writing: &mut (impl AsyncWrite + Unpin), reply: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(reply.len()).map_err(|_too_long| io::ErrorKind::InvalidData)?;
+    writing.write_all(&[length.to_be_bytes().as_slice(), reply].concat()).await
+}

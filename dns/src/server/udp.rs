@@ -1,0 +1,64 @@
+//! UDP: what can be answered at once is answered on the spot, what has to wait for others waits in a task of its own.
+
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures::poll;
+
+use super::datagram::{Datagrams, Peer};
+use super::handler::{Begun, Handler};
+use super::request::Transport;
+
+/// Longer queries are none: 65,535 is the length field's limit.
+const LONGEST: usize = 65_535;
+/// After so many datagrams in a row, others get their turn on this thread.
+const IN_A_ROW: usize = 64;
+
+/// Answers for ever. How much waits at once is bounded where it waits: in front of the upstreams.
+pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>) {
+    let socket = Arc::new(socket);
+    let mut buffer = vec![0; LONGEST];
+    loop {
+        if let Err(error) = socket.readable().await {
+            tracing::error!(%error, "a UDP socket for DNS has failed");
+            return;
+        }
+        for _ in 0..IN_A_ROW {
+            match socket.try_receive(&mut buffer) {
+                Ok((length, peer)) => {
+                    answer(&socket, &handler, buffer.get(..length).unwrap_or_default(), peer).await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error of some client that went away.
+                Err(error) => tracing::debug!(%error, "receiving a DNS query"),
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, wire: &[u8], peer: Peer) {
+    let request = match handler.begin(wire, peer.client, Transport::Udp) {
+        Begun::Nothing => return,
+        Begun::Reply(reply) => return send(socket, handler, &reply, peer).await,
+        Begun::Question(request) => request,
+    };
+    let mut work = Box::pin({
+        let handler = Arc::clone(handler);
+        async move { handler.answer(&request).await }
+    });
+    match poll!(&mut work) {
+        Poll::Ready(reply) => send(socket, handler, &reply, peer).await,
+        Poll::Pending => {
+            let (socket, handler) = (Arc::clone(socket), Arc::clone(handler));
+            tokio::spawn(async move { send(&socket, &handler, &work.await, peer).await });
+        }
+    }
+}
+
+async fn send(socket: &Datagrams, handler: &Handler, reply: &[u8], peer: Peer) {
+    if let Err(error) = socket.send(reply, peer).await {
+        handler.unsent(peer.client, &error);
+    }
+}

@@ -1,0 +1,227 @@
+//! Answers made of the question by a pattern (rule 13.6).
+
+use hickory_proto::op::{Query, ResponseCode};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use regex::{Captures, Regex};
+
+use crate::server::reply::Reply;
+use crate::server::request::Request;
+use crate::stats::Author;
+
+/// What is answered to which questions.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// The type asked for; ANY for all.
+    pub rtype: RecordType,
+    /// Only names in these domains.
+    pub zones: Vec<Name>,
+    /// One of these must match the name, as text with its final dot; without any, all do.
+    pub patterns: Vec<Regex>,
+    /// The answer section.
+    pub answers: Vec<RecordTemplate>,
+    /// The authority section.
+    pub authorities: Vec<RecordTemplate>,
+    /// The additional section.
+    pub additionals: Vec<RecordTemplate>,
+    /// The rcode.
+    pub rcode: ResponseCode,
+    /// Domains in which a name that does not match is looked for elsewhere; else it is a failure, as in CoreDNS.
+    pub fallthrough: Vec<Name>,
+}
+
+/// A record with holes, in zone-file form: owner, TTL and class if wanted, type, data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordTemplate {
+    owner: Text,
+    ttl: u32,
+    rtype: RecordType,
+    data: Text,
+}
+
+/// Text with holes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Text(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Name,
+    Type,
+    Class,
+    /// A group by its number, 0 for all that matched.
+    Match(usize),
+    /// A group by its name.
+    Group(String),
+    Remote,
+}
+
+/// What a template cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// A hole that we do not know.
+    #[error(
+        "{{{{{0}}}}} cannot be filled in; known are .Name, .Type, .Class, .Remote, .Match, index .Match N and .Group.NAME"
+    )]
+    Hole(String),
+    /// No record.
+    #[error("{0:?} is no record: write NAME [TTL] [CLASS] TYPE DATA")]
+    Record(String),
+    /// The record's data do not fit its type.
+    #[error("{0:?} does not fit its type")]
+    Data(String),
+}
+
+impl RecordTemplate {
+    /// Reads a record with holes. Data without holes must fit their type.
+    pub fn read(text: &str) -> Result<Self, TemplateError> {
+        let wrong = || TemplateError::Record(text.to_owned());
+        let mut words = words(text).into_iter().peekable();
+        let owner = Text::read(&words.next().ok_or_else(wrong)?)?;
+        let ttl = words.peek().and_then(|word| word.parse().ok());
+        if ttl.is_some() {
+            words.next();
+        }
+        if words.peek().is_some_and(|word| word.eq_ignore_ascii_case("IN")) {
+            words.next();
+        }
+        let rtype = words.next().and_then(|word| word.to_ascii_uppercase().parse().ok()).ok_or_else(wrong)?;
+        let data = words.collect::<Vec<_>>().join(" ");
+        let read = Text::read(&data)?;
+        if !data.contains("{{") && RData::try_from_str(rtype, &data).is_err() {
+            return Err(TemplateError::Data(text.to_owned()));
+        }
+        Ok(Self { owner, ttl: ttl.unwrap_or(3600), rtype, data: read })
+    }
+
+    fn fill(&self, filling: &Filling<'_>) -> Option<Record> {
+        let mut owner = Name::from_ascii(self.owner.fill(filling)).ok()?;
+        owner.set_fqdn(true);
+        // The spelling of the question.
+        let owner = if owner == filling.query.name { filling.query.name.clone() } else { owner };
+        let data = RData::try_from_str(self.rtype, &self.data.fill(filling)).ok()?;
+        Some(Record::from_rdata(owner, self.ttl, data))
+    }
+}
+
+/// Words; what is between double braces is one.
+fn words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut inside = false;
+    for word in text.split_whitespace() {
+        match words.last_mut().filter(|_| inside) {
+            Some(last) => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            None => words.push(word.to_owned()),
+        }
+        inside = words.last().is_some_and(|word| word.matches("{{").count() > word.matches("}}").count());
+    }
+    words
+}
+
+impl Text {
+    fn read(mut text: &str) -> Result<Self, TemplateError> {
+        let mut parts = Vec::new();
+        while let Some((before, rest)) = text.split_once("{{") {
+            let (hole, after) = rest.split_once("}}").ok_or_else(|| TemplateError::Hole(rest.to_owned()))?;
+            parts.push(Part::Literal(before.to_owned()));
+            parts.push(Part::read(hole)?);
+            text = after;
+        }
+        parts.push(Part::Literal(text.to_owned()));
+        Ok(Self(parts))
+    }
+
+    fn fill(&self, filling: &Filling<'_>) -> String {
+        self.0.iter().map(|part| part.fill(filling)).collect()
+    }
+}
+
+impl Part {
+    fn read(hole: &str) -> Result<Self, TemplateError> {
+        let unknown = || TemplateError::Hole(hole.to_owned());
+        let words: Vec<&str> = hole.trim_matches('-').split_whitespace().collect();
+        Ok(match words.as_slice() {
+            [".Name" | ".Question.Name"] => Self::Name,
+            [".Type"] => Self::Type,
+            [".Class"] => Self::Class,
+            [".Remote"] => Self::Remote,
+            [".Match"] => Self::Match(0),
+            ["index", ".Match", number] => Self::Match(number.parse().map_err(|_not_a_number| unknown())?),
+            ["index", ".Group", name] => Self::Group(name.trim_matches('"').to_owned()),
+            [word] => Self::Group(word.strip_prefix(".Group.").ok_or_else(unknown)?.to_owned()),
+            _ => return Err(unknown()),
+        })
+    }
+
+    fn fill(&self, filling: &Filling<'_>) -> String {
+        let group = |group: Option<regex::Match<'_>>| group.map_or_else(String::new, |group| group.as_str().to_owned());
+        match self {
+            Self::Literal(text) => text.clone(),
+            Self::Name => filling.name.clone(),
+            Self::Type => filling.query.query_type.to_string(),
+            Self::Class => "IN".to_owned(),
+            Self::Remote => filling.remote.clone(),
+            Self::Match(0) if filling.groups.is_none() => filling.name.clone(),
+            Self::Match(number) => group(filling.groups.as_ref().and_then(|groups| groups.get(*number))),
+            Self::Group(name) => group(filling.groups.as_ref().and_then(|groups| groups.name(name))),
+        }
+    }
+}
+
+/// What the holes are filled with.
+struct Filling<'a> {
+    query: &'a Query,
+    name: String,
+    remote: String,
+    groups: Option<Captures<'a>>,
+}
+
+impl Template {
+    /// `None` if the question is for others.
+    pub(crate) fn answer(&self, query: &Query, request: &Request) -> Option<Reply> {
+        let of_type = self.rtype == RecordType::ANY || self.rtype == query.query_type;
+        if !of_type || query.query_class != DNSClass::IN || !self.zones.iter().any(|zone| zone.zone_of(&query.name)) {
+            return None;
+        }
+        let name = query.name.to_ascii().to_ascii_lowercase();
+        let groups = self.patterns.iter().find_map(|pattern| pattern.captures(&name));
+        if groups.is_none() && !self.patterns.is_empty() {
+            let passes = self.fallthrough.iter().any(|zone| zone.zone_of(&query.name));
+            return (!passes).then(|| Reply { author: Author::Template, ..Reply::error(ResponseCode::ServFail) });
+        }
+        let remote = request.client.ip().to_canonical().to_string();
+        let filling = Filling { query, name: name.clone(), remote, groups };
+        let fill = |templates: &[RecordTemplate]| -> Option<Vec<Record>> {
+            templates.iter().map(|template| template.fill(&filling)).collect()
+        };
+        let sections = (fill(&self.answers), fill(&self.authorities), fill(&self.additionals));
+        let (Some(answers), Some(authorities), Some(additionals)) = sections else {
+            tracing::debug!(name, "a template gives no record for this name");
+            return Some(Reply { author: Author::Template, ..Reply::error(ResponseCode::ServFail) });
+        };
+        Some(Reply { rcode: self.rcode, answers, authorities, additionals, ..Reply::cluster(Author::Template) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_with_holes_are_read() {
+        let read = |text: &str| RecordTemplate::read(text).map_err(|error| error.to_string());
+        let record = read("{{ .Name }} 60 IN A 10.1.{{ .Group.b }}.{{ index .Match 1 }}").unwrap();
+        assert_eq!((record.ttl, record.rtype), (60, RecordType::A));
+        assert_eq!(read("{{ .Name }} A 10.1.1.1").unwrap().ttl, 3600);
+        for (text, part) in [
+            ("{{ .Meta \"x\" }} A 10.1.1.1", ".Meta"),
+            ("name 60 IN", "no record"),
+            ("name 60 IN A 10.1.1", "does not fit"),
+            ("", "no record"),
+        ] {
+            assert!(read(text).unwrap_err().contains(part), "{text}");
+        }
+    }
+}
