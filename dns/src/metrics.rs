@@ -153,7 +153,7 @@ impl Collector for Own {
             ("forwards", "Queries for names of others", stats.forwarded),
             ("forward_failures", "Queries for names of others that no upstream answered", stats.forward_failures),
         ] {
-            counters(&mut encoder, name, help, [(Labels::new(), value)])?;
+            plain(&mut encoder, name, help, value)?;
         }
         Ok(())
     }
@@ -184,7 +184,7 @@ impl Collector for Coredns {
             ("reload_failed", "Configurations that could not be used", metrics.failed_reloads.get()),
             ("panics", "Panics", 0),
         ] {
-            counters(&mut encoder, name, help, [(Labels::new(), value)])?;
+            plain(&mut encoder, name, help, value)?;
         }
         let autopath = [(vec![("server", metrics.server.as_str())], sum(&of_blocks, |c| &c.autopath_successes))];
         counters(&mut encoder, "autopath_success", "Search paths completed", autopath)?;
@@ -356,6 +356,10 @@ fn upstreams(encoder: &mut DescriptorEncoder<'_>, blocks: &[Arc<Block>]) -> fmt:
     counters(encoder, "proxy_conn_cache_hits", "Connections to upstreams used again", hits)?;
     let misses = by_name.iter().map(|(to, peer)| tcp(to.as_str(), &peer.connections_made));
     counters(encoder, "proxy_conn_cache_misses", "Connections to upstreams made", misses)
+}
+
+fn plain(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
 fn counters<'a>(
