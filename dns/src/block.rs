@@ -36,7 +36,7 @@ pub struct BlockConfig {
     pub templates: Vec<Template>,
     /// Which queries are logged.
     pub log: Option<LogConfig>,
-    /// Queries that fail are logged.
+    /// Queries that nobody could answer are logged.
     pub errors: bool,
     /// The search path of pods is completed here, for names in this domain.
     pub autopath: Option<autopath::Config>,
@@ -93,7 +93,7 @@ impl BlockConfig {
     #[must_use]
     pub fn usual(cluster_domain: Name, forward: ForwardConfig) -> Self {
         let kubernetes = Some(Kubernetes::usual(cluster_domain));
-        Self { kubernetes, forward, errors: true, ..Self::new(Name::root()) }
+        Self { kubernetes, forward, ..Self::new(Name::root()) }
     }
 }
 
@@ -204,7 +204,7 @@ impl Asker<'_> {
     async fn forwarded(&self, query: &Query) -> Reply {
         match self.block.forwarder.resolve(&self.outgoing(query.clone())).await {
             Ok(told) => self.pass_on(told),
-            Err(error) => Reply::error(rcode_of(error)),
+            Err(error) => failure(error),
         }
     }
 
@@ -218,7 +218,7 @@ impl Asker<'_> {
                 Reply { answers: chain, truncated: message.metadata.truncation, ..alias } // rule 2.6.6
             }
             Err(ForwardError::NoUpstreams) => Reply { answers: chain, ..alias },
-            Err(error @ (ForwardError::Busy | ForwardError::NoAnswer)) => Reply::error(rcode_of(error)),
+            Err(error @ (ForwardError::Busy | ForwardError::NoAnswer)) => failure(error),
         }
     }
 
@@ -243,6 +243,7 @@ impl Asker<'_> {
             rcode: metadata.response_code,
             origin: Origin::Upstream { authentic: metadata.authentic_data && wants_ad },
             author: if cached { Author::Cache } else { Author::Forward },
+            why: None,
             truncated: metadata.truncation,
             answers,
             authorities,
@@ -252,9 +253,10 @@ impl Asker<'_> {
 }
 
 /// Rules 3.8 and 3.9.
-fn rcode_of(error: ForwardError) -> ResponseCode {
-    match error {
+fn failure(error: ForwardError) -> Reply {
+    let rcode = match error {
         ForwardError::NoUpstreams | ForwardError::Busy => ResponseCode::Refused,
         ForwardError::NoAnswer => ResponseCode::ServFail,
-    }
+    };
+    Reply { why: Some(error), ..Reply::error(rcode) }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
@@ -15,7 +16,7 @@ use crate::stats::Author;
 /// Which names, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostsConfig {
-    /// A file of more names, read again every few seconds.
+    /// A file of more names.
     pub file: Option<PathBuf>,
     /// Lines of such a file.
     pub lines: Vec<String>,
@@ -23,6 +24,8 @@ pub struct HostsConfig {
     pub zones: Vec<Name>,
     /// Seconds for which an answer may be kept.
     pub ttl: u32,
+    /// How often the file is read again; zero for never.
+    pub reload: Duration,
     /// No names of addresses.
     pub no_reverse: bool,
     /// Domains in which a name that is not here is looked for elsewhere; else it does not exist.
@@ -48,8 +51,9 @@ impl Hosts {
         hosts
     }
 
-    pub(crate) fn has_file(&self) -> bool {
-        self.config.file.is_some()
+    /// How often the file is to be read again.
+    pub(crate) fn reload(&self) -> Option<Duration> {
+        self.config.file.as_ref().map(|_| self.config.reload).filter(|every| !every.is_zero())
     }
 
     /// How many pairs of a name and an address there are.

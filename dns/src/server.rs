@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use crate::admission::Admission;
 use crate::block::{Block, BlockConfig};
 use crate::forward::{ForwardConfig, Forwarder, TlsError};
+use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
@@ -32,8 +33,6 @@ pub use request::Transport;
 
 /// How often a file of upstreams is read.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How often a file of hosts is read (rule 13.6).
-const HOSTS_AGAIN: Duration = Duration::from_secs(5);
 /// How often a port that the kernel chose for TCP is found taken for UDP before we give up.
 const PORT_TRIES: usize = 16;
 /// Connections that nobody has accepted yet.
@@ -198,8 +197,8 @@ impl Server {
             let counters = self.metrics.counters(&config.domain);
             let block = Arc::new(Block::new(config, counters)?);
             follow_upstreams(&block.forwarder, &ours, &mut followers)?;
-            if block.hosts.as_ref().is_some_and(|hosts| hosts.has_file()) {
-                followers.spawn(follow_hosts(Arc::clone(&block)));
+            if let Some(every) = block.hosts.as_ref().and_then(Hosts::reload) {
+                followers.spawn(follow_hosts(Arc::clone(&block), every));
             }
             blocks.push(block);
         }
@@ -344,9 +343,9 @@ async fn follow_file(file: Upstreams, first: ResolvConf, ours: Arc<Ours>, forwar
     }
 }
 
-async fn follow_hosts(block: Arc<Block>) {
+async fn follow_hosts(block: Arc<Block>, every: Duration) {
     loop {
-        sleep(HOSTS_AGAIN).await;
+        sleep(every).await;
         if let Some(hosts) = &block.hosts {
             hosts.read_again();
         }

@@ -7,6 +7,7 @@ mod reverse;
 mod service;
 mod transfer;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,6 +33,28 @@ pub struct ZoneConfig {
     pub pods: PodMode,
     /// Addresses of the DNS service itself, for NS and `ns.dns`; without any the apex has no NS.
     pub dns_addresses: Vec<IpAddr>,
+    /// An endpoint without a hostname is named after its pod, if that name is short enough (rule 2.4.5).
+    pub endpoint_pod_names: bool,
+    /// Only these namespaces exist; none means all (rule 8.5).
+    pub namespaces: BTreeSet<String>,
+    /// A Service without a ready endpoint does not exist, whatever its kind (rule 2.2.3).
+    pub ignore_empty_service: bool,
+}
+
+impl ZoneConfig {
+    /// The usual zone of a domain: TTL 5 s, names of pods by any address.
+    #[must_use]
+    pub fn usual(cluster_domain: Name) -> Self {
+        Self {
+            cluster_domain,
+            ttl: 5,
+            pods: PodMode::default(),
+            dns_addresses: Vec::new(),
+            endpoint_pod_names: false,
+            namespaces: BTreeSet::new(),
+            ignore_empty_service: false,
+        }
+    }
 }
 
 /// Names of the form `IP-WITH-DASHES.NS.pod` (rules 6.1–6.3).

@@ -68,7 +68,8 @@ pub fn zone_config(config: &DnsConfig, cluster_dns: &[IpAddr]) -> Result<ZoneCon
         PodNames::Insecure => PodMode::Insecure,
         PodNames::Verified => PodMode::Verified,
     };
-    Ok(ZoneConfig { cluster_domain, ttl: config.ttl, pods, dns_addresses: cluster_dns.to_vec() })
+    let dns_addresses = cluster_dns.to_vec();
+    Ok(ZoneConfig { ttl: config.ttl, pods, dns_addresses, ..ZoneConfig::usual(cluster_domain) })
 }
 
 /// Why a server is taken to be not answering.

@@ -13,10 +13,10 @@ use super::reply::{Reply, header_only};
 use super::request::{NoQuestion, Request, Transport};
 use crate::block::Block;
 use crate::metrics::Metrics;
-use crate::stats::Author;
+use crate::stats::{Author, rcode_name};
 
-/// The longest message of a transfer before compression; TCP allows four times as much.
-const TRANSFER_RECORDS: usize = 200;
+/// Records of a message of a transfer: even the longest then fit what TCP takes.
+const TRANSFER_RECORDS: usize = 100;
 
 /// Shared by all sockets.
 pub(crate) struct Handler {
@@ -87,9 +87,9 @@ impl Handler {
         if let Some(log) = &block.config.log {
             log.log(request, &reply, wire.len(), took);
         }
-        let failed = [ResponseCode::ServFail, ResponseCode::NotImp].contains(&reply.rcode);
-        if failed && block.config.errors {
-            tracing::debug!(name = %query.name, rtype = %query.query_type, client = %request.client, "answered SERVFAIL");
+        if let Some(why) = reply.why.filter(|_| block.config.errors) {
+            // Rule 16.3.
+            tracing::warn!("{} {} {}: {why}", rcode_name(reply.rcode), query.name, query.query_type);
         }
         wire
     }

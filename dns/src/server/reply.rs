@@ -7,6 +7,7 @@ use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
 use super::request::{Request, Transport};
+use crate::forward::ForwardError;
 use crate::stats::Author;
 
 /// A datagram that every client takes (RFC 1035).
@@ -20,6 +21,8 @@ pub(crate) struct Reply {
     pub(crate) rcode: ResponseCode,
     pub(crate) origin: Origin,
     pub(crate) author: Author,
+    /// Why there is no better one, for the log.
+    pub(crate) why: Option<ForwardError>,
     pub(crate) truncated: bool,
     pub(crate) answers: Vec<Record>,
     pub(crate) authorities: Vec<Record>,

@@ -53,6 +53,7 @@ impl Zone {
     }
 
     pub(super) fn has_namespace(&self, namespace: &str) -> bool {
-        self.snapshot.namespaces.contains_key(namespace)
+        let shown = &self.config.namespaces;
+        (shown.is_empty() || shown.contains(namespace)) && self.snapshot.namespaces.contains_key(namespace)
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use hickory_proto::rr::{Name, Record, RecordType};
 
 use super::Zone;
-use super::service::{label_of, visible_name};
+use super::service::visible_name;
 use crate::answer::{Answer, Records};
 use crate::records;
 
@@ -41,7 +41,7 @@ impl Zone {
             .flat_map(|(key, slice)| slice.endpoints.iter().map(move |endpoint| (key, endpoint)))
             .filter(|(_, endpoint)| endpoint.ready && endpoint.addresses.contains(&address))
             .filter_map(|(key, endpoint)| {
-                visible_name(&self.config.cluster_domain, Some(&label_of(endpoint, address)), &key.service)
+                visible_name(&self.config.cluster_domain, Some(&self.label_of(endpoint, address)), &key.service)
             })
             .collect()
     }

@@ -73,13 +73,14 @@ impl Zone {
             return self.absent(name, Absence::BelowExternalName);
         }
         let spelled = records::undashed(label);
-        let members: Vec<Member<'_>> = self.members(key).filter(|member| member.is_called(label, spelled)).collect();
+        let members: Vec<Member<'_>> =
+            self.members(key).filter(|member| self.is_called(member, label, spelled)).collect();
         if members.is_empty() {
             return self.absent(name, Absence::Endpoint);
         }
         if rtype == RecordType::SRV {
             // Under an endpoint's own name the target is that name.
-            let found = srv_entries(&members, Ports::All);
+            let found = self.srv_entries(&members, Ports::All);
             let entries = found.entries.into_iter().map(|(_, port)| (name.clone(), port)).collect();
             let addresses = found.addresses.into_iter().map(|(_, address)| (name.clone(), address)).collect();
             return self.srv(name, found.matched, entries, addresses).unwrap_or_else(|| self.no_data(name));
@@ -134,9 +135,14 @@ impl Zone {
         match &service.cluster_ips {
             ClusterIps::Assigned(addresses) if addresses.is_empty() => Err(Absence::Unassigned),
             ClusterIps::Unassigned => Err(Absence::Unassigned),
-            ClusterIps::Headless if self.members(key).next().is_none() => Err(Absence::NoReadyEndpoint),
-            ClusterIps::Headless | ClusterIps::Assigned(_) => Ok(service),
+            ClusterIps::Headless => self.with_ready_endpoint(key, service),
+            ClusterIps::Assigned(_) if self.config.ignore_empty_service => self.with_ready_endpoint(key, service),
+            ClusterIps::Assigned(_) => Ok(service),
         }
+    }
+
+    fn with_ready_endpoint<'a>(&self, key: &ObjectKey, service: &'a Service) -> Result<&'a Service, Absence> {
+        self.members(key).next().map(|_| service).ok_or(Absence::NoReadyEndpoint)
     }
 
     /// The addresses of ready endpoints. What the slice says counts, not the Service's fields (rules 2.3.4, 2.3.5).
@@ -177,7 +183,7 @@ impl Zone {
     /// SRV records of a headless Service: one per endpoint name and slice port (rule 2.5.3).
     fn headless_srv(&self, name: &Name, key: &ObjectKey, ports: Ports<'_>) -> Option<Answer> {
         let members: Vec<Member<'_>> = self.members(key).collect();
-        let found = srv_entries(&members, ports);
+        let found = self.srv_entries(&members, ports);
         let domain = self.domain_in(name);
         let names: BTreeMap<&str, Name> = found
             .addresses
@@ -188,6 +194,38 @@ impl Zone {
         let entries = found.entries.iter().filter_map(|(label, port)| Some((named(label)?, *port))).collect();
         let addresses = found.addresses.iter().filter_map(|(label, ip)| Some((named(label)?, *ip))).collect();
         self.srv(name, found.matched, entries, addresses)
+    }
+
+    /// A hostname replaces the generated label (rule 2.4.3). `spelled` is the address that `label` spells.
+    fn is_called(&self, member: &Member<'_>, label: &str, spelled: Option<IpAddr>) -> bool {
+        match self.own_label(member.endpoint) {
+            Some(own) => own.eq_ignore_ascii_case(label),
+            None => spelled == Some(member.address),
+        }
+    }
+
+    /// The label of an endpoint's address (rules 2.4.1, 2.4.2).
+    pub(super) fn label_of<'a>(&self, endpoint: &'a Endpoint, address: IpAddr) -> Cow<'a, str> {
+        self.own_label(endpoint).map_or_else(|| Cow::Owned(records::dashed(address)), Cow::Borrowed)
+    }
+
+    /// The label that an endpoint has whatever its address is (rule 2.4.5).
+    fn own_label<'a>(&self, endpoint: &'a Endpoint) -> Option<&'a str> {
+        let pod = endpoint.target.as_deref().filter(|name| self.config.endpoint_pod_names && name.len() < 64);
+        endpoint.hostname.as_deref().or(pod)
+    }
+
+    fn srv_entries<'a>(&self, members: &[Member<'a>], wanted: Ports<'_>) -> SrvEntries<'a> {
+        let mut found = SrvEntries { matched: 0, entries: BTreeSet::new(), addresses: BTreeSet::new() };
+        for member in members {
+            let label = self.label_of(member.endpoint, member.address);
+            for port in member.slice.ports.iter().filter(|port| wanted.includes(&port.name, port.protocol)) {
+                found.matched += 1;
+                found.entries.insert((label.clone(), port.port));
+                found.addresses.insert((label.clone(), member.address));
+            }
+        }
+        found
     }
 
     /// One SRV per entry; every address of every target once (rule 2.5.7). `None` without entries.
@@ -211,16 +249,6 @@ impl Zone {
     }
 }
 
-impl Member<'_> {
-    /// A hostname replaces the generated label (rule 2.4.3). `spelled` is the address that `label` spells.
-    fn is_called(&self, label: &str, spelled: Option<IpAddr>) -> bool {
-        match &self.endpoint.hostname {
-            Some(hostname) => hostname.eq_ignore_ascii_case(label),
-            None => spelled == Some(self.address),
-        }
-    }
-}
-
 /// Matched endpoint names with their ports and addresses.
 struct SrvEntries<'a> {
     /// (address, port) pairs before duplicates are dropped, which decide the weight (rule 2.5.4).
@@ -229,30 +257,9 @@ struct SrvEntries<'a> {
     addresses: BTreeSet<(Cow<'a, str>, IpAddr)>,
 }
 
-fn srv_entries<'a>(members: &[Member<'a>], wanted: Ports<'_>) -> SrvEntries<'a> {
-    let mut found = SrvEntries { matched: 0, entries: BTreeSet::new(), addresses: BTreeSet::new() };
-    for member in members {
-        let label = label_of(member.endpoint, member.address);
-        for port in member.slice.ports.iter().filter(|port| wanted.includes(&port.name, port.protocol)) {
-            found.matched += 1;
-            found.entries.insert((label.clone(), port.port));
-            found.addresses.insert((label.clone(), member.address));
-        }
-    }
-    found
-}
-
 /// floor(100 / n), at least 1 (rule 2.5.4).
 fn weight(matched: usize) -> u16 {
     u16::try_from(100 / matched.max(1)).unwrap_or(100).max(1)
-}
-
-/// The label of an endpoint's address (rules 2.4.1, 2.4.2).
-pub(super) fn label_of(endpoint: &Endpoint, address: IpAddr) -> Cow<'_, str> {
-    match &endpoint.hostname {
-        Some(hostname) => Cow::Borrowed(hostname),
-        None => Cow::Owned(records::dashed(address)),
-    }
 }
 
 /// The name of a Service or of one of its endpoints.

@@ -6,7 +6,7 @@ use hickory_proto::rr::{Name, Record, RecordType};
 use shunt_model::{ClusterIps, Service, ServiceKind};
 
 use super::Zone;
-use super::service::{label_of, visible_name};
+use super::service::visible_name;
 use crate::answer::{Answer, Records};
 
 impl Zone {
@@ -64,7 +64,7 @@ impl Zone {
         }
         for endpoint in self.snapshot.slices_of(&service.key).flat_map(|slice| &slice.endpoints) {
             for address in endpoint.addresses.iter().filter(|_| endpoint.ready) {
-                let name = visible_name(domain, Some(&label_of(endpoint, *address)), &service.key);
+                let name = visible_name(domain, Some(&self.label_of(endpoint, *address)), &service.key);
                 names.extend(name.into_iter().flat_map(|name| addresses_of(&name)));
             }
         }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use shunt_dns::{Name, PodMode, ZoneConfig};
+use shunt_dns::{Name, ZoneConfig};
 use shunt_model::{
     ClusterIps, Endpoint, EndpointPort, EndpointSlice, Family, Namespace, ObjectKey, Pod, Protocol, Service,
     ServiceKind, ServicePort, SliceKey, Snapshot, TrafficPolicy,
@@ -19,12 +19,7 @@ pub(crate) fn name(text: &str) -> Name {
 }
 
 pub(crate) fn zone_config() -> ZoneConfig {
-    ZoneConfig {
-        cluster_domain: name("cluster.local."),
-        ttl: 5,
-        pods: PodMode::Insecure,
-        dns_addresses: vec![ip("10.96.0.10")],
-    }
+    ZoneConfig { dns_addresses: vec![ip("10.96.0.10")], ..ZoneConfig::usual(name("cluster.local.")) }
 }
 
 /// `clusterIPs`: addresses, `None`, or nothing.

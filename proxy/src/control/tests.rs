@@ -37,12 +37,8 @@ impl Daemon {
 }
 
 fn view(snapshot: Option<Snapshot>) -> View {
-    let config = ZoneConfig {
-        cluster_domain: Name::from_ascii("cluster.local.").unwrap(),
-        ttl: 5,
-        pods: PodMode::Disabled,
-        dns_addresses: vec![[10, 96, 0, 10].into()],
-    };
+    let usual = ZoneConfig::usual(Name::from_ascii("cluster.local.").unwrap());
+    let config = ZoneConfig { pods: PodMode::Disabled, dns_addresses: vec![[10, 96, 0, 10].into()], ..usual };
     let snapshot = snapshot.map(Arc::new);
     View { zone: Arc::new(Zone::new(Arc::new(config), snapshot.clone().unwrap_or_default(), 1)), snapshot }
 }

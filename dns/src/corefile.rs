@@ -1,0 +1,197 @@
+//! A familiar face: an existing Corefile as configuration (rules 13.1 to 13.6). What this server cannot do is refused by
+//! name and line, so that nobody believes in a setting that has no effect.
+
+mod plugins;
+mod reload;
+mod text;
+mod values;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hickory_proto::rr::Name;
+
+use crate::block::BlockConfig;
+use crate::zone::{PodMode, ZoneConfig};
+use plugins::Shared;
+pub use reload::follow;
+use text::{Line, Text};
+
+const PORT: u16 = 53;
+
+/// Why a Corefile cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CorefileError {
+    /// It cannot be read.
+    #[error("reading the Corefile {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something in it cannot be done, or makes no sense.
+    #[error("{}:{line}: {reason}", .file.display())]
+    Refused {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// What a Corefile asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Corefile {
+    /// A block for each domain.
+    pub blocks: Vec<BlockConfig>,
+    /// The cluster's names, if it has any.
+    pub kubernetes: Option<KubernetesSettings>,
+    /// Port of all blocks.
+    pub port: u16,
+    /// Where to listen; none means every address.
+    pub bind: Vec<IpAddr>,
+    /// Where `/health` is served.
+    pub health: Option<SocketAddr>,
+    /// How long queries are still answered after the word to stop.
+    pub lameduck: Duration,
+    /// Where `/ready` is served.
+    pub ready: Option<SocketAddr>,
+    /// Where `/metrics` is served.
+    pub prometheus: Option<SocketAddr>,
+    /// How often the file is looked at for changes.
+    pub reload: Option<Duration>,
+    /// Every file that was read for it, with its text then.
+    sources: Vec<(PathBuf, String)>,
+}
+
+/// The settings of the directive `kubernetes` that are those of the zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesSettings {
+    /// The cluster domain.
+    pub domain: Name,
+    /// TTL in seconds.
+    pub ttl: u32,
+    /// Names of pods.
+    pub pods: PodMode,
+    /// Endpoints are named after their pods.
+    pub endpoint_pod_names: bool,
+    /// Only these namespaces; none means all.
+    pub namespaces: BTreeSet<String>,
+    /// Services without a ready endpoint do not exist.
+    pub ignore_empty_service: bool,
+    /// Credentials of the API.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl Corefile {
+    /// Reads and understands a file.
+    pub fn read(path: &Path) -> Result<Self, CorefileError> {
+        let Text { lines, sources } = Text::read(path)?;
+        let mut file = Self { sources, ..Self::default() };
+        let mut shared = Shared::default();
+        for server in &lines {
+            file.server(server, &mut shared)?;
+        }
+        if file.blocks.is_empty() {
+            return Err(CorefileError::Refused {
+                file: path.to_owned(),
+                line: 1,
+                reason: "there is no server block: write .:53 { ... }".to_owned(),
+            });
+        }
+        shared.give_to(&mut file);
+        Ok(file)
+    }
+
+    /// The files do not say any more what they said.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        self.sources.iter().any(|(path, text)| std::fs::read_to_string(path).is_ok_and(|now| now != *text))
+    }
+
+    /// The zone that it asks for.
+    #[must_use]
+    pub fn zone(&self, dns_addresses: Vec<IpAddr>) -> ZoneConfig {
+        let Some(settings) = &self.kubernetes else { return ZoneConfig::usual(Name::root()) };
+        let settings = settings.clone();
+        ZoneConfig {
+            cluster_domain: settings.domain,
+            ttl: settings.ttl,
+            pods: settings.pods,
+            dns_addresses,
+            endpoint_pod_names: settings.endpoint_pod_names,
+            namespaces: settings.namespaces,
+            ignore_empty_service: settings.ignore_empty_service,
+        }
+    }
+
+    /// What a running server cannot change.
+    fn frame(&self) -> impl PartialEq + use<> {
+        let source = self
+            .kubernetes
+            .as_ref()
+            .map(|settings| (settings.domain.clone(), settings.pods == PodMode::Verified, settings.kubeconfig.clone()));
+        (self.port, self.bind.clone(), self.health, self.ready, self.prometheus, source)
+    }
+
+    /// The texts of the same files now.
+    fn read_sources(path: &Path, before: &Self) -> Vec<(PathBuf, String)> {
+        match Text::read(path) {
+            Ok(text) => text.sources,
+            Err(_) => before.sources.iter().map(|(path, _)| (path.clone(), read_or_empty(path))).collect(),
+        }
+    }
+
+    /// Where to listen.
+    #[must_use]
+    pub fn listen(&self) -> Vec<SocketAddr> {
+        if self.bind.is_empty() {
+            // Takes IPv4 too, where there is IPv6 at all.
+            let any: IpAddr = if Path::new("/proc/net/if_inet6").exists() {
+                Ipv6Addr::UNSPECIFIED.into()
+            } else {
+                Ipv4Addr::UNSPECIFIED.into()
+            };
+            return vec![SocketAddr::new(any, self.port)];
+        }
+        self.bind.iter().map(|ip| SocketAddr::new(*ip, self.port)).collect()
+    }
+
+    fn server(&mut self, server: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
+        let Some(directives) = &server.block else {
+            return Err(server.error("a server block needs braces: write DOMAIN:53 { ... }"));
+        };
+        let mut domains = Vec::new();
+        for key in server.words.iter().flat_map(|word| word.split(',')).filter(|key| !key.is_empty()) {
+            let (zones, port) = values::server_key(key).map_err(|reason| server.at.error(reason))?;
+            shared.port(port.unwrap_or(PORT)).map_err(|reason| server.at.error(reason))?;
+            domains.extend(zones);
+        }
+        for domain in &domains {
+            if self.blocks.iter().any(|block| block.domain == *domain) {
+                return Err(server.at.error(format!("{domain} has a server block already")));
+            }
+        }
+        // Directives may name the block's domains, so each is understood once for all of them.
+        let mut block = BlockConfig::new(Name::root());
+        for directive in directives {
+            plugins::understand(directive, &domains, &mut block, shared)?;
+        }
+        self.blocks.extend(domains.into_iter().map(|domain| BlockConfig { domain, ..block.clone() }));
+        Ok(())
+    }
+}
+
+fn read_or_empty(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

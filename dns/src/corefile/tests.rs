@@ -1,0 +1,139 @@
+//! Corefiles as people have them, and what is refused of others.
+
+use std::path::PathBuf;
+
+use super::*;
+
+/// The stock one of kubeadm (rule 13.1).
+const STOCK: &str = ".:53 {
+    errors
+    health {
+       lameduck 5s
+    }
+    ready
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+       pods insecure
+       fallthrough in-addr.arpa ip6.arpa
+       ttl 30
+    }
+    prometheus :9153
+    forward . /etc/resolv.conf {
+       max_concurrent 1000
+    }
+    cache 30 {
+       disable success cluster.local
+       disable denial cluster.local
+    }
+    loop
+    reload
+    loadbalance
+}
+";
+
+fn read(text: &str) -> Result<Corefile, String> {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("Corefile");
+    std::fs::write(&path, text).unwrap();
+    Corefile::read(&path).map_err(|error| {
+        let text = shunt_model::with_causes(&error);
+        text.replace(&path.display().to_string(), "Corefile")
+    })
+}
+
+fn names(names: &[Name]) -> Vec<String> {
+    names.iter().map(Name::to_ascii).collect()
+}
+
+#[test]
+fn the_stock_corefile_is_understood() {
+    let file = read(STOCK).unwrap();
+    let [block] = file.blocks.as_slice() else { panic!("one block") };
+    assert_eq!((block.domain.to_ascii(), block.errors, file.port), (".".into(), true, 53));
+    let settings = file.kubernetes.unwrap();
+    assert_eq!(
+        (settings.domain.to_ascii(), settings.ttl, settings.pods),
+        ("cluster.local.".into(), 30, PodMode::Insecure)
+    );
+    let kubernetes = block.kubernetes.as_ref().unwrap();
+    assert_eq!(names(&kubernetes.zones), ["cluster.local.", "in-addr.arpa.", "ip6.arpa."]);
+    assert_eq!(names(&kubernetes.fallthrough), ["in-addr.arpa.", "ip6.arpa."]);
+    let cache = block.forward.cache.as_ref().unwrap();
+    assert_eq!((cache.success.longest.as_secs(), cache.denial.longest.as_secs()), (30, 30));
+    assert_eq!(names(&cache.no_denial), ["cluster.local."]);
+    let [route] = block.forward.routes.as_slice() else { panic!("one route") };
+    assert_eq!(route.upstreams, crate::Upstreams::File(PathBuf::from("/etc/resolv.conf")));
+    assert_eq!((file.health, file.lameduck.as_secs()), (Some("0.0.0.0:8080".parse().unwrap()), 5));
+    assert_eq!(file.ready, Some("0.0.0.0:8181".parse().unwrap()));
+    assert_eq!(file.prometheus, Some("0.0.0.0:9153".parse().unwrap()));
+    assert_eq!(file.reload.map(|interval| interval.as_secs()), Some(30));
+}
+
+#[test]
+fn stub_domains_snippets_imports_and_variables() {
+    let place = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(place.path().join(name), text).unwrap();
+    write("extra.override", "log . {\n class denial error\n}\n");
+    write(
+        "site.server",
+        "lab.example:53, old.example:53 {\n import common\n forward . 10.0.0.2 tls://10.0.0.3 {\n tls_servername dns.example\n policy sequential\n }\n}\n",
+    );
+    write(
+        "Corefile",
+        "(common) {\n errors # all of them\n cache 60\n}\nimport *.server\n.:53 {\n import common\n import *.override\n import nothing/*.x\n forward . {$NO_SUCH_VARIABLE}10.0.0.1\n}\n",
+    );
+    let file = Corefile::read(&place.path().join("Corefile")).unwrap();
+    let domains: Vec<String> = file.blocks.iter().map(|block| block.domain.to_ascii()).collect();
+    assert_eq!(domains, ["lab.example.", "old.example.", "."]);
+    let [lab, old, all] = file.blocks.as_slice() else { panic!("three blocks") };
+    assert!(lab.errors && old.errors && all.errors && all.log.is_some() && old.log.is_none());
+    assert_eq!(lab.forward.routes, old.forward.routes);
+    let crate::Upstreams::Servers(servers) = &lab.forward.routes[0].upstreams else { panic!("servers") };
+    let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["10.0.0.2:53", "tls://10.0.0.3:853%dns.example"]);
+    assert!(!file.has_changed());
+    write("extra.override", "log\n");
+    assert!(file.has_changed());
+}
+
+/// What is refused, with the words and the line that the refusal names.
+const REFUSED: &[(&str, &str)] = &[
+    ("", "Corefile:1: there is no server block"),
+    (".:53\n", "Corefile:1: .:53: a server block needs braces"),
+    (".:53 {\n errors\n", "Corefile:1: the block that begins here has no end"),
+    (".:53 {\n}\n}\n", "Corefile:3: } closes nothing"),
+    (".:53 {\n}\n.:53 {\n}\n", "Corefile:3: . has a server block already"),
+    (".:53 {\n}\nexample.org:54 {\n}\n", "Corefile:3: ports 53 and 54"),
+    ("tls://.:853 {\n}\n", "tls:// is not served"),
+    (".:53 {\n errors\n dnssec\n}\n", "Corefile:3: dnssec is not in this server; known are autopath"),
+    (".:53 {\n errors {\n  consolidate 5m x\n }\n}\n", "Corefile:3: errors: consolidate is not in this server"),
+    (".:53 {\n log . \"{remote}\"\n}\n", "Corefile:2: log: the format"),
+    (".:53 {\n kubernetes\n}\n", "Corefile:2: kubernetes: the root cannot be"),
+    (".:53 {\n kubernetes a.example b.example\n}\n", "has one cluster domain"),
+    (".:53 {\n kubernetes cluster.local {\n  zonal\n }\n}\n", "Corefile:3: kubernetes: zonal is not in this server"),
+    (
+        ".:53 {\n kubernetes cluster.local {\n  ttl 5000\n }\n}\n",
+        "Corefile:3: ttl: \"5000\" is no number from 0 to 3600",
+    ),
+    (".:53 {\n forward .\n}\n", "Corefile:2: forward: names nobody to ask"),
+    (".:53 {\n forward . dns.example\n}\n", "dns.example"),
+    (".:53 {\n forward . 10.0.0.1 {\n  expire 5s\n }\n}\n", "Corefile:3: expire: cannot be chosen"),
+    (".:53 {\n cache {\n  serve_stale 1h immediate\n }\n}\n", "Corefile:3: serve_stale: "),
+    (".:53 {\n cache {\n  keepttl\n }\n}\n", "Corefile:3: cache: keepttl is not in this server"),
+    (".:53 {\n rewrite type A AAAA\n}\n", "Corefile:2: rewrite: type cannot be rewritten"),
+    (".:53 {\n rewrite name regex (.* b\n}\n", "Corefile:2: rewrite: the pattern"),
+    (".:53 {\n template IN A {\n  answer \"{{ .Meta }} A 10.0.0.1\"\n }\n}\n", "Corefile:3: answer: {{ .Meta }}"),
+    (".:53 {\n hosts {\n  nonsense\n }\n}\n", "Corefile:3: hosts: nonsense is not in this server"),
+    (".:53 {\n import nothing\n}\n", "Corefile:2: import: reading the Corefile"),
+    ("(a) {\n import a\n}\n.:53 {\n import a\n}\n", "is imported by what it imports"),
+    (".:53 {\n loadbalance weighted x\n}\n", "Corefile:2: loadbalance: only round_robin"),
+    (".:53 {\n autopath /etc/resolv.conf\n}\n", "Corefile:2: autopath: "),
+    (".:53 {\n bind eth0\n}\n", "Corefile:2: bind: eth0 is no address"),
+];
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name_and_line() {
+    for (text, part) in REFUSED {
+        let error = read(text).expect_err(text);
+        assert!(error.contains(part), "{text}\n-> {error}");
+    }
+}

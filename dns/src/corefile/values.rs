@@ -1,0 +1,162 @@
+//! Values as Corefiles write them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use hickory_proto::rr::Name;
+use ipnet::IpNet;
+
+/// A domain, absolute and in the spelling given.
+pub(super) fn domain(text: &str) -> Result<Name, String> {
+    let mut name = Name::from_ascii(text).map_err(|error| format!("{text:?} is no domain: {error}"))?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+/// Domains or ranges of addresses; these are their reverse zones.
+pub(super) fn zones(text: &str) -> Result<Vec<Name>, String> {
+    match text.parse::<IpNet>() {
+        Ok(net) => Ok(reverse_zones(net)),
+        Err(_not_a_range) => Ok(vec![domain(text)?]),
+    }
+}
+
+/// The zones that a range of addresses fills, cut at whole octets or nibbles (rule 5.4).
+fn reverse_zones(net: IpNet) -> Vec<Name> {
+    let (step, bits) = if net.addr().is_ipv4() { (8, 32) } else { (4, 128) };
+    let length = net.prefix_len().div_ceil(step) * step;
+    let count = u32::from(length - net.prefix_len());
+    let first = match net.network() {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
+    let at = |number: u128| {
+        let whole = first | number.checked_shl(u32::from(bits - length)).unwrap_or_default();
+        let ip = match net {
+            IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(whole).unwrap_or_default())),
+            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(whole)),
+        };
+        // The name of an address has a label for each octet or nibble, and two for the tree.
+        Name::from(ip).trim_to(usize::from(length / step) + 2)
+    };
+    (0..1_u128 << count).map(at).collect()
+}
+
+/// `[dns://]DOMAIN[:PORT]`, `:PORT` for all domains.
+pub(super) fn server_key(key: &str) -> Result<(Vec<Name>, Option<u16>), String> {
+    let bare = match key.split_once("://") {
+        None | Some(("dns", _)) => key.trim_start_matches("dns://"),
+        Some((scheme, _)) => return Err(format!("{key}: {scheme}:// is not served, only plain DNS")),
+    };
+    let (name, port) = match bare.rsplit_once(':') {
+        // An IPv6 range has colons of its own.
+        Some((name, port)) if !name.contains(':') => {
+            (name, Some(port.parse().map_err(|_number| format!("{key}: {port:?} is no port"))?))
+        }
+        _ => (bare, None),
+    };
+    Ok((zones(if name.is_empty() { "." } else { name })?, port))
+}
+
+/// `5s`, `1m30s`, `500ms`; a number alone is of seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration; write 30s, 5m or 500ms");
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let (mut rest, mut whole) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|character: char| !character.is_ascii_digit() && character != '.').ok_or_else(wrong)?;
+        let (number, after) = rest.split_at(digits);
+        let letters = after.find(|character: char| !character.is_alphabetic()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 0.001,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.parse().map_err(|_number| wrong())?;
+        whole += Duration::try_from_secs_f64(number * seconds).map_err(|_range| wrong())?;
+        rest = after;
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(whole) }
+}
+
+/// `:PORT` is every address, `localhost:PORT` the own one.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || format!("{text:?} is no address to listen on; write ADDRESS:PORT or :PORT");
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let ip: IpAddr = match host {
+        "" => Ipv4Addr::UNSPECIFIED.into(),
+        "localhost" => Ipv4Addr::LOCALHOST.into(),
+        _ => return Err(wrong()),
+    };
+    Ok(SocketAddr::new(ip, port.parse().map_err(|_number| wrong())?))
+}
+
+/// All addresses of a family.
+pub(super) fn everywhere(v6: bool) -> Result<IpNet, String> {
+    let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    IpNet::new(any, 0).map_err(|error| error.to_string())
+}
+
+/// A number in a range.
+pub(super) fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
+    text: &str,
+    least: T,
+    most: T,
+) -> Result<T, String> {
+    match text.parse::<T>() {
+        Ok(number) if number >= least && number <= most => Ok(number),
+        Ok(_) | Err(_) => Err(format!("{text:?} is no number from {least} to {most}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, milliseconds) in [("5s", 5000), ("1m30s", 90_000), ("0.5s", 500), ("250ms", 250), ("30", 30_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "s", "5d", "5x", "-5s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[track_caller]
+    fn check(key: &str, wanted: &[&str], port: Option<u16>) {
+        let (zones, found) = server_key(key).unwrap();
+        assert_eq!(zones.iter().map(Name::to_ascii).collect::<Vec<_>>(), wanted, "{key}");
+        assert_eq!(found, port, "{key}");
+    }
+
+    #[test]
+    fn server_blocks_are_named_by_domain_range_and_port() {
+        check(".:53", &["."], Some(53));
+        check(":5353", &["."], Some(5353));
+        check("example.org", &["example.org."], None);
+        check("dns://example.org.:53", &["example.org."], Some(53));
+        check("10.96.0.0/16", &["96.10.in-addr.arpa."], None);
+        check("10.96.0.0/15", &["96.10.in-addr.arpa.", "97.10.in-addr.arpa."], None);
+        check("fd00::/8", &["d.f.ip6.arpa."], None);
+        for key in ["tls://.:853", "example.org:x", "a..b"] {
+            assert!(server_key(key).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn addresses_to_listen_on_may_leave_the_host_out() {
+        assert_eq!(listen_address(":9153"), Ok("0.0.0.0:9153".parse().unwrap()));
+        assert_eq!(listen_address("localhost:8080"), Ok("127.0.0.1:8080".parse().unwrap()));
+        assert_eq!(listen_address("[::1]:8080"), Ok("[::1]:8080".parse().unwrap()));
+        assert!(listen_address("8080").is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! `/health`, `/ready` and `/metrics`, by CoreDNS's conventions (rules 11.7 to 11.9 and 12).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse as _;
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::metrics::{Exporter, classic};
+use crate::server::View;
+
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Where each is served, if it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// `/health`: 200 as long as queries are answered.
+    pub health: Option<SocketAddr>,
+    /// `/ready`: 200 from the first complete view of the cluster until the word to stop, else 503.
+    pub ready: Option<SocketAddr>,
+    /// `/metrics`, for Prometheus.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("listening on {address} for /health, /ready or /metrics; is another server running here?")]
+pub struct HttpError {
+    address: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+/// What is served is read from.
+pub struct HttpState {
+    /// What is being answered; nothing is waited for if there is no cluster to know.
+    pub views: Option<watch::Receiver<View>>,
+    /// True after the word to stop.
+    pub stopping: watch::Receiver<bool>,
+    /// The counters.
+    pub exporter: Exporter,
+}
+
+/// Serves until the tasks are dropped; says where.
+pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAddr>, JoinSet<()>), HttpError> {
+    let HttpState { views, stopping, exporter } = state;
+    let mut registry = Registry::default();
+    exporter.register(&mut registry);
+    let registry = Arc::new(registry);
+    let health = Router::new().route("/health", get(|| async { "OK" }));
+    let ready = Router::new().route("/ready", get(move || readiness(views.clone(), stopping.clone())));
+    let metrics = Router::new().route("/metrics", get(move || metrics(Arc::clone(&registry))));
+    let mut routers: BTreeMap<SocketAddr, Router> = BTreeMap::new();
+    for (address, router) in [(config.health, health), (config.ready, ready), (config.metrics, metrics)] {
+        let Some(address) = address else { continue };
+        let others = routers.remove(&address).unwrap_or_default();
+        routers.insert(address, others.merge(router));
+    }
+    let (mut addresses, mut tasks) = (Vec::new(), JoinSet::new());
+    for (address, router) in routers {
+        let failed = |source| HttpError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        addresses.push(listener.local_addr().map_err(failed)?);
+        tasks.spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%address, %error, "an HTTP server has failed");
+            }
+        });
+    }
+    Ok((addresses, tasks))
+}
+
+async fn readiness(
+    views: Option<watch::Receiver<View>>,
+    stopping: watch::Receiver<bool>,
+) -> (StatusCode, &'static str) {
+    let unsynced = views.is_some_and(|views| views.borrow().snapshot.is_none());
+    if *stopping.borrow() {
+        (StatusCode::SERVICE_UNAVAILABLE, "Shutting down")
+    } else if unsynced {
+        (StatusCode::SERVICE_UNAVAILABLE, "kubernetes")
+    } else {
+        (StatusCode::OK, "OK")
+    }
+}
+
+async fn metrics(registry: Arc<Registry>) -> axum::response::Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, TEXT)], classic(&text)).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
