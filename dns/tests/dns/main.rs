@@ -9,8 +9,12 @@ mod changes;
 #[cfg(test)]
 mod client;
 #[cfg(test)]
+mod corefile;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod wire;

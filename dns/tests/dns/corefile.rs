@@ -1,0 +1,284 @@
+//! A server that is told by a Corefile what to do, asked over the wire.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use hickory_proto::op::{Message, ResponseCode};
+use shunt_dns::http::{self, HttpConfig, HttpState};
+use shunt_dns::{Corefile, RecordType, Server, ServerConfig, corefile, serve};
+use shunt_model::Snapshot;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::client;
+use crate::fixture::{cluster, ip, key, name, pod};
+
+const COREFILE: &str = r#"
+.:53 {
+    errors
+    log example.test {
+        class denial
+    }
+    hosts HOSTS {
+        192.0.2.50 printer.office.test Printer
+        fd00::50 printer.office.test
+        ttl 60
+        fallthrough
+    }
+    rewrite name exact shop.example.test web.shop.svc.cluster.local
+    rewrite name suffix .in.example.test .svc.cluster.local
+    rewrite name regex ^(.*)-of-(.*)\.example\.test\.$ {1}.{2}.svc.cluster.local
+    template IN A dyn.test {
+        match "^ip-(?P<a>[0-9]+)-(?P<b>[0-9]+)\.dyn\.test\.$"
+        answer "{{ .Name }} 60 IN A 10.20.{{ .Group.a }}.{{ .Group.b }}"
+        fallthrough
+    }
+    template ANY ANY dyn.test {
+        rcode NXDOMAIN
+        authority "dyn.test 60 IN SOA ns.dyn.test hostmaster.dyn.test 1 60 60 60 60"
+    }
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        pods verified
+        ttl 30
+        fallthrough in-addr.arpa
+    }
+    autopath cluster.local @kubernetes
+    transfer {
+        to 127.0.0.1
+    }
+    bufsize 512
+}
+closed.test:53 {
+    template IN TXT closed.test {
+        answer "closed.test 5 IN TXT shut"
+    }
+}
+"#;
+
+async fn start(text: &str, place: &Path, snapshot: Option<Snapshot>) -> (Arc<Server>, Corefile) {
+    std::fs::write(place.join("hosts"), "192.0.2.51 scanner.office.test # in the hall\nnonsense line\n").unwrap();
+    let text = text.replace("HOSTS", &place.join("hosts").display().to_string());
+    std::fs::write(place.join("Corefile"), text).unwrap();
+    let file = Corefile::read(&place.join("Corefile")).unwrap();
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let (_, snapshots) = watch::channel(snapshot.map(Arc::new));
+    let config = ServerConfig { listen, zone: file.zone(vec![ip("10.96.0.10")]), blocks: file.blocks.clone() };
+    (Arc::new(serve(config, snapshots).await.unwrap()), file)
+}
+
+/// The rcode, and the answers as text.
+async fn ask(server: SocketAddr, text: &str, rtype: RecordType) -> String {
+    let reply = client::udp(server, &client::question(&name(text), rtype)).await;
+    assert!(reply.queries[0].name.eq_case(&name(text)), "{text}: the question comes back as it was asked");
+    let mut answers: Vec<String> =
+        reply.answers.iter().map(|record| format!("{} {} {}", record.name, record.ttl, record.data)).collect();
+    answers.sort();
+    if answers.is_empty() { reply.metadata.response_code.to_str().to_owned() } else { answers.join("; ") }
+}
+
+const ROWS: &[(&str, RecordType, &str)] = &[
+    // hosts, before all else
+    ("printer.office.test.", RecordType::A, "printer.office.test. 60 192.0.2.50"),
+    ("PRINTER.", RecordType::A, "PRINTER. 60 192.0.2.50"),
+    ("printer.office.test.", RecordType::AAAA, "printer.office.test. 60 fd00::50"),
+    ("scanner.office.test.", RecordType::AAAA, "No Error"),
+    ("scanner.office.test.", RecordType::A, "scanner.office.test. 60 192.0.2.51"),
+    ("51.2.0.192.in-addr.arpa.", RecordType::PTR, "51.2.0.192.in-addr.arpa. 60 scanner.office.test."),
+    ("plotter.office.test.", RecordType::A, "Query Refused"),
+    // rewrite: the client's own name comes back
+    ("Shop.example.test.", RecordType::A, "Shop.example.test. 30 10.96.0.1"),
+    ("web.shop.in.example.test.", RecordType::A, "web.shop.in.example.test. 30 10.96.0.1"),
+    ("web-of-shop.example.test.", RecordType::A, "web-of-shop.example.test. 30 10.96.0.1"),
+    ("none.shop.in.example.test.", RecordType::A, "Non-Existent Domain"),
+    // template
+    ("ip-3-4.dyn.test.", RecordType::A, "ip-3-4.dyn.test. 60 10.20.3.4"),
+    ("ip-3-4.dyn.test.", RecordType::AAAA, "Non-Existent Domain"),
+    ("ip-3-999.dyn.test.", RecordType::A, "Server Failure"),
+    ("other.dyn.test.", RecordType::A, "Non-Existent Domain"),
+    // the cluster: zones and fallthrough as listed
+    ("1.0.96.10.in-addr.arpa.", RecordType::PTR, "1.0.96.10.in-addr.arpa. 30 web.shop.svc.cluster.local."),
+    ("9.9.96.10.in-addr.arpa.", RecordType::PTR, "Non-Existent Domain"),
+    // the longest domain's block
+    ("closed.test.", RecordType::TXT, "closed.test. 5 shut"),
+    ("web.closed.test.", RecordType::A, "Query Refused"),
+    ("xclosed.test.", RecordType::A, "Query Refused"),
+];
+
+#[tokio::test]
+async fn every_directive_does_its_part() {
+    let place = tempfile::tempdir().unwrap();
+    let (server, _) = start(COREFILE, place.path(), Some(cluster())).await;
+    for (text, rtype, wanted) in ROWS {
+        assert_eq!(ask(server.local_addresses()[0], text, *rtype).await, *wanted, "{text} {rtype}");
+    }
+    // bufsize
+    let asked = client::with_edns(client::question(&name("many.shop.svc.cluster.local."), RecordType::A), 4096);
+    let wire = client::udp_bytes(server.local_addresses()[0], &asked.to_vec().unwrap()).await;
+    assert!(wire.len() <= 512 && Message::from_vec(&wire).unwrap().metadata.truncation);
+}
+
+#[tokio::test]
+async fn the_search_path_of_a_pod_is_completed() {
+    let mut snapshot = cluster();
+    pod(&mut snapshot, &key("client"), "127.0.0.1");
+    let place = tempfile::tempdir().unwrap();
+    let (server, _) = start(COREFILE, place.path(), Some(snapshot)).await;
+    let at = server.local_addresses()[0];
+    // 17.8, 17.9: found under a later element of the path, so an alias leads there
+    assert_eq!(
+        ask(at, "svc.svc.shop.svc.cluster.local.", RecordType::A).await,
+        "svc.svc.shop.svc.cluster.local. 30 svc.svc.svc.cluster.local.; svc.svc.svc.cluster.local. 30 10.96.0.4"
+    );
+    assert_eq!(
+        ask(at, "printer.office.test.shop.svc.cluster.local.", RecordType::A).await,
+        "printer.office.test. 60 192.0.2.50; printer.office.test.shop.svc.cluster.local. 60 printer.office.test."
+    );
+    assert_eq!(ask(at, "web.shop.svc.cluster.local.", RecordType::A).await, "web.shop.svc.cluster.local. 30 10.96.0.1");
+    // 17.10, 17.11: nothing anywhere, and names that begin no search
+    assert_eq!(ask(at, "none.shop.svc.cluster.local.", RecordType::A).await, "Non-Existent Domain");
+    assert_eq!(ask(at, "printer.office.test.svc.cluster.local.", RecordType::A).await, "Non-Existent Domain");
+}
+
+/// All messages of a reply over TCP, until the SOA comes again.
+async fn transfer(server: SocketAddr, rtype: RecordType) -> (ResponseCode, Vec<String>) {
+    let wire = client::question(&name("cluster.local."), rtype).to_vec().unwrap();
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    stream.write_u16(u16::try_from(wire.len()).unwrap()).await.unwrap();
+    stream.write_all(&wire).await.unwrap();
+    let mut records: Vec<String> = Vec::new();
+    loop {
+        let length = stream.read_u16().await.unwrap();
+        let mut wire = vec![0; usize::from(length)];
+        stream.read_exact(&mut wire).await.unwrap();
+        let reply = Message::from_vec(&wire).unwrap();
+        let rcode = reply.metadata.response_code;
+        records.extend(reply.answers.iter().map(ToString::to_string));
+        if rcode != ResponseCode::NoError || (records.len() > 1 && records.first() == records.last()) {
+            return (rcode, records);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_whole_zone_goes_to_those_who_may_have_it() {
+    let place = tempfile::tempdir().unwrap();
+    let (server, _) = start(COREFILE, place.path(), Some(cluster())).await;
+    let at = server.local_addresses()[0];
+    let (_, records) = transfer(at, RecordType::AXFR).await;
+    assert!(records[0].contains("SOA ns.dns.cluster.local."), "{}", records[0]);
+    for wanted in [
+        "cluster.local. 30 IN NS ns.dns.cluster.local.",
+        "web.shop.svc.cluster.local. 30 IN A 10.96.0.1",
+        "_http._tcp.web.shop.svc.cluster.local. 30 IN SRV 0 100 80 web.shop.svc.cluster.local.",
+        "db-0.db.shop.svc.cluster.local. 30 IN AAAA fd01::1",
+        "outer.shop.svc.cluster.local. 30 IN CNAME www.example.test.",
+    ] {
+        assert_eq!(records.iter().filter(|record| *record == wanted).count(), 1, "{wanted}");
+    }
+    // 4.5: no pods, no names of addresses, no unready endpoints, nothing hidden
+    for part in ["dns-version", "in-addr", ".pod.", "10.1.0.3", "hidden"] {
+        assert!(!records.iter().any(|record| record.contains(part)), "{part}");
+    }
+    // Everything in it is answered alike.
+    for record in &records[1..records.len() - 1] {
+        let words: Vec<&str> = record.split(' ').collect();
+        let asked = client::question(&name(words[0]), words[3].parse().unwrap());
+        let reply = client::tcp(at, &[asked]).await.remove(0);
+        assert!(reply.answers.iter().any(|answer| answer.to_string() == *record), "{record} is answered {reply}");
+    }
+    let (again, whole) = transfer(at, RecordType::IXFR).await;
+    assert_eq!((again, whole.len()), (ResponseCode::NoError, records.len()));
+    // Never over UDP, and not to others.
+    assert_eq!(ask(at, "cluster.local.", RecordType::AXFR).await, "Query Refused");
+    let (server, _) = start(&COREFILE.replace("to 127.0.0.1", "to 10.0.0.0/8"), place.path(), Some(cluster())).await;
+    assert_eq!(transfer(server.local_addresses()[0], RecordType::AXFR).await.0, ResponseCode::Refused);
+}
+
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let path = path.to_owned();
+    let patience = std::time::Duration::from_secs(20);
+    let answer = tokio::task::spawn_blocking(move || lab::http_get(address, &path, patience)).await.unwrap().unwrap();
+    (answer.status, answer.body)
+}
+
+#[tokio::test]
+async fn health_readiness_and_metrics_as_dashboards_know_them() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("hosts"), "").unwrap();
+    let (snapshots, watched) = watch::channel(None);
+    let text = COREFILE.replace("HOSTS", &place.path().join("hosts").display().to_string());
+    std::fs::write(place.path().join("Corefile"), text).unwrap();
+    let file = Corefile::read(&place.path().join("Corefile")).unwrap();
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let config = ServerConfig { listen, zone: file.zone(vec![]), blocks: file.blocks.clone() };
+    let server = serve(config, watched).await.unwrap();
+    let (stop, stopping) = watch::channel(false);
+    let any = Some("127.0.0.1:0".parse().unwrap());
+    let config = HttpConfig { health: any, ready: any, metrics: any };
+    let state = HttpState { views: Some(server.views()), stopping, exporter: server.exporter() };
+    let (addresses, _tasks) = http::serve(config, state).await.unwrap();
+    let at = addresses[0];
+    assert_eq!(get(at, "/health").await, (200, "OK".to_owned())); // 11.7
+    assert_eq!(get(at, "/ready").await, (503, "kubernetes".to_owned())); // 11.8
+    let dns = server.local_addresses()[0];
+    assert_eq!(ask(dns, "web.shop.svc.cluster.local.", RecordType::A).await, "Server Failure"); // 11.3
+    let mut views = server.views();
+    snapshots.send_replace(Some(Arc::new(cluster())));
+    views.changed().await.unwrap();
+    assert_eq!(get(at, "/ready").await, (200, "OK".to_owned()));
+    for (text, rtype, _) in ROWS {
+        ask(dns, text, *rtype).await;
+    }
+    client::tcp(dns, &[client::question(&name("closed.test."), RecordType::TXT)]).await;
+    let (_, text) = get(at, "/metrics").await;
+    let labels = format!("server=\"dns://:{}\",zone=\".\",view=\"\"", dns.port());
+    for line in [
+        format!("coredns_dns_requests_total{{{labels},proto=\"udp\",family=\"1\",type=\"PTR\"}} 3"),
+        format!("coredns_dns_responses_total{{{labels},rcode=\"SERVFAIL\",plugin=\"kubernetes\"}} 1"),
+        format!("coredns_dns_responses_total{{{labels},rcode=\"NXDOMAIN\",plugin=\"template\"}} 2"),
+        "coredns_hosts_entries 3".to_owned(),
+        "coredns_template_matches_total 6".to_owned(),
+        format!(
+            "coredns_dns_request_size_bytes_count{{{},proto=\"tcp\"}} 1",
+            labels.replace("\".\"", "\"closed.test.\"")
+        ),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+    }
+    stop.send_replace(true);
+    assert_eq!(get(at, "/ready").await.0, 503); // 11.9
+    assert_eq!(get(at, "/health").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_corefile_is_followed_as_it_changes() {
+    let place = tempfile::tempdir().unwrap();
+    let (server, file) = start(COREFILE, place.path(), Some(cluster())).await;
+    let (at, path) = (server.local_addresses()[0], place.path().join("Corefile"));
+    let every = std::time::Duration::from_millis(10);
+    let follower = tokio::spawn(corefile::follow(path.clone(), file, Arc::downgrade(&server), vec![], every));
+    let wait_for = async |text: &str, rtype: RecordType, wanted: &str| {
+        for _ in 0..2000 {
+            if ask(at, text, rtype).await == wanted {
+                return;
+            }
+            tokio::time::sleep(every).await;
+        }
+        panic!("{text} is never {wanted}");
+    };
+    let now = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, now.replace("ttl 30", "ttl 7").replace("TXT shut", "TXT open")).unwrap();
+    wait_for("closed.test.", RecordType::TXT, "closed.test. 5 open").await;
+    wait_for("web.shop.svc.cluster.local.", RecordType::A, "web.shop.svc.cluster.local. 7 10.96.0.1").await;
+    // What cannot be used, or not without a restart, changes nothing.
+    for bad in [now.replace("errors", "dnssec"), now.replace(":53", ":54")] {
+        std::fs::write(&path, bad).unwrap();
+        tokio::time::sleep(every * 10).await;
+        assert_eq!(ask(at, "closed.test.", RecordType::TXT).await, "closed.test. 5 open");
+    }
+    std::fs::write(&path, now).unwrap();
+    wait_for("closed.test.", RecordType::TXT, "closed.test. 5 shut").await;
+    follower.abort();
+}
