@@ -10,12 +10,12 @@ pub mod values;
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
-use shunt_dns::{ForwardConfig, Upstreams};
+use shunt_dns::{Corefile, CorefileError, ForwardConfig, PodMode, Upstreams};
 
 pub use file::ConfigFile;
 use kube_proxy::KubeProxyConfiguration;
@@ -133,8 +133,10 @@ pub struct DnsConfig {
     pub listen: DnsListen,
     /// Domain of cluster names.
     pub domain: String,
-    /// Where other names are asked for, and how.
+    /// Where other names are asked for, and how, unless the Corefile says it.
     pub forward: ForwardConfig,
+    /// A Corefile that says more.
+    pub corefile: Option<PathBuf>,
     /// Answers for names of pods.
     pub pods: PodNames,
     /// Seconds for which a cluster name may be cached.
@@ -194,6 +196,15 @@ pub enum ConfigError {
     /// Contradictory node port addresses.
     #[error("--nodeport-addresses: primary stands alone and cannot be combined with ranges")]
     PrimaryWithRanges,
+    /// The Corefile cannot be used.
+    #[error("--corefile")]
+    Corefile(#[from] CorefileError),
+    /// The Corefile has no names of a cluster.
+    #[error("--corefile {} has no directive kubernetes, and names of the cluster are what this daemon is for", .0.display())]
+    NoKubernetes(PathBuf),
+    /// The Corefile says it already.
+    #[error("--corefile and {0} say the same thing: leave one of them out")]
+    BesideCorefile(&'static str),
     /// Something wants a port on an address of services.
     #[error("--cluster-dns takes addresses without a port, not {0}: pods always ask at port 53")]
     ClusterDnsPort(SocketAddr),
@@ -340,6 +351,9 @@ impl DnsConfig {
             Some(List(addresses)) if addresses.is_empty() => return Err(ConfigError::NoDnsAddress),
             Some(List(addresses)) => DnsListen::Given(addresses.iter().map(|a| a.or_port(DNS_PORT)).collect()),
         };
+        if let Some(path) = &settings.corefile {
+            return Self::from_corefile(settings, path, listen);
+        }
         let domain = settings.cluster_domain.as_deref().unwrap_or(CLUSTER_DOMAIN);
         let upstreams = settings.dns_upstream.as_ref().map(|Text(upstreams)| upstreams.clone());
         let stub_domains = settings.dns_stub_domain.iter().flatten().map(|Text(stub)| stub.clone());
@@ -349,8 +363,39 @@ impl DnsConfig {
             forward: ForwardConfig::to(upstreams.unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))))
                 .with_stub_domains(stub_domains)
                 .with_authorities(settings.dns_upstream_ca.as_deref()),
+            corefile: None,
             pods: settings.dns_pods.unwrap_or(PodNames::Insecure),
             ttl: settings.dns_ttl.unwrap_or(DNS_TTL),
+        })
+    }
+
+    /// What a Corefile says; the rest of it is read when the server starts. Addresses, health and metrics are the daemon's.
+    fn from_corefile(settings: &Settings, path: &Path, listen: DnsListen) -> Result<Self, ConfigError> {
+        for (given, flag) in [
+            (settings.cluster_domain.is_some(), "--cluster-domain"),
+            (settings.dns_upstream.is_some(), "--dns-upstream"),
+            (settings.dns_stub_domain.is_some(), "--dns-stub-domain"),
+            (settings.dns_upstream_ca.is_some(), "--dns-upstream-ca"),
+            (settings.dns_pods.is_some(), "--dns-pods"),
+            (settings.dns_ttl.is_some(), "--dns-ttl"),
+        ] {
+            if given {
+                return Err(ConfigError::BesideCorefile(flag));
+            }
+        }
+        let file = Corefile::read(path)?;
+        let cluster = file.kubernetes.ok_or_else(|| ConfigError::NoKubernetes(path.to_owned()))?;
+        Ok(Self {
+            listen,
+            domain: cluster.domain.to_ascii().trim_matches('.').to_ascii_lowercase(),
+            forward: ForwardConfig { routes: Vec::new(), cache: None },
+            corefile: Some(path.to_owned()),
+            pods: match cluster.pods {
+                PodMode::Disabled => PodNames::Disabled,
+                PodMode::Insecure => PodNames::Insecure,
+                PodMode::Verified => PodNames::Verified,
+            },
+            ttl: cluster.ttl,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use hickory_proto::ProtoError;
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
-use shunt_dns::{PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig};
+use shunt_dns::{Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig};
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
@@ -31,6 +32,9 @@ pub enum DnsError {
         #[source]
         source: ProtoError,
     },
+    /// The Corefile cannot be used.
+    #[error("--corefile")]
+    Corefile(#[from] CorefileError),
     /// The upstreams cannot be used.
     #[error("--dns-upstream")]
     Upstreams(#[source] UpstreamError),
@@ -48,14 +52,34 @@ pub async fn start(
     listen: Vec<SocketAddr>,
     cluster_dns: &[IpAddr],
     reachable: watch::Receiver<Option<Arc<Snapshot>>>,
-) -> Result<Server, DnsError> {
-    let zone = zone_config(config, cluster_dns)?;
-    let config = ServerConfig::usual(listen, zone, config.forward.clone());
-    shunt_dns::serve(config, reachable).await.map_err(|error| match error {
+) -> Result<Started, DnsError> {
+    let file = config.corefile.as_deref().map(Corefile::read).transpose()?;
+    let server = match &file {
+        None => ServerConfig::usual(listen, zone_config(config, cluster_dns)?, config.forward.clone()),
+        Some(file) => ServerConfig { listen, zone: file.zone(cluster_dns.to_vec()), blocks: file.blocks.clone() },
+    };
+    let server = shunt_dns::serve(server, reachable).await.map_err(|error| match error {
         ServeError::Upstreams(error) => DnsError::Upstreams(error),
         ServeError::Tls(error) => DnsError::Tls(error),
         error @ (ServeError::NoAddress | ServeError::Bind { .. }) => DnsError::Serve(error),
-    })
+    })?;
+    Ok(Started { server: Arc::new(server), corefile: config.corefile.clone().zip(file) })
+}
+
+/// A server, and the Corefile that it is to follow.
+pub struct Started {
+    /// The server.
+    pub server: Arc<Server>,
+    corefile: Option<(PathBuf, Corefile)>,
+}
+
+impl Started {
+    /// Follows the Corefile for ever, if there is one that wants to be followed.
+    pub fn follow(&mut self, cluster_dns: &[IpAddr]) -> Option<impl Future<Output = ()> + use<>> {
+        let (path, file) = self.corefile.take()?;
+        let every = file.reload?;
+        Some(shunt_dns::corefile::follow(path, file, Arc::downgrade(&self.server), cluster_dns.to_vec(), every))
+    }
 }
 
 /// What the zone is made with.

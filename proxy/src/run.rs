@@ -246,7 +246,7 @@ impl Daemon {
     }
 
     async fn start_dns(
-        &self,
+        &mut self,
         served: watch::Receiver<Option<Arc<Snapshot>>>,
     ) -> Result<(Option<Arc<Server>>, Vec<SocketAddr>)> {
         let Some(config) = &self.config.dns else {
@@ -254,11 +254,21 @@ impl Daemon {
             return Ok((None, Vec::new()));
         };
         let listen = addresses::prepare(&config.listen).await?;
-        let server = dns_service::start(config, listen, &self.config.cluster_dns, served).await?;
+        let cluster_dns = &self.config.cluster_dns;
+        let mut started = dns_service::start(config, listen, cluster_dns, served).await?;
+        if let Some(follow) = started.follow(cluster_dns) {
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                stop.run_until_cancelled(follow).await;
+                Ok(())
+            });
+        }
+        let server = started.server;
         let addresses = server.local_addresses().to_vec();
         info!(?addresses, "DNS is listening");
-        self.dns.send_replace(self.serving(config, &addresses)?);
-        Ok((Some(Arc::new(server)), addresses))
+        let state = self.serving(config, &addresses)?;
+        self.dns.send_replace(state);
+        Ok((Some(server), addresses))
     }
 
     fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {

@@ -80,6 +80,9 @@ pub struct Settings {
     /// PEM file with the authorities of servers that are asked over TLS [default: the system's]
     #[arg(long, value_name = "FILE")]
     pub dns_upstream_ca: Option<PathBuf>,
+    /// An existing CoreDNS configuration, instead of the settings of DNS that say the same
+    #[arg(long, value_name = "FILE")]
+    pub corefile: Option<PathBuf>,
     /// Answers for names of pods such as 10-0-0-1.default.pod [default: insecure]
     #[arg(long)]
     pub dns_pods: Option<PodNames>,
@@ -189,6 +192,7 @@ impl Settings {
             dns_upstream: self.dns_upstream.or(file.dns_upstream),
             dns_stub_domain: self.dns_stub_domain.or(file.dns_stub_domain),
             dns_upstream_ca: self.dns_upstream_ca.or(file.dns_upstream_ca),
+            corefile: self.corefile.or(file.corefile),
             dns_pods: self.dns_pods.or(file.dns_pods),
             dns_ttl: self.dns_ttl.or(file.dns_ttl),
             healthz_bind_address: self.healthz_bind_address.or(file.healthz_bind_address),

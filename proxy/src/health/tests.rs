@@ -86,12 +86,14 @@ async fn dns_server(snapshot: Option<Arc<Snapshot>>) -> (Server, DnsState, watch
         listen: DnsListen::Given(vec![ANY_PORT]),
         domain: "cluster.local".to_owned(),
         forward: ForwardConfig::to(Upstreams::Servers(Vec::new())),
+        corefile: None,
         pods: PodNames::Disabled,
         ttl: 5,
     };
     let cluster_dns = [[10, 96, 0, 10].into()];
     let (sender, receiver) = watch::channel(snapshot);
-    let server = dns_service::start(&config, vec![ANY_PORT], &cluster_dns, receiver).await.unwrap();
+    let started = dns_service::start(&config, vec![ANY_PORT], &cluster_dns, receiver).await.unwrap();
+    let server = Arc::into_inner(started.server).unwrap();
     let domain = dns_service::zone_config(&config, &cluster_dns).unwrap().cluster_domain;
     let state = DnsState::Serving { addresses: server.local_addresses().to_vec(), domain };
     (server, state, sender)
