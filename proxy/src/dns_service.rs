@@ -10,7 +10,9 @@ use hickory_proto::ProtoError;
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
-use shunt_dns::{Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig};
+use shunt_dns::{
+    Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig,
+};
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;

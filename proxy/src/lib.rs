@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod dns_service;
+pub mod dns_watch;
 pub mod events;
 pub mod explain;
 pub mod health;

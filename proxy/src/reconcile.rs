@@ -19,9 +19,10 @@ use tracing::{error, info, warn};
 
 use crate::datapath::ebpf::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
+use crate::dns_watch;
 use crate::events::Recorder;
 use crate::metrics::WithoutLocal;
-use crate::plan::{FrontendKind, List, Plan, Planner, PortKey, PortPlan, Rule};
+use crate::plan::{FrontendKind, List, Plan, PlanOptions, Planner, PortKey, PortPlan, Rule};
 use crate::status::{LastSync, Pending, Status};
 use backoff::Backoff;
 
@@ -36,6 +37,8 @@ pub struct Input {
     pub health: watch::Receiver<SourceHealth>,
     /// Addresses of this node's interfaces.
     pub addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// The bundled DNS answers.
+    pub dns_serves: watch::Receiver<bool>,
 }
 
 /// Where the loop tells what it did.
@@ -58,7 +61,10 @@ pub struct Output {
 
 /// The loop's state.
 pub struct Reconciler {
+    options: PlanOptions,
     planner: Planner,
+    /// The planner leaves the bundled DNS out.
+    without_dns: bool,
     datapath: Box<dyn Datapath>,
     input: Input,
     output: Output,
@@ -73,10 +79,20 @@ pub struct Reconciler {
 impl Reconciler {
     /// A loop that has not begun.
     #[must_use]
-    pub fn new(planner: Planner, datapath: Box<dyn Datapath>, input: Input, output: Output) -> Self {
-        let (status, counted, backoff) = (Status::default(), Plan::default(), Backoff::default());
-        let received = Arc::default();
-        Self { planner, datapath, input, output, status, counted, received, generation: 0, backoff }
+    pub fn new(options: PlanOptions, datapath: Box<dyn Datapath>, input: Input, output: Output) -> Self {
+        Self {
+            planner: Planner::new(options.clone()),
+            options,
+            without_dns: false,
+            datapath,
+            input,
+            output,
+            status: Status::default(),
+            counted: Plan::default(),
+            received: Arc::default(),
+            generation: 0,
+            backoff: Backoff::default(),
+        }
     }
 
     /// Syncs now, at every new view, and again after a failure, until stopped or the source ends. Syncs block: this
@@ -90,11 +106,24 @@ impl Reconciler {
             let retry = next.take().flatten();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => {
+                    // Nobody answers at our address from now on.
+                    if self.choose_dns(false) {
+                        self.sync_newest();
+                    }
+                    return;
+                }
+                Ok(()) = self.input.dns_serves.changed() => {
+                    let serves = *self.input.dns_serves.borrow_and_update();
+                    next = Some(if self.choose_dns(serves) { self.sync_newest() } else { retry });
+                }
                 changed = self.input.snapshots.changed() => {
                     if changed.is_err() {
                         return self.source_ended(&stop).await;
                     }
+                    // Others may be there now who can do what our server does not.
+                    let serves = *self.input.dns_serves.borrow();
+                    self.choose_dns(serves);
                     next = Some(self.sync_newest());
                 }
                 changed = self.input.health.changed() => {
@@ -118,6 +147,21 @@ impl Reconciler {
                 }
             }
         }
+    }
+
+    /// Sends the clients of the cluster DNS address to our server, or if that is impossible and they are there, to the
+    /// cluster's own DNS pods. True if that is a change, which a sync has to follow.
+    fn choose_dns(&mut self, ours_serves: bool) -> bool {
+        if self.options.dns_backends.is_empty() || self.without_dns != ours_serves {
+            return false;
+        }
+        let snapshot = Arc::clone(&self.input.snapshots.borrow());
+        let options =
+            if ours_serves { Some(self.options.clone()) } else { dns_watch::without_ours(&self.options, &snapshot) };
+        let Some(options) = options else { return false };
+        self.planner = Planner::new(options);
+        self.without_dns = !ours_serves;
+        true
     }
 
     /// Brings the newest view into the kernel. Returns when to try again, if something is left to be done.

@@ -27,10 +27,10 @@ use crate::events::{self, Recorded, Recorder};
 use crate::health::{self, BindError, DnsState, Health};
 use crate::health_checks::{Checks, HealthChecks};
 use crate::metrics::{self, Durations, KubeProxy};
-use crate::plan::{Detect, PlanOptions, Planner};
+use crate::plan::{Detect, PlanOptions};
 use crate::reconcile::{Input, Output, Reconciler};
 use crate::status::{Pending, Status};
-use crate::{addresses, dns_service, host_addresses, privileges, reload, source};
+use crate::{addresses, dns_service, dns_watch, host_addresses, privileges, reload, source};
 
 /// For the tasks, and again for DNS: a stop takes less than two seconds.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -195,17 +195,18 @@ impl Daemon {
         self.start_control(dns.as_ref());
         let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
         self.start_metrics(durations.clone(), dns.as_ref(), mode).await?;
-        let planner = Planner::new(plan_options(&config, listen));
+        let dns_serves = self.watch_dns(&listen)?;
+        let options = plan_options(&config, listen);
         let addresses = host_addresses::watch().await.context("watching the addresses of this node")?;
         let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
-        let input = Input { snapshots, health, addresses: addresses.clone() };
+        let input = Input { snapshots, health, addresses: addresses.clone(), dns_serves };
         let (orders, ordered) = watch::channel(Orders::default());
         self.start_upkeep(upkeep, ordered);
         let health_checks = self.start_health_checks(addresses);
         let (pending, events) = (self.health.pending.clone(), self.events.clone());
         let status = self.status.clone();
         let output = Output { status, reachable, orders, health_checks, pending, events, durations };
-        let reconciler = Reconciler::new(planner, datapath, input, output);
+        let reconciler = Reconciler::new(options, datapath, input, output);
         let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
         // Syncs block, so they have a thread of their own.
         self.tasks.spawn_blocking(move || {
@@ -269,6 +270,21 @@ impl Daemon {
         let state = self.serving(config, &addresses)?;
         self.dns.send_replace(state);
         Ok((Some(server), addresses))
+    }
+
+    /// Whether the bundled DNS answers, from now on.
+    fn watch_dns(&mut self, addresses: &[SocketAddr]) -> Result<watch::Receiver<bool>> {
+        let (sender, serves) = watch::channel(true);
+        if let Some(config) = &self.config.dns {
+            let domain = dns_service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
+            let watching = dns_watch::watch(addresses.to_vec(), domain, sender);
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                stop.run_until_cancelled(watching).await;
+                Ok(())
+            });
+        }
+        Ok(serves)
     }
 
     fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {

@@ -10,7 +10,7 @@ use crate::workspace::Workspace;
 
 /// Programs that are run, and the packages that bring them.
 const BUILD_PROGRAMS: [(&str, &str); 1] = [("cc", "gcc")];
-const LAB_PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nsenter", "util-linux")];
+const LAB_PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("nsenter", "util-linux"), ("musl-gcc", "musl-tools")];
 
 /// Readies what compiling needs.
 pub(crate) fn for_building(workspace: &Workspace) -> Result<BpfToolchain> {

@@ -20,7 +20,7 @@ use super::{Input, Output, Reconciler};
 use crate::datapath::ebpf::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::metrics;
-use crate::plan::{Plan, PlanOptions, Planner, PortKey};
+use crate::plan::{Plan, PlanOptions, PortKey};
 use crate::status::Status;
 
 /// What the data path says to a sync.
@@ -90,12 +90,13 @@ impl Loop {
         let fake = Fake { says, began: Instant::now(), dns: dns.clone(), calls: Arc::clone(&calls) };
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (orders, _) = watch::channel(Orders::default());
-        let input = Input { snapshots: snapshots_read, health: health_read, addresses };
+        let input =
+            Input { snapshots: snapshots_read, health: health_read, addresses, dns_serves: watch::channel(true).1 };
         let (health_checks, _) = watch::channel(crate::health_checks::Checks::default());
         let (pending, (events, _recorded)) = (crate::status::Pending::default(), crate::events::recorder());
         let durations = metrics::Durations::default();
         let output = Output { status, reachable, orders, health_checks, pending, events, durations };
-        let reconciler = Reconciler::new(Planner::new(PlanOptions::default()), Box::new(fake), input, output);
+        let reconciler = Reconciler::new(PlanOptions::default(), Box::new(fake), input, output);
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(stop.clone()));
         Self { snapshots, health, _addresses: addresses_sender, dns, status: status_read, calls, stop, task }

@@ -75,6 +75,11 @@ impl Cluster {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The client outside of the cluster.
+    pub fn outside(&self) -> &lab::Place {
+        &self.lab.outside
+    }
+
     pub fn bpf_root(&self) -> PathBuf {
         self.daemon().bpf_root()
     }
