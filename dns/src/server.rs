@@ -28,6 +28,7 @@ use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{Zone, ZoneConfig};
 use datagram::Datagrams;
+use handler::Begun;
 pub(crate) use handler::Handler;
 pub use request::Transport;
 
@@ -212,6 +213,38 @@ impl Server {
         self.tasks.shutdown().await;
         let mut followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
         followers.shutdown().await;
+    }
+}
+
+/// A server without sockets: messages in, messages out. What is to be forwarded is refused.
+pub struct Answerer {
+    handler: Handler,
+}
+
+impl Answerer {
+    /// Answers from a snapshot; without one, as before the first view of the cluster.
+    pub fn new(zone: ZoneConfig, snapshot: Option<Arc<Snapshot>>, blocks: Vec<BlockConfig>) -> Result<Self, TlsError> {
+        let metrics = Arc::new(Metrics::new(0));
+        let zone = Arc::new(Zone::new(Arc::new(zone), snapshot.clone().unwrap_or_default(), now()));
+        // The view stays in force without its sender.
+        let (_, views) = watch::channel(View { zone, snapshot });
+        let handler = Handler::new(views, Arc::clone(&metrics));
+        let block = |config: BlockConfig| {
+            let counters = metrics.counters(&config.domain);
+            Block::new(config, counters).map(Arc::new)
+        };
+        handler.set_blocks(blocks.into_iter().map(block).collect::<Result<_, _>>()?);
+        Ok(Self { handler })
+    }
+
+    /// The replies to a message: one, none if it is none to be answered, or several for a transfer.
+    pub async fn answer(&self, wire: &[u8], client: SocketAddr, transport: Transport) -> Vec<Vec<u8>> {
+        match self.handler.begin(wire, client, transport) {
+            Begun::Nothing => Vec::new(),
+            Begun::Reply(reply) => vec![reply],
+            Begun::Question(request) if transport == Transport::Tcp => self.handler.answers(&request).await,
+            Begun::Question(request) => vec![self.handler.answer(&request).await],
+        }
     }
 }
 

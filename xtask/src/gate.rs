@@ -9,7 +9,10 @@ use anyhow::{Result, bail};
 use crate::command::visible;
 use crate::phases::Phases;
 use crate::workspace::{BPF_CRATE, LAB_CRATE, Workspace};
-use crate::{build, deploy, lint, packages, setup};
+use crate::{build, deploy, fuzz, lint, packages, setup};
+
+/// How long the fuzzer looks for messages that break the DNS server.
+const FUZZ_SECONDS: u32 = 60;
 
 /// Runs the gate and says at its end what each phase took.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
@@ -25,6 +28,7 @@ fn all(workspace: &Workspace, phases: &mut Phases) -> Result<()> {
     phases.run("BPF objects", || build::bpf_objects(workspace, &toolchain))?;
     lint::run(workspace, &toolchain, phases)?;
     phases.run("unit tests", || unit_tests(workspace))?;
+    phases.run("fuzzing", || fuzz::run(workspace, FUZZ_SECONDS))?;
     phases.run("binaries", || build::binaries(workspace, build::LAB_PROFILE))?;
     let rendered = phases.run("deploy", || deploy::render(workspace))?;
     phases.run("lab tests", || lab_tests(workspace, &rendered))

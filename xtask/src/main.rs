@@ -6,6 +6,7 @@ mod build;
 mod command;
 mod demo;
 mod deploy;
+mod fuzz;
 mod gate;
 mod linker;
 mod lint;

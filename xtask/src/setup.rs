@@ -9,7 +9,7 @@ use crate::ui::say;
 use crate::workspace::Workspace;
 
 /// Programs that are run, and the packages that bring them.
-const BUILD_PROGRAMS: [(&str, &str); 1] = [("cc", "gcc")];
+const BUILD_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc"), ("c++", "g++")];
 const LAB_PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("nsenter", "util-linux"), ("musl-gcc", "musl-tools")];
 
 /// Readies what compiling needs.

@@ -1,0 +1,107 @@
+//! Any message, by UDP and by TCP, to a server of a small cluster: what comes back is a reply to it, or nothing.
+#![no_main]
+
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock};
+
+use hickory_proto::op::{Message, MessageType, ResponseCode};
+use libfuzzer_sys::fuzz_target;
+use shunt_dns::server::{Answerer, Transport};
+use shunt_dns::{BlockConfig, ForwardConfig, Name, Upstreams, ZoneConfig};
+use shunt_model::{
+    ClusterIps, Endpoint, EndpointPort, EndpointSlice, Family, Namespace, ObjectKey, Protocol, Service, ServiceKind,
+    ServicePort, SliceKey, Snapshot, TrafficPolicy,
+};
+
+static SERVER: LazyLock<Answerer> = LazyLock::new(|| {
+    let domain = Name::from_ascii("cluster.local.").unwrap();
+    let zone = ZoneConfig { dns_addresses: vec![[10, 96, 0, 10].into()], ..ZoneConfig::usual(domain.clone()) };
+    let block = BlockConfig::usual(domain, ForwardConfig::to(Upstreams::Servers(Vec::new())));
+    Answerer::new(zone, Some(Arc::new(cluster())), vec![block]).unwrap()
+});
+
+/// A Service with an address and one without, with more endpoints than a datagram holds.
+fn cluster() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let namespace = Arc::<str>::from("ns");
+    snapshot.namespaces.insert(Arc::clone(&namespace), Arc::new(Namespace { name: namespace }));
+    for (name, ips) in
+        [("a", ClusterIps::Assigned([[10, 96, 0, 1].into()].into_iter().collect())), ("h", ClusterIps::Headless)]
+    {
+        let key = ObjectKey::new("ns", name);
+        let http =
+            ServicePort { name: "p".into(), protocol: Protocol::Tcp, port: 80.try_into().unwrap(), node_port: None };
+        let service = Service {
+            key: key.clone(),
+            created: None,
+            kind: ServiceKind::ClusterIp,
+            cluster_ips: ips,
+            ports: [http].into_iter().collect(),
+            external_ips: Default::default(),
+            load_balancer_ips: Default::default(),
+            source_ranges: Default::default(),
+            affinity: None,
+            external_policy: TrafficPolicy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
+            other_proxy: false,
+        };
+        snapshot.services.insert(key.clone(), Arc::new(service));
+        let endpoint = |last| Endpoint {
+            addresses: [[10, 1, 0, last].into()].into(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            zone: None,
+            zone_hints: Box::default(),
+            node_hints: Box::default(),
+            hostname: (last == 1).then(|| "e".into()),
+            target: None,
+        };
+        let slice_key = SliceKey { service: key, slice: "s".into() };
+        let port = EndpointPort { name: "p".into(), protocol: Protocol::Tcp, port: 80.try_into().unwrap() };
+        let slice = EndpointSlice {
+            key: slice_key.clone(),
+            family: Family::V4,
+            ports: [port].into_iter().collect(),
+            endpoints: (1..100).map(endpoint).collect(),
+            headless: false,
+            triggered: None,
+        };
+        snapshot.slices.insert(slice_key, Arc::new(slice));
+    }
+    snapshot
+}
+
+fuzz_target!(|wire: &[u8]| {
+    let client = SocketAddr::from(([10, 1, 0, 1], 5353));
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let replies = futures::executor::block_on(SERVER.answer(wire, client, transport));
+        let is_query = wire.len() >= 12 && wire[2] & 0x80 == 0;
+        assert_eq!(replies.len(), usize::from(is_query), "one reply to each query, none to anything else");
+        for reply in replies {
+            check(wire, &reply, transport);
+        }
+    }
+});
+
+fn check(wire: &[u8], reply: &[u8], transport: Transport) {
+    assert_eq!(reply[..2], wire[..2], "the id");
+    let message = Message::from_vec(reply).expect("a reply is a message");
+    assert_eq!(message.metadata.message_type, MessageType::Response);
+    let asked = Message::from_vec(wire).ok();
+    let payload = asked.as_ref().and_then(|asked| asked.edns.as_ref()).map_or(512, |edns| edns.max_payload());
+    if transport == Transport::Udp {
+        assert!(reply.len() <= usize::from(payload.clamp(512, 1232)), "the size");
+    }
+    if message.queries.is_empty() {
+        assert_eq!(reply.len(), 12, "nothing but a header");
+        assert_ne!(message.metadata.response_code, ResponseCode::NoError);
+    } else {
+        let asked = asked.expect("a question that is repeated was read");
+        assert!(message.queries[0].name.eq_case(&asked.queries[0].name), "the question as it was asked");
+        assert_eq!(message.queries, asked.queries);
+        assert_eq!(message.edns.is_some(), asked.edns.is_some(), "OPT for OPT");
+    }
+}
