@@ -26,7 +26,7 @@ pub use connect::{Attempt, ConnectArguments};
 pub use dial::{Answer, Question};
 pub use dns_load::{DnsLoadArguments, DnsLoadLine};
 pub use probe::{Call, Probe, ProbeArguments};
-pub use resolve::{DnsRecord, Resolution, ResolveArguments};
+pub use resolve::{DnsRecord, Resolution, ResolveArguments, resolve};
 pub use serve::ServeArguments;
 pub use upstream::UpstreamArguments;
 
@@ -95,7 +95,7 @@ impl Peer {
             Role::Dial => dial::dial(),
             Role::Probe(arguments) => probe::probe(&arguments),
             Role::Hold { to } => probe::hold(to),
-            Role::Resolve(arguments) => print(&resolve::resolve(&arguments)?),
+            Role::Resolve(arguments) => print(&resolve(&arguments)?),
             Role::HttpGet { address, path } => {
                 let response = crate::http_get(address, &path, Duration::from_secs(5))?;
                 print(&serde_json::json!({"status": response.status, "body": response.body}))

@@ -6,6 +6,7 @@ mod build;
 mod command;
 mod demo;
 mod deploy;
+mod dns_compare;
 mod fuzz;
 mod gate;
 mod linker;
@@ -55,6 +56,8 @@ enum Action {
     Test,
     /// Measure, side by side and as ratios.
     Bench(bench::BenchOptions),
+    /// Ask any DNS server what ours is tested with, and print what it answers differently.
+    DnsCompare(dns_compare::CompareOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,6 +99,7 @@ fn run(action: Action) -> Result<ExitCode> {
         }
         Action::Test => return gate::run(&workspace),
         Action::Bench(options) => bench::run(&workspace, &options)?,
+        Action::DnsCompare(options) => return dns_compare::run(&workspace, &options),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,121 +5,26 @@ use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
 use shunt_dns::{Answer, PodMode, Record, RecordType, Zone, ZoneConfig};
+use shunt_model::source::manifests::{self, ManifestsOptions};
 
 use crate::client;
 use crate::fixture::{cluster, ip, name, zone_config};
 
-/// Question and wanted answer. `NODATA`, `NXDOMAIN`, or the data of the records; after ` + ` those of the additional
-/// section. `…` stands for `shop.svc.cluster.local.`
-const ROWS: &[(&str, RecordType, &str)] = &[
-    // 2.1, 2.1.2
-    ("dns-version.cluster.local.", RecordType::TXT, "\"1.1.0\""),
-    ("dns-version.cluster.local.", RecordType::A, "NODATA"),
-    // 2.2.1, 2.2.2, 2.2.3
-    ("web.…", RecordType::A, "10.96.0.1"),
-    ("web.…", RecordType::AAAA, "NODATA"),
-    ("WeB.Shop.SVC.Cluster.LOCAL.", RecordType::A, "10.96.0.1"),
-    ("dual.…", RecordType::A, "10.96.0.2"),
-    ("dual.…", RecordType::AAAA, "fd00::2"),
-    ("idle.…", RecordType::A, "10.96.0.3"),
-    ("svc.svc.svc.cluster.local.", RecordType::A, "10.96.0.4"),
-    // 2.2.6, 2.4
-    ("10-1-0-1.web.…", RecordType::A, "10.1.0.1"),
-    ("front.web.…", RecordType::A, "10.1.0.2"),
-    ("FRONT.web.…", RecordType::AAAA, "NODATA"),
-    ("10-1-0-2.web.…", RecordType::A, "NXDOMAIN"),
-    ("10-1-0-3.web.…", RecordType::A, "NXDOMAIN"),
-    ("10-96-0-1.web.…", RecordType::A, "NXDOMAIN"),
-    ("some-pod.web.…", RecordType::A, "NXDOMAIN"),
-    // 2.3
-    ("db.…", RecordType::A, "10.1.1.1 10.1.1.2"),
-    ("db.…", RecordType::AAAA, "fd01::1 fd88:77:0:0:9::"),
-    ("one.…", RecordType::AAAA, "NODATA"),
-    ("one.…", RecordType::SRV, "NODATA"),
-    ("down.…", RecordType::A, "NXDOMAIN"),
-    ("down.…", RecordType::TXT, "NXDOMAIN"),
-    ("db-0.db.…", RecordType::A, "10.1.1.1"),
-    ("db-0.db.…", RecordType::AAAA, "fd01::1"),
-    ("db-2.db.…", RecordType::A, "NXDOMAIN"),
-    ("fd88-77-0-0-9--0.db.…", RecordType::AAAA, "fd88:77:0:0:9::"),
-    // 2.5
-    ("_http._tcp.web.…", RecordType::SRV, "0 100 80 web.… + 10.96.0.1"),
-    ("_HTTP._Tcp.web.…", RecordType::SRV, "0 100 80 web.… + 10.96.0.1"),
-    ("_http._udp.web.…", RecordType::SRV, "NXDOMAIN"),
-    ("_._udp.web.…", RecordType::SRV, "NXDOMAIN"),
-    ("_nope._tcp.web.…", RecordType::SRV, "NXDOMAIN"),
-    ("_http._tcp.web.…", RecordType::A, "NODATA"),
-    ("_http.web.…", RecordType::SRV, "NXDOMAIN"),
-    ("x._http._tcp.web.…", RecordType::SRV, "NXDOMAIN"),
-    ("_http._tcp.dual.…", RecordType::SRV, "0 50 80 dual.… + 10.96.0.2 fd00::2"),
-    ("dual.…", RecordType::SRV, "0 25 80 dual.… | 0 25 81 dual.… + 10.96.0.2 fd00::2"),
-    ("web.…", RecordType::SRV, "0 50 53 web.… | 0 50 80 web.… + 10.96.0.1"),
-    (
-        "_sql._tcp.db.…",
-        RecordType::SRV,
-        "0 20 15432 10-1-1-2.db.… | 0 20 15432 db-0.db.… | 0 20 15432 fd88-77-0-0-9--0.db.… \
-         + 10.1.1.1 10.1.1.2 fd01::1 fd88:77:0:0:9::",
-    ),
-    ("_http._tcp.one.…", RecordType::SRV, "NXDOMAIN"),
-    ("_http._tcp.down.…", RecordType::SRV, "NXDOMAIN"),
-    ("front.web.…", RecordType::SRV, "0 50 53 front.web.… | 0 50 8080 front.web.… + 10.1.0.2"),
-    // 2.6
-    ("inner.…", RecordType::A, "WEB.… 10.96.0.1"),
-    ("inner.…", RecordType::CNAME, "WEB.…"),
-    ("twice.…", RecordType::A, "inner.… WEB.… 10.96.0.1"),
-    ("twice.…", RecordType::AAAA, "inner.… WEB.…"),
-    ("gone.…", RecordType::A, "nothing.…"),
-    ("loop-a.…", RecordType::A, "loop-b.… loop-a.…"),
-    ("inner.…", RecordType::SRV, "NODATA"),
-    ("x.inner.…", RecordType::A, "NXDOMAIN"),
-    ("_http._tcp.inner.…", RecordType::SRV, "NXDOMAIN"),
-    ("number.…", RecordType::A, "NXDOMAIN"),
-    // 3.1, 3.2, 3.3
-    ("pending.…", RecordType::A, "NXDOMAIN"),
-    ("10-1-9-1.pending.…", RecordType::A, "NXDOMAIN"),
-    ("nothing.…", RecordType::A, "NXDOMAIN"),
-    ("web.hidden.svc.cluster.local.", RecordType::A, "NXDOMAIN"),
-    ("web.nowhere.svc.cluster.local.", RecordType::A, "NXDOMAIN"),
-    ("shop.svc.cluster.local.", RecordType::A, "NODATA"),
-    ("nowhere.svc.cluster.local.", RecordType::A, "NXDOMAIN"),
-    ("svc.cluster.local.", RecordType::TXT, "NODATA"),
-    ("pod.cluster.local.", RecordType::A, "NODATA"),
-    ("cluster.local.", RecordType::TXT, "NODATA"),
-    ("other.cluster.local.", RecordType::A, "NXDOMAIN"),
-    ("web.…", RecordType::MX, "NODATA"),
-    ("web.…", RecordType::HTTPS, "NODATA"),
-    ("web.…", RecordType::ANY, "NODATA"),
-    ("nothing.…", RecordType::ANY, "NXDOMAIN"),
-    ("web.…", RecordType::Unknown(65280), "NODATA"),
-    // 4
-    ("cluster.local.", RecordType::NS, "ns.dns.cluster.local. + 10.96.0.10"),
-    ("cluster.local.", RecordType::A, "NODATA"),
-    ("ns.dns.cluster.local.", RecordType::A, "10.96.0.10"),
-    ("ns.dns.cluster.local.", RecordType::AAAA, "NODATA"),
-    ("dns.cluster.local.", RecordType::A, "NXDOMAIN"),
-    ("web.…", RecordType::SOA, "NODATA"),
-    // 5
-    ("1.0.96.10.in-addr.arpa.", RecordType::PTR, "web.…"),
-    ("1.0.96.10.in-addr.arpa.", RecordType::A, "NODATA"),
-    ("1.0.1.10.in-addr.arpa.", RecordType::PTR, "10-1-0-1.web.…"),
-    ("2.0.1.10.in-addr.arpa.", RecordType::PTR, "front.web.…"),
-    ("3.0.1.10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"),
-    ("5.0.96.10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"),
-    ("200.2.0.192.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"),
-    ("10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"),
-    ("web.…", RecordType::PTR, "NODATA"),
-    // 6.2
-    ("10-9-8-7.shop.pod.cluster.local.", RecordType::A, "10.9.8.7"),
-    ("10-9-8-7.shop.pod.cluster.local.", RecordType::AAAA, "NODATA"),
-    ("fd00--9.shop.pod.cluster.local.", RecordType::AAAA, "fd00::9"),
-    ("10-9-8-07.shop.pod.cluster.local.", RecordType::A, "NXDOMAIN"),
-    ("10-9-8-7.nowhere.pod.cluster.local.", RecordType::A, "NXDOMAIN"),
-    ("shop.pod.cluster.local.", RecordType::A, "NODATA"),
-    ("nowhere.pod.cluster.local.", RecordType::A, "NXDOMAIN"),
-    // 3.10: neither ours nor, without upstreams, anybody's
-    ("xcluster.local.", RecordType::A, "REFUSED"),
-    ("www.example.test.", RecordType::A, "REFUSED"),
-];
+/// The rows, which other servers can be asked too: `cargo xtask dns-compare`.
+const ROWS: &str = include_str!("../corpus/answers.txt");
+const CLUSTER: &str = include_str!("../corpus/cluster.yaml");
+
+/// Name, type and wanted answer.
+fn rows() -> Vec<(&'static str, RecordType, &'static str)> {
+    let lines = ROWS.lines().filter(|line| !line.starts_with('#'));
+    let row = |line: &'static str| {
+        let mut words = line.splitn(3, ' ');
+        let (asked, rtype) = (words.next().unwrap(), words.next().unwrap());
+        let number = rtype.strip_prefix("TYPE").map(|number| RecordType::from(number.parse::<u16>().unwrap()));
+        (asked, number.unwrap_or_else(|| rtype.parse().unwrap()), words.next().unwrap())
+    };
+    lines.map(row).collect()
+}
 
 fn data<'a>(records: impl IntoIterator<Item = &'a Record>) -> BTreeSet<String> {
     records.into_iter().map(|record| record.data.to_string()).collect()
@@ -184,8 +89,21 @@ fn zone_of(config: ZoneConfig) -> Zone {
 #[test]
 fn the_zone_answers_as_the_table_says() {
     let zone = zone_of(zone_config());
-    for (asked, rtype, expected) in ROWS {
-        check(&zone, asked, *rtype, expected);
+    for (asked, rtype, expected) in rows() {
+        check(&zone, asked, rtype, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_manifests_beside_the_table_are_the_cluster_that_it_is_about() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("cluster.yaml"), CLUSTER).unwrap();
+    let options = ManifestsOptions { dir: place.path().to_owned(), ..ManifestsOptions::default() };
+    let source = manifests::start(options).await.unwrap();
+    assert!(source.health.borrow().problems.is_empty(), "{:?}", source.health.borrow().problems);
+    let zone = Zone::new(Arc::new(zone_config()), Arc::clone(&source.snapshots.borrow()), 7);
+    for (asked, rtype, expected) in rows() {
+        check(&zone, asked, rtype, expected);
     }
 }
 
@@ -216,18 +134,19 @@ fn check_reply(asked: &str, rtype: RecordType, reply: &Message, expected: &str) 
 
 #[tokio::test]
 async fn the_server_answers_the_same_over_udp_and_tcp() {
+    let rows = rows();
     let server = client::start(zone_config(), Some(cluster()), vec![]).await;
     for address in server.local_addresses() {
         let full = |text: &str| name(&text.replace('…', "shop.svc.cluster.local."));
-        let asked: Vec<Message> = ROWS.iter().map(|(text, rtype, _)| client::question(&full(text), *rtype)).collect();
+        let asked: Vec<Message> = rows.iter().map(|(text, rtype, _)| client::question(&full(text), *rtype)).collect();
         let replies = client::tcp(*address, &asked).await;
-        for ((message, reply), (text, rtype, expected)) in asked.iter().zip(&replies).zip(ROWS) {
+        for ((message, reply), (text, rtype, expected)) in asked.iter().zip(&replies).zip(&rows) {
             check_reply(text, *rtype, reply, expected);
             check_reply(text, *rtype, &client::udp(*address, message).await, expected);
         }
     }
     let stats = server.stats();
-    let rows = 2 * u64::try_from(ROWS.len()).unwrap();
+    let rows = 2 * u64::try_from(rows.len()).unwrap();
     assert_eq!((stats.udp_queries, stats.tcp_queries), (rows, rows));
     assert_eq!(stats.replies.values().sum::<u64>(), 2 * rows);
     server.shutdown().await;

@@ -63,6 +63,14 @@ pub struct DnsRecord {
     pub data: String,
 }
 
+impl ResolveArguments {
+    /// A question over UDP, or over TCP.
+    #[must_use]
+    pub fn new(name: &str, record_type: &str, server: SocketAddr, tcp: bool) -> Self {
+        Self { name: name.to_owned(), record_type: record_type.to_owned(), server, tcp }
+    }
+}
+
 impl Resolution {
     /// The data of the answers, sorted.
     #[must_use]
@@ -81,9 +89,9 @@ fn server(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Asks and waits for the answer.
-pub(super) fn resolve(arguments: &ResolveArguments) -> anyhow::Result<Resolution> {
+pub fn resolve(arguments: &ResolveArguments) -> anyhow::Result<Resolution> {
     let name = Name::from_ascii(format!("{}.", arguments.name.trim_end_matches('.'))).context("reading the name")?;
-    let record_type: RecordType = arguments.record_type.to_uppercase().parse().context("reading the type")?;
+    let record_type = record_type(&arguments.record_type.to_uppercase())?;
     let id = u16::try_from(super::now() % 65_536).context("choosing an id")?;
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
@@ -105,6 +113,14 @@ pub(super) fn resolve(arguments: &ResolveArguments) -> anyhow::Result<Resolution
         from,
         us,
     })
+}
+
+/// A type by its name, or as RFC 3597 writes those without one.
+fn record_type(text: &str) -> anyhow::Result<RecordType> {
+    match text.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok()) {
+        Some(number) => Ok(RecordType::from(number)),
+        None => text.parse().context("reading the type"),
+    }
 }
 
 fn records(records: &[Record]) -> Vec<DnsRecord> {
