@@ -15,11 +15,12 @@ use crate::ui::heading;
 use crate::workspace::Workspace;
 use crate::{build, gate, setup};
 use cluster::{Cluster, Counters};
-use dns::DnsFigures;
 use report::Report;
 
 /// How many services stand beside the one that is measured.
 const SIZES: [u32; 3] = [1, 1_000, 10_000];
+/// Pods whose names are answered, in the measurement of memory.
+const PODS: u32 = 100_000;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -50,7 +51,7 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     let [shunt, peer] = ["shunt", "lab-peer"].map(|name| workspace.binary(build::LAB_PROFILE, name));
     let mut report = Report::default();
     if options.only_dns {
-        report.dns(&names(workspace, &peer)?);
+        names(workspace, &peer, &mut report)?;
         report.print();
         return Ok(());
     }
@@ -70,15 +71,18 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     programming(&mut cluster, &mut report)?;
     drop(cluster);
     report.api(SIZES[2], &kube::measure(&shunt, &peer, SIZES[2], options.changes)?);
-    report.dns(&names(workspace, &peer)?);
+    names(workspace, &peer, &mut report)?;
     report.print();
     Ok(())
 }
 
 /// DNS as it is shipped: reading Kubernetes' types is not optimised in the profile of the lab, and lookups compare them.
-fn names(workspace: &Workspace, peer: &Path) -> Result<Vec<DnsFigures>> {
+fn names(workspace: &Workspace, peer: &Path, report: &mut Report) -> Result<()> {
     build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
-    dns::measure(&workspace.binary(build::RELEASE_PROFILE, "shunt-dns"), peer, SIZES[2])
+    let program = workspace.binary(build::RELEASE_PROFILE, "shunt-dns");
+    report.dns(&dns::measure(&program, peer, SIZES[2])?);
+    report.dns_memory(SIZES[2], PODS, dns::memory(&program, peer, SIZES[2], PODS)?);
+    Ok(())
 }
 
 /// Connecting to the backend itself and through its Service, sample by sample in turn.

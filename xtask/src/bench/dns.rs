@@ -74,16 +74,54 @@ pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Ve
         lines((0..services).map(|n| (format!("filler-{n}.bench.svc.cluster.local.shop.svc.cluster.local"), NXDOMAIN)));
     let others = lines((0..OTHERS).map(|n| (other(n), NOERROR)));
     let mut figures = Vec::new();
-    for (what, questions, targets) in [
-        ("existing names", &existing, [&ours, &knot, &nsd]),
-        ("names that do not exist", &absent, [&ours, &knot, &nsd]),
-        ("names of others, cached", &others, [&ours, &unbound, &dnsmasq]),
+    for (what, questions, targets, at_once) in [
+        ("existing names", &existing, [&ours, &knot, &nsd], MANY),
+        ("names that do not exist", &absent, [&ours, &knot, &nsd], MANY),
+        ("names of others, cached", &others, [&ours, &unbound, &dnsmasq], MANY),
+        ("existing names, one at a time", &existing, [&ours, &knot, &nsd], ONE),
+        ("names that do not exist, one at a time", &absent, [&ours, &knot, &nsd], ONE),
     ] {
         let file = lab.directory().join("questions");
         fs::write(&file, questions).with_context(|| format!("writing {}", file.display()))?;
-        figures.extend(load(&node, peer, what, &file, &targets)?);
+        figures.extend(load(&node, peer, what, &file, &targets, at_once)?);
     }
     Ok(figures)
+}
+
+/// Sockets, and queries on their way for each.
+type AtOnce = [&'static str; 2];
+const MANY: AtOnce = ["8", "8"];
+const ONE: AtOnce = ["1", "1"];
+
+/// The memory of a server that knows so many services, and the names of so many pods, in KiB.
+pub(super) fn memory(shunt_dns: &Path, peer: &Path, services: u32, pods: u32) -> Result<u64> {
+    let lab = Lab::with_binaries("benchpods", Binaries { shunt: None, peer: peer.to_owned() })?;
+    let node = lab.node("n1")?;
+    let manifests = Manifests::new(&lab.directory().join("manifests"))?;
+    manifests.put("namespaces", &[namespace("bench")])?;
+    for start in (0..services).step_by(BATCH as usize) {
+        let objects: Vec<Value> = (start..services.min(start.saturating_add(BATCH))).flat_map(filler).collect();
+        manifests.put(&format!("filler-{start}"), &objects)?;
+    }
+    for start in (0..pods).step_by(BATCH as usize) {
+        let objects: Vec<Value> = (start..pods.min(start.saturating_add(BATCH))).map(pod).collect();
+        manifests.put(&format!("pods-{start}"), &objects)?;
+    }
+    let (program, folder) = (shunt_dns.display().to_string(), manifests.directory().display().to_string());
+    let listen = SocketAddr::from((LOOPBACK, 5301)).to_string();
+    let flags = ["--manifests", &folder, "--listen", &listen, "--upstream", "", "--pods", "verified"];
+    let target = start(&node, "shunt-dns", 5301, &[&[program.as_str()], flags.as_slice()].concat())?;
+    rss_kib(&target.process)
+}
+
+fn pod(number: u32) -> Value {
+    let [_, a, b, c] = number.to_be_bytes();
+    let ip = Ipv4Addr::new(10, 128 + a, b, c).to_string();
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "bench", "name": format!("pod-{number}")},
+        "spec": {"nodeName": format!("node-{}", number / 100), "containers": []},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]},
+    })
 }
 
 /// All targets in turn, round by round.
@@ -93,11 +131,13 @@ fn load(
     what: &'static str,
     questions: &Path,
     targets: &[&Target],
+    [sockets, window]: AtOnce,
 ) -> Result<Vec<DnsFigures>> {
     let to = targets.iter().map(|target| target.address.to_string()).collect::<Vec<_>>().join(",");
     let (peer, questions, rounds) = (peer.display().to_string(), questions.display().to_string(), ROUNDS.to_string());
-    let command =
-        ["taskset", "-c", CLIENT_CPU, &peer, "bench-dns", "--to", &to, "--questions", &questions, "--rounds", &rounds];
+    let load = [&peer, "bench-dns", "--to", &to, "--questions", &questions, "--rounds", &rounds];
+    let at_once = ["--sockets", sockets, "--window", window];
+    let command = [["taskset", "-c", CLIENT_CPU].as_slice(), &load, &at_once].concat();
     let finished = node.host().spawn(&command)?.finish(PATIENCE)?;
     if !finished.status.success() {
         bail!("the load of {what} ended with {}", finished.status);

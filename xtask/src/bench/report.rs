@@ -115,6 +115,12 @@ impl Report {
         }
     }
 
+    /// What a server of all these names needs.
+    pub(super) fn dns_memory(&mut self, services: u32, pods: u32, rss_kib: u64) {
+        let what = format!("DNS, memory, {services} services x 10 endpoints and {pods} pods");
+        self.0.push([what, String::new(), format!("{} MB", rss_kib / 1024), String::new(), String::new()]);
+    }
+
     /// Prints all rows.
     #[expect(clippy::print_stdout, reason = "the table is what the command is for")]
     pub(super) fn print(&self) {
