@@ -14,8 +14,8 @@ use super::PodMode;
 pub(super) struct Index {
     /// Cluster IPs; two Services may claim one.
     services: OrdSet<(IpAddr, ObjectKey)>,
-    /// Endpoint addresses, ready or not.
-    slices: OrdSet<(IpAddr, SliceKey)>,
+    /// Endpoint addresses, ready or not. There are many of them, so those of a slice share its key.
+    slices: OrdSet<(IpAddr, Arc<SliceKey>)>,
     /// Pod addresses; only in [`PodMode::Verified`], which alone needs 100,000 of them.
     pods: OrdSet<(IpAddr, ObjectKey)>,
 }
@@ -36,8 +36,8 @@ impl Index {
     }
 
     pub(super) fn slices_with(&self, address: IpAddr) -> impl Iterator<Item = &SliceKey> {
-        let first = (address, SliceKey { service: ObjectKey::new("", ""), slice: Arc::from("") });
-        self.slices.range(first..).take_while(move |(key, _)| *key == address).map(|(_, slice)| slice)
+        let first = (address, Arc::new(SliceKey { service: ObjectKey::new("", ""), slice: Arc::from("") }));
+        self.slices.range(first..).take_while(move |(key, _)| *key == address).map(|(_, slice)| &**slice)
     }
 
     pub(super) fn pods_with(&self, address: IpAddr) -> impl Iterator<Item = &ObjectKey> {
@@ -95,8 +95,10 @@ fn service_entries(service: &Service) -> impl Iterator<Item = (IpAddr, ObjectKey
     service.cluster_ips.addresses().iter().map(|address| (*address, service.key.clone()))
 }
 
-fn slice_entries(slice: &EndpointSlice) -> impl Iterator<Item = (IpAddr, SliceKey)> {
-    slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).map(|address| (*address, slice.key.clone()))
+fn slice_entries(slice: &EndpointSlice) -> impl Iterator<Item = (IpAddr, Arc<SliceKey>)> {
+    let key = Arc::new(slice.key.clone());
+    let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+    addresses.map(move |address| (*address, Arc::clone(&key)))
 }
 
 fn pod_entries(pod: &Pod) -> impl Iterator<Item = (IpAddr, ObjectKey)> {
