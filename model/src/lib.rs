@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod causes;
+pub mod duration;
 pub mod endpoint;
 pub mod key;
 pub mod node;
@@ -14,6 +15,7 @@ pub mod snapshot;
 pub mod source;
 
 pub use causes::with_causes;
+pub use duration::GoDuration;
 pub use endpoint::{Endpoint, EndpointPort, EndpointSlice};
 pub use key::{Family, ObjectKey, Protocol, SliceKey};
 pub use node::{Namespace, Node, Pod, ServiceCidr};

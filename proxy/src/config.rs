@@ -1,6 +1,5 @@
 //! The daemon's configuration: settings from flags and file, checked, with defaults applied.
 
-pub mod duration;
 pub mod file;
 pub mod kube_proxy;
 pub mod settings;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hickory_proto::rr::Name;
 use ipnet::IpNet;
+use shunt_model::GoDuration;
 
 /// A domain, absolute and in the spelling given.
 pub(super) fn domain(text: &str) -> Result<Name, String> {
@@ -60,28 +61,10 @@ pub(super) fn server_key(key: &str) -> Result<(Vec<Name>, Option<u16>), String> 
 
 /// `5s`, `1m30s`, `500ms`; a number alone is of seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration; write 30s, 5m or 500ms");
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(seconds));
+    match text.parse::<u64>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_not_a_number) => text.parse().map(|GoDuration(duration)| duration),
     }
-    let (mut rest, mut whole) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|character: char| !character.is_ascii_digit() && character != '.').ok_or_else(wrong)?;
-        let (number, after) = rest.split_at(digits);
-        let letters = after.find(|character: char| !character.is_alphabetic()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(letters);
-        let seconds = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 0.001,
-            _ => return Err(wrong()),
-        };
-        let number: f64 = number.parse().map_err(|_number| wrong())?;
-        whole += Duration::try_from_secs_f64(number * seconds).map_err(|_range| wrong())?;
-        rest = after;
-    }
-    if text.is_empty() { Err(wrong()) } else { Ok(whole) }
 }
 
 /// `:PORT` is every address, `localhost:PORT` the own one.

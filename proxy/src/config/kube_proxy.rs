@@ -12,8 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use shunt_model::GoDuration;
 
-use super::duration::GoDuration;
 use super::values::Address;
 
 /// `apiVersion` of the document.

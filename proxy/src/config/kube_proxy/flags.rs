@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Value, json};
-
-use crate::config::duration::GoDuration;
+use shunt_model::GoDuration;
 
 /// How a flag's text is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
