@@ -15,6 +15,7 @@ use crate::ui::heading;
 use crate::workspace::Workspace;
 use crate::{build, gate, setup};
 use cluster::{Cluster, Counters};
+use dns::Population;
 use report::Report;
 
 /// How many services stand beside the one that is measured.
@@ -81,7 +82,11 @@ fn names(workspace: &Workspace, peer: &Path, report: &mut Report) -> Result<()> 
     build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
     let program = workspace.binary(build::RELEASE_PROFILE, "shunt-dns");
     report.dns(&dns::measure(&program, peer, SIZES[2])?);
-    report.dns_memory(SIZES[2], PODS, dns::memory(&program, peer, SIZES[2], PODS)?);
+    // Four endpoints each are what CoreDNS was measured with.
+    for (endpoints, pods) in [(4, 0), (10, 0), (10, PODS)] {
+        let population = Population { services: SIZES[2], endpoints, pods };
+        report.dns_memory(population, dns::memory(&program, peer, population)?);
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use lab::peer::DnsLoadLine;
-use lab::{Binaries, Lab, Manifests, Node, Process};
+use lab::{Binaries, KubeApi, Lab, Manifests, Node, Process};
 use serde_json::{Value, json};
 
 use super::cluster::{BATCH, PATIENCE, cluster_ip_of, filler, rss_kib};
@@ -69,17 +69,17 @@ pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Ve
     let ours = ours(&node, shunt_dns, manifests.directory(), upstream)?;
     let [knot, nsd] = authoritative(&lab, &node, services)?;
     let [unbound, dnsmasq] = caches(&lab, &node, upstream)?;
-    let existing = lines((0..services).map(|n| (format!("filler-{n}.bench.svc.cluster.local"), NOERROR)));
-    let absent =
-        lines((0..services).map(|n| (format!("filler-{n}.bench.svc.cluster.local.shop.svc.cluster.local"), NXDOMAIN)));
+    let existing = lines((0..services).map(|n| (filler_name(n), NOERROR)));
+    let absent = lines((0..services).map(|n| (format!("{}.shop.svc.cluster.local", filler_name(n)), NXDOMAIN)));
     let others = lines((0..OTHERS).map(|n| (other(n), NOERROR)));
     let mut figures = Vec::new();
     for (what, questions, targets, at_once) in [
         ("existing names", &existing, [&ours, &knot, &nsd], MANY),
         ("names that do not exist", &absent, [&ours, &knot, &nsd], MANY),
         ("names of others, cached", &others, [&ours, &unbound, &dnsmasq], MANY),
+        ("existing names, 8 at once", &existing, [&ours, &knot, &nsd], FEW),
+        ("names that do not exist, 8 at once", &absent, [&ours, &knot, &nsd], FEW),
         ("existing names, one at a time", &existing, [&ours, &knot, &nsd], ONE),
-        ("names that do not exist, one at a time", &absent, [&ours, &knot, &nsd], ONE),
     ] {
         let file = lab.directory().join("questions");
         fs::write(&file, questions).with_context(|| format!("writing {}", file.display()))?;
@@ -91,34 +91,76 @@ pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Ve
 /// Sockets, and queries on their way for each.
 type AtOnce = [&'static str; 2];
 const MANY: AtOnce = ["8", "8"];
+const FEW: AtOnce = ["8", "1"];
 const ONE: AtOnce = ["1", "1"];
 
-/// The memory of a server that knows so many services, and the names of so many pods, in KiB.
-pub(super) fn memory(shunt_dns: &Path, peer: &Path, services: u32, pods: u32) -> Result<u64> {
+/// What a server's memory is measured with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Population {
+    pub(super) services: u32,
+    /// Of each Service.
+    pub(super) endpoints: u32,
+    /// Whose names are answered; without any, names of pods are not verified.
+    pub(super) pods: u32,
+}
+
+/// The memory of a server that has learned all names from an API server, in KiB.
+pub(super) fn memory(shunt_dns: &Path, peer: &Path, population: Population) -> Result<u64> {
+    let Population { services, endpoints, pods } = population;
     let lab = Lab::with_binaries("benchpods", Binaries { shunt: None, peer: peer.to_owned() })?;
     let node = lab.node("n1")?;
     let manifests = Manifests::new(&lab.directory().join("manifests"))?;
     manifests.put("namespaces", &[namespace("bench")])?;
     for start in (0..services).step_by(BATCH as usize) {
-        let objects: Vec<Value> = (start..services.min(start.saturating_add(BATCH))).flat_map(filler).collect();
-        manifests.put(&format!("filler-{start}"), &objects)?;
+        let batch = start..services.min(start.saturating_add(BATCH));
+        manifests
+            .put(&format!("services-{start}"), &batch.flat_map(|n| populated(n, endpoints)).collect::<Vec<_>>())?;
     }
     for start in (0..pods).step_by(BATCH as usize) {
-        let objects: Vec<Value> = (start..pods.min(start.saturating_add(BATCH))).map(pod).collect();
-        manifests.put(&format!("pods-{start}"), &objects)?;
+        let batch = start..pods.min(start.saturating_add(BATCH));
+        manifests.put(&format!("pods-{start}"), &batch.map(pod).collect::<Vec<_>>())?;
     }
-    let (program, folder) = (shunt_dns.display().to_string(), manifests.directory().display().to_string());
+    let api = KubeApi::start(&lab, manifests.directory())?;
+    let (program, kubeconfig) = (shunt_dns.display().to_string(), api.kubeconfig().display().to_string());
     let listen = SocketAddr::from((LOOPBACK, 5301)).to_string();
-    let flags = ["--manifests", &folder, "--listen", &listen, "--upstream", "", "--pods", "verified"];
-    let target = start(&node, "shunt-dns", 5301, &[&[program.as_str()], flags.as_slice()].concat())?;
+    let mode = if pods > 0 { "verified" } else { "insecure" };
+    let flags = ["--kubeconfig", &kubeconfig, "--listen", &listen, "--upstream", "", "--pods", mode];
+    let known = filler_name(services.saturating_sub(1));
+    let target = start(&node, "shunt-dns", 5301, &[&[program.as_str()], flags.as_slice()].concat(), &known)?;
     rss_kib(&target.process)
 }
 
-fn pod(number: u32) -> Value {
+/// A Service and its slice with all that the slice controller writes of pods.
+fn populated(number: u32, endpoints: u32) -> [Value; 2] {
+    let [service, mut slice] = filler(number);
+    let first = number.saturating_mul(endpoints);
+    let ends = (first..first.saturating_add(endpoints)).map(|end| {
+        json!({
+            "addresses": [pod_ip(end)], "conditions": {"ready": true, "serving": true, "terminating": false},
+            "nodeName": format!("node-{}", end / 100), "zone": format!("zone-{}", end % 3),
+            "targetRef": {"kind": "Pod", "namespace": "bench", "name": pod_name(end)},
+        })
+    });
+    if let Some(slice) = slice.as_object_mut() {
+        slice.insert("endpoints".to_owned(), ends.collect());
+    }
+    [service, slice]
+}
+
+/// As a Deployment's pods are called.
+fn pod_name(number: u32) -> String {
+    format!("filler-{}-7d4b9c66d5-{number:05x}", number / 10)
+}
+
+fn pod_ip(number: u32) -> String {
     let [_, a, b, c] = number.to_be_bytes();
-    let ip = Ipv4Addr::new(10, 128 + a, b, c).to_string();
+    Ipv4Addr::new(10, 128 + a, b, c).to_string()
+}
+
+fn pod(number: u32) -> Value {
+    let ip = pod_ip(number);
     json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "bench", "name": format!("pod-{number}")},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "bench", "name": pod_name(number)},
         "spec": {"nodeName": format!("node-{}", number / 100), "containers": []},
         "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]},
     })
@@ -177,7 +219,7 @@ fn ours(node: &Node, shunt_dns: &Path, manifests: &Path, upstream: SocketAddr) -
         (shunt_dns.display().to_string(), manifests.display().to_string(), upstream.to_string());
     let listen = SocketAddr::from((LOOPBACK, 5301)).to_string();
     let arguments = ["--manifests", &manifests, "--listen", &listen, "--upstream", &upstream];
-    start(node, "shunt-dns", 5301, &[&[program.as_str()], arguments.as_slice()].concat())
+    start(node, "shunt-dns", 5301, &[&[program.as_str()], arguments.as_slice()].concat(), &filler_name(0))
 }
 
 /// Servers that read the same names from a zone file.
@@ -214,8 +256,8 @@ fn authoritative(lab: &Lab, node: &Node, services: u32) -> Result<[Target; 2]> {
         ),
     )?;
     Ok([
-        start(node, "knot", 5302, &["knotd", "-c", &knot.display().to_string()])?,
-        start(node, "nsd", 5303, &["nsd", "-d", "-c", &nsd.display().to_string()])?,
+        start(node, "knot", 5302, &["knotd", "-c", &knot.display().to_string()], &filler_name(0))?,
+        start(node, "nsd", 5303, &["nsd", "-d", "-c", &nsd.display().to_string()], &filler_name(0))?,
     ])
 }
 
@@ -247,19 +289,19 @@ fn caches(lab: &Lab, node: &Node, upstream: SocketAddr) -> Result<[Target; 2]> {
         &server,
     ];
     Ok([
-        start(node, "unbound", 5304, &["unbound", "-d", "-p", "-c", &unbound.display().to_string()])?,
-        start(node, "dnsmasq", 5305, &dnsmasq)?,
+        start(node, "unbound", 5304, &["unbound", "-d", "-p", "-c", &unbound.display().to_string()], &other(0))?,
+        start(node, "dnsmasq", 5305, &dnsmasq, &other(0))?,
     ])
 }
 
-/// Starts a server on its processor and waits until it answers.
-fn start(node: &Node, name: &'static str, port: u16, arguments: &[&str]) -> Result<Target> {
+/// Starts a server on its processor and waits until it knows a name.
+fn start(node: &Node, name: &'static str, port: u16, arguments: &[&str], known: &str) -> Result<Target> {
     let address = SocketAddr::from((LOOPBACK, port));
     let command = [&["taskset", "-c", SERVER_CPU], arguments].concat();
     let process = node.host().spawn(&command).with_context(|| format!("starting {name}"))?;
     let mut target = Target { name, address, process };
     let deadline = Instant::now() + PATIENCE;
-    while !node.host().in_netns(|| Ok(answers(address)))? {
+    while !node.host().in_netns(|| Ok(knows(address, known)))? {
         if !target.process.is_running()? || Instant::now() > deadline {
             bail!("{name} does not answer:\n{}", target.process.log_tail(20));
         }
@@ -268,20 +310,29 @@ fn start(node: &Node, name: &'static str, port: u16, arguments: &[&str]) -> Resu
     Ok(target)
 }
 
-/// Any answer but SERVFAIL to a question about the root.
-fn answers(address: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<u8> {
+/// Whether there is an address record of this name.
+fn knows(address: SocketAddr, name: &str) -> bool {
+    let ask = || -> std::io::Result<bool> {
         let socket = UdpSocket::bind((LOOPBACK, 0))?;
         socket.connect(address)?;
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-        // SOA of cluster.local, id 1.
-        socket.send(b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x07cluster\x05local\0\0\x06\0\x01")?;
+        let mut query = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0".to_vec(); // id 1, one question
+        for label in name.split('.') {
+            query.push(u8::try_from(label.len()).unwrap_or_default());
+            query.extend_from_slice(label.as_bytes());
+        }
+        query.extend_from_slice(b"\0\0\x01\0\x01");
+        socket.send(&query)?;
         let mut reply = [0; 512];
         socket.recv(&mut reply)?;
-        let [_, _, _, flags, ..] = reply;
-        Ok(flags & 15)
+        let [_, _, _, flags, _, _, high, low, ..] = reply;
+        Ok(flags & 15 == 0 && (high, low) != (0, 0))
     };
-    ask().is_ok_and(|rcode| rcode != 2)
+    ask().unwrap_or_default()
+}
+
+fn filler_name(number: u32) -> String {
+    format!("filler-{number}.bench.svc.cluster.local")
 }
 
 fn namespace(name: &str) -> Value {
