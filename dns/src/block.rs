@@ -107,7 +107,7 @@ pub(crate) struct Block {
 
 impl Block {
     pub(crate) fn new(config: BlockConfig, counters: Arc<Counters>) -> Result<Self, TlsError> {
-        let forwarder = Arc::new(Forwarder::new(config.forward.clone(), Arc::clone(&counters))?);
+        let forwarder = Arc::new(Forwarder::new(config.forward.clone(), &config.domain, Arc::clone(&counters))?);
         let hosts = config.hosts.clone().map(Hosts::new);
         Ok(Self { config, forwarder, hosts, counters })
     }
@@ -115,8 +115,8 @@ impl Block {
     /// The reply to a question that this block is for.
     pub(crate) async fn answer(&self, request: &Request, view: &View) -> Reply {
         let query = &request.query;
-        if query.query_type == RecordType::HINFO {
-            self.forwarder.meet(&query.name);
+        if query.query_type == RecordType::HINFO && self.forwarder.meet(&query.name) {
+            return Reply::error(ResponseCode::ServFail);
         }
         let rewritten = Rewritten::new(&self.config.rewrites, &query.name);
         let query = match &rewritten {

@@ -13,8 +13,8 @@ use crate::stats::Counters;
 
 /// A stale answer may be kept by its client for so long (RFC 8767 section 4).
 const STALE_TTL: u32 = 30;
-/// An entry counts once for each of these octets, so that the capacity bounds memory too.
-const USUAL_LENGTH: usize = 1024;
+/// An entry counts once for each of these octets of memory, so that the capacity bounds that too.
+const USUAL_SIZE: usize = 2048;
 
 /// How long answers of upstreams are kept. The default is that of `cache 30` in the stock Corefile (rule 13.1), with
 /// prefetch and stale answers on top.
@@ -39,7 +39,7 @@ pub struct CacheConfig {
 /// What bounds a kind of answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// How many are kept; one of more than 1,024 octets counts several times.
+    /// How many are kept; one that takes more than 2 KiB of memory counts several times.
     pub capacity: u64,
     /// No answer is kept for less, whatever its TTL. Zero leaves TTL 0 out of the cache.
     pub shortest: Duration,
@@ -153,6 +153,11 @@ impl Cache {
         Some(Hit { message: entry.told(key, |ttl| aged(ttl, entry.lifetime, age)), refresh })
     }
 
+    /// There is an answer that may be given when no upstream gives a better one.
+    pub(crate) fn has_stale(&self, key: &Key, now: Instant) -> bool {
+        self.find_stale(key, now).is_some()
+    }
+
     /// The answer, if it may be given when no upstream gives a better one.
     pub(crate) fn get_stale(&self, key: &Key, now: Instant) -> Option<Message> {
         let entry = self.find_stale(key, now)?;
@@ -160,10 +165,13 @@ impl Cache {
         Some(entry.told(key, |_| STALE_TTL))
     }
 
-    /// Keeps `message` if it says for how long it may be kept (rules 14.2, 14.3). A failure does not replace an answer
-    /// that can still serve.
-    pub(crate) fn put(&self, key: Key, message: &Message, now: Instant) {
+    /// Keeps `message` if it says for how long it may be kept (rules 14.2, 14.3), and lowers its TTLs to that: its client
+    /// shall not keep it for longer than ours. A failure does not replace an answer that can still serve.
+    pub(crate) fn put(&self, key: Key, message: &mut Message, now: Instant) {
         let Some((kind, lifetime)) = self.config.lifetime(key.rtype, message) else { return };
+        for record in message.answers.iter_mut().chain(&mut message.authorities).chain(&mut message.additionals) {
+            record.ttl = aged(record.ttl, lifetime, Duration::ZERO);
+        }
         let unkept = match kind {
             Kind::Success => &self.config.no_success,
             Kind::Denial => &self.config.no_denial,
@@ -279,9 +287,12 @@ fn negative_ttl(message: &Message) -> Option<u32> {
     })
 }
 
+/// Records are kept as they are read, which takes far more room than their octets in a message.
 fn weight(message: &Message) -> u32 {
-    let length = message.to_vec().map_or_else(|_| usize::from(u16::MAX), |wire| wire.len());
-    u32::try_from(length / USUAL_LENGTH + 1).unwrap_or(u32::MAX)
+    let records = message.answers.len() + message.authorities.len() + message.additionals.len();
+    let octets = message.to_vec().map_or_else(|_| usize::from(u16::MAX), |wire| wire.len());
+    let size = size_of::<Entry>() + size_of::<Key>() + records * size_of::<Record>() + octets;
+    u32::try_from(size / USUAL_SIZE + 1).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! hickory's resolver is not used for this: it interprets what it gets (localhost, SRV and CNAME chasing, error codes),
 //! while a forwarder must hand on what the upstream said.
 
+mod bailiwick;
 mod exchange;
 mod group;
 mod peer;
@@ -31,6 +32,9 @@ pub use tls::TlsError;
 
 /// How long the client waits in all; its own resolver gives up after 5 s.
 const OVERALL: Duration = Duration::from_secs(5);
+
+/// How long the client waits for a new answer where an old one can stand in (RFC 8767 section 5).
+const BEFORE_STALE: Duration = Duration::from_millis(1800);
 
 /// Who is asked for names that are not the cluster's, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +178,8 @@ pub(crate) struct Forwarder {
 /// A route in use.
 struct Way {
     route: Route,
+    /// What is asked of the upstreams below this, and comes back, comes back to this route.
+    domain: Name,
     tls: TlsConnector,
     group: RwLock<Arc<Group>>,
     places: Arc<Admission>,
@@ -187,9 +193,12 @@ impl Way {
 
 impl Forwarder {
     /// Without upstreams yet: [`Self::set_upstreams`] gives them.
-    pub(crate) fn new(config: ForwardConfig, counters: Arc<Counters>) -> Result<Self, TlsError> {
+    ///
+    /// `domain` is that of the server block.
+    pub(crate) fn new(config: ForwardConfig, domain: &Name, counters: Arc<Counters>) -> Result<Self, TlsError> {
         let way = |route: Route| {
             Ok(Way {
+                domain: if domain.zone_of(&route.from) { route.from.clone() } else { domain.clone() },
                 tls: tls::connector(route.authorities.as_deref())?,
                 group: RwLock::default(),
                 places: Admission::new(route.max_concurrent),
@@ -209,16 +218,16 @@ impl Forwarder {
     /// Other upstreams for a route; those that stay keep their connections and what is known of them.
     pub(crate) fn set_upstreams(&self, route: usize, upstreams: &[Upstream]) {
         let Some(way) = self.ways.get(route) else { return };
-        let new = |upstream: &Upstream| Peer::start(upstream.clone(), way.tls.clone(), way.route.force_tcp);
+        let new =
+            |upstream: &Upstream| Peer::start(upstream.clone(), way.tls.clone(), way.route.force_tcp, &way.domain);
         let mut group = way.group.write().unwrap_or_else(PoisonError::into_inner);
         *group = Arc::new(group.with(upstreams, way.route.policy, new));
     }
 
-    /// A client asks for the HINFO of `name`: perhaps an upstream that leads back here (rule 16.1).
-    pub(crate) fn meet(&self, name: &Name) {
-        for way in &self.ways {
-            way.group().meet(name);
-        }
+    /// A client asks for the HINFO of `name`: perhaps an upstream that leads back here (rule 16.1). Says whether it is one:
+    /// then the question must not go round once more.
+    pub(crate) fn meet(&self, name: &Name) -> bool {
+        self.ways.iter().any(|way| way.group().meet(name))
     }
 
     /// Somebody could be asked for `name`.
@@ -255,7 +264,11 @@ impl Forwarder {
             }
             return Ok(Told { message: hit.message, cached: true });
         }
-        let answer = self.ask_and_keep(&group, &way.places, outgoing).await;
+        let answer = if cache.has_stale(&key, Instant::now()) {
+            self.ask_for_a_moment(group, Arc::clone(&way.places), outgoing.clone()).await
+        } else {
+            self.ask_and_keep(&group, &way.places, outgoing).await
+        };
         if answer.as_ref().is_ok_and(|message| !is_failure(message.metadata.response_code)) {
             return answer.map(fresh);
         }
@@ -272,15 +285,33 @@ impl Forwarder {
         tokio::spawn(async move { this.ask_and_keep(&group, &places, &outgoing).await });
     }
 
+    /// Asks where an old answer can stand in: the client waits a moment only, the question goes on without it.
+    async fn ask_for_a_moment(
+        self: &Arc<Self>,
+        group: Arc<Group>,
+        places: Arc<Admission>,
+        outgoing: Outgoing,
+    ) -> Result<Message, ForwardError> {
+        if group.is_down() {
+            return Err(ForwardError::NoAnswer); // probes will tell when one is back
+        }
+        let this = Arc::clone(self);
+        let asking = tokio::spawn(async move { this.ask_and_keep(&group, &places, &outgoing).await });
+        match timeout(BEFORE_STALE, asking).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(ForwardError::NoAnswer),
+        }
+    }
+
     async fn ask_and_keep(
         &self,
         group: &Group,
         places: &Arc<Admission>,
         outgoing: &Outgoing,
     ) -> Result<Message, ForwardError> {
-        let message = self.ask(group, places, outgoing).await?;
+        let mut message = self.ask(group, places, outgoing).await?;
         if let Some(cache) = &self.cache {
-            cache.put(key(outgoing), &message, Instant::now());
+            cache.put(key(outgoing), &mut message, Instant::now());
         }
         Ok(message)
     }
@@ -292,7 +323,10 @@ impl Forwarder {
         };
         // Cancelling mid-way is safe: a connection in use is closed with its try.
         match timeout(OVERALL, group.ask(outgoing, &self.counters)).await {
-            Ok(Some(message)) => Ok(message),
+            Ok(Some(mut message)) => {
+                bailiwick::keep_what_was_asked(&mut message, &outgoing.query.name);
+                Ok(message)
+            }
             Ok(None) | Err(_) => {
                 self.counters.forward_failures.add_one();
                 Err(ForwardError::NoAnswer)

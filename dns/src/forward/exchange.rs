@@ -3,7 +3,8 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 
@@ -12,17 +13,45 @@ use super::Outgoing;
 /// What we can take in one datagram (DNS flag day 2020).
 pub(crate) const UDP_PAYLOAD: u16 = 1232;
 
+/// Room for a reply: servers that send more than they are allowed to are few, and whatever is cut off is asked for again
+/// over TCP.
+const REPLY_ROOM: usize = 4096;
+
 /// Why one try failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TryError {
     #[error("no answer in time")]
     Timeout,
+    #[error("making a socket for the upstream")]
+    Local(#[source] io::Error),
     #[error("talking to the upstream")]
     Io(#[from] io::Error),
     #[error("the message is too long for TCP")]
     TooLong,
-    #[error("the upstream's answer does not fit the question or does not parse")]
+    #[error("the upstream's answer does not parse")]
+    Unreadable,
+    #[error("the upstream's answer does not fit the question")]
     Nonsense,
+}
+
+impl TryError {
+    /// Whether the upstream could have helped it. One that hands on what it cannot help, such as the broken records of a
+    /// domain that anybody may own, is not worse than others.
+    pub(super) fn is_the_upstreams(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Io(_) | Self::Nonsense => true,
+            Self::Local(_) | Self::TooLong | Self::Unreadable => false,
+        }
+    }
+}
+
+/// What came.
+enum Arrival {
+    Answer(Box<Message>),
+    /// It is for the question, but nobody can read it.
+    Unreadable,
+    /// It is not for the question.
+    Foreign,
 }
 
 /// A question as it is sent once.
@@ -55,15 +84,17 @@ impl Exchange {
             SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
         };
-        let socket = UdpSocket::bind(any).await?;
+        let socket = UdpSocket::bind(any).await.map_err(TryError::Local)?;
         socket.connect(upstream).await?;
         socket.send(&self.wire).await?;
-        let mut buffer = vec![0; usize::from(u16::MAX)];
+        let mut buffer = vec![0; REPLY_ROOM];
         loop {
             let length = socket.recv(&mut buffer).await?;
-            // Whatever does not belong to the question is dropped, and the wait for the real reply goes on.
-            if let Some(answer) = buffer.get(..length).and_then(|wire| self.answer(wire)) {
-                return Ok(answer);
+            match self.arrival(buffer.get(..length).unwrap_or_default()) {
+                Arrival::Answer(answer) => return Ok(*answer),
+                Arrival::Unreadable => return Err(TryError::Unreadable),
+                // It is dropped, and the wait for the real reply goes on.
+                Arrival::Foreign => {}
             }
         }
     }
@@ -76,20 +107,28 @@ impl Exchange {
         let length = stream.read_u16().await?;
         let mut reply = vec![0; usize::from(length)];
         stream.read_exact(&mut reply).await?;
-        self.answer(&reply).ok_or(TryError::Nonsense)
+        match self.arrival(&reply) {
+            Arrival::Answer(answer) => Ok(*answer),
+            Arrival::Unreadable => Err(TryError::Unreadable),
+            Arrival::Foreign => Err(TryError::Nonsense),
+        }
     }
 
-    /// The message in `wire` if it answers this question.
-    fn answer(&self, wire: &[u8]) -> Option<Message> {
-        let answer = Message::from_vec(wire).ok()?;
-        let meta = answer.metadata;
-        if meta.id != self.request.metadata.id || meta.message_type != MessageType::Response {
-            return None;
+    /// What `wire` is to this question. The id, the question and the port were chosen by us, and have to be right.
+    fn arrival(&self, wire: &[u8]) -> Arrival {
+        let mut decoder = BinDecoder::new(wire);
+        let Ok(Header { metadata, counts }) = Header::read(&mut decoder) else { return Arrival::Foreign };
+        if metadata.id != self.request.metadata.id || metadata.message_type != MessageType::Response {
+            return Arrival::Foreign;
         }
+        let question = (counts.queries == 1).then(|| Query::read(&mut decoder).ok()).flatten();
         // Servers that understood nothing send the error without the question.
-        let bare_error = answer.queries.is_empty()
+        let bare_error = counts.queries == 0
             && [ResponseCode::FormErr, ResponseCode::NotImp, ResponseCode::Refused, ResponseCode::ServFail]
-                .contains(&meta.response_code);
-        (answer.queries == self.request.queries || bare_error).then_some(answer)
+                .contains(&metadata.response_code);
+        if question.as_ref() != self.request.queries.first() && !bare_error {
+            return Arrival::Foreign;
+        }
+        Message::from_vec(wire).map_or(Arrival::Unreadable, |answer| Arrival::Answer(Box::new(answer)))
     }
 }

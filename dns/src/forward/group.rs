@@ -51,29 +51,31 @@ impl Group {
         &self.peers
     }
 
+    /// None of them answered lately, nor answers probes.
+    pub(super) fn is_down(&self) -> bool {
+        self.peers.iter().all(|peer| peer.loops() || peer.health() == Health::Down)
+    }
+
     /// What the first of them says that says anything.
     pub(super) async fn ask(&self, outgoing: &Outgoing, counters: &Counters) -> Option<Message> {
-        let mut cut = None;
         let order = self.order();
         if order.iter().all(|peer| peer.health() == Health::Down) {
             counters.all_upstreams_down.add_one();
         }
         for peer in order.iter().cycle().take(order.len().max(MIN_TRIES)) {
-            let error = match peer.ask(outgoing, &mut cut).await {
+            let error = match peer.ask(outgoing).await {
                 Ok(message) => return Some(message),
                 Err(error) => error,
             };
             let (upstream, name) = (peer.upstream(), &outgoing.query.name);
             tracing::debug!(%upstream, %name, error = shunt_model::with_causes(&error), "upstream failed, trying the next");
         }
-        cut // better a cut answer, marked as such, than none
+        None
     }
 
-    /// Somebody asked us for `name`, which may tell that an upstream leads back here.
-    pub(super) fn meet(&self, name: &Name) {
-        for peer in &self.peers {
-            peer.meet(name);
-        }
+    /// Somebody asked us for `name`, which may tell that an upstream leads back here; says whether it does.
+    pub(super) fn meet(&self, name: &Name) -> bool {
+        self.peers.iter().any(|peer| peer.meet(name))
     }
 
     fn order(&self) -> Vec<Arc<Peer>> {

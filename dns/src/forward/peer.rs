@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -21,6 +21,8 @@ use crate::upstream::Upstream;
 const PER_TRY: Duration = Duration::from_secs(2);
 /// A connection that rested longer is closed (rule 15.4).
 const REST: Duration = Duration::from_secs(10);
+/// How long one that rested may be silent: a middlebox may have forgotten it, and the try has to end in time.
+const MUTE: Duration = Duration::from_secs(1);
 /// Connections that rest at once.
 const MOST_RESTING: usize = 32;
 /// How often an upstream that failed is asked whether it is back, and how long it may take (rule 15.5).
@@ -84,7 +86,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 impl Peer {
     /// An upstream about which nothing is known yet. Whether questions to it come back here is asked in the background
     /// (rule 16.1).
-    pub(super) fn start(upstream: Upstream, tls: TlsConnector, force_tcp: bool) -> Arc<Self> {
+    pub(super) fn start(upstream: Upstream, tls: TlsConnector, force_tcp: bool, domain: &Name) -> Arc<Self> {
         let peer = Arc::new(Self {
             upstream,
             tls,
@@ -92,7 +94,7 @@ impl Peer {
             metrics: PeerCounters::default(),
             state: Mutex::default(),
             resting: Mutex::new(Vec::new()),
-            token: token(),
+            token: token(domain),
             met: AtomicBool::new(false),
             loops: AtomicBool::new(false),
         });
@@ -108,11 +110,13 @@ impl Peer {
         &self.metrics
     }
 
-    /// Somebody asked us for `name`.
-    pub(super) fn meet(&self, name: &Name) {
-        if *name == self.token {
+    /// Somebody asked us for `name`; says whether it was this upstream.
+    pub(super) fn meet(&self, name: &Name) -> bool {
+        let met = *name == self.token;
+        if met {
             self.met.store(true, Ordering::Relaxed);
         }
+        met
     }
 
     pub(super) fn loops(&self) -> bool {
@@ -145,52 +149,51 @@ impl Peer {
         }
     }
 
-    /// One try. A cut answer is left in `cut` in case TCP does not work. After a failure the upstream is asked again and
-    /// again in the background until it answers.
-    pub(super) async fn ask(
-        self: &Arc<Self>,
-        outgoing: &Outgoing,
-        cut: &mut Option<Message>,
-    ) -> Result<Message, TryError> {
+    /// One try. After a failure the upstream is asked again and again in the background until it answers.
+    pub(super) async fn ask(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Message, TryError> {
         let start = Instant::now();
-        let answer = self.try_once(outgoing, cut).await;
+        let answer = self.try_once(outgoing).await;
         match &answer {
             Ok(message) => {
                 self.metrics.answered(message.metadata.response_code, start.elapsed());
                 self.answered();
             }
-            // Nothing that the upstream could help.
-            Err(TryError::TooLong) => {}
-            Err(TryError::Timeout | TryError::Io(_) | TryError::Nonsense) => {
+            Err(error) if error.is_the_upstreams() => {
                 self.failed();
                 if !std::mem::replace(&mut lock(&self.state).probed, true) {
                     tokio::spawn(probe(Arc::downgrade(self)));
                 }
             }
+            Err(_) => {}
         }
         answer
     }
 
-    async fn try_once(&self, outgoing: &Outgoing, cut: &mut Option<Message>) -> Result<Message, TryError> {
+    async fn try_once(&self, outgoing: &Outgoing) -> Result<Message, TryError> {
         let exchange = Exchange::new(outgoing)?;
-        if self.upstream.tls.is_none() && !self.force_tcp {
-            let answer = within(PER_TRY, exchange.over_udp(self.upstream.address)).await?;
-            if !answer.metadata.truncation {
-                return Ok(answer);
-            }
-            *cut = Some(answer);
+        let over_stream = within(PER_TRY, self.over_stream(&exchange));
+        if self.upstream.tls.is_some() || self.force_tcp {
+            return over_stream.await;
         }
-        within(PER_TRY, self.over_stream(&exchange)).await
+        match within(PER_TRY, exchange.over_udp(self.upstream.address)).await {
+            // Better a cut answer, marked as such, than none: TCP may be blocked on the way.
+            Ok(cut) if cut.metadata.truncation => Ok(over_stream.await.unwrap_or(cut)),
+            // It may have been longer than our buffer.
+            Err(TryError::Unreadable) => over_stream.await.or(Err(TryError::Unreadable)),
+            answered => answered,
+        }
     }
 
-    /// Over a connection that rested, or if it was closed meanwhile, over a new one (rule 15.4).
+    /// Over a connection that rested, or if it was closed meanwhile or is silent, over a new one (rule 15.4).
     async fn over_stream(&self, exchange: &Exchange) -> Result<Message, TryError> {
-        while let Some(mut stream) = self.rested() {
-            if let Ok(answer) = exchange.over(&mut stream).await {
+        if let Some(mut stream) = self.rested() {
+            if let Ok(answer) = within(MUTE, exchange.over(&mut stream)).await {
                 self.metrics.connections_used_again.add_one();
                 self.rest(stream);
                 return Ok(answer);
             }
+            // What rests beside it may be as dead, and there is no time to try them all.
+            lock(&self.resting).clear();
         }
         self.metrics.connections_made.add_one();
         let mut stream = self.connect().await?;
@@ -200,7 +203,9 @@ impl Peer {
     }
 
     async fn connect(&self) -> Result<Stream, TryError> {
-        let tcp = TcpStream::connect(self.upstream.address).await?;
+        let address = self.upstream.address;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let tcp = socket.map_err(TryError::Local)?.connect(address).await?;
         tcp.set_nodelay(true)?;
         Ok(match &self.upstream.tls {
             None => Box::new(tcp),
@@ -255,7 +260,7 @@ async fn probe(peer: Weak<Peer>) {
         if peer.is_back() {
             return;
         }
-        match timeout(PROBE_WAITS, peer.try_once(&outgoing, &mut None)).await {
+        match timeout(PROBE_WAITS, peer.try_once(&outgoing)).await {
             Ok(Ok(_)) => peer.answered(),
             Ok(Err(_)) | Err(_) => {
                 peer.metrics.failed_probes.add_one();
@@ -270,7 +275,7 @@ async fn look_for_loop(peer: Weak<Peer>) {
     let mut tries = 0;
     while let Some(peer) = peer.upgrade() {
         let question = question(peer.token.clone(), RecordType::HINFO);
-        let answered = peer.try_once(&question, &mut None).await.is_ok();
+        let answered = peer.try_once(&question).await.is_ok();
         let loops = peer.judge();
         tries += 1;
         if !loops && (answered || tries >= LOOP_TRIES) {
@@ -281,11 +286,13 @@ async fn look_for_loop(peer: Weak<Peer>) {
     }
 }
 
-/// Two numbers, as CoreDNS's loop detection asks for.
-fn token() -> Name {
+/// Two numbers below a domain, as CoreDNS's loop detection asks for.
+fn token(domain: &Name) -> Name {
     let [a, b]: [u64; 2] = rand::random();
-    let name = Name::from_ascii(format!("{a}.{b}."));
-    name.unwrap_or_default()
+    let numbers = [a.to_string(), b.to_string()];
+    let name = Name::from_labels(numbers.iter().map(String::as_bytes)).unwrap_or_default();
+    // A domain that leaves no room for them is not searched.
+    name.append_domain(domain).unwrap_or_default()
 }
 
 fn question(name: Name, rtype: RecordType) -> Outgoing {

@@ -8,7 +8,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use shunt_dns::{ForwardConfig, Name, RecordType, Server, ServerConfig, Upstream, Upstreams, ZoneConfig, serve};
 use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -27,6 +27,21 @@ pub(crate) async fn start_with(zone: ZoneConfig, snapshot: Option<Snapshot>, for
     // The sender may go: the last snapshot stays in force.
     let (_, snapshots) = watch::channel(snapshot.map(Arc::new));
     serve(ServerConfig::usual(listen, zone, forward), snapshots).await.unwrap()
+}
+
+/// A port for both transports, as an upstream has. A socket of another test may be in the way for a moment.
+pub(crate) async fn sockets(address: SocketAddr) -> (UdpSocket, TcpListener) {
+    let mut tries = 0;
+    loop {
+        if let Ok(udp) = UdpSocket::bind(address).await
+            && let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await
+        {
+            return (udp, tcp);
+        }
+        tries += 1;
+        assert!(tries < 200, "{address} is never free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 pub(crate) fn question(name: &Name, rtype: RecordType) -> Message {

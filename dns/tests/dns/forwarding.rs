@@ -31,9 +31,8 @@ impl Upstream {
     }
 
     async fn at(address: SocketAddr) -> Self {
-        let udp = UdpSocket::bind(address).await.unwrap();
+        let (udp, tcp) = client::sockets(address).await;
         let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
         let asked = Arc::<AtomicUsize>::default();
         let mut tasks = JoinSet::new();
         let count = Arc::clone(&asked);

@@ -17,4 +17,6 @@ mod forwarding;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod upstreams;
+#[cfg(test)]
 mod wire;
