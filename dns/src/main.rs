@@ -23,8 +23,8 @@ use tracing_subscriber::EnvFilter;
 
 use flags::{Flags, Plan};
 
-/// The log tells of an API server that cannot be reached.
-const QUIET: &str = "info,kube_client=error";
+/// The log tells of an API server that cannot be reached, and not of what is in every odd packet that anybody sends.
+const QUIET: &str = "info,kube_client=error,hickory_proto=error";
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(flags::as_coredns(std::env::args_os()));

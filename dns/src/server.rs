@@ -2,10 +2,12 @@
 
 mod datagram;
 mod handler;
+mod record;
 pub(crate) mod reply;
 pub(crate) mod request;
 mod tcp;
 mod udp;
+mod worker;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shunt_model::Snapshot;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -27,10 +29,10 @@ use crate::metrics::{Exporter, Metrics};
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{Zone, ZoneConfig};
-use datagram::Datagrams;
 use handler::Begun;
 pub(crate) use handler::Handler;
 pub use request::Transport;
+use worker::Worker;
 
 /// How often a file of upstreams is read.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -118,8 +120,10 @@ pub struct Server {
     views: watch::Receiver<View>,
     /// What keeps upstreams and hosts in step with their files.
     followers: Mutex<JoinSet<()>>,
-    /// Sockets, and what keeps the view in step; all end with this.
+    /// Connections, and what keeps the view in step; all end with this.
     tasks: JoinSet<()>,
+    /// Datagrams.
+    workers: Vec<Worker>,
 }
 
 /// Starts serving. All sockets are bound, and what `snapshots` holds is being answered, when this returns.
@@ -141,13 +145,14 @@ pub async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(follower);
     let followers = Mutex::default();
-    let mut server = Server { addresses, service, handler, metrics, zone, views, followers, tasks };
+    let workers = Vec::new();
+    let mut server = Server { addresses, service, handler, metrics, zone, views, followers, tasks, workers };
     server.set_blocks(config.blocks)?;
     let connections = Admission::new(tcp::CONNECTIONS);
     for Bound { address, udp, tcp } in bound {
         for socket in udp {
-            let datagrams = Datagrams::new(socket).map_err(|source| bind_error(address, "UDP", source))?;
-            server.tasks.spawn(udp::serve(datagrams, Arc::clone(&server.handler)));
+            let worker = Worker::start(socket, Arc::clone(&server.handler));
+            server.workers.push(worker.map_err(|source| bind_error(address, "UDP", source))?);
         }
         server.tasks.spawn(tcp::serve(tcp, Arc::clone(&server.handler), Arc::clone(&connections)));
     }
@@ -211,6 +216,7 @@ impl Server {
     /// Closes the sockets and waits until nothing runs any more. Queries in progress are dropped.
     pub async fn shutdown(mut self) {
         self.tasks.shutdown().await;
+        futures::future::join_all(self.workers.into_iter().map(Worker::join)).await;
         let mut followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
         followers.shutdown().await;
     }
@@ -252,7 +258,7 @@ impl Answerer {
 struct Bound {
     address: SocketAddr,
     /// One for each processor: the kernel spreads the clients over them.
-    udp: Vec<UdpSocket>,
+    udp: Vec<std::net::UdpSocket>,
     tcp: TcpListener,
 }
 
@@ -266,7 +272,8 @@ fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<Bound, ServeError> {
     loop {
         let tcp = listen(address, only_v6).map_err(|source| bind_error(address, "TCP", source))?;
         let chosen = tcp.local_addr().map_err(|source| bind_error(address, "TCP", source))?;
-        let udp: io::Result<Vec<UdpSocket>> = (0..workers).map(|_| datagram_socket(chosen, only_v6)).collect();
+        let udp: io::Result<Vec<std::net::UdpSocket>> =
+            (0..workers).map(|_| datagram_socket(chosen, only_v6)).collect();
         match udp {
             Ok(udp) => return Ok(Bound { address: chosen, udp, tcp }),
             Err(error) if address.port() == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < PORT_TRIES => {
@@ -285,12 +292,12 @@ fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-fn datagram_socket(address: SocketAddr, only_v6: bool) -> io::Result<UdpSocket> {
+fn datagram_socket(address: SocketAddr, only_v6: bool) -> io::Result<std::net::UdpSocket> {
     let socket = socket(address, only_v6, Type::DGRAM, Protocol::UDP)?;
     socket.set_reuse_port(true)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     socket.bind(&address.into())?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket.into())
 }
 
 fn socket(address: SocketAddr, only_v6: bool, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -322,8 +329,10 @@ impl Ours {
     }
 
     fn without(&self, upstreams: Vec<Upstream>) -> Vec<Upstream> {
-        let is_ours = |upstream: &Upstream| {
-            self.listen.contains(&upstream.address) || self.service.contains(&upstream.address.ip())
+        // Another server on this host has another port.
+        let ports: Vec<u16> = self.listen.iter().map(SocketAddr::port).collect();
+        let is_ours = |Upstream { address, .. }: &Upstream| {
+            self.listen.contains(address) || (self.service.contains(&address.ip()) && ports.contains(&address.port()))
         };
         let (loops, upstreams): (Vec<Upstream>, _) = upstreams.into_iter().partition(is_ours);
         for upstream in loops {
@@ -356,6 +365,11 @@ async fn follow_file(file: Upstreams, first: ResolvConf, ours: Arc<Ours>, forwar
     loop {
         sleep(LOOK_AGAIN).await;
         let now = match file.read() {
+            // Nobody means it: it is being written, or whoever writes it is at a loss.
+            Ok(now) if now.upstreams.is_empty() && before.is_some() => {
+                tracing::warn!("the file of upstreams names none; the last ones stay in force");
+                None
+            }
             Ok(now) => Some(now),
             Err(error) if before.is_some() => {
                 tracing::warn!(%error, "the last upstreams stay in force");

@@ -6,6 +6,7 @@ use hickory_proto::rr::{RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
+use super::record::Written;
 use super::request::{Request, Transport};
 use crate::forward::ForwardError;
 use crate::stats::Author;
@@ -91,10 +92,11 @@ impl Reply {
     /// As bytes; over UDP no longer than the client takes.
     pub(super) fn encode(&mut self, request: &Request, payload: u16) -> Vec<u8> {
         let edns = edns_for(request, payload);
-        if request.transport == Transport::Udp {
-            let limit = edns.as_ref().map_or(SMALLEST_PAYLOAD, Edns::max_payload); // rule 9.13
-            self.fit(request, limit - edns.as_ref().map_or(0, |_| OPT_LENGTH));
-        }
+        let limit = match request.transport {
+            Transport::Udp => edns.as_ref().map_or(SMALLEST_PAYLOAD, Edns::max_payload), // rule 9.13
+            Transport::Tcp => u16::MAX,
+        };
+        self.fit(request, limit - edns.as_ref().map_or(0, |_| OPT_LENGTH));
         let mut wire = Vec::with_capacity(usize::from(SMALLEST_PAYLOAD));
         match self.emit(request, edns.as_ref(), u16::MAX, &mut wire) {
             Ok(_) => wire,
@@ -133,12 +135,14 @@ impl Reply {
     ) -> Result<Header, ProtoError> {
         let mut encoder = BinEncoder::new(wire);
         encoder.set_max_size(limit);
+        let [answers, authorities, additionals] =
+            [&self.answers, &self.authorities, &self.additionals].map(|all| Written::all(all, &request.query.name));
         emit_message_parts(
             &self.metadata(request),
             &mut std::iter::once(&request.query),
-            &mut self.answers.iter(),
-            &mut self.authorities.iter(),
-            &mut self.additionals.iter(),
+            &mut answers.iter(),
+            &mut authorities.iter(),
+            &mut additionals.iter(),
             edns,
             None,
             &mut encoder,

@@ -57,7 +57,11 @@ async fn converse(stream: TcpStream, client: SocketAddr, handler: Arc<Handler>, 
             match handler.begin(&wire, client, Transport::Tcp) {
                 Begun::Nothing => Vec::new(),
                 Begun::Reply(reply) => vec![reply],
-                Begun::Question(request) => handler.answers(&request).await,
+                Begun::Question(request) => {
+                    let replies = handler.answers(&request).await;
+                    tokio::task::yield_now().await; // other connections have questions too
+                    replies
+                }
             }
         }
     };

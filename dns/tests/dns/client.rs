@@ -75,6 +75,16 @@ pub(crate) async fn udp(server: SocketAddr, message: &Message) -> Message {
     reply
 }
 
+pub(crate) async fn tcp_bytes(server: SocketAddr, wire: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    stream.write_u16(u16::try_from(wire.len()).unwrap()).await.unwrap();
+    stream.write_all(wire).await.unwrap();
+    let length = timeout(PATIENCE, stream.read_u16()).await.expect("a reply over TCP").unwrap();
+    let mut reply = vec![0; usize::from(length)];
+    stream.read_exact(&mut reply).await.unwrap();
+    reply
+}
+
 /// Sends all messages at once over one connection; the replies come in order (rule 9.16).
 pub(crate) async fn tcp(server: SocketAddr, messages: &[Message]) -> Vec<Message> {
     let mut stream = TcpStream::connect(server).await.unwrap();

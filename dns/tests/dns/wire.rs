@@ -7,7 +7,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use crate::client;
-use crate::fixture::{cluster, name, zone_config};
+use crate::fixture::{self, cluster, name, zone_config};
 
 fn web() -> Message {
     client::question(&name("web.shop.svc.cluster.local."), RecordType::A)
@@ -37,6 +37,46 @@ async fn long_replies_are_cut_over_udp_and_whole_over_tcp() {
         }
     }
     server.shutdown().await;
+}
+
+/// A headless Service of so many endpoints, asked for its addresses.
+async fn ask_for_endpoints(count: u32, payload: Option<u16>) -> [Vec<u8>; 2] {
+    let mut snapshot = cluster();
+    let addresses: Vec<String> = (0..count).map(|n| format!("10.3.{}.{}", n / 250, n % 250)).collect();
+    fixture::service(&mut snapshot, &fixture::key("all"), "None", "http:tcp:80");
+    fixture::slice(&mut snapshot, &fixture::key("all"), "all-1", "http:tcp:80", &addresses.join(" "));
+    let server = client::start(zone_config(), Some(snapshot), vec![]).await;
+    let question = client::question(&name("all.shop.svc.cluster.local."), RecordType::A);
+    let question = payload.map_or_else(|| question.clone(), |payload| client::with_edns(question.clone(), payload));
+    let at = server.local_addresses()[0];
+    let over_udp = client::udp_bytes(at, &question.to_vec().unwrap()).await;
+    let over_tcp = client::tcp_bytes(at, &question.to_vec().unwrap()).await;
+    server.shutdown().await;
+    [over_udp, over_tcp]
+}
+
+#[tokio::test]
+async fn every_octet_of_the_limit_is_used_and_none_beyond() {
+    // Header 12, question 32, OPT 11, and 16 for each address.
+    let rows = [
+        (29, None, 29, 29),
+        (30, None, 29, 30),
+        (28, Some(512), 28, 28),
+        (29, Some(512), 28, 29),
+        (74, Some(1232), 73, 74),
+        (4000, Some(1232), 73, 4000),
+        (4092, Some(1232), 73, 4092),
+        (4093, Some(1232), 73, 4092), // what TCP takes is full
+        (4093, None, 29, 4093),
+    ];
+    for (count, payload, over_udp, over_tcp) in rows {
+        for (wire, wanted) in ask_for_endpoints(count, payload).await.iter().zip([over_udp, over_tcp]) {
+            let reply = Message::from_vec(wire).unwrap();
+            let told = (reply.answers.len(), reply.metadata.truncation, reply.edns.is_some());
+            let wanted = (usize::try_from(wanted).unwrap(), wanted < count, payload.is_some());
+            assert_eq!(told, wanted, "{count} endpoints, {payload:?}, {} octets", wire.len());
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,51 @@
+//! A thread for each UDP socket: whatever else the process has to do, the kernel gives queries their share of the
+//! processors, and a crowd of TCP clients with large answers delays nobody else.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use tokio::net::UdpSocket;
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
+
+use super::datagram::Datagrams;
+use super::handler::Handler;
+use super::udp;
+
+/// Ends when it is dropped; [`Worker::join`] also waits.
+pub(super) struct Worker {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Serves a non-blocking socket, with a runtime of its own: what a query waits for stays on its thread.
+    pub(super) fn start(socket: std::net::UdpSocket, handler: Arc<Handler>) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let socket = {
+            let _inside = runtime.enter();
+            Datagrams::new(UdpSocket::from_std(socket)?)?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new().name("dns-udp".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = udp::serve(socket, handler) => {}
+                    _stopped_or_dropped = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Stops it. Queries in progress are dropped.
+    pub(super) async fn join(self) {
+        let Self { stop, thread } = self;
+        drop(stop);
+        let ended = tokio::task::spawn_blocking(move || thread.join()).await;
+        if !matches!(ended, Ok(Ok(()))) {
+            tracing::error!("a thread of the DNS server has panicked");
+        }
+    }
+}
