@@ -1,6 +1,7 @@
 //! A familiar face: an existing Corefile as configuration (rules 13.1 to 13.6). What this server cannot do is refused by
 //! name and line, so that nobody believes in a setting that has no effect.
 
+mod glob;
 mod plugins;
 mod reload;
 mod text;
@@ -18,7 +19,7 @@ use crate::block::BlockConfig;
 use crate::zone::{PodMode, ZoneConfig};
 use plugins::Shared;
 pub use reload::follow;
-use text::{Line, Text};
+use text::{Line, Source, Text};
 
 const PORT: u16 = 53;
 
@@ -67,8 +68,8 @@ pub struct Corefile {
     pub prometheus: Option<SocketAddr>,
     /// How often the file is looked at for changes.
     pub reload: Option<Duration>,
-    /// Every file that was read for it, with its text then.
-    sources: Vec<(PathBuf, String)>,
+    /// All that was read for it.
+    sources: Vec<Source>,
 }
 
 /// The settings of the directive `kubernetes` that are those of the zone.
@@ -93,10 +94,13 @@ pub struct KubernetesSettings {
 impl Corefile {
     /// Reads and understands a file.
     pub fn read(path: &Path) -> Result<Self, CorefileError> {
-        let Text { lines, sources } = Text::read(path)?;
+        Self::understand(path, Text::read(path))
+    }
+
+    fn understand(path: &Path, Text { lines, sources }: Text) -> Result<Self, CorefileError> {
         let mut file = Self { sources, ..Self::default() };
         let mut shared = Shared::default();
-        for server in &lines {
+        for server in &lines? {
             file.server(server, &mut shared)?;
         }
         if file.blocks.is_empty() {
@@ -108,12 +112,6 @@ impl Corefile {
         }
         shared.give_to(&mut file);
         Ok(file)
-    }
-
-    /// The files do not say any more what they said.
-    #[must_use]
-    pub fn has_changed(&self) -> bool {
-        self.sources.iter().any(|(path, text)| std::fs::read_to_string(path).is_ok_and(|now| now != *text))
     }
 
     /// The zone that it asks for.
@@ -139,14 +137,6 @@ impl Corefile {
             .as_ref()
             .map(|settings| (settings.domain.clone(), settings.pods == PodMode::Verified, settings.kubeconfig.clone()));
         (self.port, self.bind.clone(), self.health, self.ready, self.prometheus, source)
-    }
-
-    /// The texts of the same files now.
-    fn read_sources(path: &Path, before: &Self) -> Vec<(PathBuf, String)> {
-        match Text::read(path) {
-            Ok(text) => text.sources,
-            Err(_) => before.sources.iter().map(|(path, _)| (path.clone(), read_or_empty(path))).collect(),
-        }
     }
 
     /// Where to listen.
@@ -187,10 +177,6 @@ impl Corefile {
         self.blocks.extend(domains.into_iter().map(|domain| BlockConfig { domain, ..block.clone() }));
         Ok(())
     }
-}
-
-fn read_or_empty(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 #[cfg(test)]

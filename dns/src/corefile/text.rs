@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::CorefileError;
+use super::{CorefileError, glob};
 
 /// Imports in imports, after which they lead round in circles.
 const DEEPEST: usize = 10;
@@ -44,32 +44,36 @@ impl Line {
     }
 }
 
-/// What a Corefile says, with all imports, and every text that was read for it.
-#[derive(Debug, Default)]
+/// A file that was read, with its text, or none if it could not be read.
+pub(super) type Source = (PathBuf, Option<String>);
+
+/// What a Corefile says, with all imports, and all that was read for it, of a bad one too.
+#[derive(Debug)]
 pub(super) struct Text {
-    pub(super) lines: Vec<Line>,
-    pub(super) sources: Vec<(PathBuf, String)>,
+    pub(super) lines: Result<Vec<Line>, CorefileError>,
+    pub(super) sources: Vec<Source>,
 }
 
 impl Text {
-    pub(super) fn read(path: &Path) -> Result<Self, CorefileError> {
-        let mut reader = Reader { text: Self::default(), snippets: BTreeMap::new() };
-        let lines = reader.file(path, 0)?;
-        Ok(Self { lines, ..reader.text })
+    pub(super) fn read(path: &Path) -> Self {
+        let mut reader = Reader::default();
+        let lines = reader.file(path, 0);
+        Self { lines, sources: reader.sources }
     }
 }
 
+#[derive(Default)]
 struct Reader {
-    text: Text,
+    sources: Vec<Source>,
     snippets: BTreeMap<String, Vec<Line>>,
 }
 
 impl Reader {
     fn file(&mut self, path: &Path, depth: usize) -> Result<Vec<Line>, CorefileError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| CorefileError::Read { path: path.to_owned(), source })?;
+        let read = std::fs::read_to_string(path);
+        self.sources.push((path.to_owned(), read.as_ref().ok().cloned()));
+        let text = read.map_err(|source| CorefileError::Read { path: path.to_owned(), source })?;
         let mut words = words(&text, &Arc::from(path))?.into_iter().peekable();
-        self.text.sources.push((path.to_owned(), text));
         let lines = lines(&mut words, None)?;
         self.expand(lines, path.parent().unwrap_or_else(|| Path::new(".")), depth)
     }
@@ -106,37 +110,18 @@ impl Reader {
             return self.expand(snippet.clone(), directory, depth + 1);
         }
         let path = directory.join(what);
-        if !what.contains('*') {
+        if what.contains('[') && what.contains(']') {
+            return Err(line.error(format!("{what}: patterns have * and ? only, no sets of characters")));
+        }
+        if !glob::is_pattern(what) {
             return self.file(&path, depth + 1).map_err(|error| line.error(shunt_model::with_causes(&error)));
         }
         let mut lines = Vec::new();
-        for path in matching(&path).map_err(|error| line.error(format!("{what}: {error}")))? {
+        for path in glob::matching(&path).map_err(|error| line.error(format!("{what}: {error}")))? {
             lines.extend(self.file(&path, depth + 1)?);
         }
         Ok(lines)
     }
-}
-
-/// The files whose name fits a pattern, in order; none if there is no such folder.
-fn matching(pattern: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let folder = pattern.parent().unwrap_or_else(|| Path::new("."));
-    let name = pattern.file_name().unwrap_or_default().to_string_lossy();
-    let parts: Vec<String> = name.split('*').map(regex::escape).collect();
-    let regex = regex::Regex::new(&format!("^{}$", parts.join(".*"))).map_err(std::io::Error::other)?;
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if regex.is_match(&path.file_name().unwrap_or_default().to_string_lossy()) && path.is_file() {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
 }
 
 /// A word, and whether it is the first of its line.
@@ -156,6 +141,7 @@ impl Word {
 /// Splits at white space; words in quotes are one; `#` begins a comment; `{$NAME}` is a variable of the environment.
 fn words(text: &str, file: &Arc<Path>) -> Result<Vec<Word>, CorefileError> {
     let mut words = Vec::new();
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let (mut line, mut last) = (1, 0);
     let mut characters = text.chars().peekable();
     while let Some(&next) = characters.peek() {
@@ -178,7 +164,7 @@ fn words(text: &str, file: &Arc<Path>) -> Result<Vec<Word>, CorefileError> {
                     }
                     (word, false)
                 };
-                words.push(Word { text: environment(&text), first: at.line != last, at, quoted });
+                words.push(Word { text: environment(&text, variable), first: at.line != last, at, quoted });
                 last = line;
                 continue;
             }
@@ -202,15 +188,21 @@ fn quoted(characters: &mut std::iter::Peekable<std::str::Chars<'_>>, line: &mut 
     }
 }
 
-fn environment(word: &str) -> String {
-    let mut text = word.to_owned();
-    for (open, close) in [("{$", "}"), ("{%", "%}")] {
-        while let Some((before, rest)) = text.split_once(open) {
-            let Some((name, after)) = rest.split_once(close) else { break };
-            text = format!("{before}{}{after}", std::env::var(name).unwrap_or_default());
-        }
+/// Puts variables in. What one says is taken as it is, even if it looks like a variable.
+fn environment(word: &str, variable: impl Fn(&str) -> String) -> String {
+    let (mut text, mut rest) = (String::new(), word);
+    loop {
+        let places = [("{$", "}"), ("{%", "%}")].into_iter().filter_map(|(open, close)| {
+            let (before, rest) = rest.split_once(open)?;
+            let (name, after) = rest.split_once(close)?;
+            Some((before, name, after))
+        });
+        let Some((before, name, after)) = places.min_by_key(|(before, ..)| before.len()) else { break };
+        text.push_str(before);
+        text.push_str(&variable(name));
+        rest = after;
     }
-    text
+    text + rest
 }
 
 /// Lines up to the end, or to the brace that closes `opened`.
@@ -241,5 +233,28 @@ fn lines(
     match opened {
         None => Ok(lines),
         Some(at) => Err(at.error("the block that begins here has no end")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_put_in_once() {
+        let variable = |name: &str| match name {
+            "IP" => "10.0.0.1".to_owned(),
+            "SELF" => "a{$SELF}b{%SELF%}".to_owned(),
+            _ => String::new(),
+        };
+        for (word, wanted) in [
+            ("{$IP}:{%PORT%}53", "10.0.0.1:53"),
+            ("{%IP%},{$IP}", "10.0.0.1,10.0.0.1"),
+            ("{$SELF}/{$IP}", "a{$SELF}b{%SELF%}/10.0.0.1"),
+            ("{$IP", "{$IP"),
+            ("{{ .Name }}", "{{ .Name }}"),
+        ] {
+            assert_eq!(environment(word, variable), wanted, "{word}");
+        }
     }
 }

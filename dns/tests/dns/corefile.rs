@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
 use shunt_dns::http::{self, HttpConfig, HttpState};
-use shunt_dns::{Corefile, RecordType, Server, ServerConfig, corefile, serve};
+use shunt_dns::{Corefile, RecordType, Server, ServerConfig, serve};
 use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::client;
 use crate::fixture::{cluster, ip, key, name, pod};
 
-const COREFILE: &str = r#"
+pub(crate) const COREFILE: &str = r#"
 .:53 {
     errors
     log example.test {
@@ -57,7 +57,7 @@ closed.test:53 {
 }
 "#;
 
-async fn start(text: &str, place: &Path, snapshot: Option<Snapshot>) -> (Arc<Server>, Corefile) {
+pub(crate) async fn start(text: &str, place: &Path, snapshot: Option<Snapshot>) -> (Arc<Server>, Corefile) {
     std::fs::write(place.join("hosts"), "192.0.2.51 scanner.office.test # in the hall\nnonsense line\n").unwrap();
     let text = text.replace("HOSTS", &place.join("hosts").display().to_string());
     std::fs::write(place.join("Corefile"), text).unwrap();
@@ -69,7 +69,7 @@ async fn start(text: &str, place: &Path, snapshot: Option<Snapshot>) -> (Arc<Ser
 }
 
 /// The rcode, and the answers as text.
-async fn ask(server: SocketAddr, text: &str, rtype: RecordType) -> String {
+pub(crate) async fn ask(server: SocketAddr, text: &str, rtype: RecordType) -> String {
     let reply = client::udp(server, &client::question(&name(text), rtype)).await;
     assert!(reply.queries[0].name.eq_case(&name(text)), "{text}: the question comes back as it was asked");
     let mut answers: Vec<String> =
@@ -250,35 +250,4 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
     stop.send_replace(true);
     assert_eq!(get(at, "/ready").await.0, 503); // 11.9
     assert_eq!(get(at, "/health").await.0, 200);
-}
-
-#[tokio::test]
-async fn a_corefile_is_followed_as_it_changes() {
-    let place = tempfile::tempdir().unwrap();
-    let (server, file) = start(COREFILE, place.path(), Some(cluster())).await;
-    let (at, path) = (server.local_addresses()[0], place.path().join("Corefile"));
-    let every = std::time::Duration::from_millis(10);
-    let follower = tokio::spawn(corefile::follow(path.clone(), file, Arc::downgrade(&server), vec![], every));
-    let wait_for = async |text: &str, rtype: RecordType, wanted: &str| {
-        for _ in 0..2000 {
-            if ask(at, text, rtype).await == wanted {
-                return;
-            }
-            tokio::time::sleep(every).await;
-        }
-        panic!("{text} is never {wanted}");
-    };
-    let now = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, now.replace("ttl 30", "ttl 7").replace("TXT shut", "TXT open")).unwrap();
-    wait_for("closed.test.", RecordType::TXT, "closed.test. 5 open").await;
-    wait_for("web.shop.svc.cluster.local.", RecordType::A, "web.shop.svc.cluster.local. 7 10.96.0.1").await;
-    // What cannot be used, or not without a restart, changes nothing.
-    for bad in [now.replace("errors", "dnssec"), now.replace(":53", ":54")] {
-        std::fs::write(&path, bad).unwrap();
-        tokio::time::sleep(every * 10).await;
-        assert_eq!(ask(at, "closed.test.", RecordType::TXT).await, "closed.test. 5 open");
-    }
-    std::fs::write(&path, now).unwrap();
-    wait_for("closed.test.", RecordType::TXT, "closed.test. 5 shut").await;
-    follower.abort();
 }

@@ -13,6 +13,8 @@ mod corefile;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod following;
+#[cfg(test)]
 mod forwarding;
 #[cfg(test)]
 mod hostile;
