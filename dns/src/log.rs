@@ -1,5 +1,6 @@
 //! A line per query, in CoreDNS's form, for those that are to be logged.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -52,24 +53,29 @@ impl LogConfig {
         {
             return;
         }
-        let transport = match request.transport {
-            Transport::Udp => "udp",
-            Transport::Tcp => "tcp",
-        };
-        tracing::info!(
-            target: "shunt_dns::query",
-            "{} - {} \"{} IN {name} {transport} {} {} {}\" {} {} {length} {:.9}s",
-            request.client,
-            request.metadata.id,
-            request.query.query_type,
-            request.length,
-            request.dnssec_ok(),
-            request.edns.as_ref().map_or(512, hickory_proto::op::Edns::max_payload),
-            crate::stats::rcode_name(reply.rcode),
-            flags(request, reply),
-            took.as_secs_f64(),
-        );
+        tracing::info!(target: "shunt_dns::query", "{}", line(request, reply, length, took));
     }
+}
+
+fn line(request: &Request, reply: &Reply, length: usize, took: Duration) -> String {
+    let transport = match request.transport {
+        Transport::Udp => "udp",
+        Transport::Tcp => "tcp",
+    };
+    // A socket for both families writes IPv4 clients as IPv6.
+    let client = SocketAddr::new(request.client.ip().to_canonical(), request.client.port());
+    format!(
+        "{client} - {} \"{} IN {} {transport} {} {} {}\" {} {} {length} {:.9}s",
+        request.metadata.id,
+        request.query.query_type,
+        request.query.name,
+        request.length,
+        request.dnssec_ok(),
+        request.edns.as_ref().map_or(512, hickory_proto::op::Edns::max_payload),
+        crate::stats::rcode_name(reply.rcode),
+        flags(request, reply),
+        took.as_secs_f64(),
+    )
 }
 
 /// The set bits of the reply's header, as CoreDNS writes them.
@@ -85,4 +91,50 @@ fn flags(request: &Request, reply: &Reply) -> String {
         (metadata.checking_disabled, "cd"),
     ];
     bits.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect::<Vec<_>>().join(",")
+}
+
+/// What is written to the log meanwhile, by this thread.
+#[cfg(test)]
+pub(crate) fn written(act: impl FnOnce()) -> String {
+    use std::io::{Read as _, Seek as _};
+    let mut file = tempfile::tempfile().unwrap();
+    let writer = std::sync::Mutex::new(file.try_clone().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Message, MessageType, OpCode, Query};
+    use hickory_proto::rr::RecordType;
+
+    use super::*;
+    use crate::stats::Author;
+
+    #[track_caller]
+    fn check(client: &str, wanted: &str) {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(Name::from_ascii("web.example.").unwrap(), RecordType::A));
+        let wire = message.to_vec().unwrap();
+        let request = Request::read(&wire, client.parse().unwrap(), Transport::Udp).unwrap();
+        let reply = Reply::cluster(Author::Kubernetes);
+        assert_eq!(line(&request, &reply, 45, Duration::from_millis(1)), wanted);
+    }
+
+    #[test]
+    fn a_line_is_as_coredns_writes_it() {
+        let rest = r#" - 7 "A IN web.example. udp 29 false 512" NOERROR qr,aa,rd,ra 45 0.001000000s"#;
+        for (client, written) in [
+            ("10.1.0.1:53507", "10.1.0.1:53507"),
+            ("[::ffff:10.1.0.1]:53507", "10.1.0.1:53507"),
+            ("[fd00::1]:53507", "[fd00::1]:53507"),
+        ] {
+            check(client, &format!("{written}{rest}"));
+        }
+    }
 }
