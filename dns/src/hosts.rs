@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub struct HostsConfig {
 pub(crate) struct Hosts {
     config: HostsConfig,
     table: RwLock<Arc<Table>>,
+    /// The file could not be read the last time, which the log has been told.
+    unreadable: AtomicBool,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -46,7 +49,7 @@ struct Table {
 
 impl Hosts {
     pub(crate) fn new(config: HostsConfig) -> Self {
-        let hosts = Self { config, table: RwLock::default() };
+        let hosts = Self { config, table: RwLock::default(), unreadable: AtomicBool::new(false) };
         hosts.read_again();
         hosts
     }
@@ -66,10 +69,15 @@ impl Hosts {
         let mut text = String::new();
         if let Some(path) = &self.config.file {
             match std::fs::read_to_string(path) {
-                Ok(read) => text = read,
+                Ok(read) => {
+                    text = read;
+                    self.unreadable.store(false, Ordering::Relaxed);
+                }
                 Err(error) => {
-                    let path = path.display();
-                    tracing::warn!(%path, %error, "the file of hosts cannot be read; what it said before stays in force");
+                    if !self.unreadable.swap(true, Ordering::Relaxed) {
+                        let path = path.display();
+                        tracing::warn!(%path, %error, "the file of hosts cannot be read; what it said before stays in force");
+                    }
                     if self.entries() > 0 {
                         return;
                     }
@@ -95,15 +103,13 @@ impl Hosts {
         if !self.config.zones.iter().any(|zone| zone.zone_of(name)) {
             return None;
         }
-        let is_address = [RecordType::A, RecordType::AAAA].contains(&query.query_type);
+        // Whatever the type: a name is either here or not.
         let Some(addresses) = table.addresses.get(name) else {
-            let passes = !is_address || self.config.fallthrough.iter().any(|zone| zone.zone_of(name));
+            let passes = self.config.fallthrough.iter().any(|zone| zone.zone_of(name));
             return (!passes).then(|| self.nothing(name, ResponseCode::NXDomain));
         };
-        if !is_address {
-            return None;
-        }
-        let wanted = |ip: &&IpAddr| (query.query_type == RecordType::A) == ip.is_ipv4();
+        let family = |ip: &IpAddr| if ip.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+        let wanted = |ip: &&IpAddr| family(ip) == query.query_type;
         let reply = found(addresses.iter().filter(wanted).map(|ip| records::address(name.clone(), ttl, *ip)));
         Some(if reply.answers.is_empty() { self.nothing(name, ResponseCode::NoError) } else { reply })
     }
@@ -138,5 +144,37 @@ impl Table {
             }
         }
         table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_of_once() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("hosts");
+        let config = HostsConfig {
+            file: Some(path.clone()),
+            lines: vec!["192.0.2.1 a".to_owned()],
+            zones: vec![Name::root()],
+            ttl: 60,
+            reload: Duration::from_secs(5),
+            no_reverse: false,
+            fallthrough: Vec::new(),
+        };
+        let written = crate::log::written(|| {
+            let hosts = Hosts::new(config);
+            hosts.read_again();
+            std::fs::write(&path, "192.0.2.2 b").unwrap();
+            hosts.read_again();
+            assert_eq!(hosts.entries(), 2);
+            std::fs::remove_file(&path).unwrap();
+            hosts.read_again();
+            hosts.read_again();
+            assert_eq!(hosts.entries(), 2);
+        });
+        assert_eq!(written.matches("cannot be read").count(), 2, "{written}");
     }
 }

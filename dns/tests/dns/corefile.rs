@@ -51,7 +51,12 @@ pub(crate) const COREFILE: &str = r#"
     bufsize 512
 }
 closed.test:53 {
+    hosts /dev/null fixed.closed.test {
+        192.0.2.60 fixed.closed.test
+    }
     template IN TXT closed.test {
+        match "^closed\.test\.$"
+        fallthrough
         answer "closed.test 5 IN TXT shut"
     }
 }
@@ -86,7 +91,13 @@ const ROWS: &[(&str, RecordType, &str)] = &[
     ("scanner.office.test.", RecordType::AAAA, "No Error"),
     ("scanner.office.test.", RecordType::A, "scanner.office.test. 60 192.0.2.51"),
     ("51.2.0.192.in-addr.arpa.", RecordType::PTR, "51.2.0.192.in-addr.arpa. 60 scanner.office.test."),
+    ("printer.office.test.", RecordType::MX, "No Error"),
+    ("scanner.office.test.", RecordType::HTTPS, "No Error"),
     ("plotter.office.test.", RecordType::A, "Query Refused"),
+    ("plotter.office.test.", RecordType::MX, "Query Refused"),
+    ("fixed.closed.test.", RecordType::TXT, "No Error"),
+    ("unknown.fixed.closed.test.", RecordType::A, "Non-Existent Domain"),
+    ("unknown.fixed.closed.test.", RecordType::TXT, "Non-Existent Domain"),
     // rewrite: the client's own name comes back
     ("Shop.example.test.", RecordType::A, "Shop.example.test. 30 10.96.0.1"),
     ("web.shop.in.example.test.", RecordType::A, "web.shop.in.example.test. 30 10.96.0.1"),
@@ -238,7 +249,7 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
         format!("coredns_dns_requests_total{{{labels},proto=\"udp\",family=\"1\",type=\"PTR\"}} 3"),
         format!("coredns_dns_responses_total{{{labels},rcode=\"SERVFAIL\",plugin=\"kubernetes\"}} 1"),
         format!("coredns_dns_responses_total{{{labels},rcode=\"NXDOMAIN\",plugin=\"template\"}} 2"),
-        "coredns_hosts_entries 3".to_owned(),
+        "coredns_hosts_entries 4".to_owned(),
         "coredns_template_matches_total 6".to_owned(),
         format!(
             "coredns_dns_request_size_bytes_count{{{},proto=\"tcp\"}} 1",

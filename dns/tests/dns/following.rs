@@ -118,3 +118,21 @@ async fn an_interval_that_changes_counts_and_without_one_the_file_is_left_alone(
     let ended = tokio::time::timeout(Duration::from_secs(20), follower.join_next()).await;
     assert!(ended.expect("it ends").unwrap().is_ok());
 }
+
+#[tokio::test]
+async fn a_file_of_hosts_is_followed_as_it_changes() {
+    let place = tempfile::tempdir().unwrap();
+    let hosts = "HOSTS {\n ttl 60\n reload 10ms\n 192.0.2.50 printer.test\n fallthrough\n}";
+    let (server, _) = start(&format!(".:53 {{\n hosts {hosts}\n}}\n"), place.path(), None).await;
+    let (at, path) = (server.local_addresses()[0], place.path().join("hosts"));
+    wait_for(at, "scanner.office.test.", RecordType::A, "scanner.office.test. 60 192.0.2.51").await;
+    std::fs::write(&path, "192.0.2.52 scanner.office.test").unwrap();
+    wait_for(at, "scanner.office.test.", RecordType::A, "scanner.office.test. 60 192.0.2.52").await;
+    // While it is away its names stay.
+    std::fs::remove_file(&path).unwrap();
+    tokio::time::sleep(EVERY * 10).await;
+    assert_eq!(ask(at, "scanner.office.test.", RecordType::A).await, "scanner.office.test. 60 192.0.2.52");
+    std::fs::write(&path, "").unwrap();
+    wait_for(at, "scanner.office.test.", RecordType::A, "Query Refused").await;
+    assert_eq!(ask(at, "printer.test.", RecordType::A).await, "printer.test. 60 192.0.2.50");
+}
