@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use crate::answer::{Answer, Records};
 use crate::autopath;
+use crate::errors::{Errors, ErrorsConfig};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
@@ -36,8 +37,8 @@ pub struct BlockConfig {
     pub templates: Vec<Template>,
     /// Which queries are logged.
     pub log: Option<LogConfig>,
-    /// Queries that nobody could answer are logged.
-    pub errors: bool,
+    /// Queries that nobody could answer are logged, this way.
+    pub errors: Option<ErrorsConfig>,
     /// The search path of pods is completed here, for names in this domain.
     pub autopath: Option<autopath::Config>,
     /// Who may have the whole zone.
@@ -82,7 +83,7 @@ impl BlockConfig {
             rewrites: Vec::new(),
             templates: Vec::new(),
             log: None,
-            errors: false,
+            errors: None,
             autopath: None,
             transfer: Vec::new(),
             udp_payload: UDP_PAYLOAD,
@@ -102,6 +103,7 @@ pub(crate) struct Block {
     pub(crate) config: BlockConfig,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) hosts: Option<Hosts>,
+    pub(crate) errors: Option<Errors>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -109,7 +111,8 @@ impl Block {
     pub(crate) fn new(config: BlockConfig, counters: Arc<Counters>) -> Result<Self, TlsError> {
         let forwarder = Arc::new(Forwarder::new(config.forward.clone(), &config.domain, Arc::clone(&counters))?);
         let hosts = config.hosts.clone().map(Hosts::new);
-        Ok(Self { config, forwarder, hosts, counters })
+        let errors = config.errors.clone().map(Errors::new);
+        Ok(Self { config, forwarder, hosts, errors, counters })
     }
 
     /// The reply to a question that this block is for.

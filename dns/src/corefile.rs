@@ -6,6 +6,7 @@ mod plugins;
 mod reload;
 mod text;
 mod values;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -100,7 +101,8 @@ impl Corefile {
     fn understand(path: &Path, Text { lines, sources }: Text) -> Result<Self, CorefileError> {
         let mut file = Self { sources, ..Self::default() };
         let mut shared = Shared::default();
-        for server in &lines? {
+        let servers = lines?;
+        for server in &servers {
             file.server(server, &mut shared)?;
         }
         if file.blocks.is_empty() {
@@ -111,6 +113,7 @@ impl Corefile {
             });
         }
         shared.give_to(&mut file);
+        whole::check(&servers, &file)?;
         Ok(file)
     }
 
@@ -170,6 +173,7 @@ impl Corefile {
             }
         }
         // Directives may name the block's domains, so each is understood once for all of them.
+        whole::once(directives)?;
         let mut block = BlockConfig::new(Name::root());
         for directive in directives {
             plugins::understand(directive, &domains, &mut block, shared)?;

@@ -1,32 +1,34 @@
 //! What each directive means here.
 
+mod forward;
 mod kubernetes;
+mod logs;
 mod names;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
 use ipnet::IpNet;
+use regex::Regex;
 
 use super::text::Line;
 use super::{Corefile, CorefileError, KubernetesSettings, values};
 use crate::autopath;
 use crate::block::BlockConfig;
 use crate::cache::{CacheConfig, Prefetch};
-use crate::forward::{Policy, Route};
-use crate::log::{Class, LogConfig};
-use crate::upstream::{Upstream, Upstreams};
 
 /// The directives that are known.
-const KNOWN: &str = "autopath, bind, bufsize, cache, errors, forward, health, hosts, kubernetes, loadbalance, log, loop, \
-                     prometheus, ready, reload, rewrite, template and transfer";
+const KNOWN: &str = "autopath, bind, bufsize, cache, debug, errors, forward, health, hosts, kubernetes, loadbalance, \
+                     log, loop, prometheus, ready, reload, rewrite, template and transfer";
 /// Where CoreDNS serves what a directive without an address asks for.
 const HEALTH: &str = ":8080";
 const READY: &str = ":8181";
 const PROMETHEUS: &str = "localhost:9153";
 const RELOAD: Duration = Duration::from_secs(30);
+/// CoreDNS's least interval (rule 11.10).
+const SHORTEST_RELOAD: Duration = Duration::from_secs(2);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What all server blocks have in common.
@@ -74,12 +76,8 @@ pub(super) fn understand(
         "bind" => bind(line, shared)?,
         "bufsize" => block.udp_payload = buffer_size(line)?,
         "cache" => block.forward.cache = Some(cache(line, domains)?),
-        "errors" => {
-            no_arguments(line)?;
-            no_block(line)?;
-            block.errors = true;
-        }
-        "forward" => block.forward.routes.push(forward(line)?),
+        "errors" => block.errors = Some(logs::errors(line)?),
+        "forward" => block.forward.routes.push(forward::forward(line)?),
         "health" => health(line, shared)?,
         "hosts" => block.hosts = Some(names::hosts(line, domains)?),
         "kubernetes" => block.kubernetes = Some(kubernetes::kubernetes(line, domains, shared)?),
@@ -88,21 +86,31 @@ pub(super) fn understand(
             [policy] if policy == "round_robin" => no_block(line)?,
             _ => return Err(line.error("only round_robin is in this server")),
         },
-        "log" => block.log = Some(log(line, domains)?),
-        // Loops are looked for by the forwarder, always.
-        "loop" => {
+        "log" => block.log = Some(logs::log(line, domains)?),
+        // Loops are looked for by the forwarder, always; what CoreDNS does on a panic has no counterpart here.
+        "loop" | "debug" => {
             no_arguments(line)?;
             no_block(line)?;
         }
-        "prometheus" => shared.prometheus = Some(address(line, PROMETHEUS)?),
-        "ready" => shared.ready = Some(ready(line)?),
-        "reload" => shared.reload = Some(reload(line)?),
+        "prometheus" => agree(line, &mut shared.prometheus, address(line, PROMETHEUS)?, "address")?,
+        "ready" => agree(line, &mut shared.ready, ready(line)?, "address")?,
+        "reload" => agree(line, &mut shared.reload, reload(line)?, "interval")?,
         "rewrite" => block.rewrites.extend(names::rewrites(line)?),
         "template" => block.templates.push(names::template(line, domains)?),
         "transfer" => block.transfer = transfer(line)?,
         other => return Err(line.at.error(format!("{other} is not in this server; known are {KNOWN}"))),
     }
     Ok(())
+}
+
+/// What several server blocks may say, if they say the same.
+fn agree<T: PartialEq>(line: &Line, place: &mut Option<T>, new: T, what: &str) -> Result<(), CorefileError> {
+    match place.replace(new) {
+        Some(other) if place.as_ref() != Some(&other) => {
+            Err(line.error(format!("all server blocks share one {what}: say the same in each, or say it once")))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Joins a refusal of a value with the place where it stands.
@@ -137,6 +145,10 @@ fn only(option: &Line) -> Result<&str, CorefileError> {
     }
 }
 
+fn regex(line: &Line, pattern: &str) -> Result<Regex, CorefileError> {
+    Regex::new(pattern).map_err(|error| line.error(format!("the pattern {pattern:?} cannot be used: {error}")))
+}
+
 fn zones_of(line: &Line, words: &[String], otherwise: &[Name]) -> Result<Vec<Name>, CorefileError> {
     if words.is_empty() {
         return Ok(otherwise.to_vec());
@@ -168,10 +180,7 @@ fn bind(line: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
         word.parse().map_err(|_name| line.error(format!("{word} is no address; interfaces are not looked up")))
     };
     let addresses = line.arguments().iter().map(address).collect::<Result<Vec<_>, _>>()?;
-    match shared.bind.replace(addresses.clone()) {
-        Some(others) if others != addresses => Err(line.error("all server blocks share one set of addresses")),
-        Some(_) | None => Ok(()),
-    }
+    agree(line, &mut shared.bind, addresses, "set of addresses")
 }
 
 fn buffer_size(line: &Line) -> Result<u16, CorefileError> {
@@ -189,7 +198,7 @@ fn health(line: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
         [address] => address.as_str(),
         _ => return Err(line.error("takes one address")),
     };
-    shared.health = Some(value(line, values::listen_address(address))?);
+    agree(line, &mut shared.health, value(line, values::listen_address(address))?, "address")?;
     for option in options(line) {
         match option.name() {
             "lameduck" => shared.lameduck = value(option, values::duration(only(option)?))?,
@@ -214,7 +223,18 @@ fn reload(line: &Line) -> Result<Duration, CorefileError> {
     no_block(line)?;
     match line.arguments() {
         [] => Ok(RELOAD),
-        [interval] | [interval, _] => value(line, values::duration(interval)),
+        [interval, jitter @ ..] if jitter.len() <= 1 => {
+            for jitter in jitter {
+                value(line, values::duration(jitter))?;
+            }
+            match value(line, values::duration(interval))? {
+                interval if interval < SHORTEST_RELOAD => {
+                    Err(line
+                        .error("looks at the file every 2s at the most; without this line it is never looked at again"))
+                }
+                interval => Ok(interval),
+            }
+        }
         _ => Err(line.error("takes an interval and a jitter")),
     }
 }
@@ -247,33 +267,6 @@ fn search_path(line: &Line) -> Result<autopath::Config, CorefileError> {
     }
     let zones = zones_of(line, zones, &[])?;
     Ok(autopath::Config::with_search_of(zones, Path::new(RESOLV_CONF)))
-}
-
-fn log(line: &Line, domains: &[Name]) -> Result<LogConfig, CorefileError> {
-    let usual = |word: &&String| !["{common}", "{combined}"].contains(&word.as_str());
-    let words: Vec<String> = line.arguments().iter().filter(usual).cloned().collect();
-    if let Some(format) = words.iter().find(|word| word.contains('{')) {
-        return Err(line.error(format!("the format {format:?} is not in this server: it writes {{common}}")));
-    }
-    let mut classes = Vec::new();
-    for option in options(line) {
-        if option.name() != "class" {
-            return Err(unknown(line, option));
-        }
-        for word in option.arguments() {
-            classes.push(match word.as_str() {
-                "all" => Class::All,
-                "success" => Class::Success,
-                "denial" => Class::Denial,
-                "error" => Class::Error,
-                _ => return Err(option.error(format!("{word} is none of all, success, denial and error"))),
-            });
-        }
-    }
-    if classes.is_empty() {
-        classes.push(Class::All);
-    }
-    Ok(LogConfig { zones: zones_of(line, &words, domains)?, classes })
 }
 
 fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {
@@ -320,6 +313,9 @@ fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {
             }
             ("disable", ["success", ..]) => config.no_success = zones_of(option, tail(option), domains)?,
             ("disable", ["denial", ..]) => config.no_denial = zones_of(option, tail(option), domains)?,
+            ("success" | "denial" | "prefetch" | "servfail" | "disable", _) => {
+                return Err(option.error("its arguments are not those that CoreDNS gives it"));
+            }
             _ => return Err(unknown(line, option)),
         }
     }
@@ -329,61 +325,4 @@ fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {
 /// Arguments from the second one on.
 fn tail(option: &Line) -> &[String] {
     option.arguments().get(1..).unwrap_or_default()
-}
-
-fn forward(line: &Line) -> Result<Route, CorefileError> {
-    let [from, to @ ..] = line.arguments() else {
-        return Err(line.error("takes a domain and whom to ask"));
-    };
-    let from = value(line, values::domain(from))?;
-    let mut server_name = None;
-    let mut route = Route { policy: Policy::Random, ..Route::new(from, Upstreams::Servers(Vec::new())) };
-    for option in options(line) {
-        let arguments: Vec<&str> = option.arguments().iter().map(String::as_str).collect();
-        match (option.name(), arguments.as_slice()) {
-            ("except", [_, ..]) => route.except.extend(zones_of(option, option.arguments(), &[])?),
-            ("force_tcp", []) => route.force_tcp = true,
-            // That is what is done anyway.
-            ("prefer_udp", []) => {}
-            ("tls", []) => {}
-            ("tls", [authorities]) => route.authorities = Some(PathBuf::from(authorities)),
-            ("tls", _) => return Err(option.error("certificates of our own are not shown to upstreams; write tls CA")),
-            ("tls_servername", [name]) => server_name = Some((*name).to_owned()),
-            ("policy", ["random"]) => route.policy = Policy::Random,
-            ("policy", ["round_robin"]) => route.policy = Policy::RoundRobin,
-            ("policy", ["sequential"]) => route.policy = Policy::Sequential,
-            ("max_concurrent", [number]) => {
-                route.max_concurrent = value(option, values::number(number, 1, 1_000_000))?;
-            }
-            // These are as they are; saying so is no error.
-            ("max_fails", ["2"]) => {}
-            ("expire", ["10s"]) => {}
-            ("health_check", ["0.5s" | "500ms"]) => {}
-            ("max_fails" | "expire" | "health_check", _) => {
-                return Err(option.error("cannot be chosen: max_fails is 2, expire 10s, and health_check 0.5s"));
-            }
-            _ => return Err(unknown(line, option)),
-        }
-    }
-    route.upstreams = upstreams(line, to, server_name.as_deref())?;
-    Ok(route)
-}
-
-fn upstreams(line: &Line, to: &[String], server_name: Option<&str>) -> Result<Upstreams, CorefileError> {
-    if let [file] = to
-        && file.starts_with('/')
-    {
-        return Ok(Upstreams::File(PathBuf::from(file)));
-    }
-    if to.is_empty() {
-        return Err(line.error("names nobody to ask"));
-    }
-    let upstream = |word: &String| -> Result<Upstream, CorefileError> {
-        let named = match server_name {
-            Some(name) if word.starts_with("tls://") && !word.contains('%') => format!("{word}%{name}"),
-            Some(_) | None => word.trim_start_matches("dns://").to_owned(),
-        };
-        named.parse().map_err(|error| line.error(shunt_model::with_causes(&error)))
-    };
-    to.iter().map(upstream).collect::<Result<_, _>>().map(Upstreams::Servers)
 }

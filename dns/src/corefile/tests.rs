@@ -48,7 +48,7 @@ fn names(names: &[Name]) -> Vec<String> {
 fn the_stock_corefile_is_understood() {
     let file = read(STOCK).unwrap();
     let [block] = file.blocks.as_slice() else { panic!("one block") };
-    assert_eq!((block.domain.to_ascii(), block.errors, file.port), (".".into(), true, 53));
+    assert_eq!((block.domain.to_ascii(), block.errors.is_some(), file.port), (".".into(), true, 53));
     let settings = file.kubernetes.unwrap();
     assert_eq!(
         (settings.domain.to_ascii(), settings.ttl, settings.pods),
@@ -85,7 +85,9 @@ fn stub_domains_snippets_imports_and_variables() {
     let domains: Vec<String> = file.blocks.iter().map(|block| block.domain.to_ascii()).collect();
     assert_eq!(domains, ["lab.example.", "old.example.", "."]);
     let [lab, old, all] = file.blocks.as_slice() else { panic!("three blocks") };
-    assert!(lab.errors && old.errors && all.errors && all.log.is_some() && old.log.is_none());
+    assert!(
+        lab.errors.is_some() && old.errors.is_some() && all.errors.is_some() && all.log.is_some() && old.log.is_none()
+    );
     assert_eq!(lab.forward.routes, old.forward.routes);
     let crate::Upstreams::Servers(servers) = &lab.forward.routes[0].upstreams else { panic!("servers") };
     let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
@@ -107,7 +109,10 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n}\nexample.org:54 {\n}\n", "Corefile:3: ports 53 and 54"),
     ("tls://.:853 {\n}\n", "tls:// is not served"),
     (".:53 {\n errors\n dnssec\n}\n", "Corefile:3: dnssec is not in this server; known are autopath"),
-    (".:53 {\n errors {\n  consolidate 5m x\n }\n}\n", "Corefile:3: errors: consolidate is not in this server"),
+    (".:53 {\n errors {\n  consolidate 5m\n }\n}\n", "Corefile:3: consolidate: takes a time, a pattern"),
+    (".:53 {\n errors {\n  consolidate 5m (x\n }\n}\n", "Corefile:3: consolidate: the pattern"),
+    (".:53 {\n errors {\n  consolidate 5m x loud\n }\n}\n", "Corefile:3: consolidate: loud is none of error, warning"),
+    (".:53 {\n errors {\n  other\n }\n}\n", "Corefile:3: errors: other is not in this server"),
     (".:53 {\n log . \"{remote}\"\n}\n", "Corefile:2: log: the format"),
     (".:53 {\n kubernetes\n}\n", "Corefile:2: kubernetes: the root cannot be"),
     (".:53 {\n kubernetes a.example b.example\n}\n", "has one cluster domain"),
@@ -118,7 +123,12 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (".:53 {\n forward .\n}\n", "Corefile:2: forward: names nobody to ask"),
     (".:53 {\n forward . dns.example\n}\n", "dns.example"),
-    (".:53 {\n forward . 10.0.0.1 {\n  expire 5s\n }\n}\n", "Corefile:3: expire: cannot be chosen"),
+    (".:53 {\n forward . /etc/resolv.conf 10.0.0.1\n}\n", "forward: the file /etc/resolv.conf cannot be joined"),
+    (".:53 {\n forward . 10.0.0.1 {\n  max_fails 0\n }\n}\n", "Corefile:3: max_fails: an upstream that fails is asked"),
+    (".:53 {\n forward . 10.0.0.1 {\n  expire soon\n }\n}\n", "Corefile:3: expire: \"soon\" is no duration"),
+    (".:53 {\n forward . 10.0.0.1 {\n  health_check 5s often\n }\n}\n", "Corefile:3: health_check: its arguments"),
+    (".:53 {\n forward . 10.0.0.1 {\n  policy best\n }\n}\n", "Corefile:3: policy: takes random, round_robin"),
+    (".:53 {\n forward . 10.0.0.1 {\n  next NXDOMAIN\n }\n}\n", "Corefile:3: forward: next is not in this server"),
     (".:53 {\n cache {\n  serve_stale 1h immediate\n }\n}\n", "Corefile:3: serve_stale: "),
     (".:53 {\n cache {\n  keepttl\n }\n}\n", "Corefile:3: cache: keepttl is not in this server"),
     (".:53 {\n rewrite type A AAAA\n}\n", "Corefile:2: rewrite: type cannot be rewritten"),
@@ -130,7 +140,41 @@ const REFUSED: &[(&str, &str)] = &[
     ("(a) {\n import a\n}\n.:53 {\n import a\n}\n", "is imported by what it imports"),
     (".:53 {\n loadbalance weighted x\n}\n", "Corefile:2: loadbalance: only round_robin"),
     (".:53 {\n autopath /etc/resolv.conf\n}\n", "Corefile:2: autopath: "),
+    (
+        ".:53 {\n kubernetes cluster.local {\n  pods insecure\n }\n autopath @kubernetes\n}\n",
+        "Corefile:5: autopath: must know the namespaces of pods: write `pods verified`",
+    ),
+    (".:53 {\n autopath @kubernetes\n}\n", "Corefile:2: autopath: must know"),
     (".:53 {\n bind eth0\n}\n", "Corefile:2: bind: eth0 is no address"),
+    (
+        "a.example {\n}\n.:53 {\n bind 127.0.0.1\n}\n",
+        "Corefile:4: bind: counts for all server blocks: say the same in the one at Corefile:1",
+    ),
+    ("a.example {\n bind ::1\n}\n.:53 {\n bind 127.0.0.1\n}\n", "Corefile:5: bind: all server blocks share one set of"),
+    ("a.example {\n health\n}\n.:53 {\n health :9999\n}\n", "Corefile:5: health: all server blocks share one address"),
+    ("a.example {\n reload 5s\n}\n.:53 {\n reload\n}\n", "Corefile:5: reload: all server blocks share one interval"),
+    (".:53 {\n log\n errors\n log a.example\n}\n", "Corefile:4: log: stands in this block already, at Corefile:2"),
+    (".:53 {\n reload 0s\n}\n", "Corefile:2: reload: looks at the file every 2s at the most"),
+    (".:53 {\n reload 1999ms 1s\n}\n", "Corefile:2: reload: looks at the file every 2s at the most"),
+    (".:53 {\n reload 5s x\n}\n", "Corefile:2: reload: \"x\" is no duration"),
+    (".:53 {\n debug all\n}\n", "Corefile:2: debug: takes no arguments"),
+    (
+        ".:53 {\n kubernetes cluster.local {\n  kubeconfig /etc/kubeconfig production\n }\n}\n",
+        "Corefile:3: kubeconfig: takes one file; of its contexts the current one counts",
+    ),
+    (
+        ".:53 {\n kubernetes cluster.local {\n  pods all\n }\n}\n",
+        "Corefile:3: pods: takes disabled, insecure or verified",
+    ),
+    (".:53 {\n kubernetes cluster.local {\n  noendpoints\n }\n}\n", "Corefile:3: kubernetes: noendpoints is not in"),
+    (".:53 {\n cache {\n  success many\n }\n}\n", "Corefile:3: success: \"many\" is no number"),
+    (".:53 {\n cache {\n  disable all\n }\n}\n", "Corefile:3: disable: its arguments are not those"),
+    (
+        ".:53 {\n template IN A {\n  rcode BADKEY\n }\n}\n",
+        "Corefile:3: rcode: BADKEY cannot be answered; known are NOERROR",
+    ),
+    // OpenShift's
+    ("hostname.bind:5353 {\n chaos\n}\n", "Corefile:2: chaos is not in this server"),
 ];
 
 #[test]
@@ -138,5 +182,23 @@ fn what_cannot_be_done_is_refused_by_name_and_line() {
     for (text, part) in REFUSED {
         let error = read(text).expect_err(text);
         assert!(error.contains(part), "{text}\n-> {error}");
+    }
+}
+
+#[test]
+fn what_changes_nothing_here_is_taken() {
+    for text in [
+        ".:53 {\n debug\n}\n",
+        ".:53 {\n errors {\n  stacktrace\n }\n}\n",
+        ".:53 {\n errors {\n  consolidate 5m \".* i/o timeout$\" warning\n  consolidate 30s \"^Failed to .+\"\n }\n}\n",
+        ".:53 {\n reload 2s 1s\n}\n",
+        ".:53 {\n forward . ./resolv.conf\n}\n",
+        ".:53 {\n forward . 10.0.0.1 {\n  max_fails 3\n  expire 20s\n  health_check 5s no_rec domain example.org\n }\n}\n",
+        ".:53 {\n template IN A {\n  rcode YXDOMAIN\n  upstream\n }\n}\n",
+        ".:53 {\n template IN A {\n  answer \"a. A 10.0.0.1\" \"a. 60 IN A 10.0.0.2\"\n }\n}\n",
+        "a.example {\n bind 127.0.0.1\n}\n.:53 {\n bind 127.0.0.1\n}\n",
+        "a.example {\n prometheus :9253\n}\n.:53 {\n prometheus :9253\n}\n",
+    ] {
+        assert!(read(text).is_ok(), "{text}\n-> {:?}", read(text));
     }
 }

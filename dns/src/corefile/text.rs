@@ -1,6 +1,7 @@
 //! The text of a Corefile as lines of words, each with its place; files and snippets that it imports are put in.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +23,12 @@ pub(super) struct Line {
 pub(super) struct Place {
     pub(super) file: Arc<Path>,
     pub(super) line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
 }
 
 impl Place {

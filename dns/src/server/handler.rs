@@ -13,7 +13,7 @@ use super::reply::{Reply, header_only};
 use super::request::{NoQuestion, Request, Transport};
 use crate::block::Block;
 use crate::metrics::Metrics;
-use crate::stats::{Author, rcode_name};
+use crate::stats::Author;
 
 /// Records of a message of a transfer: even the longest then fit what TCP takes.
 const TRANSFER_RECORDS: usize = 100;
@@ -87,9 +87,8 @@ impl Handler {
         if let Some(log) = &block.config.log {
             log.log(request, &reply, wire.len(), took);
         }
-        if let Some(why) = reply.why.filter(|_| block.config.errors) {
-            // Rule 16.3.
-            tracing::warn!("{} {} {}: {why}", rcode_name(reply.rcode), query.name, query.query_type);
+        if let (Some(why), Some(errors)) = (reply.why, &block.errors) {
+            errors.tell(query, reply.rcode, why);
         }
         wire
     }

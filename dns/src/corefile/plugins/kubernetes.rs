@@ -46,7 +46,16 @@ pub(super) fn kubernetes(line: &Line, domains: &[Name], shared: &mut Shared) -> 
             ("namespaces", [_, ..]) => settings.namespaces.extend(arguments.iter().map(|name| (*name).to_owned())),
             ("kubeconfig", [file]) => settings.kubeconfig = Some(PathBuf::from(file)),
             // How long to wait before the first answer: this server does not wait (rule 11.2).
-            ("startup_timeout", [time]) => drop(value(option, values::duration(time))?),
+            ("startup_timeout", _) => drop(value(option, values::duration(only(option)?))?),
+            ("pods", _) => return Err(option.error("takes disabled, insecure or verified")),
+            ("endpoint_pod_names", _) => return Err(option.error("takes no arguments")),
+            ("ignore", _) => return Err(option.error("only empty_service can be ignored")),
+            ("namespaces", _) => return Err(option.error("takes names of namespaces")),
+            ("kubeconfig", _) => {
+                return Err(
+                    option.error("takes one file; of its contexts the current one counts and none can be named")
+                );
+            }
             _ => return Err(unknown(line, option)),
         }
     }

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
-use regex::Regex;
 
-use super::{fallthrough, only, options, unknown, value, zones_of};
+use super::{fallthrough, only, options, regex, unknown, value, zones_of};
 use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, values};
 use crate::hosts::HostsConfig;
@@ -96,10 +95,6 @@ fn rule(line: &Line, words: &[&str]) -> Result<NameRule, CorefileError> {
     })
 }
 
-fn regex(line: &Line, pattern: &str) -> Result<Regex, CorefileError> {
-    Regex::new(pattern).map_err(|error| line.error(format!("the pattern {pattern:?} cannot be used: {error}")))
-}
-
 pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, CorefileError> {
     let [class, rtype, zones @ ..] = line.arguments() else {
         return Err(line.error("takes a class, a type and domains, such as IN A example.org"));
@@ -120,29 +115,40 @@ pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, Corefi
         fallthrough: Vec::new(),
     };
     for option in options(line) {
-        let record = || -> Result<RecordTemplate, CorefileError> {
-            RecordTemplate::read(&option.arguments().join(" ")).map_err(|error| option.error(error.to_string()))
-        };
         match option.name() {
             "match" => {
                 for pattern in option.arguments() {
                     template.patterns.push(regex(option, pattern)?);
                 }
             }
-            "answer" => template.answers.push(record()?),
-            "authority" => template.authorities.push(record()?),
-            "additional" => template.additionals.push(record()?),
+            "answer" => template.answers.extend(records(option)?),
+            "authority" => template.authorities.extend(records(option)?),
+            "additional" => template.additionals.extend(records(option)?),
             "rcode" => template.rcode = rcode(option)?,
             "fallthrough" => template.fallthrough = fallthrough(option)?,
+            // An alias is followed without being told to.
+            "upstream" => {}
             _ => return Err(unknown(line, option)),
         }
     }
     Ok(template)
 }
 
+/// A record in each quoted argument, or one in all words.
+fn records(option: &Line) -> Result<Vec<RecordTemplate>, CorefileError> {
+    let words = option.arguments();
+    let texts = if words.iter().any(|word| word.contains(' ')) { words.to_vec() } else { vec![words.join(" ")] };
+    let read = |text: &String| RecordTemplate::read(text).map_err(|error| option.error(error.to_string()));
+    texts.iter().map(read).collect()
+}
+
 fn rcode(option: &Line) -> Result<ResponseCode, CorefileError> {
-    let known = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
+    let known = [
+        "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH",
+        "NOTZONE",
+    ];
     let name = only(option)?;
     let code = (0_u8..).zip(known).find(|(_, known)| name.eq_ignore_ascii_case(known));
-    code.map(|(code, _)| ResponseCode::from(0, code)).ok_or_else(|| option.error(format!("{name} is no rcode")))
+    let unknown = || option.error(format!("{name} cannot be answered; known are {}", known.join(", ")));
+    code.map(|(code, _)| ResponseCode::from(0, code)).ok_or_else(unknown)
 }

@@ -1,0 +1,37 @@
+//! What only a whole block or file tells to be wrong.
+
+use super::text::Line;
+use super::{Corefile, CorefileError};
+use crate::zone::PodMode;
+
+/// Directives that may stand in a block more than once: they add up, or have nothing to say.
+const REPEATED: [&str; 6] = ["debug", "forward", "loadbalance", "loop", "rewrite", "template"];
+
+/// Of two that do not add up one would be without effect.
+pub(super) fn once(directives: &[Line]) -> Result<(), CorefileError> {
+    for (at, directive) in directives.iter().enumerate() {
+        let name = directive.name();
+        let earlier = directives.iter().take(at).find(|earlier| earlier.name() == name);
+        if let Some(earlier) = earlier.filter(|_| !REPEATED.contains(&name)) {
+            return Err(directive.error(format!("stands in this block already, at {}: make one of them", earlier.at)));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check(servers: &[Line], file: &Corefile) -> Result<(), CorefileError> {
+    let find = |server: &'_ Line, name: &str| server.block.iter().flatten().find(|line| line.name() == name).cloned();
+    // There is one set of sockets, and every block answers on it.
+    if let Some(bind) = servers.iter().find_map(|server| find(server, "bind"))
+        && let Some(other) = servers.iter().find(|server| find(server, "bind").is_none())
+    {
+        return Err(bind.error(format!("counts for all server blocks: say the same in the one at {}", other.at)));
+    }
+    let knows_pods = file.kubernetes.as_ref().is_some_and(|settings| settings.pods == PodMode::Verified);
+    match servers.iter().find_map(|server| find(server, "autopath")) {
+        Some(autopath) if !knows_pods => {
+            Err(autopath.error("must know the namespaces of pods: write `pods verified` into the block of kubernetes"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}

@@ -1,0 +1,169 @@
+//! Queries that nobody could answer, told of in the log: each by itself, or many at once (rules 13.6, 16.3).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hickory_proto::op::{Query, ResponseCode};
+use regex::Regex;
+use shunt_model::GoDuration;
+use tokio::task::JoinSet;
+
+use crate::forward::ForwardError;
+use crate::stats::rcode_name;
+
+/// How failures are told of: each by itself, but for these.
+#[derive(Clone, Debug, Default)]
+pub struct ErrorsConfig {
+    /// The first that fits a failure counts.
+    pub consolidate: Vec<Consolidation>,
+}
+
+/// Failures that are counted, and told of together.
+#[derive(Clone, Debug)]
+pub struct Consolidation {
+    /// How long they are counted.
+    pub every: Duration,
+    /// Those whose text matches, in our words or in CoreDNS's.
+    pub pattern: Regex,
+    /// How loud they are told of.
+    pub level: Level,
+}
+
+/// A level of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Something is wrong.
+    Error,
+    /// Something may be wrong.
+    Warning,
+    /// Nothing is wrong.
+    Info,
+    /// For those who look for a fault.
+    Debug,
+}
+
+/// Failures as they come.
+pub(crate) struct Errors {
+    sums: Vec<Arc<Sum>>,
+    /// They end with this; what they have not told of yet is told then.
+    tellers: Mutex<JoinSet<()>>,
+}
+
+struct Sum {
+    config: Consolidation,
+    count: AtomicU64,
+}
+
+impl Errors {
+    pub(crate) fn new(config: ErrorsConfig) -> Self {
+        let sum = |config| Arc::new(Sum { config, count: AtomicU64::new(0) });
+        Self { sums: config.consolidate.into_iter().map(sum).collect(), tellers: Mutex::default() }
+    }
+
+    pub(crate) fn tell(&self, query: &Query, rcode: ResponseCode, why: ForwardError) {
+        let Some(sum) = self.sums.iter().find(|sum| sum.config.fits(why)) else {
+            tracing::warn!("{} {} {}: {why}", rcode_name(rcode), query.name, query.query_type);
+            return;
+        };
+        if sum.count.fetch_add(1, Ordering::Relaxed) > 0 {
+            return; // somebody waits to tell of it
+        }
+        let sum = Arc::clone(sum);
+        let mut tellers = self.tellers.lock().unwrap_or_else(PoisonError::into_inner);
+        while tellers.try_join_next().is_some() {}
+        tellers.spawn(async move {
+            tokio::time::sleep(sum.config.every).await;
+            sum.tell();
+        });
+    }
+}
+
+impl Consolidation {
+    fn fits(&self, why: ForwardError) -> bool {
+        // Patterns are written for what CoreDNS says of the same.
+        let theirs: &[&str] = match why {
+            ForwardError::NoAnswer => &["read udp: i/o timeout", "no healthy upstreams"],
+            ForwardError::Busy => &["concurrent queries exceeded maximum"],
+            ForwardError::NoUpstreams => &[],
+        };
+        self.pattern.is_match(&why.to_string()) || theirs.iter().any(|text| self.pattern.is_match(text))
+    }
+}
+
+impl Sum {
+    /// As CoreDNS words it.
+    fn tell(&self) {
+        let (count, every) = (self.count.swap(0, Ordering::Relaxed), GoDuration(self.config.every));
+        if count == 0 {
+            return;
+        }
+        let text = format!("{count} errors like '{}' occurred in last {every}", self.config.pattern);
+        match self.config.level {
+            Level::Error => tracing::error!("{text}"),
+            Level::Warning => tracing::warn!("{text}"),
+            Level::Info => tracing::info!("{text}"),
+            Level::Debug => tracing::debug!("{text}"),
+        }
+    }
+}
+
+impl Drop for Sum {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::{Name, RecordType};
+
+    use super::*;
+
+    /// What is written about three timeouts and one refusal for lack of places, with a pattern.
+    fn written(pattern: &str, every: Duration, wait: bool) -> String {
+        let consolidation = Consolidation { every, pattern: Regex::new(pattern).unwrap(), level: Level::Error };
+        crate::log::written(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                let errors = Errors::new(ErrorsConfig { consolidate: vec![consolidation] });
+                let query = Query::query(Name::root(), RecordType::NS);
+                for why in [ForwardError::NoAnswer, ForwardError::NoAnswer, ForwardError::Busy, ForwardError::NoAnswer]
+                {
+                    errors.tell(&query, ResponseCode::ServFail, why);
+                }
+                while wait && errors.sums[0].count.load(Ordering::Relaxed) > 0 {
+                    tokio::task::yield_now().await;
+                }
+                errors.tell(&query, ResponseCode::ServFail, ForwardError::NoAnswer);
+            });
+        })
+    }
+
+    #[track_caller]
+    fn check(written: &str, wanted: &[&str]) {
+        let lines: Vec<&str> =
+            written.lines().filter_map(|line| line.split_once("shunt_dns::errors: ")).map(|at| at.1).collect();
+        assert_eq!(lines, wanted);
+    }
+
+    #[test]
+    fn failures_that_a_pattern_fits_are_counted_and_told_of_once() {
+        let (busy, hour) =
+            ("SERVFAIL . NS: too many queries are waiting for upstreams already", Duration::from_secs(3600));
+        let timeouts = ".* i/o timeout$";
+        // At the end of the interval, and at the end of all.
+        let short = Duration::from_millis(20);
+        check(
+            &written(timeouts, short, true),
+            &[
+                busy,
+                "3 errors like '.* i/o timeout$' occurred in last 20ms",
+                "1 errors like '.* i/o timeout$' occurred in last 20ms",
+            ],
+        );
+        check(&written(timeouts, hour, false), &[busy, "4 errors like '.* i/o timeout$' occurred in last 1h0m0s"]);
+        check(&written("^no upstream", hour, false), &[busy, "4 errors like '^no upstream' occurred in last 1h0m0s"]);
+        assert_eq!(written("^Failed to .+", hour, false).lines().count(), 5);
+    }
+}
