@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::op::{Message, Query, ResponseCode};
-use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
 
 use crate::answer::{Answer, Records};
@@ -19,6 +20,9 @@ use crate::server::reply::{Origin, Reply};
 use crate::server::request::Request;
 use crate::stats::{Author, Counters};
 use crate::template::Template;
+
+/// How many aliases of templates are followed, one after the other.
+const LONGEST_ALIAS_CHAIN: usize = 10;
 
 /// What becomes of the queries for a domain.
 #[derive(Clone, Debug)]
@@ -158,8 +162,26 @@ impl Asker<'_> {
         &self.block.counters
     }
 
-    /// Asks one handler after the other.
+    /// The reply, and where the alias of a template leads to: templates write the first link only.
     pub(crate) async fn ask(&self, query: &Query) -> Reply {
+        let mut reply = self.ask_once(query).await;
+        let mut author = reply.author;
+        for _ in 0..LONGEST_ALIAS_CHAIN {
+            let Some(target) = dangling(&reply, query).filter(|_| author == Author::Template) else { break };
+            let mut beyond = self.ask_once(&Query::query(target, query.query_type)).await;
+            // As with an ExternalName whatever is said about the target, the alias exists, unless nobody knows.
+            if beyond.rcode == ResponseCode::ServFail || matches!(beyond.why, Some(ForwardError::Busy)) {
+                return beyond;
+            }
+            author = beyond.author;
+            reply.answers.append(&mut beyond.answers);
+            reply.truncated |= beyond.truncated;
+        }
+        reply
+    }
+
+    /// Asks one handler after the other.
+    async fn ask_once(&self, query: &Query) -> Reply {
         let block = self.block;
         for template in &block.config.templates {
             if let Some(reply) = template.answer(query, self.request) {
@@ -253,6 +275,17 @@ impl Asker<'_> {
             additionals,
         }
     }
+}
+
+/// Where an alias at the end of the answers leads to, if that is asked for and nothing there says more.
+fn dangling(reply: &Reply, query: &Query) -> Option<Name> {
+    if [RecordType::CNAME, RecordType::ANY].contains(&query.query_type) {
+        return None;
+    }
+    let RData::CNAME(CNAME(target)) = &reply.answers.last()?.data else { return None };
+    let mut target = target.clone();
+    target.set_fqdn(true);
+    (!reply.answers.iter().any(|record| record.name == target)).then_some(target)
 }
 
 /// Rules 3.8 and 3.9.

@@ -34,7 +34,8 @@ pub struct Template {
 pub struct RecordTemplate {
     owner: Text,
     ttl: u32,
-    rtype: RecordType,
+    /// The type asked for, if none.
+    rtype: Option<RecordType>,
     data: Text,
 }
 
@@ -48,6 +49,7 @@ enum Part {
     Name,
     Type,
     Class,
+    Zone,
     /// A group by its number, 0 for all that matched.
     Match(usize),
     /// A group by its name.
@@ -60,7 +62,8 @@ enum Part {
 pub enum TemplateError {
     /// A hole that we do not know.
     #[error(
-        "{{{{{0}}}}} cannot be filled in; known are .Name, .Type, .Class, .Remote, .Match, index .Match N and .Group.NAME"
+        "{{{{{0}}}}} cannot be filled in; known are .Name, .Type, .Class, .Zone, .Remote, .Match, index .Match N \
+         and .Group.NAME"
     )]
     Hole(String),
     /// No record.
@@ -77,17 +80,28 @@ impl RecordTemplate {
         let wrong = || TemplateError::Record(text.to_owned());
         let mut words = words(text).into_iter().peekable();
         let owner = Text::read(&words.next().ok_or_else(wrong)?)?;
-        let ttl = words.peek().and_then(|word| word.parse().ok());
-        if ttl.is_some() {
+        let mut ttl = None;
+        // TTL and class, in either order.
+        while let Some(word) = words.peek() {
+            match word.parse() {
+                Ok(seconds) if ttl.is_none() => ttl = Some(seconds),
+                _ if word.eq_ignore_ascii_case("IN") || Part::Class.is(word) => {}
+                _ => break,
+            }
             words.next();
         }
-        if words.peek().is_some_and(|word| word.eq_ignore_ascii_case("IN")) {
-            words.next();
-        }
-        let rtype = words.next().and_then(|word| word.to_ascii_uppercase().parse().ok()).ok_or_else(wrong)?;
+        let rtype = words.next().ok_or_else(wrong)?;
+        let rtype = if Part::Type.is(&rtype) {
+            None
+        } else {
+            Some(rtype.to_ascii_uppercase().parse().map_err(|_unknown| wrong())?)
+        };
         let data = words.collect::<Vec<_>>().join(" ");
         let read = Text::read(&data)?;
-        if !data.contains("{{") && RData::try_from_str(rtype, &data).is_err() {
+        if let Some(rtype) = rtype
+            && !data.contains("{{")
+            && RData::try_from_str(rtype, &data).is_err()
+        {
             return Err(TemplateError::Data(text.to_owned()));
         }
         Ok(Self { owner, ttl: ttl.unwrap_or(3600), rtype, data: read })
@@ -98,7 +112,8 @@ impl RecordTemplate {
         owner.set_fqdn(true);
         // The spelling of the question.
         let owner = if owner == filling.query.name { filling.query.name.clone() } else { owner };
-        let data = RData::try_from_str(self.rtype, &self.data.fill(filling)).ok()?;
+        let rtype = self.rtype.unwrap_or(filling.query.query_type);
+        let data = RData::try_from_str(rtype, &self.data.fill(filling)).ok()?;
         Some(Record::from_rdata(owner, self.ttl, data))
     }
 }
@@ -146,6 +161,7 @@ impl Part {
             [".Name" | ".Question.Name"] => Self::Name,
             [".Type"] => Self::Type,
             [".Class"] => Self::Class,
+            [".Zone"] => Self::Zone,
             [".Remote"] => Self::Remote,
             [".Match"] => Self::Match(0),
             ["index", ".Match", number] => Self::Match(number.parse().map_err(|_not_a_number| unknown())?),
@@ -155,6 +171,12 @@ impl Part {
         })
     }
 
+    /// The word is this hole and nothing else.
+    fn is(&self, word: &str) -> bool {
+        let hole = word.strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
+        hole.is_some_and(|hole| Self::read(hole).is_ok_and(|part| part == *self))
+    }
+
     fn fill(&self, filling: &Filling<'_>) -> String {
         let group = |group: Option<regex::Match<'_>>| group.map_or_else(String::new, |group| group.as_str().to_owned());
         match self {
@@ -162,6 +184,7 @@ impl Part {
             Self::Name => filling.name.clone(),
             Self::Type => filling.query.query_type.to_string(),
             Self::Class => "IN".to_owned(),
+            Self::Zone => filling.zone.clone(),
             Self::Remote => filling.remote.clone(),
             Self::Match(0) if filling.groups.is_none() => filling.name.clone(),
             Self::Match(number) => group(filling.groups.as_ref().and_then(|groups| groups.get(*number))),
@@ -174,6 +197,7 @@ impl Part {
 struct Filling<'a> {
     query: &'a Query,
     name: String,
+    zone: String,
     remote: String,
     groups: Option<Captures<'a>>,
 }
@@ -182,9 +206,11 @@ impl Template {
     /// `None` if the question is for others.
     pub(crate) fn answer(&self, query: &Query, request: &Request) -> Option<Reply> {
         let of_type = self.rtype == RecordType::ANY || self.rtype == query.query_type;
-        if !of_type || query.query_class != DNSClass::IN || !self.zones.iter().any(|zone| zone.zone_of(&query.name)) {
+        if !of_type || query.query_class != DNSClass::IN {
             return None;
         }
+        let zones = self.zones.iter().filter(|zone| zone.zone_of(&query.name));
+        let zone = zones.max_by_key(|zone| zone.num_labels())?.to_ascii().to_ascii_lowercase();
         let name = query.name.to_ascii().to_ascii_lowercase();
         let groups = self.patterns.iter().find_map(|pattern| pattern.captures(&name));
         if groups.is_none() && !self.patterns.is_empty() {
@@ -192,7 +218,7 @@ impl Template {
             return (!passes).then(|| Reply { author: Author::Template, ..Reply::error(ResponseCode::ServFail) });
         }
         let remote = request.client.ip().to_canonical().to_string();
-        let filling = Filling { query, name: name.clone(), remote, groups };
+        let filling = Filling { query, name: name.clone(), zone, remote, groups };
         let fill = |templates: &[RecordTemplate]| -> Option<Vec<Record>> {
             templates.iter().map(|template| template.fill(&filling)).collect()
         };
@@ -213,7 +239,15 @@ mod tests {
     fn records_with_holes_are_read() {
         let read = |text: &str| RecordTemplate::read(text).map_err(|error| error.to_string());
         let record = read("{{ .Name }} 60 IN A 10.1.{{ .Group.b }}.{{ index .Match 1 }}").unwrap();
-        assert_eq!((record.ttl, record.rtype), (60, RecordType::A));
+        assert_eq!((record.ttl, record.rtype), (60, Some(RecordType::A)));
+        for text in [
+            "{{.Name}} IN 60 A 10.1.1.1",
+            "{{ .Name }} 60 {{ .Class }} A 10.1.1.1",
+            "{{ .Name }} 60 {{.Type}} 10.1.1.1",
+        ] {
+            assert_eq!(read(text).map(|record| record.ttl), Ok(60), "{text}");
+        }
+        assert!(read("{{ .Zone }} 60 {{ .Class }} SOA ns.{{ .Zone }} admin.{{ .Zone }} (1 60 60 60 60)").is_ok());
         assert_eq!(read("{{ .Name }} A 10.1.1.1").unwrap().ttl, 3600);
         for (text, part) in [
             ("{{ .Meta \"x\" }} A 10.1.1.1", ".Meta"),

@@ -9,7 +9,7 @@ use shunt_dns::http::{self, HttpConfig, HttpState};
 use shunt_dns::{Corefile, RecordType, Server, ServerConfig, serve};
 use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
 
 use crate::client;
@@ -35,9 +35,15 @@ pub(crate) const COREFILE: &str = r#"
         answer "{{ .Name }} 60 IN A 10.20.{{ .Group.a }}.{{ .Group.b }}"
         fallthrough
     }
-    template ANY ANY dyn.test {
+    template ANY ANY test dyn.test {
+        match \.dyn\.test\.$
         rcode NXDOMAIN
-        authority "dyn.test 60 IN SOA ns.dyn.test hostmaster.dyn.test 1 60 60 60 60"
+        authority "{{ .Zone }} 60 {{ .Class }} SOA ns.{{ .Zone }} hostmaster.{{ .Zone }} (1 60 60 60 60)"
+        fallthrough
+    }
+    template IN ANY alias.test {
+        match "^to-(?P<target>.*)\.alias\.test\.$"
+        answer "{{ .Name }} 60 IN CNAME {{ .Group.target }}"
     }
     kubernetes cluster.local in-addr.arpa ip6.arpa {
         pods verified
@@ -108,6 +114,32 @@ const ROWS: &[(&str, RecordType, &str)] = &[
     ("ip-3-4.dyn.test.", RecordType::AAAA, "Non-Existent Domain"),
     ("ip-3-999.dyn.test.", RecordType::A, "Server Failure"),
     ("other.dyn.test.", RecordType::A, "Non-Existent Domain"),
+    // an alias of a template is followed, in the cluster, in hosts, by templates, and elsewhere
+    (
+        "to-web.shop.svc.cluster.local.alias.test.",
+        RecordType::A,
+        "to-web.shop.svc.cluster.local.alias.test. 60 web.shop.svc.cluster.local.; \
+         web.shop.svc.cluster.local. 30 10.96.0.1",
+    ),
+    (
+        "to-to-printer.office.test.alias.test.alias.test.",
+        RecordType::AAAA,
+        "printer.office.test. 60 fd00::50; \
+         to-printer.office.test.alias.test. 60 printer.office.test.; \
+         to-to-printer.office.test.alias.test.alias.test. 60 to-printer.office.test.alias.test.",
+    ),
+    (
+        "to-printer.office.test.alias.test.",
+        RecordType::MX,
+        "to-printer.office.test.alias.test. 60 printer.office.test.",
+    ),
+    (
+        "to-no.svc.cluster.local.alias.test.",
+        RecordType::A,
+        "to-no.svc.cluster.local.alias.test. 60 no.svc.cluster.local.",
+    ),
+    ("to-a.example.alias.test.", RecordType::A, "to-a.example.alias.test. 60 a.example."),
+    ("to-printer.alias.test.", RecordType::CNAME, "to-printer.alias.test. 60 printer."),
     // the cluster: zones and fallthrough as listed
     ("1.0.96.10.in-addr.arpa.", RecordType::PTR, "1.0.96.10.in-addr.arpa. 30 web.shop.svc.cluster.local."),
     ("9.9.96.10.in-addr.arpa.", RecordType::PTR, "Non-Existent Domain"),
@@ -124,10 +156,39 @@ async fn every_directive_does_its_part() {
     for (text, rtype, wanted) in ROWS {
         assert_eq!(ask(server.local_addresses()[0], text, *rtype).await, *wanted, "{text} {rtype}");
     }
+    // the longest zone of a template that the name lies in
+    let denial = client::udp(server.local_addresses()[0], &client::question(&name("x.dyn.test."), RecordType::A)).await;
+    let soa = denial.authorities[0].to_string();
+    assert!(soa.starts_with("dyn.test. 60 IN SOA ns.dyn.test. hostmaster.dyn.test. 1 60"), "{soa}");
     // bufsize
     let asked = client::with_edns(client::question(&name("many.shop.svc.cluster.local."), RecordType::A), 4096);
     let wire = client::udp_bytes(server.local_addresses()[0], &asked.to_vec().unwrap()).await;
     assert!(wire.len() <= 512 && Message::from_vec(&wire).unwrap().metadata.truncation);
+}
+
+/// The other half of an alias comes from an upstream, or as a failure if that is silent.
+#[tokio::test]
+async fn an_alias_of_a_template_is_followed_elsewhere() {
+    let (place, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let text = ".:53 {\n template IN A www.example {\n answer \"{{ .Name }} 20 IN A 192.0.2.7\"\n }\n}\n";
+    let (upstream, _) = start(text, elsewhere.path(), None).await;
+    let text = |upstream: SocketAddr| {
+        format!(
+            ".:53 {{\n template IN A alias.test {{\n answer \"{{{{ .Name }}}} 60 IN CNAME www.example.\"\n }}\n \
+             template IN A loop.test {{\n answer \"{{{{ .Name }}}} 60 IN CNAME x.{{{{ .Name }}}}\"\n }}\n \
+             forward . {upstream}\n}}\n"
+        )
+    };
+    let (server, _) = start(&text(upstream.local_addresses()[0]), place.path(), None).await;
+    let at = server.local_addresses()[0];
+    let wanted = "alias.test. 60 www.example.; www.example. 20 192.0.2.7";
+    assert_eq!(ask(at, "alias.test.", RecordType::A).await, wanted);
+    // An endless one ends.
+    let reply = client::tcp(at, &[client::question(&name("loop.test."), RecordType::A)]).await.remove(0);
+    assert_eq!(reply.answers.len(), 11);
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (server, _) = start(&text(silent.local_addr().unwrap()), place.path(), None).await;
+    assert_eq!(ask(server.local_addresses()[0], "alias.test.", RecordType::A).await, "Server Failure");
 }
 
 #[tokio::test]
@@ -250,7 +311,7 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
         format!("coredns_dns_responses_total{{{labels},rcode=\"SERVFAIL\",plugin=\"kubernetes\"}} 1"),
         format!("coredns_dns_responses_total{{{labels},rcode=\"NXDOMAIN\",plugin=\"template\"}} 2"),
         "coredns_hosts_entries 4".to_owned(),
-        "coredns_template_matches_total 6".to_owned(),
+        "coredns_template_matches_total 13".to_owned(),
         format!(
             "coredns_dns_request_size_bytes_count{{{},proto=\"tcp\"}} 1",
             labels.replace("\".\"", "\"closed.test.\"")
