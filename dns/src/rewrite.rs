@@ -1,7 +1,8 @@
 //! Names that are asked for under another name (rule 13.6). The client gets its own name back, in the question and as
-//! owner of the records, so that it knows the reply for its own.
+//! owner of the records, so that it knows the reply for its own; other names in the answer stay, unless a rule says more.
 
-use hickory_proto::rr::Name;
+use hickory_proto::rr::rdata::{CNAME, NS};
+use hickory_proto::rr::{Name, RData, Record};
 use regex::Regex;
 
 use crate::server::reply::Reply;
@@ -11,6 +12,8 @@ use crate::server::reply::Reply;
 pub struct Rewrite {
     /// Which names, and what becomes of them.
     pub rule: NameRule,
+    /// What becomes of the other names in the answer.
+    pub answers: Vec<AnswerRule>,
     /// Later rules apply too, to the new name.
     pub goes_on: bool,
 }
@@ -30,11 +33,31 @@ pub enum NameRule {
     Regex(Regex, String),
 }
 
+/// What names of an answer are made into, if they match.
+#[derive(Clone, Debug)]
+pub struct AnswerRule {
+    /// Which names.
+    pub part: AnswerPart,
+    /// What they must match, as text with the final dot.
+    pub pattern: Regex,
+    /// What becomes of them; `{1}` stands for the first group.
+    pub to: String,
+}
+
+/// Where names stand in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerPart {
+    /// Owners of records.
+    Name,
+    /// What records lead to: targets of aliases, of services, of mail.
+    Value,
+}
+
 /// A name after the rules, if any applied.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Rewritten {
+pub(crate) struct Rewritten<'a> {
     asked: Name,
     pub(crate) name: Name,
+    answers: Vec<&'a AnswerRule>,
 }
 
 impl NameRule {
@@ -49,38 +72,71 @@ impl NameRule {
             Self::Suffix(from, to) => format!("{}{to}", text.strip_suffix(from.as_str())?),
             Self::Substring(from, to) if text.contains(from.as_str()) => text.replace(from.as_str(), to),
             Self::Substring(..) => return None,
-            Self::Regex(regex, to) => {
-                let groups = regex.captures(&text)?;
-                (0..groups.len()).fold(to.clone(), |new, at| {
-                    new.replace(&format!("{{{at}}}"), groups.get(at).map_or("", |group| group.as_str()))
-                })
-            }
+            Self::Regex(regex, to) => return replaced(regex, to, &text),
         };
-        let mut new = Name::from_ascii(new).ok()?;
-        new.set_fqdn(true);
-        Some(new)
+        absolute(&new)
     }
 }
 
-impl Rewritten {
+impl AnswerRule {
+    fn apply(&self, part: AnswerPart, name: &mut Name) {
+        if self.part == part
+            && let Some(new) = replaced(&self.pattern, &self.to, &name.to_ascii().to_ascii_lowercase())
+        {
+            *name = new;
+        }
+    }
+}
+
+/// The pattern's groups put in; what would be no name is none.
+fn replaced(pattern: &Regex, to: &str, text: &str) -> Option<Name> {
+    let groups = pattern.captures(text)?;
+    let group = |at| groups.get(at).map_or("", |group| group.as_str());
+    absolute(&(0..groups.len()).fold(to.to_owned(), |new, at| new.replace(&format!("{{{at}}}"), group(at))))
+}
+
+fn absolute(text: &str) -> Option<Name> {
+    let mut name = Name::from_ascii(text).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+/// The name that a record leads to, if it is of a type of which it is rewritten.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other types lead to no name, or to one that nobody follows")]
+fn value(record: &mut Record) -> Option<&mut Name> {
+    match &mut record.data {
+        RData::CNAME(CNAME(name)) | RData::NS(NS(name)) => Some(name),
+        RData::SRV(srv) => Some(&mut srv.target),
+        RData::MX(mx) => Some(&mut mx.exchange),
+        _ => None,
+    }
+}
+
+impl<'a> Rewritten<'a> {
     /// The first rule that fits applies, and those after it if it says so.
-    pub(crate) fn new(rules: &[Rewrite], asked: &Name) -> Option<Self> {
-        let mut now: Option<Name> = None;
-        for Rewrite { rule, goes_on } in rules {
+    pub(crate) fn new(rules: &'a [Rewrite], asked: &Name) -> Option<Self> {
+        let (mut now, mut answer_rules) = (None, Vec::new());
+        for Rewrite { rule, answers, goes_on } in rules {
             let Some(new) = rule.apply(now.as_ref().unwrap_or(asked)) else { continue };
             now = Some(new);
+            answer_rules.extend(answers);
             if !goes_on {
                 break;
             }
         }
-        now.map(|name| Self { asked: asked.clone(), name })
+        now.map(|name| Self { asked: asked.clone(), name, answers: answer_rules })
     }
 
     /// Gives the client its own name back.
     pub(crate) fn restore(&self, reply: &mut Reply) {
-        for record in &mut reply.answers {
+        for record in reply.answers.iter_mut().chain(&mut reply.additionals) {
             if record.name == self.name {
                 record.name = self.asked.clone();
+            } else {
+                self.answers.iter().for_each(|rule| rule.apply(AnswerPart::Name, &mut record.name));
+            }
+            if let Some(name) = value(record) {
+                self.answers.iter().for_each(|rule| rule.apply(AnswerPart::Value, name));
             }
         }
     }
@@ -92,7 +148,8 @@ mod tests {
 
     #[track_caller]
     fn check(rules: &[NameRule], asked: &str, wanted: Option<&str>) {
-        let rules: Vec<Rewrite> = rules.iter().map(|rule| Rewrite { rule: rule.clone(), goes_on: false }).collect();
+        let rules: Vec<Rewrite> =
+            rules.iter().map(|rule| Rewrite { rule: rule.clone(), answers: Vec::new(), goes_on: false }).collect();
         let rewritten = Rewritten::new(&rules, &Name::from_ascii(asked).unwrap());
         assert_eq!(rewritten.map(|rewritten| rewritten.name.to_ascii()).as_deref(), wanted, "{asked}");
     }
@@ -116,7 +173,11 @@ mod tests {
 
     #[test]
     fn a_rule_may_go_on() {
-        let rule = |from: &str, to: &str, goes_on| Rewrite { rule: NameRule::Prefix(from.into(), to.into()), goes_on };
+        let rule = |from: &str, to: &str, goes_on| Rewrite {
+            rule: NameRule::Prefix(from.into(), to.into()),
+            answers: Vec::new(),
+            goes_on,
+        };
         let rules = [rule("a", "b", true), rule("b", "c", false), rule("c", "d", false)];
         let rewritten = Rewritten::new(&rules, &Name::from_ascii("a.example.").unwrap()).unwrap();
         assert_eq!(rewritten.name.to_ascii(), "c.example.");

@@ -95,7 +95,7 @@ pub(super) fn understand(
         "prometheus" => agree(line, &mut shared.prometheus, address(line, PROMETHEUS)?, "address")?,
         "ready" => agree(line, &mut shared.ready, ready(line)?, "address")?,
         "reload" => agree(line, &mut shared.reload, reload(line)?, "interval")?,
-        "rewrite" => block.rewrites.extend(names::rewrites(line)?),
+        "rewrite" => block.rewrites.push(names::rewrite(line)?),
         "template" => block.templates.push(names::template(line, domains)?),
         "transfer" => block.transfer = transfer(line)?,
         other => return Err(line.at.error(format!("{other} is not in this server; known are {KNOWN}"))),

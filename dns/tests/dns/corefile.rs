@@ -30,6 +30,15 @@ pub(crate) const COREFILE: &str = r#"
     rewrite name exact shop.example.test web.shop.svc.cluster.local
     rewrite name suffix .in.example.test .svc.cluster.local
     rewrite name regex ^(.*)-of-(.*)\.example\.test\.$ {1}.{2}.svc.cluster.local
+    rewrite stop {
+        name regex (.*)\.plain\.test\.$ {1}.shop.svc.cluster.local
+        answer auto
+    }
+    rewrite stop {
+        name regex (.*)\.told\.test\.$ {1}.shop.svc.cluster.local
+        answer name (.*)\.shop\.svc\.cluster\.local\.$ {1}.told.test
+        answer value (.*)\.shop\.svc\.cluster\.local\.$ {1}.told.test
+    }
     template IN A dyn.test {
         match "^ip-(?P<a>[0-9]+)-(?P<b>[0-9]+)\.dyn\.test\.$"
         answer "{{ .Name }} 60 IN A 10.20.{{ .Group.a }}.{{ .Group.b }}"
@@ -109,6 +118,21 @@ const ROWS: &[(&str, RecordType, &str)] = &[
     ("web.shop.in.example.test.", RecordType::A, "web.shop.in.example.test. 30 10.96.0.1"),
     ("web-of-shop.example.test.", RecordType::A, "web-of-shop.example.test. 30 10.96.0.1"),
     ("none.shop.in.example.test.", RecordType::A, "Non-Existent Domain"),
+    // and with it other names of the answer if a rule says so
+    ("web.plain.test.", RecordType::A, "web.plain.test. 30 10.96.0.1"),
+    (
+        "inner.plain.test.",
+        RecordType::A,
+        "WEB.shop.svc.cluster.local. 30 10.96.0.1; inner.plain.test. 30 WEB.shop.svc.cluster.local.",
+    ),
+    ("inner.told.test.", RecordType::A, "inner.told.test. 30 web.told.test.; web.told.test. 30 10.96.0.1"),
+    (
+        "_sql._tcp.db.told.test.",
+        RecordType::SRV,
+        "_sql._tcp.db.told.test. 30 0 20 15432 10-1-1-2.db.told.test.; \
+         _sql._tcp.db.told.test. 30 0 20 15432 db-0.db.told.test.; \
+         _sql._tcp.db.told.test. 30 0 20 15432 fd88-77-0-0-9--0.db.told.test.",
+    ),
     // template
     ("ip-3-4.dyn.test.", RecordType::A, "ip-3-4.dyn.test. 60 10.20.3.4"),
     ("ip-3-4.dyn.test.", RecordType::AAAA, "Non-Existent Domain"),
@@ -156,6 +180,10 @@ async fn every_directive_does_its_part() {
     for (text, rtype, wanted) in ROWS {
         assert_eq!(ask(server.local_addresses()[0], text, *rtype).await, *wanted, "{text} {rtype}");
     }
+    // addresses beside the answer go by the names that the answer gives them
+    let srv = client::question(&name("_sql._tcp.db.told.test."), RecordType::SRV);
+    let beside = client::tcp(server.local_addresses()[0], &[srv]).await.remove(0).additionals;
+    assert!(!beside.is_empty() && beside.iter().all(|record| record.name.to_ascii().ends_with(".db.told.test.")));
     // the longest zone of a template that the name lies in
     let denial = client::udp(server.local_addresses()[0], &client::question(&name("x.dyn.test."), RecordType::A)).await;
     let soa = denial.authorities[0].to_string();

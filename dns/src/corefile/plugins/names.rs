@@ -10,7 +10,7 @@ use super::{fallthrough, only, options, regex, unknown, value, zones_of};
 use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, values};
 use crate::hosts::HostsConfig;
-use crate::rewrite::{NameRule, Rewrite};
+use crate::rewrite::{AnswerPart, AnswerRule, NameRule, Rewrite};
 use crate::template::{RecordTemplate, Template};
 
 const HOSTS: &str = "/etc/hosts";
@@ -39,33 +39,15 @@ pub(super) fn hosts(line: &Line, domains: &[Name]) -> Result<HostsConfig, Corefi
     Ok(config)
 }
 
-/// `rewrite [continue|stop] name [KIND] FROM TO [answer ...]`, or a block of the same without the first word.
-pub(super) fn rewrites(line: &Line) -> Result<Vec<Rewrite>, CorefileError> {
-    let mut words: Vec<&str> = line.arguments().iter().map(String::as_str).collect();
-    let goes_on = words.first() == Some(&"continue");
-    if goes_on || words.first() == Some(&"stop") {
-        words.remove(0);
-    }
-    let block = options(line);
-    if words.is_empty() && !block.is_empty() {
-        let rule = |option: &Line| -> Result<Rewrite, CorefileError> {
-            let words: Vec<&str> = option.words.iter().map(String::as_str).collect();
-            // The last rule of a block decides for the block.
-            Ok(Rewrite { rule: rule(option, &words)?, goes_on: true })
-        };
-        let mut rules = block.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
-        if let Some(last) = rules.last_mut() {
-            last.goes_on = goes_on;
-        }
-        return Ok(rules);
-    }
-    if let [option, ..] = block {
-        return Err(unknown(line, option));
-    }
-    Ok(vec![Rewrite { rule: rule(line, &words)?, goes_on }])
-}
-
-fn rule(line: &Line, words: &[&str]) -> Result<NameRule, CorefileError> {
+/// `rewrite [continue|stop] name [KIND] FROM TO [answer ...]`; what comes after the first word may be the lines of a block.
+pub(super) fn rewrite(line: &Line) -> Result<Rewrite, CorefileError> {
+    let block = options(line).iter().flat_map(|option| &option.words);
+    let words: Vec<&str> = line.arguments().iter().chain(block).map(String::as_str).collect();
+    let (goes_on, words) = match words.as_slice() {
+        ["continue", rest @ ..] => (true, rest),
+        ["stop", rest @ ..] => (false, rest),
+        rest => (false, rest),
+    };
     let ["name", rest @ ..] = words else {
         let field = words.first().copied().unwrap_or_default();
         return Err(line.error(format!("{field} cannot be rewritten in this server, only name")));
@@ -74,15 +56,37 @@ fn rule(line: &Line, words: &[&str]) -> Result<NameRule, CorefileError> {
         [kind @ ("exact" | "prefix" | "suffix" | "substring" | "regex"), rest @ ..] => (*kind, rest),
         rest => ("exact", rest),
     };
-    let (from, to) = match rest {
-        [from, to] | [from, to, "answer", "auto"] => (*from, *to),
-        [_, _, "answer", ..] => {
-            return Err(
-                line.error("the client always gets its own name back, which is `answer auto`; leave the rest out")
-            );
-        }
-        _ => return Err(line.error("name takes what to look for and what to put there")),
+    let [from, to, rest @ ..] = rest else {
+        return Err(line.error("name takes what to look for and what to put there"));
     };
+    Ok(Rewrite { rule: name_rule(line, kind, from, to)?, answers: answer_rules(line, rest)?, goes_on })
+}
+
+/// `answer auto`, which is what is done anyway, and `answer name|value PATTERN TO`.
+fn answer_rules(line: &Line, mut words: &[&str]) -> Result<Vec<AnswerRule>, CorefileError> {
+    let mut rules = Vec::new();
+    loop {
+        let (part, pattern, to, rest) = match words {
+            [] => return Ok(rules),
+            ["answer", "auto", rest @ ..] => {
+                words = rest;
+                continue;
+            }
+            ["answer", "name", pattern, to, rest @ ..] => (AnswerPart::Name, pattern, to, rest),
+            ["answer", "value", pattern, to, rest @ ..] => (AnswerPart::Value, pattern, to, rest),
+            [word, ..] => {
+                return Err(line.error(format!(
+                    "{word} is too much: after a rule come answer auto, answer name and answer value, and every rule is a \
+                     rewrite of its own"
+                )));
+            }
+        };
+        rules.push(AnswerRule { part, pattern: regex(line, pattern)?, to: (*to).to_owned() });
+        words = rest;
+    }
+}
+
+fn name_rule(line: &Line, kind: &str, from: &str, to: &str) -> Result<NameRule, CorefileError> {
     let lower = |text: &str| text.to_ascii_lowercase();
     // Names are compared with their final dot, which may be left out where a name ends.
     let dotted = |text: &str| if text.ends_with('.') { lower(text) } else { format!("{}.", lower(text)) };
