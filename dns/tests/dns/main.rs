@@ -11,6 +11,8 @@ mod client;
 #[cfg(test)]
 mod corefile;
 #[cfg(test)]
+mod corefiles;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod following;
