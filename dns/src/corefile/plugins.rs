@@ -229,8 +229,7 @@ fn reload(line: &Line) -> Result<Duration, CorefileError> {
             }
             match value(line, values::duration(interval))? {
                 interval if interval < SHORTEST_RELOAD => {
-                    Err(line
-                        .error("looks at the file every 2s at the most; without this line it is never looked at again"))
+                    Err(line.error("takes an interval of 2s or more; without this line the file is read only once"))
                 }
                 interval => Ok(interval),
             }

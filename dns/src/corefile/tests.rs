@@ -157,8 +157,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("a.example {\n health\n}\n.:53 {\n health :9999\n}\n", "Corefile:5: health: all server blocks share one address"),
     ("a.example {\n reload 5s\n}\n.:53 {\n reload\n}\n", "Corefile:5: reload: all server blocks share one interval"),
     (".:53 {\n log\n errors\n log a.example\n}\n", "Corefile:4: log: stands in this block already, at Corefile:2"),
-    (".:53 {\n reload 0s\n}\n", "Corefile:2: reload: looks at the file every 2s at the most"),
-    (".:53 {\n reload 1999ms 1s\n}\n", "Corefile:2: reload: looks at the file every 2s at the most"),
+    (".:53 {\n reload 0s\n}\n", "Corefile:2: reload: takes an interval of 2s or more"),
+    (".:53 {\n reload 1999ms 1s\n}\n", "Corefile:2: reload: takes an interval of 2s or more"),
     (".:53 {\n reload 5s x\n}\n", "Corefile:2: reload: \"x\" is no duration"),
     (".:53 {\n debug all\n}\n", "Corefile:2: debug: takes no arguments"),
     (
