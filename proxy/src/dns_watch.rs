@@ -32,8 +32,8 @@ pub async fn watch(addresses: Vec<SocketAddr>, domain: Name, serving: watch::Sen
         let serves = failures < FAILURES;
         let changed = serving.send_if_modified(|known| std::mem::replace(known, serves) != serves);
         match failure {
-            Some(reason) if changed => warn!(reason, "the bundled DNS does not answer; pods are sent to the cluster's"),
-            None if changed => info!("the bundled DNS answers again; pods are sent to it"),
+            Some(reason) if changed => warn!(reason, "the bundled DNS does not answer"),
+            None if changed => info!("the bundled DNS answers again"),
             Some(_) | None => {}
         }
     }

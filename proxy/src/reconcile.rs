@@ -149,18 +149,22 @@ impl Reconciler {
         }
     }
 
-    /// Sends the clients of the cluster DNS address to our server, or if that is impossible and they are there, to the
-    /// cluster's own DNS pods. True if that is a change, which a sync has to follow.
+    /// Sends the clients of the cluster DNS address to our server, or while that does not serve and as long as they are
+    /// there, to the cluster's own DNS pods. True if that is a change, which a sync has to follow.
     fn choose_dns(&mut self, ours_serves: bool) -> bool {
-        if self.options.dns_backends.is_empty() || self.without_dns != ours_serves {
+        if self.options.dns_backends.is_empty() {
             return false;
         }
         let snapshot = Arc::clone(&self.input.snapshots.borrow());
-        let options =
-            if ours_serves { Some(self.options.clone()) } else { dns_watch::without_ours(&self.options, &snapshot) };
-        let Some(options) = options else { return false };
-        self.planner = Planner::new(options);
-        self.without_dns = !ours_serves;
+        let others = if ours_serves { None } else { dns_watch::without_ours(&self.options, &snapshot) };
+        let without_dns = others.is_some();
+        if without_dns == self.without_dns {
+            return false;
+        }
+        let server = if without_dns { "the cluster's own" } else { "the bundled one" };
+        info!(server, "the cluster DNS address leads to another server now");
+        self.planner = Planner::new(others.unwrap_or_else(|| self.options.clone()));
+        self.without_dns = without_dns;
         true
     }
 

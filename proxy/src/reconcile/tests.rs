@@ -20,7 +20,7 @@ use super::{Input, Output, Reconciler};
 use crate::datapath::ebpf::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::metrics;
-use crate::plan::{Plan, PlanOptions, PortKey};
+use crate::plan::{Plan, PlanOptions, PortKey, fixture};
 use crate::status::Status;
 
 /// What the data path says to a sync.
@@ -39,6 +39,8 @@ struct Fake {
     began: Instant,
     dns: watch::Receiver<Option<Arc<Snapshot>>>,
     calls: Arc<Mutex<Vec<Call>>>,
+    /// Where the last sync led the cluster DNS address.
+    leads: Arc<Mutex<String>>,
 }
 
 impl Datapath for Fake {
@@ -52,6 +54,7 @@ impl Datapath for Fake {
 
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         let known = known(&self.dns);
+        *self.leads.lock().unwrap() = leads(plan);
         self.calls.lock().unwrap().push((self.began.elapsed(), plan.ports.len(), known));
         let first = || plan.ports.keys().next().cloned().unwrap();
         match self.says.pop_front().unwrap_or(Says::Done) {
@@ -64,6 +67,13 @@ impl Datapath for Fake {
     }
 }
 
+/// The servers behind port 53.
+fn leads(plan: &Plan) -> String {
+    let dns = plan.ports.values().filter(|port| port.frontends.iter().any(|frontend| frontend.port.get() == 53));
+    let servers = dns.flat_map(|port| &port.cluster).map(|endpoint| endpoint.address.ip().to_string());
+    servers.collect::<Vec<_>>().join(" ")
+}
+
 fn known(dns: &watch::Receiver<Option<Arc<Snapshot>>>) -> usize {
     dns.borrow().as_ref().map_or(0, |snapshot| snapshot.services.len())
 }
@@ -72,34 +82,42 @@ struct Loop {
     snapshots: watch::Sender<Arc<Snapshot>>,
     health: watch::Sender<SourceHealth>,
     _addresses: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    dns_serves: watch::Sender<bool>,
     dns: watch::Receiver<Option<Arc<Snapshot>>>,
     status: watch::Receiver<Status>,
     calls: Arc<Mutex<Vec<Call>>>,
+    leads: Arc<Mutex<String>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Loop {
     fn start(services: usize, says: &[Says]) -> Self {
-        let (snapshots, snapshots_read) = watch::channel(cluster(services));
+        Self::start_with(cluster(services), PlanOptions::default(), says)
+    }
+
+    fn start_with(view: Arc<Snapshot>, options: PlanOptions, says: &[Says]) -> Self {
+        let (snapshots, snapshots_read) = watch::channel(view);
         let (health, health_read) = watch::channel(SourceHealth::default());
         let (status, status_read) = watch::channel(Status::default());
         let (reachable, dns) = watch::channel(None);
         let calls = Arc::<Mutex<Vec<Call>>>::default();
-        let says = says.iter().copied().collect();
-        let fake = Fake { says, began: Instant::now(), dns: dns.clone(), calls: Arc::clone(&calls) };
+        let (says, leads) = (says.iter().copied().collect(), Arc::<Mutex<String>>::default());
+        let (began, told) = (Instant::now(), (Arc::clone(&calls), Arc::clone(&leads)));
+        let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1 };
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (orders, _) = watch::channel(Orders::default());
-        let input =
-            Input { snapshots: snapshots_read, health: health_read, addresses, dns_serves: watch::channel(true).1 };
+        let (dns_serves, dns_serves_read) = watch::channel(true);
+        let input = Input { snapshots: snapshots_read, health: health_read, addresses, dns_serves: dns_serves_read };
         let (health_checks, _) = watch::channel(crate::health_checks::Checks::default());
         let (pending, (events, _recorded)) = (crate::status::Pending::default(), crate::events::recorder());
         let durations = metrics::Durations::default();
         let output = Output { status, reachable, orders, health_checks, pending, events, durations };
-        let reconciler = Reconciler::new(PlanOptions::default(), Box::new(fake), input, output);
+        let reconciler = Reconciler::new(options, Box::new(fake), input, output);
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(stop.clone()));
-        Self { snapshots, health, _addresses: addresses_sender, dns, status: status_read, calls, stop, task }
+        let (status, _addresses) = (status_read, addresses_sender);
+        Self { snapshots, health, _addresses, dns_serves, dns, status, calls, leads, stop, task }
     }
 
     async fn until(&mut self, wanted: impl FnMut(&Status) -> bool) -> Status {
@@ -221,4 +239,56 @@ async fn trouble_of_the_source_is_passed_on_without_a_sync() {
     let status = l.until(|status| status.source.unreachable.is_some()).await;
     assert_eq!(status.syncs, 1);
     assert_eq!(l.end().await.len(), 1);
+}
+
+/// A cluster whose own DNS has a Service with this pod, or none.
+fn cluster_dns(pod: &str) -> Arc<Snapshot> {
+    let service = fixture::service("kube-dns", "ip=10.96.0.10 port=dns:53/udp");
+    let slice = fixture::slice("kube-dns", "a", "dns:53/udp", pod);
+    Arc::new(fixture::cluster([service], [slice]))
+}
+
+/// Where the cluster DNS address leads after each event: `ours` up or down, `pods` with the cluster's own or none, `stop`.
+async fn check_dns(events: &[(&str, &str)]) {
+    let options = PlanOptions {
+        cluster_dns: vec![fixture::ip("10.96.0.10")],
+        dns_backends: vec!["169.254.20.10:53".parse().unwrap()],
+        ..fixture::options()
+    };
+    let mut l = Loop::start_with(cluster_dns("e1:R"), options, &[]);
+    l.until(|status| status.syncs == 1).await;
+    for (number, (event, wanted)) in events.iter().enumerate() {
+        match *event {
+            "ours up" => drop(l.dns_serves.send_replace(true)),
+            "ours down" => drop(l.dns_serves.send_replace(false)),
+            "pods" => drop(l.snapshots.send_replace(cluster_dns("e1:R"))),
+            "no pods" => drop(l.snapshots.send_replace(cluster_dns(""))),
+            "stop" => l.stop.cancel(),
+            other => panic!("{other}"),
+        }
+        // The clock moves only when the loop has nothing left to do.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let leads = l.leads.lock().unwrap().replace("169.254.20.10 169.254.20.10", "ours").replace("10.1.0.1", "pod");
+        assert_eq!(leads, *wanted, "{event}, event {number} of {events:?}");
+    }
+    l.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cluster_s_own_dns_serves_as_long_as_ours_does_not_and_it_has_pods() {
+    check_dns(&[("ours down", "pod"), ("ours up", "ours")]).await;
+    check_dns(&[("pods", "ours"), ("no pods", "ours"), ("ours down", "ours"), ("ours up", "ours")]).await;
+    check_dns(&[("no pods", "ours"), ("ours down", "ours"), ("pods", "pod")]).await;
+    // A server that may come back is better than none.
+    check_dns(&[("ours down", "pod"), ("no pods", "ours"), ("pods", "pod"), ("ours up", "ours")]).await;
+    check_dns(&[("ours down", "pod"), ("no pods", "ours"), ("ours up", "ours"), ("pods", "ours")]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_stops_hands_over_if_somebody_can_take_over() {
+    check_dns(&[("stop", "pod")]).await;
+    check_dns(&[("ours down", "pod"), ("stop", "pod")]).await;
+    // The address is left to the successor.
+    check_dns(&[("no pods", "ours"), ("stop", "ours")]).await;
+    check_dns(&[("ours down", "pod"), ("no pods", "ours"), ("stop", "ours")]).await;
 }
