@@ -1,16 +1,21 @@
-//! The addresses of the bundled DNS on `lo`: put there if nobody has them, marked as ours, removed by clean-up only.
+//! The addresses of the bundled DNS on `lo`: put there if nobody has them, marked as ours, put back if somebody takes
+//! them away, removed by clean-up only.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol};
 use rtnetlink::packet_route::link::LinkAttribute;
+use shunt_model::with_causes;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::config::{DNS_PORT, DnsListen};
+use crate::host_addresses::Changes;
 use crate::netlink::addresses::local_address;
 
 /// The address NodeLocal DNSCache made usual, and ours if another program holds that one.
@@ -19,6 +24,8 @@ const USUAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), IpAddr:
 const LABEL: &str = "lo:shunt";
 /// Marks addresses as ours (`proto` in `ip address`). Kernel: 5.18; older ones ignore it.
 const PROTOCOL: AddressProtocol = AddressProtocol::Other(115);
+/// Between two times that an address is put back.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a DNS address cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,16 +81,59 @@ struct Assigned {
     ours: bool,
 }
 
+/// Where DNS can listen now.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its sockets.
+    pub listen: Vec<SocketAddr>,
+    /// The addresses that it needs on `lo`, to [`keep`] there.
+    pub on_lo: Vec<IpAddr>,
+}
+
 /// Decides where DNS listens, and gives `lo` those of the addresses that nothing has yet.
-pub async fn prepare(listen: &DnsListen) -> Result<Vec<SocketAddr>, AddressError> {
+pub async fn prepare(listen: &DnsListen) -> Result<Prepared, AddressError> {
     let host = Host::open()?;
     let assigned = host.assigned().await?;
-    let chosen = choose(listen, &assigned)?;
-    for address in missing(&chosen, &assigned) {
+    let listen = choose(listen, &assigned)?;
+    let on_lo = needed_on_lo(&listen, &assigned);
+    for address in missing(&on_lo, &assigned) {
         host.add(address).await?;
         info!(%address, "put the DNS address on lo");
     }
-    Ok(chosen)
+    Ok(Prepared { listen, on_lo })
+}
+
+/// Puts back what somebody takes from `lo`, for ever: our sockets outlive that, but no query reaches them.
+pub fn keep(on_lo: Vec<IpAddr>) -> Result<impl Future<Output = ()>, AddressError> {
+    let mut changes = Changes::listen().map_err(AddressError::Socket)?;
+    Ok(async move {
+        let mut failing = false;
+        loop {
+            let outcome = put_back(&on_lo, &mut changes).await;
+            if let Err(error) = &outcome
+                && !failing
+            {
+                warn!(reason = with_causes(error), "the DNS addresses on lo cannot be looked after");
+            }
+            failing = outcome.is_err();
+            changes.due(failing).await;
+        }
+    })
+}
+
+async fn put_back(on_lo: &[IpAddr], changes: &mut Changes) -> Result<(), AddressError> {
+    changes.settle().await.map_err(AddressError::Socket)?;
+    let host = Host::open()?;
+    let missing = missing(on_lo, &host.assigned().await?);
+    for address in &missing {
+        host.add(*address).await?;
+        warn!(%address, "the DNS address was gone from lo; put it back");
+    }
+    if !missing.is_empty() {
+        // Whoever takes it away again and again is not to be raced.
+        sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 /// Removes the addresses that [`prepare`] put on `lo`, in this or an earlier life. Returns which.
@@ -122,15 +172,20 @@ fn choose(listen: &DnsListen, assigned: &[Assigned]) -> Result<Vec<SocketAddr>, 
     }
 }
 
-/// What has to be added so that `chosen` can be listened on.
-fn missing(chosen: &[SocketAddr], assigned: &[Assigned]) -> Vec<IpAddr> {
-    let mut missing: Vec<IpAddr> = chosen.iter().map(SocketAddr::ip).collect();
-    missing.sort_unstable();
-    missing.dedup();
+/// The addresses to listen on that `lo` has or is to get. What another interface has comes and goes with it.
+fn needed_on_lo(chosen: &[SocketAddr], assigned: &[Assigned]) -> Vec<IpAddr> {
+    let mut needed: Vec<IpAddr> = chosen.iter().map(SocketAddr::ip).collect();
+    needed.sort_unstable();
+    needed.dedup();
     // All of 127.0.0.0/8 is local without being assigned.
-    missing.retain(|ip| !ip.is_unspecified() && !ip.is_loopback());
-    missing.retain(|ip| !assigned.iter().any(|held| held.address == *ip));
-    missing
+    needed.retain(|ip| !ip.is_unspecified() && !ip.is_loopback());
+    needed.retain(|ip| !assigned.iter().any(|held| held.address == *ip && held.interface != "lo"));
+    needed
+}
+
+/// Those that nothing has.
+fn missing(needed: &[IpAddr], assigned: &[Assigned]) -> Vec<IpAddr> {
+    needed.iter().copied().filter(|ip| !assigned.iter().any(|held| held.address == *ip)).collect()
 }
 
 /// A netlink connection to this network namespace.
@@ -213,7 +268,10 @@ fn is_ours(message: &AddressMessage) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::host_addresses::tests::{in_a_namespace, ip};
 
     fn assigned(list: &str) -> Vec<Assigned> {
         let one = |text: &str| {
@@ -232,7 +290,7 @@ mod tests {
         let chosen = choose(&given, &host).unwrap();
         assert_eq!(chosen, parse(listen) as Vec<SocketAddr>);
         let expected: Vec<IpAddr> = added.split_whitespace().map(|a| a.parse().unwrap()).collect();
-        assert_eq!(missing(&chosen, &host), expected);
+        assert_eq!(missing(&needed_on_lo(&chosen, &host), &host), expected);
     }
 
     #[test]
@@ -253,6 +311,53 @@ mod tests {
             "[fd00::53]:53 10.0.0.9:53 10.0.0.9:54",
             "10.0.0.9 fd00::53",
         );
+    }
+
+    #[test]
+    fn only_what_is_on_lo_is_kept_there() {
+        let needed = |chosen: &str, host: &str| {
+            let chosen: Vec<SocketAddr> = chosen.split_whitespace().map(|a| a.parse().unwrap()).collect();
+            let needed = needed_on_lo(&chosen, &assigned(host));
+            needed.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(needed("169.254.20.10:53", "127.0.0.1@lo"), "169.254.20.10", "put there now");
+        assert_eq!(needed("169.254.20.10:53", "169.254.20.10@lo"), "169.254.20.10", "put there in an earlier life");
+        assert_eq!(needed("10.0.0.5:53 127.0.0.53:53", "10.0.0.5@eth0"), "", "goes with its interface");
+    }
+
+    #[test]
+    fn an_address_that_is_taken_from_lo_is_put_back_unless_another_interface_has_it_now() {
+        in_a_namespace("an_address_that_is_taken_from_lo_is_put_back_unless_another_interface_has_it_now", async {
+            ip(&["link set lo up"]);
+            let listen = DnsListen::Given(vec!["169.254.20.10:53".parse().unwrap(), "[fd00::53]:53".parse().unwrap()]);
+            let Prepared { on_lo, .. } = prepare(&listen).await.unwrap();
+            let keeping = tokio::spawn(keep(on_lo.clone()).unwrap());
+            let holders = async || {
+                let found = Host::open().unwrap().assigned().await.unwrap();
+                let of = |ip: &IpAddr| found.iter().find(|held| held.address == *ip).map(|h| h.interface.clone());
+                on_lo.iter().map(|ip| of(ip).unwrap_or_default()).collect::<Vec<_>>().join(" ")
+            };
+            for taken in [&["169.254.20.10/32"][..], &["169.254.20.10/32", "fd00::53/128"]] {
+                for address in taken {
+                    ip(&[&format!("address del {address} dev lo")]);
+                }
+                let back = async {
+                    while holders().await != "lo lo" {
+                        sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                assert!(timeout(Duration::from_secs(20), back).await.is_ok(), "{:?}", holders().await);
+            }
+            ip(&["link add nodelocaldns type veth peer name there", "address add 169.254.20.10/32 dev nodelocaldns"]);
+            ip(&["address del 169.254.20.10/32 dev lo", "address del fd00::53/128 dev lo"]);
+            let other = async {
+                while holders().await != "nodelocaldns lo" {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            assert!(timeout(Duration::from_secs(20), other).await.is_ok(), "{:?}", holders().await);
+            keeping.abort();
+        });
     }
 
     #[test]

@@ -41,8 +41,7 @@ async fn follow(mut changes: Changes, sender: watch::Sender<Arc<BTreeSet<IpAddr>
     loop {
         tokio::select! {
             () = sender.closed() => return,
-            () = changes.next(), if !failing => {}
-            () = sleep(if failing { RETRY } else { AGAIN }) => {}
+            () = changes.due(failing) => {}
         }
         match look(&mut changes).await {
             Ok(addresses) => {
@@ -67,14 +66,13 @@ async fn follow(mut changes: Changes, sender: watch::Sender<Arc<BTreeSet<IpAddr>
 
 /// One look answers all that came meanwhile.
 async fn look(changes: &mut Changes) -> io::Result<BTreeSet<IpAddr>> {
-    sleep(SETTLE).await;
-    changes.skip()?;
+    changes.settle().await?;
     read().await
 }
 
 /// What the kernel tells of changed addresses. That it had to leave something out because we were too slow arrives as a
 /// change like any other.
-struct Changes {
+pub(crate) struct Changes {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     /// The connection lives as long as somebody may ask something of it.
     _handle: Handle,
@@ -82,15 +80,26 @@ struct Changes {
 }
 
 impl Changes {
-    fn listen() -> io::Result<Self> {
+    /// Changes from now on.
+    pub(crate) fn listen() -> io::Result<Self> {
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
         Ok(Self { messages, _handle: handle, connection: tokio::spawn(connection) })
     }
 
-    /// Waits for a change, or for the end of the connection.
-    async fn next(&mut self) {
-        let (Some(_) | None) = self.messages.next().await;
+    /// Waits until it is time to look: at a change, or because the last look is long ago or failed.
+    pub(crate) async fn due(&mut self, failing: bool) {
+        tokio::select! {
+            // None is the end of the connection, which the next look finds out.
+            Some(_) | None = self.messages.next(), if !failing => {}
+            () = sleep(if failing { RETRY } else { AGAIN }) => {}
+        }
+    }
+
+    /// Waits for the end of a group of changes. A look after that answers all of them.
+    pub(crate) async fn settle(&mut self) -> io::Result<()> {
+        sleep(SETTLE).await;
+        self.skip()
     }
 
     /// Drops what is waiting. If the connection has ended there is a new one, and an error, since changes may be missing.
@@ -124,7 +133,7 @@ async fn read() -> io::Result<BTreeSet<IpAddr>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::process::Command;
     use std::thread;
 
@@ -138,7 +147,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(20);
 
     /// Runs `work` in a namespace of its own; the runtime's threads are in it, too.
-    fn in_a_namespace(test: &str, work: impl Future<Output = ()> + Send) {
+    pub(crate) fn in_a_namespace(test: &str, work: impl Future<Output = ()> + Send) {
         if !is_root(test) {
             return;
         }
@@ -149,7 +158,7 @@ mod tests {
         thread::scope(|scope| scope.spawn(inside).join().unwrap());
     }
 
-    fn ip(commands: &[&str]) {
+    pub(crate) fn ip(commands: &[&str]) {
         for arguments in commands {
             let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
             assert!(status.success(), "ip {arguments}");

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::addresses::Prepared;
 use crate::config::{Annotation, Config, DnsConfig, EmptyLocal};
 use crate::control::{self, Control, Views};
 use crate::datapath::Datapath;
@@ -254,22 +255,29 @@ impl Daemon {
             self.dns.send_replace(DnsState::Off);
             return Ok((None, Vec::new()));
         };
-        let listen = addresses::prepare(&config.listen).await?;
+        let Prepared { listen, on_lo } = addresses::prepare(&config.listen).await?;
         let cluster_dns = &self.config.cluster_dns;
         let mut started = dns_service::start(config, listen, cluster_dns, served).await?;
-        if let Some(follow) = started.follow(cluster_dns) {
-            let stop = self.stop.clone();
-            self.tasks.spawn(async move {
-                stop.run_until_cancelled(follow).await;
-                Ok(())
-            });
-        }
+        let (follow, keep) = (started.follow(cluster_dns), addresses::keep(on_lo)?);
         let server = started.server;
         let addresses = server.local_addresses().to_vec();
         info!(?addresses, "DNS is listening");
         let state = self.serving(config, &addresses)?;
         self.dns.send_replace(state);
+        self.until_stopped(keep);
+        if let Some(follow) = follow {
+            self.until_stopped(follow);
+        }
         Ok((Some(server), addresses))
+    }
+
+    /// Work that has no end of its own.
+    fn until_stopped(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(work).await;
+            Ok(())
+        });
     }
 
     /// Whether the bundled DNS answers, from now on.
@@ -277,12 +285,7 @@ impl Daemon {
         let (sender, serves) = watch::channel(true);
         if let Some(config) = &self.config.dns {
             let domain = dns_service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
-            let watching = dns_watch::watch(addresses.to_vec(), domain, sender);
-            let stop = self.stop.clone();
-            self.tasks.spawn(async move {
-                stop.run_until_cancelled(watching).await;
-                Ok(())
-            });
+            self.until_stopped(dns_watch::watch(addresses.to_vec(), domain, sender));
         }
         Ok(serves)
     }
