@@ -182,17 +182,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// Nothing is written before the first view of the cluster is complete (spec SY-1).
+    /// Nothing is written before the first view of the cluster is complete (spec SY-1). DNS does not wait for it: what
+    /// an earlier life left in the kernel leads here already, and other names need no cluster (spec DNS 11.2).
     async fn start(&mut self, options: EbpfOptions) -> Result<Running> {
         let config = Arc::clone(&self.config);
+        let (reachable, served) = watch::channel(None);
+        let (dns, listen) = self.start_dns(served).await?;
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
         self.write_events(events);
         let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
         let (datapath, upkeep) = opening.await.context("opening the data path")??;
         let mode = datapath.mode();
-        let (reachable, served) = watch::channel(None);
-        let (dns, listen) = self.start_dns(served).await?;
         self.start_control(dns.as_ref());
         let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
         self.start_metrics(durations.clone(), dns.as_ref(), mode).await?;

@@ -211,6 +211,33 @@ fn an_outage_of_the_api_is_told_of_and_costs_no_connection() {
     world.assert_as_after_a_fresh_start();
 }
 
+#[test]
+fn a_daemon_that_starts_during_an_outage_of_the_api_answers_other_names_at_once() {
+    let Some(mut world) = World::new("apidns") else { return };
+    let upstream = Ipv4Addr::new(172, 18, 0, 1).into();
+    let _upstream = world.lab.outside.dns_upstream(upstream, &["www.example.org=192.0.2.7"]).unwrap();
+    let ask = |world: &World, name: &str| match world.client.resolve(name, "A", CLUSTER_DNS.into()) {
+        Ok(answer) => format!("{} {}", answer.rcode, answer.data().join(" ")),
+        Err(error) => format!("{error:#}"),
+    };
+    let (shop, absent) = ("shop.test.svc.cluster.local", "absent.test.svc.cluster.local");
+    assert_eq!(ask(&world, shop), "NoError 10.96.1.1");
+    world.api.order("stop-listening").unwrap();
+    world.daemon.kill9().unwrap();
+    world.daemon.relaunch().unwrap();
+    world.wait_for("other names", |world| ask(world, "www.example.org") == "NoError 192.0.2.7");
+    for name in [shop, absent] {
+        assert_eq!(ask(&world, name), "ServFail ", "{name} is not denied by a server that does not know");
+    }
+    let (code, body) = world.readyz();
+    assert!(code == 503 && body.contains("no sync yet: ") && !body.contains("dns: "), "{code} {body}");
+
+    world.api.order("resume").unwrap();
+    world.wait_for("names of the cluster", |world| ask(world, shop) == "NoError 10.96.1.1");
+    assert_eq!(ask(&world, absent), "NXDomain ");
+    world.wait_for("readiness", |world| world.readyz().0 == 200);
+}
+
 /// Set `SHUNT_SOAK_SECONDS` for a longer one and `SHUNT_SOAK_SEED` for another.
 #[test]
 fn after_faults_at_random_the_kernel_is_as_a_fresh_start_makes_it() {
