@@ -16,8 +16,9 @@ use shunt_dns::{
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
+use tracing::warn;
 
-use crate::config::{DnsConfig, PodNames};
+use crate::config::{DNS_PORT, DnsConfig, PodNames};
 
 /// Loopback answers in microseconds; a server that needs longer than this is not serving anybody.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -56,6 +57,11 @@ pub async fn start(
     reachable: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> Result<Started, DnsError> {
     let file = config.corefile.as_deref().map(Corefile::read).transpose()?;
+    let idle = file.as_ref().map(without_effect).unwrap_or_default();
+    if !idle.is_empty() {
+        let idle = idle.join(" and ");
+        warn!("of the Corefile, {idle} have no effect here: DNS of this daemon listens where --dns-bind-address says");
+    }
     let server = match &file {
         None => ServerConfig::usual(listen, zone_config(config, cluster_dns)?, config.forward.clone()),
         Some(file) => ServerConfig { listen, zone: file.zone(cluster_dns.to_vec()), blocks: file.blocks.clone() },
@@ -66,6 +72,12 @@ pub async fn start(
         error @ (ServeError::NoAddress | ServeError::Bind { .. }) => DnsError::Serve(error),
     })?;
     Ok(Started { server: Arc::new(server), corefile: config.corefile.clone().zip(file) })
+}
+
+/// What a Corefile says of where to listen, unless it is usual.
+fn without_effect(file: &Corefile) -> Vec<String> {
+    let binds = file.bind.iter().map(|address| format!("bind {address}"));
+    binds.chain((file.port != DNS_PORT).then(|| format!("port {}", file.port))).collect()
 }
 
 /// A server, and the Corefile that it is to follow.

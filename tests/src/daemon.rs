@@ -32,6 +32,10 @@ pub struct DaemonOptions {
     pub kubeconfig: Option<PathBuf>,
     /// A DNS server of the lab, such as `lab-peer dns-upstream`. Without one, the router's address, where nobody listens.
     pub dns_upstream: Option<SocketAddr>,
+    /// A Corefile instead of `dns_upstream`.
+    pub corefile: Option<PathBuf>,
+    /// Where its DNS listens, instead of what it chooses itself.
+    pub dns_bind: Option<String>,
     /// Further arguments.
     pub extra: Vec<String>,
     /// The only capabilities it may have, such as `net_admin`; all of them unless given.
@@ -48,6 +52,8 @@ impl DaemonOptions {
             manifests: manifests.to_owned(),
             kubeconfig: None,
             dns_upstream: None,
+            corefile: None,
+            dns_bind: Some(DNS_BIND.to_owned()),
             extra: Vec::new(),
             capabilities: None,
             ready_within: READY_WITHIN,
@@ -202,10 +208,13 @@ fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
         ("--control-socket", text(core.control_socket(node.name()))?),
         ("--service-cidr", SERVICE_CIDR.to_owned()),
         ("--cluster-dns", CLUSTER_DNS.to_owned()),
-        ("--dns-bind-address", DNS_BIND.to_owned()),
-        ("--dns-upstream", upstream.to_string()),
+        match &options.corefile {
+            None => ("--dns-upstream", upstream.to_string()),
+            Some(corefile) => ("--corefile", text(corefile.clone())?),
+        },
         ("--healthz-bind-address", format!("0.0.0.0:{HEALTH_PORT}")),
     ];
+    arguments.extend(options.dns_bind.iter().map(|addresses| format!("--dns-bind-address={addresses}")));
     arguments.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
     arguments.extend(options.extra.iter().cloned());
     node.spawn(&arguments)

@@ -274,6 +274,7 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(place.path().join("manifests")).unwrap();
     fs::write(place.path().join("typo.yaml"), "manifest: /nowhere\n").unwrap();
+    fs::write(place.path().join("Corefile"), ".:53 {\n  kubernetes cluster.local\n  dnsmasq\n}\n").unwrap();
     // Whoever is not root may not be able to reach the one that was built.
     let binary = place.path().join("shunt");
     fs::copy(Binaries::find().unwrap().shunt().unwrap(), &binary).unwrap();
@@ -285,6 +286,8 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     shunt.check(&format!("run {places} --manifest DIR/manifests"), 2, &["--manifest'"]);
     shunt.check(&format!("run {places} --config DIR/typo.yaml"), 2, &["DIR/typo.yaml", "`manifest`", "line 1"]);
     shunt.check(&format!("run {places} --config DIR/none.yaml"), 2, &["DIR/none.yaml", "No such file"]);
+    let corefile = format!("run {places} --manifests DIR/manifests --corefile DIR/Corefile");
+    shunt.check(&corefile, 2, &["DIR/Corefile:3: dnsmasq"]);
     shunt.check(&format!("run {places} --manifests DIR/none"), 1, &["--manifests DIR/none", "no such folder"]);
     let cgroup = format!("run {places} --manifests DIR/manifests --cgroup-root DIR");
     shunt.check(&cgroup, 1, &["DIR is not a directory of a cgroup2", "--cgroup-root"]);

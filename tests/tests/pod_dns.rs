@@ -19,6 +19,7 @@ use lab::{Pod, Process};
 
 const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 const HTTP: Port<'_> = Port { name: "http", protocol: "TCP", port: 80, target: 7000 };
+const WEB: &str = "web.test.svc.cluster.local";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A compiler for each library, and how it is called.
@@ -130,6 +131,27 @@ fn a_name_leads_to_a_new_endpoint_only_when_the_load_balancing_does_too() {
     }
 }
 
+/// What a pod gets from the cluster DNS address, or why it gets nothing.
+fn asked(pod: &Pod, name: &str) -> String {
+    let answer = pod.resolve(name, "A", CLUSTER_DNS);
+    answer.map_or_else(|error| format!("{error:#}"), |answer| answer.data().join(" "))
+}
+
+/// Runs `ip` on the node.
+fn ip(cluster: &Cluster, commands: &[&str]) {
+    for arguments in commands {
+        let command: Vec<&str> = std::iter::once("ip").chain(arguments.split(' ')).collect();
+        let finished = cluster.node.spawn(&command).unwrap().finish(PATIENCE).unwrap();
+        assert!(finished.status.success(), "ip {arguments}");
+    }
+}
+
+/// The lines of the daemon's log with all of `parts`.
+fn logged(cluster: &Cluster, parts: &[&str]) -> Vec<String> {
+    let log = std::fs::read_to_string(cluster.daemon().process().log()).unwrap();
+    log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned).collect()
+}
+
 /// The cluster's own DNS, as CoreDNS would be: a Service at the usual address with a pod that answers.
 fn old_dns(cluster: &Arc<Cluster>) -> (Pod, Process) {
     let pod = cluster.node.pod("coredns").unwrap();
@@ -150,15 +172,140 @@ fn the_cluster_s_own_dns_pods_answer_while_ours_does_not() {
     let _old = old_dns(&cluster);
     cluster.wait_until_applied(&shop.client);
     let ours = shop.addresses().map(|address| address.ip().to_string());
-    let asked = || {
-        let answer = shop.client.resolve("web.test.svc.cluster.local", "A", CLUSTER_DNS);
-        answer.map_or_else(|error| format!("{error:#}"), |answer| answer.data().join(" "))
-    };
+    let asked = || asked(&shop.client, WEB);
     assert_eq!(asked(), ours[0]);
     assert!(cluster.daemon().stop().unwrap().success());
     assert_eq!(asked(), "192.0.2.99", "the daemon that stops hands over");
     cluster.daemon().restart().unwrap();
     assert_eq!(asked(), ours[0], "and its successor takes over");
+}
+
+#[test]
+fn while_our_dns_does_not_answer_a_running_daemon_hands_over_and_takes_over_again() {
+    let Some(cluster) = Cluster::alone("handover") else { return };
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let _old = old_dns(&cluster);
+    cluster.wait_until_applied(&shop.client);
+    let ours = shop.addresses().map(|address| address.ip().to_string());
+    assert_eq!(asked(&shop.client, WEB), ours[0]);
+    // The address stays on lo, and the daemon is well; only nothing reaches its server.
+    ip(&cluster, &["route del table local local 169.254.20.10", "route add table local blackhole 169.254.20.10"]);
+    cluster.wait_for("the cluster's own DNS", || asked(&shop.client, WEB) == "192.0.2.99");
+    let back = "route add table local local 169.254.20.10 dev lo proto kernel scope host src 169.254.20.10";
+    ip(&cluster, &["route del table local blackhole 169.254.20.10", back]);
+    cluster.wait_for("ours", || asked(&shop.client, WEB) == ours[0]);
+}
+
+#[test]
+fn a_dns_address_that_somebody_takes_from_lo_is_put_back() {
+    let Some(cluster) = Cluster::alone("putback") else { return };
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let ours = shop.addresses().map(|address| address.ip().to_string());
+    assert_eq!(asked(&shop.client, WEB), ours[0]);
+    ip(&cluster, &["addr del 169.254.20.10/32 dev lo"]);
+    cluster.wait_for("the address", || asked(&shop.client, WEB) == ours[0]);
+    assert_eq!(logged(&cluster, &["WARN", "169.254.20.10", "put it back"]).len(), 1);
+}
+
+#[test]
+fn the_address_that_nodelocal_dnscache_holds_is_left_to_it() {
+    let Some(cluster) = Cluster::alone_with("nodelocal", |options| options.dns_bind = None) else { return };
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let ours = shop.addresses().map(|address| address.ip().to_string());
+    assert!(cluster.daemon().stop().unwrap().success());
+    // As after a restart of the node: nothing of ours is on lo, and the other program came first.
+    let bridge = ["link add nodelocaldns type bridge", "addr add 169.254.20.10/32 dev nodelocaldns"];
+    ip(&cluster, &["addr del 169.254.20.10/32 dev lo", bridge[0], bridge[1], "link set nodelocaldns up"]);
+    let _theirs = cluster.node.dns_upstream("169.254.20.10".parse().unwrap(), &[&format!("{WEB}=192.0.2.10")]).unwrap();
+    cluster.daemon().restart().unwrap();
+    assert_eq!(logged(&cluster, &["WARN", "169.254.20.10", "nodelocaldns", "taking 169.254.20.11"]).len(), 1);
+    assert_eq!(asked(&shop.client, WEB), ours[0], "by the cluster DNS address");
+    let at = |address: &str| shop.client.resolve(WEB, "A", address.parse().unwrap()).unwrap().data().join(" ");
+    assert_eq!((at("169.254.20.10"), at("169.254.20.11")), ("192.0.2.10".to_owned(), ours[0].clone()));
+}
+
+/// As kubeadm writes it, with a stub domain, a table of hosts, and looked at more often.
+const COREFILE: &str = r"
+.:53 {
+    errors
+    health {
+       lameduck 5s
+    }
+    ready
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+       pods insecure
+       fallthrough in-addr.arpa ip6.arpa
+       ttl 30
+    }
+    hosts {
+       192.0.2.50 printer.office.example
+       fallthrough
+    }
+    prometheus :9153
+    forward . GENERAL {
+       max_concurrent 1000
+    }
+    cache 30 {
+       disable success cluster.local
+       disable denial cluster.local
+    }
+    loop
+    reload 2s
+    loadbalance
+}
+corp.example:53 {
+    errors
+    cache 30
+    forward . CORP
+}
+";
+
+#[test]
+fn a_corefile_is_obeyed_and_followed() {
+    let mut written = None;
+    let general = Ipv4Addr::new(172, 18, 0, 1);
+    let cluster = Cluster::alone_with("corefile", |options| {
+        let path = options.manifests.parent().unwrap().join("Corefile");
+        std::fs::write(&path, COREFILE.replace("GENERAL", "172.18.0.1").replace("CORP", "10.244.1.2")).unwrap();
+        options.corefile = Some(path.clone());
+        written = Some(path);
+    });
+    let (Some(cluster), Some(path)) = (cluster, written) else { return };
+    let corp = cluster.node.pod("corpdns").unwrap();
+    assert_eq!(corp.ipv4, Ipv4Addr::new(10, 244, 1, 2), "as the Corefile says");
+    let _corp = corp.dns_upstream(corp.ipv4.into(), &["wiki.corp.example=192.0.2.60"]).unwrap();
+    let _general = cluster.outside().dns_upstream(general.into(), &["www.example.org=192.0.2.7"]).unwrap();
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let web = shop.addresses().map(|address| address.ip().to_string());
+    let rows = [
+        ("www.example.org", "192.0.2.7"),
+        ("printer.office.example", "192.0.2.50"),
+        ("wiki.corp.example", "192.0.2.60"),
+    ];
+    for (name, wanted) in rows.into_iter().chain([(WEB, web[0].as_str())]) {
+        assert_eq!(asked(&shop.client, name), wanted, "{name}");
+    }
+    assert_eq!(logged(&cluster, &["WARN", "Corefile"]), Vec::<String>::new(), "nothing in it is without effect");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("192.0.2.50", "192.0.2.51")).unwrap();
+    cluster
+        .wait_for("the new address of the printer", || asked(&shop.client, "printer.office.example") == "192.0.2.51");
+}
+
+#[test]
+fn a_corefile_does_not_say_where_the_daemon_listens() {
+    let cluster = Cluster::alone_with("corefilebind", |options| {
+        let path = options.manifests.parent().unwrap().join("Corefile");
+        let text = ".:1053 {\n  bind 127.0.0.1\n  kubernetes cluster.local\n}\n";
+        std::fs::write(&path, text).unwrap();
+        options.corefile = Some(path);
+    });
+    let Some(cluster) = cluster else { return };
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let web = shop.addresses().map(|address| address.ip().to_string());
+    assert_eq!(asked(&shop.client, WEB), web[0]);
+    let told = logged(&cluster, &["WARN", "bind 127.0.0.1", "port 1053", "--dns-bind-address"]);
+    assert_eq!(told.len(), 1, "{told:?}");
 }
 
 #[test]

@@ -129,6 +129,29 @@ fn mistakes_in_flags_say_what_to_do() {
 }
 
 #[test]
+fn a_corefile_says_all_of_dns_but_where_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("Corefile");
+    let of = |text: &str, further: &str| {
+        std::fs::write(&path, text).unwrap();
+        config(&format!("--manifests m --hostname-override n1 --corefile {} {further}", path.display()))
+    };
+    let text = ".:1053 {\n bind 10.0.0.5\n kubernetes Corp.Local {\n  pods verified\n  ttl 30\n }\n}\n";
+    let dns = of(text, "").unwrap().dns.unwrap();
+    assert_eq!(
+        (dns.domain.as_str(), dns.pods, dns.ttl, dns.listen),
+        ("corp.local", PodNames::Verified, 30, DnsListen::Default)
+    );
+    let listen = of(text, "--dns-bind-address 127.0.0.9").unwrap().dns.unwrap().listen;
+    assert_eq!(listen, DnsListen::Given(vec!["127.0.0.9:53".parse().unwrap()]));
+    for flag in ["--cluster-domain a", "--dns-upstream 192.0.2.1", "--dns-stub-domain a=192.0.2.1", "--dns-ttl 5"] {
+        refused(of(text, flag), &["--corefile", flag.split(' ').next().unwrap(), "leave one"]);
+    }
+    refused(of(text, "--dns-pods insecure"), &["--corefile", "--dns-pods"]);
+    refused(of(".:53 {\n forward . 192.0.2.1\n}\n", ""), &["Corefile", "no directive kubernetes"]);
+}
+
+#[test]
 fn addresses_take_a_port_or_the_default_one() {
     let listen = |list: &str| config(&format!("--manifests m --dns-bind-address {list}")).unwrap().dns.unwrap().listen;
     let given = |addresses: &[&str]| DnsListen::Given(addresses.iter().map(|a| a.parse().unwrap()).collect());
