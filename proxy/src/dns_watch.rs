@@ -1,24 +1,34 @@
 //! Watches the bundled DNS from outside, as a client would: when it does not answer, the cluster's own DNS pods take over.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
-use shunt_model::with_causes;
+use shunt_dns::View;
+use shunt_model::{Service, Snapshot, with_causes};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::dns_service::probe;
 use crate::plan::{Plan, PlanOptions, plan};
-use shunt_model::Snapshot;
 
 /// How often it is asked.
 const EVERY: Duration = Duration::from_secs(1);
 /// So many failures in a row are no accident.
 const FAILURES: u32 = 3;
 
-/// Asks for ever; `serving` is true as long as it answers.
-pub async fn watch(addresses: Vec<SocketAddr>, domain: Name, serving: watch::Sender<bool>) {
+/// Asks for ever; `serving` is true as soon as it knows the cluster and as long as it answers.
+pub async fn watch(
+    addresses: Vec<SocketAddr>,
+    domain: Name,
+    mut views: watch::Receiver<View>,
+    serving: watch::Sender<bool>,
+) {
+    if views.wait_for(|view| view.snapshot.is_some()).await.is_err() {
+        return;
+    }
+    serving.send_replace(true);
     let mut failures = 0_u32;
     loop {
         tokio::time::sleep(EVERY).await;
@@ -43,8 +53,16 @@ pub async fn watch(addresses: Vec<SocketAddr>, domain: Name, serving: watch::Sen
 /// server that may come back is better than none.
 pub fn without_ours(options: &PlanOptions, snapshot: &Snapshot) -> Option<PlanOptions> {
     let ours = PlanOptions { dns_backends: Vec::new(), ..options.clone() };
-    let (plan, _) = plan(snapshot, &ours);
+    // A look at each of thousands of Services costs nothing beside a plan of all.
+    let candidates = snapshot.services.iter().filter(|(_, service)| may_serve(service, options));
+    let services = candidates.map(|(key, service)| (key.clone(), Arc::clone(service))).collect();
+    let (plan, _) = plan(&Snapshot { services, ..snapshot.clone() }, &ours);
     serves_dns(&plan, options).then_some(ours)
+}
+
+fn may_serve(service: &Service, options: &PlanOptions) -> bool {
+    let lists = [service.cluster_ips.addresses(), &service.external_ips, &service.load_balancer_ips];
+    lists.into_iter().flatten().any(|address| options.cluster_dns.contains(&address.to_canonical()))
 }
 
 fn serves_dns(plan: &Plan, options: &PlanOptions) -> bool {

@@ -37,7 +37,7 @@ pub struct Input {
     pub health: watch::Receiver<SourceHealth>,
     /// Addresses of this node's interfaces.
     pub addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
-    /// The bundled DNS answers.
+    /// The bundled DNS knows the cluster and answers.
     pub dns_serves: watch::Receiver<bool>,
 }
 
@@ -99,6 +99,9 @@ impl Reconciler {
     /// future wants a thread of its own. The data path stays as it is at the end (spec SY-17).
     pub async fn run(mut self, stop: CancellationToken) {
         self.look_at_health();
+        // Our server knows no name before the first sync is done; until then others go on that are there.
+        let serves = *self.input.dns_serves.borrow_and_update();
+        self.choose_dns(serves);
         let mut next = Some(self.sync_newest());
         let mut audits = tokio::time::interval(AUDIT);
         audits.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

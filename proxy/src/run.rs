@@ -197,7 +197,7 @@ impl Daemon {
         self.start_control(dns.as_ref());
         let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
         self.start_metrics(durations.clone(), dns.as_ref(), mode).await?;
-        let dns_serves = self.watch_dns(&listen)?;
+        let dns_serves = self.watch_dns(dns.as_ref())?;
         let options = plan_options(&config, listen);
         let addresses = host_addresses::watch().await.context("watching the addresses of this node")?;
         let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
@@ -281,12 +281,12 @@ impl Daemon {
         });
     }
 
-    /// Whether the bundled DNS answers, from now on.
-    fn watch_dns(&mut self, addresses: &[SocketAddr]) -> Result<watch::Receiver<bool>> {
-        let (sender, serves) = watch::channel(true);
-        if let Some(config) = &self.config.dns {
+    /// Whether the bundled DNS answers, from now on; it does not before it knows the cluster.
+    fn watch_dns(&mut self, dns: Option<&Arc<Server>>) -> Result<watch::Receiver<bool>> {
+        let (sender, serves) = watch::channel(false);
+        if let (Some(config), Some(server)) = (&self.config.dns, dns) {
             let domain = dns_service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
-            self.until_stopped(dns_watch::watch(addresses.to_vec(), domain, sender));
+            self.until_stopped(dns_watch::watch(server.local_addresses().to_vec(), domain, server.views(), sender));
         }
         Ok(serves)
     }

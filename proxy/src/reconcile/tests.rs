@@ -96,6 +96,7 @@ impl Loop {
         Self::start_with(cluster(services), PlanOptions::default(), says)
     }
 
+    /// The bundled DNS does not know the cluster yet.
     fn start_with(view: Arc<Snapshot>, options: PlanOptions, says: &[Says]) -> Self {
         let (snapshots, snapshots_read) = watch::channel(view);
         let (health, health_read) = watch::channel(SourceHealth::default());
@@ -107,7 +108,7 @@ impl Loop {
         let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1 };
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (orders, _) = watch::channel(Orders::default());
-        let (dns_serves, dns_serves_read) = watch::channel(true);
+        let (dns_serves, dns_serves_read) = watch::channel(false);
         let input = Input { snapshots: snapshots_read, health: health_read, addresses, dns_serves: dns_serves_read };
         let (health_checks, _) = watch::channel(crate::health_checks::Checks::default());
         let (pending, (events, _recorded)) = (crate::status::Pending::default(), crate::events::recorder());
@@ -248,47 +249,58 @@ fn cluster_dns(pod: &str) -> Arc<Snapshot> {
     Arc::new(fixture::cluster([service], [slice]))
 }
 
-/// Where the cluster DNS address leads after each event: `ours` up or down, `pods` with the cluster's own or none, `stop`.
+/// Where the cluster DNS address leads at the start and after each event: `ours` up or down, `pods` with the cluster's own
+/// or none, `stop`.
 async fn check_dns(events: &[(&str, &str)]) {
     let options = PlanOptions {
         cluster_dns: vec![fixture::ip("10.96.0.10")],
         dns_backends: vec!["169.254.20.10:53".parse().unwrap()],
         ..fixture::options()
     };
-    let mut l = Loop::start_with(cluster_dns("e1:R"), options, &[]);
+    let view = |event: &str| cluster_dns(if event == "pods" { "e1:R" } else { "" });
+    let mut l = Loop::start_with(view(events[0].0), options, &[]);
     l.until(|status| status.syncs == 1).await;
     for (number, (event, wanted)) in events.iter().enumerate() {
         match *event {
+            "pods" | "no pods" => drop(l.snapshots.send_replace(view(event))),
             "ours up" => drop(l.dns_serves.send_replace(true)),
             "ours down" => drop(l.dns_serves.send_replace(false)),
-            "pods" => drop(l.snapshots.send_replace(cluster_dns("e1:R"))),
-            "no pods" => drop(l.snapshots.send_replace(cluster_dns(""))),
             "stop" => l.stop.cancel(),
             other => panic!("{other}"),
         }
         // The clock moves only when the loop has nothing left to do.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let leads = l.leads.lock().unwrap().replace("169.254.20.10 169.254.20.10", "ours").replace("10.1.0.1", "pod");
+        let leads =
+            l.leads.lock().unwrap().replace("169.254.20.10 169.254.20.10", "ours").replace("10.1.0.1", "theirs");
         assert_eq!(leads, *wanted, "{event}, event {number} of {events:?}");
     }
     l.end().await;
 }
 
 #[tokio::test(start_paused = true)]
+async fn our_dns_serves_as_soon_as_it_knows_the_cluster_or_nobody_else_is_there() {
+    check_dns(&[("pods", "theirs"), ("ours up", "ours")]).await;
+    check_dns(&[("no pods", "ours"), ("ours up", "ours")]).await;
+    check_dns(&[("no pods", "ours"), ("pods", "theirs"), ("ours up", "ours"), ("pods", "ours")]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_cluster_s_own_dns_serves_as_long_as_ours_does_not_and_it_has_pods() {
-    check_dns(&[("ours down", "pod"), ("ours up", "ours")]).await;
-    check_dns(&[("pods", "ours"), ("no pods", "ours"), ("ours down", "ours"), ("ours up", "ours")]).await;
-    check_dns(&[("no pods", "ours"), ("ours down", "ours"), ("pods", "pod")]).await;
+    let up = [("pods", "theirs"), ("ours up", "ours")];
+    let check = async |events: &[(&str, &str)]| check_dns(&[&up, events].concat()).await;
+    check(&[("ours down", "theirs"), ("ours up", "ours")]).await;
+    check(&[("no pods", "ours"), ("ours down", "ours"), ("ours up", "ours")]).await;
+    check(&[("no pods", "ours"), ("ours down", "ours"), ("pods", "theirs")]).await;
     // A server that may come back is better than none.
-    check_dns(&[("ours down", "pod"), ("no pods", "ours"), ("pods", "pod"), ("ours up", "ours")]).await;
-    check_dns(&[("ours down", "pod"), ("no pods", "ours"), ("ours up", "ours"), ("pods", "ours")]).await;
+    check(&[("ours down", "theirs"), ("no pods", "ours"), ("pods", "theirs"), ("ours up", "ours")]).await;
+    check(&[("ours down", "theirs"), ("no pods", "ours"), ("ours up", "ours"), ("pods", "ours")]).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_daemon_that_stops_hands_over_if_somebody_can_take_over() {
-    check_dns(&[("stop", "pod")]).await;
-    check_dns(&[("ours down", "pod"), ("stop", "pod")]).await;
+    check_dns(&[("pods", "theirs"), ("ours up", "ours"), ("stop", "theirs")]).await;
+    check_dns(&[("pods", "theirs"), ("ours up", "ours"), ("ours down", "theirs"), ("stop", "theirs")]).await;
     // The address is left to the successor.
-    check_dns(&[("no pods", "ours"), ("stop", "ours")]).await;
-    check_dns(&[("ours down", "pod"), ("no pods", "ours"), ("stop", "ours")]).await;
+    check_dns(&[("no pods", "ours"), ("ours up", "ours"), ("stop", "ours")]).await;
+    check_dns(&[("pods", "theirs"), ("no pods", "ours"), ("stop", "ours")]).await;
 }
