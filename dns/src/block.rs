@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, RecordType};
 use ipnet::IpNet;
 
 use crate::answer::{Answer, Records};
@@ -15,9 +16,9 @@ use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError,
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
 use crate::rewrite::{Rewrite, Rewritten};
-use crate::server::View;
 use crate::server::reply::{Origin, Reply};
 use crate::server::request::Request;
+use crate::server::{View, block_of};
 use crate::stats::{Author, Counters};
 use crate::template::Template;
 
@@ -120,7 +121,8 @@ impl Block {
     }
 
     /// The reply to a question that this block is for.
-    pub(crate) async fn answer(&self, request: &Request, view: &View) -> Reply {
+    /// `blocks` are all, for aliases that lead elsewhere.
+    pub(crate) async fn answer(&self, blocks: &[Arc<Self>], request: &Request, view: &View) -> Reply {
         let query = &request.query;
         if query.query_type == RecordType::HINFO && self.forwarder.meet(&query.name) {
             return Reply::error(ResponseCode::ServFail);
@@ -130,7 +132,7 @@ impl Block {
             None => query.clone(),
             Some(rewritten) => Query::query(rewritten.name.clone(), query.query_type),
         };
-        let asker = Asker { block: self, request, view };
+        let asker = Asker { blocks, block: self, request, view, hops: 0 };
         let paths = self.config.autopath.as_ref().and_then(|autopath| autopath.paths(&query.name, request, view));
         let mut reply = match paths {
             None => asker.ask(&query).await,
@@ -152,9 +154,12 @@ impl Block {
 /// A block asked by somebody, at a moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Asker<'a> {
+    blocks: &'a [Arc<Block>],
     block: &'a Block,
     request: &'a Request,
     view: &'a View,
+    /// Aliases that have been followed.
+    hops: usize,
 }
 
 impl Asker<'_> {
@@ -164,20 +169,28 @@ impl Asker<'_> {
 
     /// The reply, and where the alias of a template leads to: templates write the first link only.
     pub(crate) async fn ask(&self, query: &Query) -> Reply {
-        let mut reply = self.ask_once(query).await;
-        let mut author = reply.author;
-        for _ in 0..LONGEST_ALIAS_CHAIN {
-            let Some(target) = dangling(&reply, query).filter(|_| author == Author::Template) else { break };
-            let mut beyond = self.ask_once(&Query::query(target, query.query_type)).await;
-            // As with an ExternalName whatever is said about the target, the alias exists, unless nobody knows.
+        let reply = self.ask_once(query).await;
+        match dangling(&reply, query).filter(|_| reply.author == Author::Template) {
+            Some(target) => self.follow(reply, query, target).await,
+            None => reply,
+        }
+    }
+
+    /// An alias with what is said about its target by whoever is asked for that (rules 2.6.2, 2.6.5): whatever it is, the
+    /// alias exists. Only if nobody can tell the client is told to ask again.
+    fn follow<'a>(&'a self, mut alias: Reply, query: &'a Query, target: Name) -> BoxFuture<'a, Reply> {
+        Box::pin(async move {
+            let next = block_of(self.blocks, &target).filter(|_| self.hops < LONGEST_ALIAS_CHAIN);
+            let Some(block) = next else { return alias };
+            let next = Asker { block, hops: self.hops + 1, ..*self };
+            let mut beyond = next.ask(&Query::query(target, query.query_type)).await;
             if beyond.rcode == ResponseCode::ServFail || matches!(beyond.why, Some(ForwardError::Busy)) {
                 return beyond;
             }
-            author = beyond.author;
-            reply.answers.append(&mut beyond.answers);
-            reply.truncated |= beyond.truncated;
-        }
-        reply
+            alias.answers.append(&mut beyond.answers);
+            alias.truncated |= beyond.truncated; // rule 2.6.6
+            alias
+        })
     }
 
     /// Asks one handler after the other.
@@ -216,7 +229,7 @@ impl Asker<'_> {
             Answer::NxDomain { soa, why: _ } | Answer::UnknownAddress { soa } => {
                 Reply { rcode: self.absence(), authorities: vec![soa], ..cluster }
             }
-            Answer::Alias { chain, target } => self.beyond(query, chain, target).await,
+            Answer::Alias { chain, target } => self.follow(Reply { answers: chain, ..cluster }, query, target).await,
             Answer::NotOurs => self.forwarded(query).await,
         }
     }
@@ -230,20 +243,6 @@ impl Asker<'_> {
         match self.block.forwarder.resolve(&self.outgoing(query.clone())).await {
             Ok(told) => self.pass_on(told),
             Err(error) => failure(error),
-        }
-    }
-
-    /// An ExternalName that leaves the cluster (rules 2.6.2, 2.6.5): whatever the upstream says about the target, the
-    /// alias exists. Only if nobody answers the client is told to ask again.
-    async fn beyond(&self, query: &Query, mut chain: Vec<Record>, target: Name) -> Reply {
-        let alias = Reply::cluster(Author::Kubernetes);
-        match self.block.forwarder.resolve(&self.outgoing(Query::query(target, query.query_type))).await {
-            Ok(Told { mut message, .. }) => {
-                chain.append(&mut message.answers);
-                Reply { answers: chain, truncated: message.metadata.truncation, ..alias } // rule 2.6.6
-            }
-            Err(ForwardError::NoUpstreams) => Reply { answers: chain, ..alias },
-            Err(error @ (ForwardError::Busy | ForwardError::NoAnswer)) => failure(error),
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use hickory_proto::rr::Name;
 
 use crate::block::BlockConfig;
+use crate::server::{STARTUP_TIMEOUT, ServerConfig};
 use crate::zone::{PodMode, ZoneConfig};
 use plugins::Shared;
 pub use reload::follow;
@@ -90,6 +91,8 @@ pub struct KubernetesSettings {
     pub ignore_empty_service: bool,
     /// Credentials of the API.
     pub kubeconfig: Option<PathBuf>,
+    /// How long questions wait for the first view of the cluster.
+    pub startup_timeout: Duration,
 }
 
 impl Corefile {
@@ -115,6 +118,13 @@ impl Corefile {
         shared.give_to(&mut file);
         whole::check(&servers, &file)?;
         Ok(file)
+    }
+
+    /// The server that it asks for; `zone` is [`Self::zone`]'s.
+    #[must_use]
+    pub fn server_config(&self, listen: Vec<SocketAddr>, zone: ZoneConfig) -> ServerConfig {
+        let startup_timeout = self.kubernetes.as_ref().map_or(STARTUP_TIMEOUT, |settings| settings.startup_timeout);
+        ServerConfig { listen, zone, blocks: self.blocks.clone(), startup_timeout }
     }
 
     /// The zone that it asks for.

@@ -107,7 +107,7 @@ impl Plan {
         let listen = if flags.listen.is_empty() { file.listen() } else { flags.listen.clone() };
         let zone = file.zone(own_addresses(&listen)?);
         Ok(Self {
-            server: ServerConfig { listen, zone, blocks: file.blocks.clone() },
+            server: file.server_config(listen, zone),
             http: HttpConfig {
                 health: http.health.or(file.health),
                 ready: http.ready.or(file.ready),

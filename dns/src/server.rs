@@ -1,6 +1,7 @@
 //! The DNS server: sockets, the zone that follows the snapshots, and one handler for every query.
 
 mod datagram;
+mod first_view;
 mod handler;
 mod record;
 pub(crate) mod reply;
@@ -30,7 +31,7 @@ use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{Zone, ZoneConfig};
 use handler::Begun;
-pub(crate) use handler::Handler;
+pub(crate) use handler::{Handler, block_of};
 pub use request::Transport;
 use worker::Worker;
 
@@ -52,14 +53,19 @@ pub struct ServerConfig {
     pub zone: ZoneConfig,
     /// What becomes of queries; the block with the longest domain that a name lies in counts.
     pub blocks: Vec<BlockConfig>,
+    /// How long after the start questions about the cluster wait for its first view (rule 11.1); then they are SERVFAIL.
+    pub startup_timeout: Duration,
 }
+
+/// CoreDNS's `startup_timeout` too.
+pub(crate) const STARTUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl ServerConfig {
     /// The usual: the cluster's names here, all others elsewhere.
     #[must_use]
     pub fn usual(listen: Vec<SocketAddr>, zone: ZoneConfig, forward: ForwardConfig) -> Self {
         let blocks = vec![BlockConfig::usual(zone.cluster_domain.clone(), forward)];
-        Self { listen, zone, blocks }
+        Self { listen, zone, blocks, startup_timeout: STARTUP_TIMEOUT }
     }
 }
 
@@ -141,7 +147,7 @@ pub async fn serve(
     let service = config.zone.dns_addresses.clone();
     let (zone, zones) = watch::channel(config.zone);
     let (views, follower) = follow(zones, snapshots, Arc::clone(&metrics));
-    let handler = Arc::new(Handler::new(views.clone(), Arc::clone(&metrics)));
+    let handler = Arc::new(Handler::new(views.clone(), config.startup_timeout, Arc::clone(&metrics)));
     let mut tasks = JoinSet::new();
     tasks.spawn(follower);
     let followers = Mutex::default();
@@ -234,7 +240,7 @@ impl Answerer {
         let zone = Arc::new(Zone::new(Arc::new(zone), snapshot.clone().unwrap_or_default(), now()));
         // The view stays in force without its sender.
         let (_, views) = watch::channel(View { zone, snapshot });
-        let handler = Handler::new(views, Arc::clone(&metrics));
+        let handler = Handler::new(views, Duration::ZERO, Arc::clone(&metrics));
         let block = |config: BlockConfig| {
             let counters = metrics.counters(&config.domain);
             Block::new(config, counters).map(Arc::new)

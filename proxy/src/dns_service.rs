@@ -64,7 +64,7 @@ pub async fn start(
     }
     let server = match &file {
         None => ServerConfig::usual(listen, zone_config(config, cluster_dns)?, config.forward.clone()),
-        Some(file) => ServerConfig { listen, zone: file.zone(cluster_dns.to_vec()), blocks: file.blocks.clone() },
+        Some(file) => file.server_config(listen, file.zone(cluster_dns.to_vec())),
     };
     let server = shunt_dns::serve(server, reachable).await.map_err(|error| match error {
         ServeError::Upstreams(error) => DnsError::Upstreams(error),

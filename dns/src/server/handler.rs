@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, RecordType};
 use tokio::sync::watch;
 
 use super::View;
+use super::first_view::FirstView;
 use super::reply::{Reply, header_only};
 use super::request::{NoQuestion, Request, Transport};
 use crate::block::Block;
@@ -21,6 +22,7 @@ const TRANSFER_RECORDS: usize = 100;
 /// Shared by all sockets.
 pub(crate) struct Handler {
     views: watch::Receiver<View>,
+    first_view: FirstView,
     /// The longest domains first.
     blocks: RwLock<Arc<Vec<Arc<Block>>>>,
     metrics: Arc<Metrics>,
@@ -34,8 +36,10 @@ pub(crate) enum Begun {
 }
 
 impl Handler {
-    pub(super) fn new(views: watch::Receiver<View>, metrics: Arc<Metrics>) -> Self {
-        Self { views, blocks: RwLock::default(), metrics }
+    /// Questions about the cluster wait for its first view, for `patience` from now.
+    pub(super) fn new(views: watch::Receiver<View>, patience: Duration, metrics: Arc<Metrics>) -> Self {
+        let first_view = FirstView::new(views.clone(), patience);
+        Self { views, first_view, blocks: RwLock::default(), metrics }
     }
 
     /// Other blocks for all queries from now on.
@@ -66,7 +70,8 @@ impl Handler {
     pub(crate) async fn answer(&self, request: &Request) -> Vec<u8> {
         let start = Instant::now();
         let query = &request.query;
-        let Some(block) = self.block(&query.name) else {
+        let blocks = self.blocks();
+        let Some(block) = block_of(&blocks, &query.name) else {
             return Reply::error(ResponseCode::Refused).encode(request, crate::forward::UDP_PAYLOAD);
         };
         block.counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
@@ -75,10 +80,7 @@ impl Handler {
         }
         let mut reply = match refusal(request) {
             Some(rcode) => Reply::error(rcode),
-            None => {
-                let view = self.views.borrow().clone();
-                block.answer(request, &view).await
-            }
+            None => self.ask(block, &blocks, request).await,
         };
         reply.shuffle();
         let wire = reply.encode(request, block.config.udp_payload);
@@ -91,6 +93,18 @@ impl Handler {
             errors.tell(query, reply.rcode, why);
         }
         wire
+    }
+
+    async fn ask(&self, block: &Block, blocks: &[Arc<Block>], request: &Request) -> Reply {
+        let view = self.views.borrow().clone();
+        let reply = block.answer(blocks, request, &view).await;
+        if !reply.is_ignorant() {
+            return reply;
+        }
+        match self.first_view.wait(request.client.ip()).await {
+            Some(view) => block.answer(blocks, request, &view).await,
+            None => reply,
+        }
     }
 
     /// The replies to a question that came over TCP: one, or those of a transfer (rule 4.5, RFC 5936).
@@ -106,7 +120,8 @@ impl Handler {
         if ![RecordType::AXFR, RecordType::IXFR].contains(&query.query_type) || query.query_class != DNSClass::IN {
             return None;
         }
-        let block = self.block(&query.name)?;
+        let blocks = self.blocks();
+        let block = block_of(&blocks, &query.name)?;
         let view = self.views.borrow().clone();
         if view.snapshot.is_none() || !block.transfers_to(request.client.ip(), &query.name) {
             return None;
@@ -137,10 +152,11 @@ impl Handler {
     pub(super) fn sent_away(&self) {
         self.metrics.dropped.tcp_rejects.add_one();
     }
+}
 
-    fn block(&self, name: &Name) -> Option<Arc<Block>> {
-        self.blocks().iter().find(|block| block.config.domain.zone_of(name)).cloned()
-    }
+/// The block that a name belongs to.
+pub(crate) fn block_of<'a>(blocks: &'a [Arc<Block>], name: &Name) -> Option<&'a Arc<Block>> {
+    blocks.iter().find(|block| block.config.domain.zone_of(name))
 }
 
 /// What is refused whatever the name is (rules 9.7, 9.10, 4.5).

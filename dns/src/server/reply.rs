@@ -55,6 +55,11 @@ impl Reply {
         Self { origin: Origin::Cluster, author, ..Self::default() }
     }
 
+    /// It says only that nothing is known of the cluster yet (rule 11.3).
+    pub(super) fn is_ignorant(&self) -> bool {
+        self.rcode == ResponseCode::ServFail && self.origin == Origin::Cluster
+    }
+
     /// The header of this reply to `request`.
     pub(crate) fn metadata(&self, request: &Request) -> Metadata {
         let mut metadata = Metadata::response_from_request(&request.metadata);

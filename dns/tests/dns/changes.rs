@@ -1,6 +1,7 @@
 //! Snapshots change; the zone and the server follow.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use rand::rngs::StdRng;
@@ -69,10 +70,9 @@ fn the_serial_moves_with_changes_only_and_never_back() {
 async fn absence_is_a_fact_only_once_the_cluster_is_known() {
     let (sender, snapshots) = watch::channel(None);
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let server =
-        serve(ServerConfig::usual(listen, zone_config(), ForwardConfig::to(Upstreams::Servers(vec![]))), snapshots)
-            .await
-            .unwrap();
+    let nobody = ForwardConfig::to(Upstreams::Servers(vec![]));
+    let config = ServerConfig { startup_timeout: Duration::ZERO, ..ServerConfig::usual(listen, zone_config(), nobody) };
+    let server = serve(config, snapshots).await.unwrap();
     let address = server.local_addresses()[0];
     let rcode = async |text: &str, rtype| {
         let reply = client::udp(address, &client::question(&name(text), rtype)).await;
@@ -95,4 +95,34 @@ async fn absence_is_a_fact_only_once_the_cluster_is_known() {
     drop(sender);
     assert_eq!(rcode("dual.shop.svc.cluster.local.", RecordType::A).await, (ResponseCode::NoError, 1, 0)); // 11.5
     server.shutdown().await;
+}
+
+#[tokio::test]
+async fn questions_about_the_cluster_wait_for_its_first_view_but_not_for_ever() {
+    let web = client::question(&name("web.shop.svc.cluster.local."), RecordType::A);
+    let elsewhere = client::question(&name("www.example.test."), RecordType::A);
+    for (startup_timeout, wanted) in [(60_000, ResponseCode::NoError), (200, ResponseCode::ServFail)] {
+        let startup_timeout = Duration::from_millis(startup_timeout);
+        let (sender, snapshots) = watch::channel(None);
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let nobody = ForwardConfig::to(Upstreams::Servers(vec![]));
+        let config = ServerConfig { startup_timeout, ..ServerConfig::usual(listen, zone_config(), nobody) };
+        let server = serve(config, snapshots).await.unwrap();
+        let at = server.local_addresses()[0];
+        let waiting = tokio::spawn({
+            let web = web.clone();
+            async move { (client::udp(at, &web).await, client::tcp(at, &[web]).await.remove(0)) }
+        });
+        // What needs no cluster does not wait.
+        assert_eq!(client::udp(at, &elsewhere).await.metadata.response_code, ResponseCode::Refused);
+        while server.stats().udp_queries < 2 {
+            tokio::task::yield_now().await;
+        }
+        if wanted == ResponseCode::NoError {
+            sender.send_replace(Some(Arc::new(cluster())));
+        }
+        let (over_udp, over_tcp) = waiting.await.unwrap();
+        assert_eq!([over_udp, over_tcp].map(|reply| reply.metadata.response_code), [wanted; 2]); // 11.1
+        server.shutdown().await;
+    }
 }

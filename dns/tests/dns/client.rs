@@ -26,7 +26,9 @@ pub(crate) async fn start_with(zone: ZoneConfig, snapshot: Option<Snapshot>, for
     let listen = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
     // The sender may go: the last snapshot stays in force.
     let (_, snapshots) = watch::channel(snapshot.map(Arc::new));
-    serve(ServerConfig::usual(listen, zone, forward), snapshots).await.unwrap()
+    // Nor does anybody wait for the first.
+    let config = ServerConfig { startup_timeout: Duration::ZERO, ..ServerConfig::usual(listen, zone, forward) };
+    serve(config, snapshots).await.unwrap()
 }
 
 /// A port for both transports, as an upstream has. A socket of another test may be in the way for a moment.

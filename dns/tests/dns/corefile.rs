@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
 use shunt_dns::http::{self, HttpConfig, HttpState};
-use shunt_dns::{Corefile, RecordType, Server, ServerConfig, serve};
+use shunt_dns::{Corefile, RecordType, Server, serve};
 use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
@@ -84,7 +84,7 @@ pub(crate) async fn start(text: &str, place: &Path, snapshot: Option<Snapshot>) 
     let file = Corefile::read(&place.join("Corefile")).unwrap();
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
     let (_, snapshots) = watch::channel(snapshot.map(Arc::new));
-    let config = ServerConfig { listen, zone: file.zone(vec![ip("10.96.0.10")]), blocks: file.blocks.clone() };
+    let config = file.server_config(listen, file.zone(vec![ip("10.96.0.10")]));
     (Arc::new(serve(config, snapshots).await.unwrap()), file)
 }
 
@@ -312,7 +312,7 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
     std::fs::write(place.path().join("Corefile"), text).unwrap();
     let file = Corefile::read(&place.path().join("Corefile")).unwrap();
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let config = ServerConfig { listen, zone: file.zone(vec![]), blocks: file.blocks.clone() };
+    let config = file.server_config(listen, file.zone(vec![]));
     let server = serve(config, watched).await.unwrap();
     let (stop, stopping) = watch::channel(false);
     let any = Some("127.0.0.1:0".parse().unwrap());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, SOA};
 use hickory_proto::rr::{RData, Record};
-use shunt_dns::{ForwardConfig, Name, RecordType, Upstreams};
+use shunt_dns::{BlockConfig, ForwardConfig, Name, RecordType, ServerConfig, Upstreams, serve};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, pki_types::PrivateKeyDer};
 
 use crate::client;
-use crate::fixture::{cluster, name, zone_config};
+use crate::fixture::{cluster, external, key, name, zone_config};
 
 /// Answers by the first label of the name; counts what it is asked.
 struct Upstream {
@@ -253,6 +253,40 @@ async fn an_external_name_is_resolved_upstream() {
 }
 
 #[tokio::test]
+async fn an_external_name_is_resolved_by_whoever_is_asked_for_its_target() {
+    let (general, stub) = (Upstream::start().await, Upstream::start().await);
+    let to = |upstream: &Upstream| ForwardConfig::to(Upstreams::Servers(vec![upstream.address.into()]));
+    let place = tempfile::tempdir().unwrap();
+    let hosts = "stub.test:53 {\n hosts {\n 192.0.2.50 printer.stub.test\n fallthrough\n }\n}\n.:53 {\n}\n";
+    std::fs::write(place.path().join("Corefile"), hosts).unwrap();
+    let mut blocks = shunt_dns::Corefile::read(&place.path().join("Corefile")).unwrap().blocks;
+    blocks[0].forward = to(&stub);
+    blocks[1] = BlockConfig::usual(name("cluster.local."), to(&general));
+    let mut snapshot = cluster();
+    for (service, target) in [("there", "www.stub.test"), ("print", "printer.stub.test"), ("sick", "failing.stub.test")]
+    {
+        external(&mut snapshot, &key(service), target);
+    }
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let (_, snapshots) = tokio::sync::watch::channel(Some(Arc::new(snapshot)));
+    let zone = zone_config();
+    let config = ServerConfig { blocks, ..ServerConfig::usual(listen, zone, to(&general)) };
+    let server = serve(config, snapshots).await.unwrap();
+    let rows = [
+        ("there", (ResponseCode::NoError, 2, 0), [0, 1]),
+        ("print", (ResponseCode::NoError, 2, 0), [0, 1]), // hosts knows it
+        ("outer", (ResponseCode::NoError, 2, 0), [1, 1]),
+        ("sick", (ResponseCode::ServFail, 0, 0), [1, 2]), // else the client believes that there is no address
+    ];
+    for (service, wanted, asked) in rows {
+        let reply =
+            ask(server.local_addresses()[0], &format!("{service}.shop.svc.cluster.local."), RecordType::A).await;
+        assert_eq!((shape(&reply), [general.asked(), stub.asked()]), (wanted, asked), "{service}");
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_file_of_upstreams_is_followed_as_it_changes() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let place = tempfile::tempdir().unwrap();
@@ -264,8 +298,12 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
     let address = server.local_addresses()[0];
     ask(address, "first.example.", RecordType::A).await;
     assert_eq!((first.asked(), second.asked()), (1, 0));
-    // A file that is away changes nothing.
+    // A file that is away or empty changes nothing.
     std::fs::remove_file(&file).unwrap();
+    write("# nobody\n".to_owned());
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    assert_eq!(shape(&ask(address, "still.example.", RecordType::A).await).0, ResponseCode::NoError);
+    assert_eq!((first.asked(), second.asked()), (2, 0));
     write(format!("# another one\nnameserver {}\nnameserver {address}\n", second.address));
     for number in 0_u32.. {
         ask(address, &format!("next-{number}.example."), RecordType::A).await;

@@ -289,7 +289,10 @@ async fn loops_through_a_domain_of_its_own_are_found() {
     for blocks in [by_block, by_route] {
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
         let (_, snapshots) = watch::channel(Some(Arc::new(cluster())));
-        let server = serve(ServerConfig { listen, zone: zone_config(), blocks }, snapshots).await.unwrap();
+        let server =
+            serve(ServerConfig { listen, zone: zone_config(), blocks, startup_timeout: Duration::ZERO }, snapshots)
+                .await
+                .unwrap();
         let place = UdpSocket::from_std(place.try_clone().unwrap()).unwrap();
         relays.spawn(relay(place, server.local_addresses()[0], Arc::clone(&relayed)));
         for number in 0_u32.. {

@@ -9,6 +9,7 @@ use super::{Shared, fallthrough, only, options, unknown, value, zones_of};
 use crate::block::{Kubernetes, reverse_trees};
 use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, KubernetesSettings, values};
+use crate::server::STARTUP_TIMEOUT;
 use crate::zone::PodMode;
 
 pub(super) fn kubernetes(line: &Line, domains: &[Name], shared: &mut Shared) -> Result<Kubernetes, CorefileError> {
@@ -32,6 +33,7 @@ pub(super) fn kubernetes(line: &Line, domains: &[Name], shared: &mut Shared) -> 
         namespaces: BTreeSet::new(),
         ignore_empty_service: false,
         kubeconfig: None,
+        startup_timeout: STARTUP_TIMEOUT,
     };
     for option in options(line) {
         let arguments: Vec<&str> = option.arguments().iter().map(String::as_str).collect();
@@ -46,7 +48,7 @@ pub(super) fn kubernetes(line: &Line, domains: &[Name], shared: &mut Shared) -> 
             ("namespaces", [_, ..]) => settings.namespaces.extend(arguments.iter().map(|name| (*name).to_owned())),
             ("kubeconfig", [file]) => settings.kubeconfig = Some(PathBuf::from(file)),
             // How long to wait before the first answer: this server does not wait (rule 11.2).
-            ("startup_timeout", _) => drop(value(option, values::duration(only(option)?))?),
+            ("startup_timeout", _) => settings.startup_timeout = value(option, values::duration(only(option)?))?,
             ("pods", _) => return Err(option.error("takes disabled, insecure or verified")),
             ("endpoint_pod_names", _) => return Err(option.error("takes no arguments")),
             ("ignore", _) => return Err(option.error("only empty_service can be ignored")),
