@@ -2,11 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream;
+use futures::future::BoxFuture;
+use futures::stream::{self, FuturesOrdered};
+use futures::{FutureExt as _, StreamExt as _, poll};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -23,6 +26,8 @@ const READ: Duration = Duration::from_secs(3);
 const WRITE: Duration = Duration::from_secs(5);
 /// Queries of a connection that are worked on at once.
 const AT_ONCE: usize = 8;
+/// Octets of replies that a connection holds while an earlier one is still worked on; then it reads no further question.
+const MOST_HELD: usize = 64 * 1024;
 /// After an error that may go away, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Connections at once, in all; one client gets at most half.
@@ -44,6 +49,9 @@ pub(super) async fn serve(listener: TcpListener, handler: Arc<Handler>, connecti
     }
 }
 
+/// Replies that go out together: one, or those of a transfer.
+type Replies = Vec<Vec<u8>>;
+
 async fn converse(stream: TcpStream, client: SocketAddr, handler: Arc<Handler>, _place: Place) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, %client, "a TCP client has gone already");
@@ -51,30 +59,72 @@ async fn converse(stream: TcpStream, client: SocketAddr, handler: Arc<Handler>, 
     }
     let (reading, mut writing) = stream.into_split();
     let messages = stream::unfold(reading, |mut reading| async { Some((next_message(&mut reading).await?, reading)) });
-    let answer = |wire: Vec<u8>| {
-        let handler = Arc::clone(&handler);
-        async move {
-            match handler.begin(&wire, client, Transport::Tcp) {
-                Begun::Nothing => Vec::new(),
-                Begun::Reply(reply) => vec![reply],
-                Begun::Question(request) => {
-                    let replies = handler.answers(&request).await;
-                    tokio::task::yield_now().await; // other connections have questions too
-                    replies
+    let mut messages = std::pin::pin!(messages.fuse());
+    // In the order of their questions; with each, how many octets were ready before their turn.
+    let mut waiting: FuturesOrdered<BoxFuture<'static, (Replies, usize)>> = FuturesOrdered::new();
+    let mut held = 0;
+    loop {
+        let room = waiting.len() < AT_ONCE && held < MOST_HELD;
+        let replies = tokio::select! {
+            biased;
+            Some((replies, ready)) = waiting.next() => {
+                held -= ready;
+                replies
+            }
+            Some(wire) = messages.next(), if room => {
+                let mut work = answers(Arc::clone(&handler), wire, client).boxed();
+                match poll!(&mut work) {
+                    Poll::Ready(replies) if waiting.is_empty() => replies,
+                    Poll::Ready(replies) => {
+                        let ready = replies.iter().map(Vec::len).sum();
+                        held += ready;
+                        waiting.push_back(futures::future::ready((replies, ready)).boxed());
+                        continue;
+                    }
+                    Poll::Pending => {
+                        waiting.push_back(work.map(|replies| (replies, 0)).boxed());
+                        continue;
+                    }
                 }
             }
+            else => return,
+        };
+        if send(&mut writing, &replies, client, &handler).await.is_break() {
+            return;
         }
-    };
-    let mut replies = std::pin::pin!(messages.map(answer).buffered(AT_ONCE));
-    while let Some(replies) = replies.next().await {
-        for reply in replies {
-            match timeout(WRITE, write(&mut writing, &reply)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return handler.unsent(client, &error),
-                Err(_too_slow) => return handler.sent_away(),
+        tokio::task::yield_now().await; // other connections have questions too
+    }
+}
+
+async fn answers(handler: Arc<Handler>, wire: Vec<u8>, client: SocketAddr) -> Replies {
+    match handler.begin(&wire, client, Transport::Tcp) {
+        Begun::Nothing => Vec::new(),
+        Begun::Reply(reply) => vec![reply],
+        Begun::Question(request) => handler.answers(&request).await,
+    }
+}
+
+/// Breaks off if the client does not take them.
+async fn send(
+    writing: &mut (impl AsyncWrite + Unpin),
+    replies: &[Vec<u8>],
+    client: SocketAddr,
+    handler: &Handler,
+) -> ControlFlow<()> {
+    for reply in replies {
+        match timeout(WRITE, write(writing, reply)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                handler.unsent(client, &error);
+                return ControlFlow::Break(());
+            }
+            Err(_too_slow) => {
+                handler.sent_away();
+                return ControlFlow::Break(());
             }
         }
     }
+    ControlFlow::Continue(())
 }
 
 /// `None` when there is no further one.

@@ -321,6 +321,22 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
 }
 
 #[tokio::test]
+async fn replies_over_tcp_keep_the_order_of_their_questions_whoever_answers_first() {
+    let upstream = Upstream::start().await;
+    let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
+    // More than are worked on at once; those of the cluster are ready while the others are being asked for.
+    let names = (0..40).map(|number| match number % 4 {
+        0 => format!("name-{number}.example.test."),
+        3 => "many.shop.svc.cluster.local.".to_owned(),
+        _ => "web.shop.svc.cluster.local.".to_owned(),
+    });
+    let questions: Vec<Message> = names.map(|text| client::question(&name(&text), RecordType::A)).collect();
+    let replies = client::tcp(server.local_addresses()[0], &questions).await; // which compares ids
+    assert_eq!(replies.iter().map(|reply| reply.answers.len()).sum::<usize>(), 10 + 20 + 10 * 120);
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_connection_is_used_again() {
     let upstream = Upstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
