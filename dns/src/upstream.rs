@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -159,6 +159,11 @@ fn servers(list: &str) -> Result<Vec<Upstream>, UpstreamError> {
 }
 
 fn address(text: &str, port: u16) -> Option<SocketAddr> {
+    if let Some((ip, interface)) = text.split_once('%') {
+        // As routers announce themselves; the interface must exist.
+        let index = nix::net::if_::if_nametoindex(interface).ok()?;
+        return Some(SocketAddrV6::new(ip.parse().ok()?, port, 0, index).into());
+    }
     text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, port)))
 }
 
@@ -198,10 +203,10 @@ mod tests {
     #[test]
     fn resolv_conf_gives_its_name_servers_once_and_in_order() {
         let text = "# nameserver 1.1.1.1\nsearch a b\nnameserver 192.0.2.2 # two\n nameserver\tfd00::1\nnameserver x\n\
-                    nameserver 192.0.2.2\noptions ndots:5\nnameservers 192.0.2.9\n";
+                    nameserver fe80::1%lo\nnameserver fe80::1%nowhere\nnameserver 192.0.2.2\noptions ndots:5\nnameservers 192.0.2.9\n";
         let conf = upstreams_from_resolv_conf(text);
         let servers: Vec<String> = conf.upstreams.iter().map(ToString::to_string).collect();
-        assert_eq!(servers, ["192.0.2.2:53", "[fd00::1]:53"]);
-        assert_eq!(conf.ignored, ["nameserver x"]);
+        assert_eq!(servers, ["192.0.2.2:53", "[fd00::1]:53", "[fe80::1%1]:53"]);
+        assert_eq!(conf.ignored, ["nameserver x", "nameserver fe80::1%nowhere"]);
     }
 }
