@@ -1,5 +1,7 @@
 //! `/health`, `/ready` and `/metrics`, by CoreDNS's conventions (rules 11.7 to 11.9 and 12).
 
+mod connections;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::metrics::{Exporter, classic};
 use crate::server::View;
+pub use connections::serve_routes;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -70,11 +73,7 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
         let failed = |source| HttpError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         addresses.push(listener.local_addr().map_err(failed)?);
-        tasks.spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%address, %error, "an HTTP server has failed");
-            }
-        });
+        tasks.spawn(serve_routes(listener, router));
     }
     Ok((addresses, tasks))
 }

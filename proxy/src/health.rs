@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use hickory_proto::rr::Name;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use shunt_dns::http::serve_routes;
 use shunt_model::with_causes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -50,14 +51,14 @@ pub async fn serve_in_the_end(
     routes: Router,
     stop: CancellationToken,
     failed: impl Fn(&BindError),
-) -> std::io::Result<()> {
+) {
     loop {
         match bind(flag, address).await {
             Ok(listener) => return serve(listener, routes, stop).await,
             Err(error) => failed(&error),
         }
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return,
             () = tokio::time::sleep(RETRY) => {}
         }
     }
@@ -185,11 +186,10 @@ pub fn metrics_routes(registry: Registry, mode: &'static str, configz: Value) ->
 }
 
 /// Serves until stopped.
-pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken) -> std::io::Result<()> {
-    // Not axum's graceful shutdown: it waits for clients that keep a connection open.
+pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken) {
     tokio::select! {
-        served = async { axum::serve(listener, routes).await } => served,
-        () = stop.cancelled() => Ok(()),
+        () = serve_routes(listener, routes) => {}
+        () = stop.cancelled() => {}
     }
 }
 

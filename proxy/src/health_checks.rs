@@ -13,6 +13,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use imbl::OrdMap;
 use serde_json::json;
+use shunt_dns::http::serve_routes;
 use shunt_model::{Family, ObjectKey};
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -47,7 +48,7 @@ struct Open {
     check: HealthCheck,
     endpoints: Arc<AtomicUsize>,
     // Ends with it.
-    _servers: JoinSet<io::Result<()>>,
+    _servers: JoinSet<()>,
 }
 
 #[derive(Clone)]
@@ -131,7 +132,7 @@ impl HealthChecks {
         let mut servers = JoinSet::new();
         for listener in listeners {
             let routes = routes.clone();
-            servers.spawn(async move { axum::serve(listener, routes).await });
+            servers.spawn(serve_routes(listener, routes));
         }
         Ok(Open { check, endpoints, _servers: servers })
     }

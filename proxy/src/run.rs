@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use futures::FutureExt as _;
 use shunt_dns::Server;
 use shunt_model::Snapshot;
 use shunt_model::source::Source;
@@ -174,10 +175,10 @@ impl Daemon {
         };
         if self.config.bind_address_hard_fail {
             let listener = health::bind(flag, address).await.inspect_err(&complain)?;
-            self.tasks.spawn(async move { health::serve(listener, routes, stop).await.context(flag) });
+            self.tasks.spawn(health::serve(listener, routes, stop).map(Ok));
         } else {
             let serving = health::serve_in_the_end(flag, address, routes, stop, complain);
-            self.tasks.spawn(async move { serving.await.context(flag) });
+            self.tasks.spawn(serving.map(Ok));
         }
         Ok(())
     }

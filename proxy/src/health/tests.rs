@@ -40,7 +40,7 @@ async fn ask(routes: axum::Router, path: &str, headers: &str) -> (String, String
     let mut reply = String::new();
     stream.read_to_string(&mut reply).await.unwrap();
     stop.cancel();
-    server.await.unwrap().unwrap();
+    server.await.unwrap();
     let (head, body) = reply.split_once("\r\n\r\n").unwrap();
     (head.to_owned(), body.to_owned())
 }
@@ -213,7 +213,7 @@ async fn an_address_that_becomes_free_is_taken_hm_23() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     stop.cancel();
-    serving.await.unwrap().unwrap();
+    serving.await.unwrap();
 }
 
 #[tokio::test]
