@@ -20,10 +20,11 @@ use crate::block::BlockConfig;
 use crate::server::{STARTUP_TIMEOUT, ServerConfig};
 use crate::zone::{PodMode, ZoneConfig};
 use plugins::Shared;
-pub use reload::follow;
+pub use reload::{Follower, follow};
 use text::{Line, Source, Text};
 
-const PORT: u16 = 53;
+/// Of blocks that name none.
+pub const PORT: u16 = 53;
 
 /// Why a Corefile cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,7 @@ pub struct Corefile {
     pub reload: Option<Duration>,
     /// All that was read for it.
     sources: Vec<Source>,
+    default_port: u16,
 }
 
 /// The settings of the directive `kubernetes` that are those of the zone.
@@ -98,11 +100,16 @@ pub struct KubernetesSettings {
 impl Corefile {
     /// Reads and understands a file.
     pub fn read(path: &Path) -> Result<Self, CorefileError> {
-        Self::understand(path, Text::read(path))
+        Self::read_for_port(path, PORT)
     }
 
-    fn understand(path: &Path, Text { lines, sources }: Text) -> Result<Self, CorefileError> {
-        let mut file = Self { sources, ..Self::default() };
+    /// The same, with another port for blocks that name none.
+    pub fn read_for_port(path: &Path, default_port: u16) -> Result<Self, CorefileError> {
+        Self::understand(path, Text::read(path), default_port)
+    }
+
+    fn understand(path: &Path, Text { lines, sources }: Text, default_port: u16) -> Result<Self, CorefileError> {
+        let mut file = Self { sources, default_port, ..Self::default() };
         let mut shared = Shared::default();
         let servers = lines?;
         for server in &servers {
@@ -174,7 +181,7 @@ impl Corefile {
         let mut domains = Vec::new();
         for key in server.words.iter().flat_map(|word| word.split(',')).filter(|key| !key.is_empty()) {
             let (zones, port) = values::server_key(key).map_err(|reason| server.at.error(reason))?;
-            shared.port(port.unwrap_or(PORT)).map_err(|reason| server.at.error(reason))?;
+            shared.port(port.unwrap_or(self.default_port)).map_err(|reason| server.at.error(reason))?;
             domains.extend(zones);
         }
         for domain in &domains {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
+use shunt_dns::corefile::PORT;
 use shunt_dns::http::HttpConfig;
 use shunt_dns::{Corefile, ForwardConfig, Name, PodMode, ServerConfig, StubDomain, Upstreams, ZoneConfig};
 
@@ -21,10 +22,17 @@ pub(crate) struct Flags {
     /// An existing CoreDNS configuration, instead of the flags below that say the same; -conf means the same
     #[arg(
         long,
+        alias = "conf",
         value_name = "FILE",
         conflicts_with_all = ["cluster_domain", "upstream", "stub_domain", "upstream_ca", "ttl", "pods"]
     )]
     corefile: Option<PathBuf>,
+    /// Port of the Corefile's server blocks that name none
+    #[arg(long = "dns.port", short = 'p', value_name = "PORT", default_value_t = PORT, requires = "corefile")]
+    dns_port: u16,
+    /// Says nothing while it starts and all is well
+    #[arg(long)]
+    pub(crate) quiet: bool,
     /// Folder of Kubernetes manifests, followed as it changes
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
     pub(crate) manifests: Option<PathBuf>,
@@ -76,9 +84,18 @@ enum Pods {
     Verified,
 }
 
-/// CoreDNS's own way to name its Corefile, so that a Deployment needs another image only.
+/// Flags as CoreDNS takes them, so that a Deployment needs another image only: for Go one dash is as good as two.
 pub(crate) fn as_coredns(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    arguments.map(|argument| if argument == "-conf" { "--corefile".into() } else { argument })
+    arguments.map(|argument| match argument.to_str() {
+        Some(text) if has_one_dash_for_two(text) => format!("-{text}").into(),
+        _ => argument,
+    })
+}
+
+fn has_one_dash_for_two(argument: &str) -> bool {
+    let flag = argument.strip_prefix('-').unwrap_or_default();
+    let name = flag.split('=').next().unwrap_or_default();
+    name.len() > 1 && name.starts_with(|first: char| first.is_ascii_alphabetic())
 }
 
 /// What to do.
@@ -103,7 +120,7 @@ impl Plan {
             let lameduck = Duration::ZERO;
             return Ok(Self { server, http, lameduck, needs_cluster: true, kubeconfig, corefile: None });
         };
-        let file = Corefile::read(path).context("--corefile")?;
+        let file = Corefile::read_for_port(path, flags.dns_port).context("--corefile")?;
         let listen = if flags.listen.is_empty() { file.listen() } else { flags.listen.clone() };
         let zone = file.zone(own_addresses(&listen)?);
         Ok(Self {
@@ -159,4 +176,44 @@ fn own_addresses(listen: &[SocketAddr]) -> anyhow::Result<Vec<IpAddr>> {
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(line: &str, corefile: &str, port: u16) {
+        let flags = Flags::try_parse_from(as_coredns(line.split(' ').map(OsString::from)));
+        let flags = flags.unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert_eq!((flags.corefile.as_deref(), flags.dns_port), (Some(corefile.as_ref()), port), "{line}");
+    }
+
+    #[test]
+    fn the_flags_of_coredns_are_taken_as_it_takes_them() {
+        check("shunt-dns -conf a/Corefile", "a/Corefile", 53);
+        check("shunt-dns -conf=a", "a", 53);
+        check("shunt-dns --conf a", "a", 53);
+        check("shunt-dns --conf=a -quiet", "a", 53);
+        check("shunt-dns --corefile a", "a", 53);
+        check("shunt-dns -dns.port 1053 -conf a", "a", 1053);
+        check("shunt-dns -dns.port=1053 -conf a", "a", 1053);
+        check("shunt-dns --dns.port=1053 -conf a", "a", 1053);
+        check("shunt-dns -p 1053 -conf a", "a", 1053);
+        check("shunt-dns -p=1053 -conf a", "a", 1053);
+        check("shunt-dns -conf a -kubeconfig -", "a", 53);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        for (line, name) in [
+            ("shunt-dns -plugins", "--plugins"),
+            ("shunt-dns -pidfile=x", "--pidfile"),
+            ("shunt-dns -dns.port 1053", "--corefile"),
+            ("shunt-dns -conf a -upstream 192.0.2.1", "--upstream"),
+        ] {
+            let error = Flags::try_parse_from(as_coredns(line.split(' ').map(OsString::from))).unwrap_err();
+            assert!(error.to_string().contains(name), "{line}: {error}");
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod errors;
 mod forward;
 mod hosts;
 pub mod http;
+pub mod limits;
 mod log;
 pub mod metrics;
 mod question;

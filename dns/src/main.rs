@@ -4,14 +4,16 @@
 mod flags;
 
 use std::io::IsTerminal as _;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use shunt_dns::corefile::Follower;
 use shunt_dns::http::{self, HttpConfig, HttpState};
-use shunt_dns::{PodMode, Server, ServerConfig, corefile, serve};
+use shunt_dns::{PodMode, Server, ServerConfig, limits, serve};
 use shunt_model::source::Source;
 use shunt_model::source::kube::{self, KubeOptions};
 use shunt_model::source::manifests::{self, ManifestsOptions};
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(QUIET));
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    limits::raise_open_files();
     let done = tokio::runtime::Runtime::new().context("starting the runtime").and_then(|rt| rt.block_on(run(flags)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,9 +44,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Queries in progress at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+
 async fn run(flags: Flags) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut signals = Signals::listen()?;
+    let read_again = signal(SignalKind::user_defined1()).context("listening for SIGUSR1")?;
+    let quiet = flags.quiet;
     let plan = Plan::new(&flags)?;
     let mut tasks = JoinSet::new();
     // Other names are answered while the cluster is not known yet (rule 11.2).
@@ -53,40 +60,67 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     }
     let dns_addresses = plan.server.zone.dns_addresses.clone();
     let server = Arc::new(serve(plan.server, snapshots).await.context("starting the DNS server")?);
-    tracing::info!(addresses = ?server.local_addresses(), "serving DNS");
-    let (stop, stopping) = watch::channel(false);
-    let _http = start_http(plan.http, plan.needs_cluster, &server, stopping).await?;
-    if let Some((path, file)) = plan.corefile
-        && let Some(every) = file.reload
-    {
-        tasks.spawn(corefile::follow(path, file, Arc::downgrade(&server), dns_addresses, every));
+    if !quiet {
+        tracing::info!(addresses = ?server.local_addresses(), "serving DNS");
     }
-    told_to_stop(&mut terminate, &mut interrupt).await;
+    let (stop, stopping) = watch::channel(false);
+    let (addresses, _http) = start_http(plan.http, plan.needs_cluster, &server, stopping).await?;
+    if !quiet && !addresses.is_empty() {
+        tracing::info!(?addresses, "serving health, readiness and metrics");
+    }
+    if let Some((path, file)) = plan.corefile {
+        let follower = Follower::new(path, file, Arc::downgrade(&server), dns_addresses);
+        tasks.spawn(follow(follower, read_again));
+    }
+    signals.stop().await;
     stop.send_replace(true);
     if !plan.lameduck.is_zero() {
         tracing::info!(seconds = plan.lameduck.as_secs_f64(), "not ready any more, and answering a while longer");
         tokio::select! {
             () = tokio::time::sleep(plan.lameduck) => {}
-            () = told_to_stop(&mut terminate, &mut interrupt) => {}
+            () = signals.stop() => {}
         }
     }
-    tracing::info!(stats = ?server.stats(), "stopping");
     tasks.shutdown().await;
+    tracing::info!(stats = ?server.stats(), "stopping");
     if let Some(server) = Arc::into_inner(server) {
-        // Whoever is being answered gets the answer.
-        tokio::time::sleep(GRACE).await;
-        server.shutdown().await;
+        tokio::select! {
+            () = server.drain(DRAIN) => {}
+            () = signals.stop() => {}
+        }
     }
     Ok(())
 }
 
-/// Answers on their way at the end.
-const GRACE: Duration = Duration::from_millis(100);
+/// What ends this.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
 
-async fn told_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Follows the Corefile as it says itself, and looks at once when told to by SIGUSR1, as CoreDNS does (rule 11.10).
+async fn follow(mut follower: Follower, mut read_again: Signal) {
+    loop {
+        tokio::select! {
+            () = follower.follow() => drop(read_again.recv().await),
+            _ = read_again.recv() => {}
+        }
+        follower.read_again();
     }
 }
 
@@ -95,14 +129,10 @@ async fn start_http(
     needs_cluster: bool,
     server: &Server,
     stopping: watch::Receiver<bool>,
-) -> anyhow::Result<JoinSet<()>> {
+) -> anyhow::Result<(Vec<SocketAddr>, JoinSet<()>)> {
     let views = needs_cluster.then(|| server.views());
     let state = HttpState { views, stopping, exporter: server.exporter() };
-    let (addresses, tasks) = http::serve(config, state).await?;
-    if !addresses.is_empty() {
-        tracing::info!(?addresses, "serving health, readiness and metrics");
-    }
-    Ok(tasks)
+    Ok(http::serve(config, state).await?)
 }
 
 /// Follows the cluster, from its API or a folder.

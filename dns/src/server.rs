@@ -1,6 +1,7 @@
 //! The DNS server: sockets, the zone that follows the snapshots, and one handler for every query.
 
 mod datagram;
+mod ending;
 mod first_view;
 mod handler;
 mod record;
@@ -30,6 +31,7 @@ use crate::metrics::{Exporter, Metrics};
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{Zone, ZoneConfig};
+use ending::Ending;
 use handler::Begun;
 pub(crate) use handler::{Handler, block_of};
 pub use request::Transport;
@@ -130,6 +132,7 @@ pub struct Server {
     tasks: JoinSet<()>,
     /// Datagrams.
     workers: Vec<Worker>,
+    ending: Ending,
 }
 
 /// Starts serving. All sockets are bound, and what `snapshots` holds is being answered, when this returns.
@@ -151,16 +154,17 @@ pub async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(follower);
     let followers = Mutex::default();
-    let workers = Vec::new();
-    let mut server = Server { addresses, service, handler, metrics, zone, views, followers, tasks, workers };
+    let (workers, ending) = (Vec::new(), Ending::default());
+    let mut server = Server { addresses, service, handler, metrics, zone, views, followers, tasks, workers, ending };
     server.set_blocks(config.blocks)?;
     let connections = Admission::new(tcp::CONNECTIONS);
     for Bound { address, udp, tcp } in bound {
         for socket in udp {
-            let worker = Worker::start(socket, Arc::clone(&server.handler));
+            let worker = Worker::start(socket, Arc::clone(&server.handler), server.ending.clone());
             server.workers.push(worker.map_err(|source| bind_error(address, "UDP", source))?);
         }
-        server.tasks.spawn(tcp::serve(tcp, Arc::clone(&server.handler), Arc::clone(&connections)));
+        let (handler, ending) = (Arc::clone(&server.handler), server.ending.clone());
+        server.tasks.spawn(tcp::serve(tcp, handler, Arc::clone(&connections), ending));
     }
     Ok(server)
 }
@@ -217,6 +221,13 @@ impl Server {
         self.handler.set_blocks(blocks);
         *self.followers.lock().unwrap_or_else(PoisonError::into_inner) = followers;
         Ok(())
+    }
+
+    /// Hears nobody new, waits until everybody has been answered or for so long, and shuts down (rule 11.9).
+    pub async fn drain(mut self, patience: Duration) {
+        self.tasks.shutdown().await;
+        self.ending.begin(patience).await;
+        self.shutdown().await;
     }
 
     /// Closes the sockets and waits until nothing runs any more. Queries in progress are dropped.

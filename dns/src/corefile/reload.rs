@@ -8,41 +8,73 @@ use std::time::Duration;
 use shunt_model::with_causes;
 use tokio::time::sleep;
 
-use super::text::Text;
+use super::text::{Source, Text};
 use super::{Corefile, CorefileError};
 use crate::server::Server;
 
 /// Takes over what the file and all that it imports say, whenever that has changed. What cannot be used leaves in force
 /// what was; so does what only a restart can give.
-pub async fn follow(
+pub async fn follow(path: PathBuf, now: Corefile, server: Weak<Server>, dns_addresses: Vec<IpAddr>, every: Duration) {
+    let mut follower = Follower::new(path, now, server, dns_addresses);
+    follower.every = Some(every);
+    follower.follow().await;
+}
+
+/// Keeps a server in step with a Corefile.
+pub struct Follower {
     path: PathBuf,
-    mut now: Corefile,
+    now: Corefile,
+    /// Good or bad: each text is told of once.
+    seen: Vec<Source>,
     server: Weak<Server>,
     dns_addresses: Vec<IpAddr>,
-    mut every: Duration,
-) {
-    // Good or bad: each text is told of once.
-    let mut seen = std::mem::take(&mut now.sources);
-    loop {
-        sleep(every).await;
-        // All of it again: a pattern may fit other files now.
-        let text = Text::read(&path);
-        if text.sources == seen {
-            continue;
+    /// How often the file is looked at.
+    every: Option<Duration>,
+}
+
+impl Follower {
+    /// For a server that was started with `now`.
+    #[must_use]
+    pub fn new(path: PathBuf, mut now: Corefile, server: Weak<Server>, dns_addresses: Vec<IpAddr>) -> Self {
+        let (seen, every) = (std::mem::take(&mut now.sources), now.reload);
+        Self { path, now, seen, server, dns_addresses, every }
+    }
+
+    /// Looks at the file as often as it says itself, until it says nothing of that any more. Can be interrupted at any
+    /// time, and called again.
+    pub async fn follow(&mut self) {
+        while let Some(every) = self.every {
+            sleep(every).await;
+            // All of it again: a pattern may fit other files now.
+            let text = Text::read(&self.path);
+            if text.sources == self.seen {
+                continue;
+            }
+            if self.server.strong_count() == 0 {
+                return;
+            }
+            self.take(text);
         }
-        seen.clone_from(&text.sources);
-        let Some(server) = server.upgrade() else { return };
-        match take(&path, text, &now, &server, &dns_addresses) {
+    }
+
+    /// Takes what it says now, be it the same as before: somebody has asked for it.
+    pub fn read_again(&mut self) {
+        self.take(Text::read(&self.path));
+    }
+
+    fn take(&mut self, text: Text) {
+        self.seen.clone_from(&text.sources);
+        let Some(server) = self.server.upgrade() else { return };
+        match take(&self.path, text, &self.now, &server, &self.dns_addresses) {
             Ok(new) => {
-                tracing::info!(corefile = %path.display(), "the new Corefile is in force");
-                if new.reload != now.reload {
-                    let Some(interval) = new.reload else {
+                tracing::info!(corefile = %self.path.display(), "the new Corefile is in force");
+                if new.reload != self.now.reload {
+                    self.every = new.reload;
+                    if self.every.is_none() {
                         tracing::info!("the Corefile is not followed any more: `reload` is not in it");
-                        return;
-                    };
-                    every = interval;
+                    }
                 }
-                now = new;
+                self.now = new;
             }
             Err(error) => {
                 server.reload_failed();
@@ -59,7 +91,7 @@ fn take(
     server: &Server,
     dns_addresses: &[IpAddr],
 ) -> Result<Corefile, String> {
-    let new = Corefile::understand(path, text).map_err(|error: CorefileError| with_causes(&error))?;
+    let new = Corefile::understand(path, text, now.default_port).map_err(|error: CorefileError| with_causes(&error))?;
     if new.frame() != now.frame() {
         return Err(format!(
             "{}: addresses, ports, health, ready, prometheus and the pods and kubeconfig of kubernetes take effect \

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
+use super::ending::Ending;
 use super::handler::{Begun, Handler};
 use super::request::Transport;
 use crate::admission::{Admission, Place};
@@ -34,11 +35,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) const CONNECTIONS: usize = 1024;
 
 /// Accepts for ever.
-pub(super) async fn serve(listener: TcpListener, handler: Arc<Handler>, connections: Arc<Admission>) {
+pub(super) async fn serve(listener: TcpListener, handler: Arc<Handler>, connections: Arc<Admission>, ending: Ending) {
     loop {
         match listener.accept().await {
             Ok((stream, client)) => match connections.enter(client.ip()) {
-                Some(place) => drop(tokio::spawn(converse(stream, client, Arc::clone(&handler), place))),
+                Some(place) => ending.spawn(converse(stream, client, Arc::clone(&handler), ending.begun(), place)),
                 None => handler.sent_away(),
             },
             Err(error) => {
@@ -52,14 +53,20 @@ pub(super) async fn serve(listener: TcpListener, handler: Arc<Handler>, connecti
 /// Replies that go out together: one, or those of a transfer.
 type Replies = Vec<Vec<u8>>;
 
-async fn converse(stream: TcpStream, client: SocketAddr, handler: Arc<Handler>, _place: Place) {
+async fn converse(
+    stream: TcpStream,
+    client: SocketAddr,
+    handler: Arc<Handler>,
+    ended: impl Future<Output = ()>,
+    _place: Place,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, %client, "a TCP client has gone already");
         return;
     }
     let (reading, mut writing) = stream.into_split();
     let messages = stream::unfold(reading, |mut reading| async { Some((next_message(&mut reading).await?, reading)) });
-    let mut messages = std::pin::pin!(messages.fuse());
+    let mut messages = std::pin::pin!(messages.take_until(ended).fuse());
     // In the order of their questions; with each, how many octets were ready before their turn.
     let mut waiting: FuturesOrdered<BoxFuture<'static, (Replies, usize)>> = FuturesOrdered::new();
     let mut held = 0;

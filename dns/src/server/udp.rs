@@ -7,6 +7,7 @@ use std::task::Poll;
 use futures::poll;
 
 use super::datagram::{Datagrams, Peer};
+use super::ending::Ending;
 use super::handler::{Begun, Handler};
 use super::request::Transport;
 
@@ -16,7 +17,7 @@ const LONGEST: usize = 65_535;
 const IN_A_ROW: usize = 64;
 
 /// Answers for ever. How much waits at once is bounded where it waits: in front of the upstreams.
-pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>) {
+pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>, ending: Ending) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; LONGEST];
     loop {
@@ -27,7 +28,7 @@ pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>) {
         for _ in 0..IN_A_ROW {
             match socket.try_receive(&mut buffer) {
                 Ok((length, peer)) => {
-                    answer(&socket, &handler, buffer.get(..length).unwrap_or_default(), peer).await;
+                    answer(&socket, &handler, &ending, buffer.get(..length).unwrap_or_default(), peer).await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP error of some client that went away.
@@ -38,7 +39,7 @@ pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>) {
     }
 }
 
-async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, wire: &[u8], peer: Peer) {
+async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, ending: &Ending, wire: &[u8], peer: Peer) {
     let request = match handler.begin(wire, peer.client, Transport::Udp) {
         Begun::Nothing => return,
         Begun::Reply(reply) => return send(socket, handler, &reply, peer).await,
@@ -52,7 +53,7 @@ async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, wire: &[u8], pe
         Poll::Ready(reply) => send(socket, handler, &reply, peer).await,
         Poll::Pending => {
             let (socket, handler) = (Arc::clone(socket), Arc::clone(handler));
-            tokio::spawn(async move { send(&socket, &handler, &work.await, peer).await });
+            ending.spawn(async move { send(&socket, &handler, &work.await, peer).await });
         }
     }
 }

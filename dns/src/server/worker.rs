@@ -10,6 +10,7 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
 use super::datagram::Datagrams;
+use super::ending::Ending;
 use super::handler::Handler;
 use super::udp;
 
@@ -21,19 +22,22 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Serves a non-blocking socket, with a runtime of its own: what a query waits for stays on its thread.
-    pub(super) fn start(socket: std::net::UdpSocket, handler: Arc<Handler>) -> io::Result<Self> {
+    pub(super) fn start(socket: std::net::UdpSocket, handler: Arc<Handler>, ending: Ending) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let socket = {
             let _inside = runtime.enter();
             Datagrams::new(UdpSocket::from_std(socket)?)?
         };
-        let (stop, stopped) = oneshot::channel();
+        let (stop, mut stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("dns-udp".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = udp::serve(socket, handler) => {}
-                    _stopped_or_dropped = stopped => {}
+                    () = udp::serve(socket, handler, ending.clone()) => {}
+                    () = ending.begun() => {}
+                    _stopped_or_dropped = &mut stopped => return,
                 }
+                // What waits for others lives on this thread.
+                let _stopped_or_dropped = stopped.await;
             });
         })?;
         Ok(Self { stop, thread })

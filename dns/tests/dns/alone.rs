@@ -1,8 +1,6 @@
 //! The program by itself, with a cluster whose API server comes and goes (rules 11.1 to 11.6).
 
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -11,34 +9,12 @@ use shunt_dns::RecordType;
 
 use crate::client;
 use crate::fixture::name;
+use crate::running::Program;
 
 const CLUSTER: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
 ---
 {apiVersion: v1, kind: Service, metadata: {namespace: shop, name: web}, spec: {clusterIP: 10.96.3.3, ports: [{port: 80}]}}
 ";
-
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-/// Starts it, and returns where it listens.
-fn start(arguments: &[&str]) -> (Program, SocketAddr) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shunt-dns"));
-    command.args(["--listen", "127.0.0.1:0", "--upstream", ""]).args(arguments);
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let program = Program(child);
-    let line = lines.find(|line| line.as_ref().unwrap().contains("serving DNS")).unwrap().unwrap();
-    let address = line.rsplit('[').next().unwrap().trim_end_matches(']').parse().unwrap();
-    // Whoever writes to a pipe that nobody reads is stopped.
-    std::thread::spawn(move || lines.for_each(drop));
-    (program, address)
-}
 
 async fn rcode(server: SocketAddr, asked: &str) -> ResponseCode {
     client::udp(server, &client::question(&name(asked), RecordType::A)).await.metadata.response_code
@@ -62,7 +38,9 @@ async fn it_serves_a_cluster_whose_api_server_comes_later_and_goes_again() {
     let place = tempfile::tempdir().unwrap();
     let kubeconfig = place.path().join("kubeconfig");
     std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
-    let (_program, server) = start(&["--kubeconfig", kubeconfig.to_str().unwrap()]);
+    let arguments = ["--listen", "127.0.0.1:0", "--upstream", "", "--kubeconfig", kubeconfig.to_str().unwrap()];
+    let program = Program::start(&arguments);
+    let server = program.dns();
     let (web, none) = ("web.shop.svc.cluster.local.", "none.shop.svc.cluster.local.");
     // Nobody can say yet that a name does not exist; what is no data is answered.
     assert_eq!(rcode(server, web).await, ResponseCode::ServFail);

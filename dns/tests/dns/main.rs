@@ -21,6 +21,10 @@ mod forwarding;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod program;
+#[cfg(test)]
+mod running;
+#[cfg(test)]
 mod upstreams;
 #[cfg(test)]
 mod wire;

@@ -1,0 +1,218 @@
+//! What somebody sees of the program who runs it in place of CoreDNS: flags, signals, exit codes, health, metrics.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, MessageType};
+use lab::api::FakeApi;
+use nix::sys::signal::Signal;
+use shunt_dns::RecordType;
+use tempfile::TempDir;
+use tokio::net::UdpSocket;
+
+use crate::client;
+use crate::corefile::ask;
+use crate::fixture::name;
+use crate::running::Program;
+
+/// How often it is looked whether something has come true.
+const EVERY: Duration = Duration::from_millis(10);
+const FIXED: &str = ".:53 {\n template IN TXT example.test {\n answer \"example.test 5 IN TXT one\"\n }\n}\n";
+
+fn written(text: &str) -> (TempDir, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("Corefile");
+    std::fs::write(&path, text).unwrap();
+    (place, path)
+}
+
+async fn wait_for_answer(at: SocketAddr, wanted: &str) {
+    let mut last = String::new();
+    for _ in 0..2000 {
+        last = ask(at, "example.test.", RecordType::TXT).await;
+        if last == wanted {
+            return;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+    panic!("never {wanted} but {last}");
+}
+
+#[track_caller]
+fn check_refused(arguments: &[&str], code: i32, words: &[&str]) {
+    let (status, log) = Program::start(arguments).ended();
+    assert_eq!(status.code(), Some(code), "{arguments:?}: {log}");
+    for part in words {
+        assert!(log.contains(part), "{arguments:?}: no {part:?} in {log}");
+    }
+}
+
+#[test]
+fn what_it_cannot_do_is_refused_with_its_place_and_name() {
+    let (_place, path) = written(".:53 {\n errors\n k8s_external example.org\n}\n");
+    let path = path.to_str().unwrap();
+    check_refused(&["-conf", path], 1, &[&format!("{path}:3: "), "k8s_external"]);
+    check_refused(&["-conf", "/nowhere/Corefile"], 1, &["/nowhere/Corefile", "No such file"]);
+    check_refused(&["-conf", path, "-pidfile", "x"], 2, &["--pidfile"]);
+    check_refused(&["--listen", "somewhere"], 2, &["--listen", "somewhere"]);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap().to_string();
+    let place = tempfile::tempdir().unwrap();
+    let manifests = place.path().to_str().unwrap();
+    check_refused(&["--manifests", manifests, "--listen", &at], 1, &[&at, "another DNS server holds it"]);
+    check_refused(
+        &["--manifests", manifests, "--listen", "127.0.0.1:0", "--health-address", &at],
+        1,
+        &[&at, "is another server running here"],
+    );
+}
+
+#[test]
+fn it_tells_its_version_as_coredns_does() {
+    let output = Command::new(env!("CARGO_BIN_EXE_shunt-dns")).arg("-version").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("shunt-dns "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_port_of_blocks_without_one_can_be_another() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (_place, path) = written(&FIXED.replace(".:53 {", ". {\n bind 127.0.0.1"));
+    let program = Program::start(&["-conf", path.to_str().unwrap(), &format!("-dns.port={port}")]);
+    assert_eq!(program.dns().port(), port);
+    wait_for_answer(program.dns(), "example.test. 5 one").await;
+}
+
+#[test]
+fn it_is_healthy_at_once_and_ready_with_the_first_view_of_the_cluster() {
+    let api = FakeApi::start().unwrap();
+    api.stop_listening();
+    let place = tempfile::tempdir().unwrap();
+    let kubeconfig = place.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
+    let corefile = format!(
+        ".:53 {{\n health\n ready\n prometheus\n kubernetes cluster.local {{\n kubeconfig {}\n }}\n}}\n",
+        kubeconfig.display()
+    );
+    std::fs::write(place.path().join("Corefile"), corefile).unwrap();
+    let program = Program::with_corefile(&place.path().join("Corefile"));
+    let health = program.http("/health");
+    assert_eq!((health.status, health.body.as_str()), (200, "OK"));
+    let ready = program.http("/ready");
+    assert_eq!((ready.status, ready.body.as_str()), (503, "kubernetes"));
+    api.resume().unwrap();
+    program.wait_for("/ready", 200, |body| body.contains("OK"));
+    // What was known once stays known.
+    api.stop_listening();
+    assert_eq!(program.http("/ready").status, 200);
+    program.tell(Signal::SIGTERM);
+    assert_eq!(program.ended().0.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lame_duck_is_not_ready_and_answers_until_it_is_told_again() {
+    let (_place, path) = written(&FIXED.replace(".:53 {", ".:53 {\n health {\n lameduck 600s\n }\n"));
+    let program = Program::with_corefile(&path);
+    assert_eq!(program.http("/ready").status, 200);
+    program.tell(Signal::SIGTERM);
+    program.wait_for("/ready", 503, |body| body.contains("Shutting down"));
+    assert_eq!(program.http("/health").status, 200);
+    assert_eq!(ask(program.dns(), "example.test.", RecordType::TXT).await, "example.test. 5 one");
+    program.tell(Signal::SIGTERM);
+    assert_eq!(program.ended().0.code(), Some(0));
+}
+
+/// What an upstream is asked, until it has been asked for all of these names; others are ours to find loops.
+async fn asked_for(upstream: &UdpSocket, names: &[&str]) -> Vec<(Message, SocketAddr)> {
+    let (mut asked, mut wire) = (BTreeMap::new(), [0; 512]);
+    while asked.len() < names.len() {
+        let (length, from) = upstream.recv_from(&mut wire).await.unwrap();
+        let message = Message::from_vec(&wire[..length]).unwrap();
+        let owner = message.queries[0].name.to_string();
+        if names.contains(&owner.as_str()) {
+            asked.insert(owner, (message, from));
+        }
+    }
+    asked.into_values().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_on_their_way_arrive_before_it_ends() {
+    let upstream = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let at = upstream.local_addr().unwrap();
+    let (_place, path) = written(&format!(".:53 {{\n forward . {at}\n}}\n"));
+    let program = Program::with_corefile(&path);
+    let server = program.dns();
+    let question = |text: &str| client::question(&name(text), RecordType::A);
+    let (over_udp, over_tcp) = (question("udp.test."), question("tcp.test."));
+    let idle = tokio::net::TcpStream::connect(server).await.unwrap();
+    let clients = tokio::spawn(async move {
+        let over_tcp = [over_tcp];
+        tokio::join!(client::udp(server, &over_udp), client::tcp(server, &over_tcp))
+    });
+    let asked = asked_for(&upstream, &["udp.test.", "tcp.test."]).await;
+    program.tell(Signal::SIGTERM);
+    // Nobody new is heard.
+    while tokio::net::TcpStream::connect(server).await.is_ok() {
+        tokio::time::sleep(EVERY).await;
+    }
+    for (mut message, from) in asked {
+        message.metadata.message_type = MessageType::Response;
+        upstream.send_to(&message.to_vec().unwrap(), from).await.unwrap();
+    }
+    let (udp, tcp) = clients.await.unwrap();
+    for reply in [&udp, &tcp[0]] {
+        assert_eq!(reply.metadata.response_code.to_str(), "No Error");
+    }
+    // Whoever has asked nothing is not waited for.
+    let (status, log) = program.ended();
+    assert_eq!(status.code(), Some(0));
+    assert!(!log.contains("not answered in time"), "{log}");
+    drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_reads_its_corefile_again_when_told_to() {
+    let (_place, path) = written(FIXED);
+    let program = Program::with_corefile(&path);
+    let at = program.dns();
+    wait_for_answer(at, "example.test. 5 one").await;
+    std::fs::write(&path, FIXED.replace("one", "two")).unwrap();
+    program.tell(Signal::SIGUSR1);
+    wait_for_answer(at, "example.test. 5 two").await;
+    // A bad one changes nothing, and is told of as often as it is asked for.
+    std::fs::write(&path, "nonsense {").unwrap();
+    program.tell(Signal::SIGUSR1);
+    program.wait_for("/metrics", 200, |body| body.contains("coredns_reload_failed_total 1\n"));
+    program.tell(Signal::SIGUSR1);
+    program.wait_for("/metrics", 200, |body| body.contains("coredns_reload_failed_total 2\n"));
+    wait_for_answer(at, "example.test. 5 two").await;
+}
+
+#[test]
+fn without_a_corefile_there_is_nothing_to_read_again() {
+    let place = tempfile::tempdir().unwrap();
+    let manifests = place.path().to_str().unwrap();
+    let program = Program::start(&["--manifests", manifests, "--listen", "127.0.0.1:0", "--upstream", ""]);
+    program.dns();
+    program.tell(Signal::SIGUSR1);
+    program.tell(Signal::SIGTERM);
+    assert_eq!(program.ended().0.code(), Some(0));
+}
+
+#[test]
+fn it_takes_all_the_files_that_it_may_open() {
+    let (_place, path) = written(FIXED);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -S -n 100; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_shunt-dns")]);
+    command.args(["--listen", "127.0.0.1:0", "-conf"]).arg(path);
+    let program = Program::spawn(command);
+    program.dns();
+    let limits = std::fs::read_to_string(Path::new("/proc").join(program.id().to_string()).join("limits")).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let mut words = files.split_whitespace();
+    assert_eq!(words.next(), words.next(), "{files}");
+}
