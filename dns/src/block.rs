@@ -198,7 +198,7 @@ impl Asker<'_> {
         let block = self.block;
         for template in &block.config.templates {
             if let Some(reply) = template.answer(query, self.request) {
-                block.counters.template_matches.add_one();
+                block.counters.template_matched(query.query_type);
                 return reply;
             }
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
@@ -39,6 +39,8 @@ pub(crate) struct Hosts {
     table: RwLock<Arc<Table>>,
     /// The file could not be read the last time, which the log has been told.
     unreadable: AtomicBool,
+    /// When the file in force was written.
+    written: RwLock<Option<SystemTime>>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,7 +51,8 @@ struct Table {
 
 impl Hosts {
     pub(crate) fn new(config: HostsConfig) -> Self {
-        let hosts = Self { config, table: RwLock::default(), unreadable: AtomicBool::new(false) };
+        let hosts =
+            Self { config, table: RwLock::default(), unreadable: AtomicBool::new(false), written: RwLock::default() };
         hosts.read_again();
         hosts
     }
@@ -64,6 +67,11 @@ impl Hosts {
         self.table().addresses.values().map(Vec::len).sum()
     }
 
+    /// When the file was written that is in force, if there is one.
+    pub(crate) fn written(&self) -> Option<SystemTime> {
+        *self.written.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes what the file says now; while it cannot be read, what it said before stays.
     pub(crate) fn read_again(&self) {
         let mut text = String::new();
@@ -72,6 +80,8 @@ impl Hosts {
                 Ok(read) => {
                     text = read;
                     self.unreadable.store(false, Ordering::Relaxed);
+                    let written = std::fs::metadata(path).and_then(|file| file.modified()).ok();
+                    *self.written.write().unwrap_or_else(PoisonError::into_inner) = written;
                 }
                 Err(error) => {
                     if !self.unreadable.swap(true, Ordering::Relaxed) {

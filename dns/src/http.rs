@@ -1,6 +1,7 @@
 //! `/health`, `/ready` and `/metrics`, by CoreDNS's conventions (rules 11.7 to 11.9 and 12).
 
 mod connections;
+mod self_check;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -56,6 +57,7 @@ pub struct HttpState {
 /// Serves until the tasks are dropped; says where.
 pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAddr>, JoinSet<()>), HttpError> {
     let HttpState { views, stopping, exporter } = state;
+    let counters = Arc::clone(&exporter.metrics);
     let mut registry = Registry::default();
     exporter.register(&mut registry);
     let registry = Arc::new(registry);
@@ -72,8 +74,12 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
     for (address, router) in routers {
         let failed = |source| HttpError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
-        addresses.push(listener.local_addr().map_err(failed)?);
+        let bound = listener.local_addr().map_err(failed)?;
+        addresses.push(bound);
         tasks.spawn(serve_routes(listener, router));
+        if config.health == Some(address) {
+            tasks.spawn(self_check::every_second(bound, Arc::clone(&counters)));
+        }
     }
     Ok((addresses, tasks))
 }

@@ -1,9 +1,11 @@
 //! What is counted, for Prometheus: under CoreDNS's names and labels where the meaning is the same (rule 12), so that
 //! dashboards live on.
 
+mod configured;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use hickory_proto::rr::Name;
@@ -19,7 +21,7 @@ use shunt_model::{ClusterIps, Snapshot};
 use crate::block::Block;
 use crate::cache::Kind;
 use crate::server::{Handler, Transport};
-use crate::stats::{Counter, Counters, Dropped, Stats};
+use crate::stats::{Counter, Counters, Dropped, HealthCounters, Stats};
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
@@ -29,11 +31,17 @@ pub(crate) struct Metrics {
     /// Where it listens, as CoreDNS writes it.
     server: String,
     blocks: Mutex<BTreeMap<Name, Arc<Counters>>>,
+    /// Of queries that no block takes.
+    pub(crate) nobodys: Arc<Counters>,
     pub(crate) dropped: Dropped,
     programming: [(&'static str, Histogram); 3],
     /// Older triggers are those of changes that were made before this server started.
     started: SystemTime,
     pub(crate) failed_reloads: Counter,
+    /// Which text of the Corefile is in force.
+    version: Mutex<Option<String>>,
+    /// Where there is a `/health`.
+    health: OnceLock<HealthCounters>,
 }
 
 impl Metrics {
@@ -43,10 +51,13 @@ impl Metrics {
         Self {
             server: format!("dns://:{port}"),
             blocks: Mutex::default(),
+            nobodys: Arc::default(),
             dropped: Dropped::default(),
             programming: ["cluster_ip", "headless_with_selector", "headless_without_selector"].map(histogram),
             started: SystemTime::now(),
             failed_reloads: Counter::default(),
+            version: Mutex::default(),
+            health: OnceLock::new(),
         }
     }
 
@@ -54,6 +65,16 @@ impl Metrics {
     pub(crate) fn counters(&self, domain: &Name) -> Arc<Counters> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(blocks.entry(domain.clone()).or_default())
+    }
+
+    /// Begins to count what becomes of `/health`.
+    pub(crate) fn health(&self) -> &HealthCounters {
+        self.health.get_or_init(HealthCounters::default)
+    }
+
+    /// Another text of the Corefile is in force.
+    pub(crate) fn runs(&self, version: String) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
     }
 
     /// How long ago the changes were made that `new` has and `old` has not.
@@ -89,6 +110,7 @@ impl Metrics {
             tcp_rejects: self.dropped.tcp_rejects.get(),
             ..Stats::default()
         };
+        self.nobodys.add_to(&mut stats);
         for counters in self.blocks.lock().unwrap_or_else(PoisonError::into_inner).values() {
             counters.add_to(&mut stats);
         }
@@ -166,8 +188,12 @@ impl Collector for Coredns {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Exporter { metrics, handler } = &self.0;
         let of_blocks = metrics.blocks();
-        queries(&mut encoder, metrics, &of_blocks)?;
-        sizes_and_times(&mut encoder, metrics, &of_blocks)?;
+        // CoreDNS's word for them.
+        let nobodys = ("dropped".to_owned(), Arc::clone(&metrics.nobodys));
+        let used = metrics.nobodys.requests().next().is_some();
+        let all: Vec<_> = of_blocks.iter().cloned().chain(used.then_some(nobodys)).collect();
+        queries(&mut encoder, metrics, &all)?;
+        sizes_and_times(&mut encoder, metrics, &all)?;
         cache(&mut encoder, metrics, &of_blocks)?;
         for (name, help, value) in [
             (
@@ -180,12 +206,12 @@ impl Collector for Coredns {
                 "Queries refused as too many waited",
                 sum(&of_blocks, |c| &c.forward_rejects),
             ),
-            ("template_matches", "Answers made by templates", sum(&of_blocks, |c| &c.template_matches)),
             ("reload_failed", "Configurations that could not be used", metrics.failed_reloads.get()),
-            ("panics", "Panics", 0),
+            ("panics", "Queries that showed a bug", metrics.dropped.panics.get()),
         ] {
             plain(&mut encoder, name, help, value)?;
         }
+        templates(&mut encoder, metrics, &of_blocks)?;
         let autopath = [(vec![("server", metrics.server.as_str())], sum(&of_blocks, |c| &c.autopath_successes))];
         counters(&mut encoder, "autopath_success", "Search paths completed", autopath)?;
         let mut programming = encoder.encode_descriptor(
@@ -200,9 +226,13 @@ impl Collector for Coredns {
         let build = [("version", env!("CARGO_PKG_VERSION")), ("revision", ""), ("goversion", "")];
         let mut info = encoder.encode_descriptor("build_info", "The version of shunt", None, MetricType::Gauge)?;
         ConstGauge::new(1_i64).encode(info.encode_family(&build)?)?;
+        configured::health(&mut encoder, metrics)?;
+        configured::version(&mut encoder, metrics)?;
         let Some(handler) = handler.upgrade() else { return Ok(()) };
         let blocks = handler.blocks();
+        configured::plugins(&mut encoder, metrics, &blocks)?;
         entries(&mut encoder, metrics, &blocks)?;
+        configured::hosts(&mut encoder, &blocks)?;
         upstreams(&mut encoder, &blocks)
     }
 }
@@ -317,6 +347,23 @@ fn cache(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[(Stri
     Ok(())
 }
 
+fn templates(
+    encoder: &mut DescriptorEncoder<'_>,
+    metrics: &Metrics,
+    blocks: &[(String, Arc<Counters>)],
+) -> fmt::Result {
+    let mut family =
+        encoder.encode_descriptor("template_matches", "Answers made by templates", None, MetricType::Counter)?;
+    for (zone, block) in blocks {
+        for (rtype, count) in block.template_matches() {
+            let server = metrics.server.as_str();
+            let labels = [("server", server), ("zone", zone), ("view", ""), ("class", "IN"), ("type", &rtype)];
+            one(&mut family, &labels, count)?;
+        }
+    }
+    Ok(())
+}
+
 fn entries(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc<Block>]) -> fmt::Result {
     let server = metrics.server.as_str();
     let mut family = encoder.encode_descriptor("cache_entries", "Entries of the cache", None, MetricType::Gauge)?;
@@ -328,9 +375,7 @@ fn entries(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc
             ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
         }
     }
-    let hosts: usize = blocks.iter().filter_map(|block| block.hosts.as_ref()).map(|hosts| hosts.entries()).sum();
-    let descriptor = encoder.encode_descriptor("hosts_entries", "Fixed names", None, MetricType::Gauge)?;
-    ConstGauge::new(i64::try_from(hosts).unwrap_or(i64::MAX)).encode(descriptor)
+    Ok(())
 }
 
 fn upstreams(encoder: &mut DescriptorEncoder<'_>, blocks: &[Arc<Block>]) -> fmt::Result {

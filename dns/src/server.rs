@@ -206,6 +206,11 @@ impl Server {
         self.metrics.failed_reloads.add_one();
     }
 
+    /// Which text of a configuration is in force, for metrics.
+    pub(crate) fn runs(&self, version: String) {
+        self.metrics.runs(version);
+    }
+
     fn set_blocks(&self, configs: Vec<BlockConfig>) -> Result<(), ServeError> {
         let ours = Arc::new(Ours { listen: self.addresses.clone(), service: self.service.clone() });
         let (mut blocks, mut followers) = (Vec::new(), JoinSet::new());

@@ -120,7 +120,7 @@ pub(crate) struct Counters {
     pub(crate) forward_rejects: Counter,
     pub(crate) all_upstreams_down: Counter,
     pub(crate) autopath_successes: Counter,
-    pub(crate) template_matches: Counter,
+    template_matches: [Counter; TYPES.len() + 2],
 }
 
 /// What is counted before a block is known.
@@ -129,6 +129,22 @@ pub(crate) struct Dropped {
     pub(crate) malformed: Counter,
     pub(crate) send_failures: Counter,
     pub(crate) tcp_rejects: Counter,
+    pub(crate) panics: Counter,
+}
+
+/// What is counted of `/health`.
+#[derive(Debug)]
+pub(crate) struct HealthCounters {
+    pub(crate) duration: Histogram,
+    pub(crate) failures: Counter,
+}
+
+impl Default for HealthCounters {
+    fn default() -> Self {
+        // 0.25 ms to 2.5 s (rule 12).
+        let duration = Histogram::new(exponential_buckets(0.00025, 10.0, 5));
+        Self { duration, failures: Counter::default() }
+    }
 }
 
 /// What is counted of one upstream.
@@ -196,7 +212,7 @@ impl Default for Counters {
             forward_rejects: Counter::default(),
             all_upstreams_down: Counter::default(),
             autopath_successes: Counter::default(),
-            template_matches: Counter::default(),
+            template_matches: Default::default(),
         }
     }
 }
@@ -210,6 +226,19 @@ impl Counters {
             counter.add_one();
         }
         observe(&self.request_sizes, transport, length);
+    }
+
+    /// Counts an answer made by a template.
+    pub(crate) fn template_matched(&self, rtype: RecordType) {
+        if let Some(counter) = self.template_matches.get(type_index(rtype)) {
+            counter.add_one();
+        }
+    }
+
+    /// Those answers, by type.
+    pub(crate) fn template_matches(&self) -> impl Iterator<Item = (String, u64)> {
+        let counted = self.template_matches.iter().enumerate().filter(|(_, counter)| counter.get() > 0);
+        counted.map(|(at, counter)| (type_name(at), counter.get()))
     }
 
     /// Counts a reply of `length` octets.

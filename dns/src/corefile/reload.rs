@@ -37,6 +37,9 @@ impl Follower {
     #[must_use]
     pub fn new(path: PathBuf, mut now: Corefile, server: Weak<Server>, dns_addresses: Vec<IpAddr>) -> Self {
         let (seen, every) = (std::mem::take(&mut now.sources), now.reload);
+        if let Some(server) = server.upgrade() {
+            server.runs(version(&seen));
+        }
         Self { path, now, seen, server, dns_addresses, every }
     }
 
@@ -68,6 +71,7 @@ impl Follower {
         match take(&self.path, text, &self.now, &server, &self.dns_addresses) {
             Ok(new) => {
                 tracing::info!(corefile = %self.path.display(), "the new Corefile is in force");
+                server.runs(version(&self.seen));
                 if new.reload != self.now.reload {
                     self.every = new.reload;
                     if self.every.is_none() {
@@ -82,6 +86,15 @@ impl Follower {
             }
         }
     }
+}
+
+/// Tells texts apart, and is the same wherever they are the same (FNV-1a).
+fn version(sources: &[Source]) -> String {
+    let texts = sources.iter().filter_map(|(_, text)| text.as_deref());
+    let hash = texts
+        .flat_map(str::bytes)
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
 }
 
 fn take(

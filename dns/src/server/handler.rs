@@ -1,9 +1,11 @@
 //! One query: read, answered by the block that its name belongs to, counted, and written.
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, RecordType};
 use tokio::sync::watch;
@@ -13,6 +15,7 @@ use super::first_view::FirstView;
 use super::reply::{Reply, header_only};
 use super::request::{NoQuestion, Request, Transport};
 use crate::block::Block;
+use crate::forward::UDP_PAYLOAD;
 use crate::metrics::Metrics;
 use crate::stats::Author;
 
@@ -54,7 +57,11 @@ impl Handler {
 
     /// Reads a message (rules 9.4–9.6).
     pub(crate) fn begin(&self, wire: &[u8], client: SocketAddr, transport: Transport) -> Begun {
-        match Request::read(wire, client, transport) {
+        let Ok(read) = catch_unwind(|| Request::read(wire, client, transport)) else {
+            self.panicked("a message");
+            return Begun::Nothing;
+        };
+        match read {
             Ok(request) => Begun::Question(request),
             Err(NoQuestion::Silent) => Begun::Nothing,
             Err(NoQuestion::Refused(metadata, rcode)) => {
@@ -68,28 +75,44 @@ impl Handler {
 
     /// The reply as bytes.
     pub(crate) async fn answer(&self, request: &Request) -> Vec<u8> {
+        let failure = || Reply::error(ResponseCode::ServFail).encode(request, UDP_PAYLOAD);
+        self.unbroken(request, self.reply(request)).await.unwrap_or_else(failure)
+    }
+
+    /// A panic is a bug of ours, and costs the query that shows it: others are answered by the same thread.
+    async fn unbroken<T>(&self, request: &Request, work: impl Future<Output = T>) -> Option<T> {
+        let done = AssertUnwindSafe(work).catch_unwind().await;
+        done.inspect_err(|_| self.panicked(&request.query.to_string())).ok()
+    }
+
+    fn panicked(&self, asked: &str) {
+        self.metrics.dropped.panics.add_one();
+        tracing::error!(asked, "a query made the server panic, which is a bug: please report it");
+    }
+
+    async fn reply(&self, request: &Request) -> Vec<u8> {
         let start = Instant::now();
         let query = &request.query;
         let blocks = self.blocks();
-        let Some(block) = block_of(&blocks, &query.name) else {
-            return Reply::error(ResponseCode::Refused).encode(request, crate::forward::UDP_PAYLOAD);
-        };
-        block.counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
+        let block = block_of(&blocks, &query.name);
+        let counters = block.map_or(&self.metrics.nobodys, |block| &block.counters);
+        counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
         if request.dnssec_ok() {
-            block.counters.dnssec_requests.add_one();
+            counters.dnssec_requests.add_one();
         }
-        let mut reply = match refusal(request) {
-            Some(rcode) => Reply::error(rcode),
-            None => self.ask(block, &blocks, request).await,
+        let mut reply = match (refusal(request), block) {
+            (Some(rcode), _) => Reply::error(rcode),
+            (None, Some(block)) => self.ask(block, &blocks, request).await,
+            (None, None) => Reply::error(ResponseCode::Refused),
         };
         reply.shuffle();
-        let wire = reply.encode(request, block.config.udp_payload);
+        let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload));
         let took = start.elapsed();
-        block.counters.replied(reply.author, reply.rcode, request.transport, wire.len(), took);
-        if let Some(log) = &block.config.log {
+        counters.replied(reply.author, reply.rcode, request.transport, wire.len(), took);
+        if let Some(log) = block.and_then(|block| block.config.log.as_ref()) {
             log.log(request, &reply, wire.len(), took);
         }
-        if let (Some(why), Some(errors)) = (reply.why, &block.errors) {
+        if let (Some(why), Some(errors)) = (reply.why, block.and_then(|block| block.errors.as_ref())) {
             errors.tell(query, reply.rcode, why);
         }
         wire
@@ -109,7 +132,7 @@ impl Handler {
 
     /// The replies to a question that came over TCP: one, or those of a transfer (rule 4.5, RFC 5936).
     pub(crate) async fn answers(&self, request: &Request) -> Vec<Vec<u8>> {
-        match self.transfer(request) {
+        match self.unbroken(request, async { self.transfer(request) }).await.flatten() {
             Some(messages) => messages,
             None => vec![self.answer(request).await],
         }
@@ -168,5 +191,36 @@ fn refusal(request: &Request) -> Option<ResponseCode> {
         Some(ResponseCode::Refused)
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Message, MessageType, OpCode, Query};
+
+    use super::*;
+    use crate::zone::{Zone, ZoneConfig};
+
+    fn handler() -> Handler {
+        let config = Arc::new(ZoneConfig::usual(Name::from_ascii("cluster.local.").unwrap()));
+        let zone = Arc::new(Zone::new(config, Arc::default(), 1));
+        let (_, views) = watch::channel(View { zone, snapshot: None });
+        Handler::new(views, Duration::ZERO, Arc::new(Metrics::new(53)))
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_query() {
+        let handler = handler();
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii("example.test.").unwrap(), RecordType::A));
+        let client = "192.0.2.1:999".parse().unwrap();
+        let Begun::Question(request) = handler.begin(&message.to_vec().unwrap(), client, Transport::Udp) else {
+            panic!("it is a question");
+        };
+        assert_eq!(handler.unbroken(&request, async { 5 }).await, Some(5));
+        assert_eq!(handler.metrics.dropped.panics.get(), 0);
+        let broken: Option<u8> = handler.unbroken(&request, async { panic!("a bug") }).await;
+        assert_eq!(broken, None);
+        assert_eq!(handler.metrics.dropped.panics.get(), 1);
     }
 }

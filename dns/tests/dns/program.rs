@@ -180,9 +180,14 @@ async fn it_reads_its_corefile_again_when_told_to() {
     let program = Program::with_corefile(&path);
     let at = program.dns();
     wait_for_answer(at, "example.test. 5 one").await;
+    let version =
+        |page: &str| page.lines().find(|line| line.starts_with("coredns_reload_version_info")).map(str::to_owned);
+    let before = version(&program.http("/metrics").body);
     std::fs::write(&path, FIXED.replace("one", "two")).unwrap();
     program.tell(Signal::SIGUSR1);
     wait_for_answer(at, "example.test. 5 two").await;
+    let after = version(&program.http("/metrics").body);
+    assert!(before.is_some() && after.is_some() && before != after, "{before:?} {after:?}");
     // A bad one changes nothing, and is told of as often as it is asked for.
     std::fs::write(&path, "nonsense {").unwrap();
     program.tell(Signal::SIGUSR1);
@@ -190,6 +195,7 @@ async fn it_reads_its_corefile_again_when_told_to() {
     program.tell(Signal::SIGUSR1);
     program.wait_for("/metrics", 200, |body| body.contains("coredns_reload_failed_total 2\n"));
     wait_for_answer(at, "example.test. 5 two").await;
+    assert_eq!(version(&program.http("/metrics").body), after);
 }
 
 #[test]
@@ -215,4 +221,50 @@ fn it_takes_all_the_files_that_it_may_open() {
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let mut words = files.split_whitespace();
     assert_eq!(words.next(), words.next(), "{files}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dashboards_find_what_coredns_tells() {
+    let (place, path) = written("");
+    let hosts = place.path().join("hosts");
+    std::fs::write(&hosts, "192.0.2.1 printer.test\n").unwrap();
+    let template = "template IN ANY example.test {\n answer \"example.test 5 IN TXT one\"\n }\n";
+    let text = format!(
+        "test:53 {{\n errors\n cache\n {template} forward . 127.0.0.1:9\n hosts {} {{\n fallthrough\n }}\n}}\n\
+         other.test:53 {{\n log\n}}\n",
+        hosts.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let program = Program::with_corefile(&path);
+    let at = program.dns();
+    assert_eq!(ask(at, "example.test.", RecordType::TXT).await, "example.test. 5 one");
+    assert_eq!(ask(at, "printer.test.", RecordType::A).await, "printer.test. 3600 192.0.2.1");
+    assert_eq!(ask(at, "example.org.", RecordType::A).await, "Query Refused");
+    let page = program.wait_for("/metrics", 200, |page| {
+        let asked = page.lines().find_map(|line| line.strip_prefix("coredns_health_request_duration_seconds_count "));
+        asked.is_some_and(|times| times != "0")
+    });
+    let server = format!("server=\"dns://:{}\"", at.port());
+    let of = |zone: &str| format!("{server},zone=\"{zone}\",view=\"\"");
+    for line in [
+        format!("coredns_dns_requests_total{{{},proto=\"udp\",family=\"1\",type=\"A\"}} 1", of("dropped")),
+        format!("coredns_dns_responses_total{{{},rcode=\"REFUSED\",plugin=\"\"}} 1", of("dropped")),
+        format!("coredns_template_matches_total{{{},class=\"IN\",type=\"TXT\"}} 1", of("test.")),
+        "coredns_health_request_failures_total 0".to_owned(),
+        "coredns_panics_total 0".to_owned(),
+        "coredns_hosts_entries 1".to_owned(),
+    ] {
+        assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
+    }
+    let plugins = |zone: &str| -> Vec<&str> {
+        let start = format!("coredns_plugin_enabled{{{},name=\"", of(zone));
+        page.lines().filter_map(|line| line.strip_prefix(&start)?.strip_suffix("\"} 1")).collect()
+    };
+    let both = ["prometheus", "errors", "loadbalance", "cache", "template", "hosts", "loop", "forward"];
+    assert_eq!(plugins("test."), both);
+    assert_eq!(plugins("other.test."), ["prometheus", "log", "loadbalance"]);
+    let written = page.lines().find_map(|line| line.strip_prefix("coredns_hosts_reload_timestamp_seconds "));
+    let modified = std::fs::metadata(&hosts).unwrap().modified().unwrap();
+    let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((written.unwrap().parse::<f64>().unwrap() - modified).abs() < 1.0);
 }

@@ -1,0 +1,76 @@
+//! What the configuration asks for, and what became of it: parts in use, texts in force, `/health`.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+use std::time::UNIX_EPOCH;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::{Metrics, plain};
+use crate::block::{Block, BlockConfig};
+use crate::hosts::Hosts;
+
+/// Which parts a block has, by the names of CoreDNS's plugins and in its order (rule 13.4).
+pub(super) fn plugins(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc<Block>]) -> fmt::Result {
+    let mut family = encoder.encode_descriptor("plugin_enabled", "Parts of a server block", None, MetricType::Gauge)?;
+    for block in blocks {
+        let zone = block.config.domain.to_ascii();
+        for name in names(&block.config) {
+            let labels = [("server", metrics.server.as_str()), ("zone", &zone), ("view", ""), ("name", name)];
+            ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn names(config: &BlockConfig) -> impl Iterator<Item = &'static str> {
+    let forward = !config.forward.routes.is_empty();
+    [
+        ("prometheus", true),
+        ("errors", config.errors.is_some()),
+        ("log", config.log.is_some()),
+        ("loadbalance", true),
+        ("rewrite", !config.rewrites.is_empty()),
+        ("autopath", config.autopath.is_some()),
+        ("cache", config.forward.cache.is_some()),
+        ("template", !config.templates.is_empty()),
+        ("transfer", !config.transfer.is_empty()),
+        ("hosts", config.hosts.is_some()),
+        ("kubernetes", config.kubernetes.is_some()),
+        ("loop", forward),
+        ("forward", forward),
+    ]
+    .into_iter()
+    .filter_map(|(name, enabled)| enabled.then_some(name))
+}
+
+/// Equal on all servers that run the same text.
+pub(super) fn version(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics) -> fmt::Result {
+    let version = metrics.version.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(version) = version else { return Ok(()) };
+    let mut family =
+        encoder.encode_descriptor("reload_version_info", "The Corefile in force", None, MetricType::Gauge)?;
+    ConstGauge::new(1_i64).encode(family.encode_family(&[("hash", "fnv1a"), ("value", &version)])?)
+}
+
+pub(super) fn hosts(encoder: &mut DescriptorEncoder<'_>, blocks: &[Arc<Block>]) -> fmt::Result {
+    let hosts: Vec<&Hosts> = blocks.iter().filter_map(|block| block.hosts.as_ref()).collect();
+    let entries: usize = hosts.iter().map(|hosts| hosts.entries()).sum();
+    let descriptor = encoder.encode_descriptor("hosts_entries", "Fixed names", None, MetricType::Gauge)?;
+    ConstGauge::new(i64::try_from(entries).unwrap_or(i64::MAX)).encode(descriptor)?;
+    let Some(written) = hosts.iter().filter_map(|hosts| hosts.written()).max() else { return Ok(()) };
+    let since = written.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let help = "When the file of hosts that is in force was written";
+    let descriptor = encoder.encode_descriptor("hosts_reload_timestamp_seconds", help, None, MetricType::Gauge)?;
+    ConstGauge::new(since).encode(descriptor)
+}
+
+pub(super) fn health(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics) -> fmt::Result {
+    let Some(health) = metrics.health.get() else { return Ok(()) };
+    let name = "health_request_duration_seconds";
+    let help = "How long /health took to answer the server itself";
+    health.duration.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)?;
+    plain(encoder, "health_request_failures", "Times that it did not answer", health.failures.get())
+}
