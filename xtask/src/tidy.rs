@@ -1,6 +1,8 @@
-//! House rules that no compiler checks: file sizes, where unsafe code may stand, names of modules, licences.
+//! House rules that no compiler checks: file sizes, where unsafe code may stand, names of modules, licences,
+//! what may be linked.
 
 mod dependencies;
+mod privileges;
 mod source;
 
 use std::fs;
@@ -9,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::ui::say;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, dependencies as linked};
 
 /// Lines that ARCHITECTURE.md may have: a map is read in one sitting or not at all.
 const ARCHITECTURE_LINES: usize = 150;
@@ -24,7 +26,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         broken.extend(source::broken_rules(shown, &text));
     }
     broken.extend(architecture(workspace.root())?);
-    broken.extend(dependencies::check(workspace.root())?);
+    let linked = linked(workspace.root())?;
+    broken.extend(dependencies::check(&linked.packages));
+    broken.extend(privileges::check(&linked));
     if broken.is_empty() {
         say(format!("   {} source files, every rule holds", files.len()));
         return Ok(());

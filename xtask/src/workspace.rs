@@ -17,11 +17,40 @@ pub(crate) struct Metadata {
     pub(crate) workspace_root: PathBuf,
     pub(crate) target_directory: PathBuf,
     pub(crate) packages: Vec<Package>,
+    /// Who depends on whom; not there when only the members were asked for.
+    pub(crate) resolve: Option<Resolve>,
+}
+
+/// What depends on what, as resolved for this platform.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Resolve {
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// A package and what it depends on, by their ids.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) deps: Vec<Dependency>,
+}
+
+/// A dependency, and for what.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Dependency {
+    pub(crate) pkg: String,
+    pub(crate) dep_kinds: Vec<DependencyKind>,
+}
+
+/// For tests (`dev`), for the build script (`build`), or else to be linked.
+#[derive(Debug, Deserialize)]
+pub(crate) struct DependencyKind {
+    pub(crate) kind: Option<String>,
 }
 
 /// A package of the workspace, or one it depends on.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Package {
+    pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) license: Option<String>,
@@ -102,11 +131,11 @@ impl Workspace {
 }
 
 /// Everything the workspace depends on for this platform.
-pub(crate) fn dependencies(root: &Path) -> Result<Vec<Package>> {
+pub(crate) fn dependencies(root: &Path) -> Result<Metadata> {
     let host = crate::command::answer(Command::new("rustc").arg("-vV").current_dir(root)).unwrap_or_default();
     let triple =
         host.lines().find_map(|line| line.strip_prefix("host: ")).context("asking rustc for its host triple")?;
-    Ok(metadata(&["--filter-platform", triple])?.packages)
+    metadata(&["--filter-platform", triple])
 }
 
 fn metadata(arguments: &[&str]) -> Result<Metadata> {

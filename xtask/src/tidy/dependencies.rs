@@ -1,12 +1,8 @@
 //! Rules about what we link: permissive licences only, and no version twice without anybody noticing.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-
-use anyhow::Result;
-
 use crate::ui::say;
-use crate::workspace::{Package, dependencies};
+use crate::workspace::Package;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Licences under which a binary may be passed on with no more than a notice.
 const ALLOWED: [&str; 12] = [
@@ -29,13 +25,12 @@ const ALLOWED: [&str; 12] = [
 const ACCEPTED: [(&str, &str); 2] = [("imbl", "MPL-2.0+"), ("imbl-sized-chunks", "MPL-2.0+")];
 
 /// Broken rules; versions that are there twice are only reported, since they come and go with other people's releases.
-pub(super) fn check(root: &Path) -> Result<Vec<String>> {
-    let packages = dependencies(root)?;
-    let twice = several_versions(&packages);
+pub(super) fn check(packages: &[Package]) -> Vec<String> {
+    let twice = several_versions(packages);
     if !twice.is_empty() {
         say(format!("   {} dependencies, several versions of: {}", packages.len(), twice.join(", ")));
     }
-    Ok(packages.iter().filter_map(not_permissive).collect())
+    packages.iter().filter_map(not_permissive).collect()
 }
 
 fn not_permissive(package: &Package) -> Option<String> {
@@ -132,6 +127,7 @@ mod tests {
     #[test]
     fn an_exception_holds_for_one_package_and_one_licence() {
         let package = |name: &str, licence: &str| Package {
+            id: String::new(),
             name: name.to_owned(),
             version: "1.0.0".to_owned(),
             license: Some(licence.to_owned()),
@@ -145,6 +141,7 @@ mod tests {
     #[test]
     fn versions_are_reported_when_there_are_several() {
         let package = |name: &str, version: &str| Package {
+            id: String::new(),
             name: name.to_owned(),
             version: version.to_owned(),
             license: None,
