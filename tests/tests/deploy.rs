@@ -39,10 +39,14 @@ fn documents(path: &Path) -> Vec<Value> {
     all.into_iter().filter(|document| !document.is_null()).collect()
 }
 
-/// Everything of the daemon that is given to a cluster: the kustomization's files, and both renderings if `cargo xtask
+/// Everything of the daemon that is given to a cluster: the kustomization's files, and the renderings if `cargo xtask
 /// test` made them.
 fn given() -> BTreeMap<String, Vec<Value>> {
-    sets("kustomize", &["rbac.yaml", "config.yaml", "daemonset.yaml"], &["chart.yaml", "kustomize.yaml"])
+    sets(
+        "kustomize",
+        &["rbac.yaml", "config.yaml", "daemonset.yaml"],
+        &["chart.yaml", "chart-corefile.yaml", "kustomize.yaml"],
+    )
 }
 
 /// The same of `shunt-dns`: one set of its files, and one as it is rendered.
@@ -146,11 +150,13 @@ fn the_daemon_takes_every_configuration() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("config.yaml");
     let file = file.to_str().unwrap();
+    let mounted = place.path().join("Corefile");
+    fs::write(&mounted, corefile(&given_of_dns()[0])).unwrap();
     let mut seen = 0;
     for (from, objects) in given() {
         for object in objects {
             if let Some(text) = object.pointer("/data/config.yaml").and_then(Value::as_str) {
-                fs::write(file, text).unwrap();
+                fs::write(file, text.replace("/etc/coredns/Corefile", mounted.to_str().unwrap())).unwrap();
                 assert_eq!(start(&["run", "--config", file]), (Some(0), String::new()), "{from}");
                 seen += 1;
             }
@@ -175,6 +181,20 @@ fn the_daemon_takes_every_configuration() {
     let command = command.replace("/etc/shunt/config.yaml", config.to_str().unwrap());
     let arguments: Vec<&str> = command.split_whitespace().collect();
     assert_eq!(start(&arguments), (Some(0), String::new()));
+}
+
+#[test]
+fn the_chart_mounts_the_corefile_where_the_daemon_looks_for_it() {
+    let all = given();
+    let Some(objects) = all.get("chart-corefile.yaml") else { return };
+    let settings = find(objects, "ConfigMap", "shunt").pointer("/data/config.yaml").and_then(Value::as_str).unwrap();
+    let pod = find(objects, "DaemonSet", "shunt").pointer("/spec/template/spec").unwrap();
+    let by_name = |list: &Value| -> Value {
+        list.as_array().unwrap().iter().find(|item| item["name"] == "corefile").unwrap().clone()
+    };
+    let mount = by_name(&pod["containers"][0]["volumeMounts"]);
+    assert!(settings.contains(&format!("corefile: {}/Corefile\n", mount["mountPath"].as_str().unwrap())), "{settings}");
+    assert_eq!(by_name(&pod["volumes"])["configMap"]["name"], "coredns");
 }
 
 #[test]

@@ -25,15 +25,17 @@ pub(crate) fn render(workspace: &Workspace) -> Result<PathBuf> {
     let mut lint = Command::new(&helm);
     lint.args(["lint", "--strict"]).arg(&chart);
     visible(lint, "linting the chart", "what is wrong stands above, with its file")?;
-    let mut template = Command::new(&helm);
-    template.args(["template", "shunt", "--namespace", "kube-system"]).arg(&chart);
-    write(template, &rendered.join("chart.yaml"))?;
+    for (name, values) in [("chart", ""), ("chart-corefile", "corefileConfigMap=coredns")] {
+        let mut template = Command::new(&helm);
+        template.args(["template", "shunt", "--namespace", "kube-system", "--set", values]).arg(&chart);
+        write(template, &rendered.join(format!("{name}.yaml")))?;
+    }
     for name in ["kustomize", "dns"] {
         let mut kustomize = Command::new(&kubectl);
         kustomize.arg("kustomize").arg(deploy.join(name));
         write(kustomize, &rendered.join(format!("{name}.yaml")))?;
     }
-    say("   rendered: the chart, the kustomizations");
+    say("   rendered: the chart with and without a Corefile, the kustomizations");
     Ok(rendered)
 }
 
