@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
 
 use crate::answer::{Answer, Records};
@@ -68,6 +68,13 @@ impl Kubernetes {
     pub fn usual(domain: Name) -> Self {
         let reverse = reverse_trees();
         Self { zones: std::iter::once(domain).chain(reverse.clone()).collect(), fallthrough: reverse.into() }
+    }
+}
+
+impl Kubernetes {
+    /// The smallest of the zones that a name lies in.
+    fn zone_of(&self, name: &Name) -> Option<&Name> {
+        self.zones.iter().filter(|zone| zone.zone_of(name)).max_by_key(|zone| zone.num_labels())
     }
 }
 
@@ -206,15 +213,19 @@ impl Asker<'_> {
             return reply;
         }
         let kubernetes = block.config.kubernetes.as_ref();
-        match kubernetes.filter(|kubernetes| kubernetes.zones.iter().any(|zone| zone.zone_of(&query.name))) {
+        match kubernetes.and_then(|kubernetes| Some((kubernetes, kubernetes.zone_of(&query.name)?))) {
             None => self.forwarded(query).await,
-            Some(kubernetes) => self.of_cluster(query, kubernetes).await,
+            Some((kubernetes, zone)) => self.of_cluster(query, kubernetes, zone).await,
         }
     }
 
     /// Turns the zone's verdict into a reply, with an upstream's help where the verdict asks for it.
-    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes) -> Reply {
+    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Reply {
         let cluster = Reply::cluster(Author::Kubernetes);
+        // A reverse zone may be a part of the tree that the address lies in (rule 5.4).
+        let soa_here = |soa: Record| {
+            if soa.name.num_labels() == zone.num_labels() { soa } else { self.view.zone.soa_of(&query.name, zone) }
+        };
         // Upstreams may know (rules 3.11, 5.5), even while we do not (rule 11.4).
         let falls_through = || {
             kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name))
@@ -224,10 +235,15 @@ impl Asker<'_> {
             Answer::Records(Records { answers, authority, additionals }) => {
                 Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster }
             }
-            Answer::NoData { soa } => Reply { authorities: vec![soa], ..cluster },
+            Answer::NoData { soa } => Reply { authorities: vec![soa_here(soa)], ..cluster },
+            Answer::UnknownAddress { soa } if query.name == *zone => {
+                let soa = vec![soa_here(soa)];
+                let asked = query.query_type == RecordType::SOA;
+                if asked { Reply { answers: soa, ..cluster } } else { Reply { authorities: soa, ..cluster } }
+            }
             Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through() => self.forwarded(query).await,
             Answer::NxDomain { soa, why: _ } | Answer::UnknownAddress { soa } => {
-                Reply { rcode: self.absence(), authorities: vec![soa], ..cluster }
+                Reply { rcode: self.absence(), authorities: vec![soa_here(soa)], ..cluster }
             }
             Answer::Alias { chain, target } => self.follow(Reply { answers: chain, ..cluster }, query, target).await,
             Answer::NotOurs => self.forwarded(query).await,

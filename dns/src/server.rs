@@ -448,7 +448,7 @@ fn follow(
                 }
                 Ok(()) = configs.changed() => {
                     let config = Arc::new(configs.borrow_and_update().clone());
-                    let zone = Zone::new(config, before.snapshot.clone().unwrap_or_default(), now());
+                    let zone = Zone::new(config, before.snapshot.clone().unwrap_or_default(), now().max(before.zone.serial()));
                     sender.send_replace(View { zone: Arc::new(zone), ..before });
                 }
                 else => return,

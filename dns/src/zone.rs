@@ -180,6 +180,11 @@ impl Zone {
         Answer::NxDomain { why, soa: self.soa(name) }
     }
 
+    /// The SOA of a reverse zone, or of any zone that `name` lies in, spelled as there (rule 5.5).
+    pub(crate) fn soa_of(&self, name: &Name, zone: &Name) -> Record {
+        records::soa(records::suffix(name, zone.iter().len()), self.config.ttl, self.serial)
+    }
+
     /// The SOA, its owner spelled as in the question (rule 3.5).
     fn soa(&self, name: &Name) -> Record {
         records::soa(self.domain_in(name), self.config.ttl, self.serial)

@@ -140,7 +140,8 @@ impl Handler {
 
     fn transfer(&self, request: &Request) -> Option<Vec<Vec<u8>>> {
         let query = &request.query;
-        if ![RecordType::AXFR, RecordType::IXFR].contains(&query.query_type) || query.query_class != DNSClass::IN {
+        let asked = [RecordType::AXFR, RecordType::IXFR].contains(&query.query_type);
+        if !asked || query.query_class != DNSClass::IN || speaks_newer_edns(request) {
             return None;
         }
         let blocks = self.blocks();
@@ -152,8 +153,12 @@ impl Handler {
         block.counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
         let start = Instant::now();
         let soa = view.zone.soa_record();
-        let records = std::iter::once(soa.clone()).chain(view.zone.records()).chain([soa]);
-        let records: Vec<_> = records.collect();
+        let has_it = query.query_type == RecordType::IXFR && request.serial == Some(view.zone.serial());
+        let records: Vec<_> = if has_it {
+            vec![soa]
+        } else {
+            std::iter::once(soa.clone()).chain(view.zone.records()).chain([soa]).collect()
+        };
         let message = |records: &[hickory_proto::rr::Record]| {
             let mut reply = Reply { answers: records.to_vec(), ..Reply::cluster(Author::Kubernetes) };
             reply.encode(request, block.config.udp_payload)
@@ -182,10 +187,15 @@ pub(crate) fn block_of<'a>(blocks: &'a [Arc<Block>], name: &Name) -> Option<&'a 
     blocks.iter().find(|block| block.config.domain.zone_of(name))
 }
 
+/// Rule 9.10.
+fn speaks_newer_edns(request: &Request) -> bool {
+    request.edns.as_ref().is_some_and(|edns| edns.version() > 0)
+}
+
 /// What is refused whatever the name is (rules 9.7, 9.10, 4.5).
 fn refusal(request: &Request) -> Option<ResponseCode> {
     let transfer = [RecordType::AXFR, RecordType::IXFR].contains(&request.query.query_type);
-    if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+    if speaks_newer_edns(request) {
         Some(ResponseCode::BADVERS)
     } else if request.query.query_class != DNSClass::IN || transfer {
         Some(ResponseCode::Refused)

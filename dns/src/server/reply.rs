@@ -71,26 +71,14 @@ impl Reply {
         metadata
     }
 
-    /// Every client shall meet the addresses in another order (rule 10.1); all else keeps its place.
+    /// Every client shall meet the addresses in another order, and the mail servers (rule 10.1); all else keeps its place.
     pub(super) fn shuffle(&mut self) {
         if self.answers.len() < 2 && self.additionals.len() < 2 {
             return;
         }
         for section in [&mut self.answers, &mut self.additionals] {
-            let places: Vec<usize> = section
-                .iter()
-                .enumerate()
-                .filter(|(_, record)| [RecordType::A, RecordType::AAAA].contains(&record.record_type()))
-                .map(|(place, _)| place)
-                .collect();
-            let mut order = places.clone();
-            order.shuffle(&mut rand::rng());
-            let shuffled: Vec<Record> = order.iter().filter_map(|place| section.get(*place).cloned()).collect();
-            for (place, record) in places.into_iter().zip(shuffled) {
-                if let Some(slot) = section.get_mut(place) {
-                    *slot = record;
-                }
-            }
+            shuffle_types(section, &[RecordType::A, RecordType::AAAA]);
+            shuffle_types(section, &[RecordType::MX]);
         }
     }
 
@@ -158,6 +146,20 @@ impl Reply {
     fn at_most(&self, request: &Request) -> usize {
         let records = self.answers.iter().chain(&self.authorities).chain(&self.additionals);
         12 + request.query.name.len() + 5 + records.map(record_at_most).sum::<usize>()
+    }
+}
+
+/// Records of these types change places among themselves.
+fn shuffle_types(section: &mut [Record], types: &[RecordType]) {
+    let is_one = |(_, record): &(usize, &Record)| types.contains(&record.record_type());
+    let places: Vec<usize> = section.iter().enumerate().filter(is_one).map(|(place, _)| place).collect();
+    let mut order = places.clone();
+    order.shuffle(&mut rand::rng());
+    let shuffled: Vec<Record> = order.iter().filter_map(|place| section.get(*place).cloned()).collect();
+    for (place, record) in places.into_iter().zip(shuffled) {
+        if let Some(slot) = section.get_mut(place) {
+            *slot = record;
+        }
     }
 }
 

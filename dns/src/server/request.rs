@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::rr::RData;
 use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
 
 /// Shorter than this there is not even a header.
@@ -23,6 +24,8 @@ pub(crate) struct Request {
     pub(crate) metadata: Metadata,
     pub(crate) query: Query,
     pub(crate) edns: Option<Edns>,
+    /// What the client has, if it asks for what is new (RFC 1995).
+    pub(crate) serial: Option<u32>,
     pub(crate) client: SocketAddr,
     pub(crate) transport: Transport,
     /// Octets of the message.
@@ -54,7 +57,12 @@ impl Request {
         }
         let message = Message::from_vec(wire).map_err(|_unreadable| malformed())?;
         let query = message.queries.into_iter().next().ok_or_else(malformed)?;
-        Ok(Self { metadata: message.metadata, query, edns: message.edns, client, transport, length: wire.len() })
+        let serial = message.authorities.iter().find_map(|record| {
+            let RData::SOA(soa) = &record.data else { return None };
+            Some(soa.serial)
+        });
+        let (metadata, edns, length) = (message.metadata, message.edns, wire.len());
+        Ok(Self { metadata, query, edns, serial, client, transport, length })
     }
 
     pub(crate) fn dnssec_ok(&self) -> bool {

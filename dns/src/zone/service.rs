@@ -211,7 +211,9 @@ impl Zone {
 
     /// The label that an endpoint has whatever its address is (rule 2.4.5).
     fn own_label<'a>(&self, endpoint: &'a Endpoint) -> Option<&'a str> {
-        let pod = endpoint.target.as_deref().filter(|name| self.config.endpoint_pod_names && name.len() < 64);
+        // A static pod's name may have dots in it, which makes it no label.
+        let is_label = |name: &&str| name.len() < 64 && !name.contains('.');
+        let pod = endpoint.target.as_deref().filter(|_| self.config.endpoint_pod_names).filter(is_label);
         endpoint.hostname.as_deref().or(pod)
     }
 

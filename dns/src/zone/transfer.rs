@@ -1,6 +1,7 @@
 //! The whole zone, for whoever keeps a copy of it (rule 4.5, RFC 5936).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use hickory_proto::rr::{Name, Record, RecordType};
 use shunt_model::{ClusterIps, Service, ServiceKind};
@@ -29,17 +30,40 @@ impl Zone {
         let server = crate::records::below(&["ns", "dns"], &apex);
         let names = std::iter::once((apex, RecordType::NS))
             .chain(server.into_iter().flat_map(|name| addresses_of(&name)))
-            .chain(self.snapshot.services.values().flat_map(|service| self.names_below(service)));
-        names.flat_map(|(name, rtype)| match self.lookup(&name, rtype) {
+            .flat_map(|(name, rtype)| self.listed(&name, rtype));
+        let services = self.snapshot.services.values().flat_map(|service| {
+            let names = self.names_below(service);
+            names.into_iter().flat_map(|(name, rtype)| self.listed(&name, rtype)).chain(self.endpoints_of(service))
+        });
+        names.chain(services)
+    }
+
+    fn listed(&self, name: &Name, rtype: RecordType) -> Vec<Record> {
+        match self.lookup(name, rtype) {
             Answer::Records(Records { answers, .. }) => answers,
             Answer::Alias { chain, .. } => chain,
             Answer::NoData { .. } | Answer::NxDomain { .. } | Answer::UnknownAddress { .. } | Answer::NotOurs => {
                 Vec::new()
             }
-        })
+        }
     }
 
-    /// Every name and type that belongs to a Service.
+    /// The addresses under the names of endpoints. They are not looked up: a lookup goes through all of them.
+    fn endpoints_of(&self, service: &Service) -> impl Iterator<Item = Record> {
+        let shown = !matches!(service.kind, ServiceKind::ExternalName(_)) && self.visible(&service.key).is_ok();
+        let slices = self.snapshot.slices_of(&service.key).filter(|_| shown);
+        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
+        let named = ready.flat_map(|endpoint| {
+            endpoint.addresses.iter().filter_map(move |address| {
+                let label = self.label_of(endpoint, *address);
+                Some((visible_name(&self.config.cluster_domain, Some(&label), &service.key)?, *address))
+            })
+        });
+        let named: BTreeSet<(Name, IpAddr)> = named.collect();
+        named.into_iter().map(|(name, address)| crate::records::address(name, self.config.ttl, address))
+    }
+
+    /// Every name and type that belongs to a Service, but for those of its endpoints.
     fn names_below(&self, service: &Service) -> BTreeSet<(Name, RecordType)> {
         let domain = &self.config.cluster_domain;
         let Some(own) = visible_name(domain, None, &service.key) else { return BTreeSet::new() };
@@ -60,12 +84,6 @@ impl Zone {
         for slice in self.snapshot.slices_of(&service.key) {
             if service.cluster_ips == ClusterIps::Headless {
                 slice.ports.iter().for_each(|slice_port| port(&slice_port.name, slice_port.protocol));
-            }
-        }
-        for endpoint in self.snapshot.slices_of(&service.key).flat_map(|slice| &slice.endpoints) {
-            for address in endpoint.addresses.iter().filter(|_| endpoint.ready) {
-                let name = visible_name(domain, Some(&self.label_of(endpoint, *address)), &service.key);
-                names.extend(name.into_iter().flat_map(|name| addresses_of(&name)));
             }
         }
         names

@@ -243,7 +243,13 @@ async fn the_search_path_of_a_pod_is_completed() {
 
 /// All messages of a reply over TCP, until the SOA comes again.
 async fn transfer(server: SocketAddr, rtype: RecordType) -> (ResponseCode, Vec<String>) {
-    let wire = client::question(&name("cluster.local."), rtype).to_vec().unwrap();
+    transfer_of(server, client::question(&name("cluster.local."), rtype)).await
+}
+
+async fn transfer_of(server: SocketAddr, question: Message) -> (ResponseCode, Vec<String>) {
+    let wire = question.to_vec().unwrap();
+    // To whoever has the zone already its SOA is all.
+    let whole = question.authorities.is_empty();
     let mut stream = TcpStream::connect(server).await.unwrap();
     stream.write_u16(u16::try_from(wire.len()).unwrap()).await.unwrap();
     stream.write_all(&wire).await.unwrap();
@@ -255,7 +261,7 @@ async fn transfer(server: SocketAddr, rtype: RecordType) -> (ResponseCode, Vec<S
         let reply = Message::from_vec(&wire).unwrap();
         let rcode = reply.metadata.response_code;
         records.extend(reply.answers.iter().map(ToString::to_string));
-        if rcode != ResponseCode::NoError || (records.len() > 1 && records.first() == records.last()) {
+        if rcode != ResponseCode::NoError || !whole || (records.len() > 1 && records.first() == records.last()) {
             return (rcode, records);
         }
     }
@@ -290,6 +296,16 @@ async fn the_whole_zone_goes_to_those_who_may_have_it() {
     }
     let (again, whole) = transfer(at, RecordType::IXFR).await;
     assert_eq!((again, whole.len()), (ResponseCode::NoError, records.len()));
+    // 4.5: who has this serial gets the SOA alone.
+    let soa =
+        client::tcp(at, &[client::question(&name("cluster.local."), RecordType::SOA)]).await[0].answers[0].clone();
+    let mut same = client::question(&name("cluster.local."), RecordType::IXFR);
+    same.add_authority(soa.clone());
+    assert_eq!(transfer_of(at, same).await, (ResponseCode::NoError, vec![soa.to_string()]));
+    let mut newer = client::with_edns(client::question(&name("cluster.local."), RecordType::AXFR), 4096);
+    newer.edns.as_mut().unwrap().set_version(1);
+    let rcode = client::tcp(at, &[newer]).await[0].metadata.response_code;
+    assert_eq!(u16::from(rcode), u16::from(ResponseCode::BADVERS)); // 9.10
     // Never over UDP, and not to others.
     assert_eq!(ask(at, "cluster.local.", RecordType::AXFR).await, "Query Refused");
     let (server, _) = start(&COREFILE.replace("to 127.0.0.1", "to 10.0.0.0/8"), place.path(), Some(cluster())).await;
@@ -352,4 +368,33 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
     stop.send_replace(true);
     assert_eq!(get(at, "/ready").await.0, 503); // 11.9
     assert_eq!(get(at, "/health").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_reverse_zone_may_be_a_part_of_its_tree() {
+    let place = tempfile::tempdir().unwrap();
+    let text = ".:53 {\n kubernetes cluster.local 10.96.0.0/16 {\n ttl 30\n }\n}\n";
+    let (server, _) = start(text, place.path(), Some(cluster())).await;
+    let rows = [
+        ("1.0.96.10.in-addr.arpa.", RecordType::PTR, "NoError", "web.shop.svc.cluster.local.", ""),
+        ("9.9.96.10.in-addr.arpa.", RecordType::PTR, "NXDomain", "", "96.10.in-addr.arpa."), // 5.5
+        ("1.0.96.10.in-addr.arpa.", RecordType::TXT, "NoError", "", "96.10.in-addr.arpa."),
+        ("96.10.in-addr.arpa.", RecordType::A, "NoError", "", "96.10.in-addr.arpa."),
+        ("1.1.1.10.in-addr.arpa.", RecordType::PTR, "Refused", "", ""), // of nobody here
+    ];
+    for (text, rtype, rcode, target, soa) in rows {
+        let reply = client::udp(server.local_addresses()[0], &client::question(&name(text), rtype)).await;
+        let one = |records: &[hickory_proto::rr::Record], of: fn(&hickory_proto::rr::Record) -> String| {
+            records.first().map(of).unwrap_or_default()
+        };
+        let told = (
+            format!("{:?}", reply.metadata.response_code),
+            one(&reply.answers, |record| record.data.to_string()),
+            one(&reply.authorities, |record| record.name.to_string()),
+        );
+        assert_eq!(told, (rcode.to_owned(), target.to_owned(), soa.to_owned()), "{text} {rtype}");
+    }
+    let apex = client::question(&name("96.10.in-addr.arpa."), RecordType::SOA);
+    let reply = client::udp(server.local_addresses()[0], &apex).await;
+    assert_eq!(reply.answers[0].name, name("96.10.in-addr.arpa."));
 }
