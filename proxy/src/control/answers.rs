@@ -52,9 +52,20 @@ pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
 pub fn dns_reply(zone: &Zone, name: &str, rtype: &str) -> Result<DnsReply, String> {
     let mut parsed = Name::from_ascii(name).map_err(|error| format!("{name:?} is not a domain name: {error}"))?;
     parsed.set_fqdn(true);
-    let upper = rtype.to_ascii_uppercase();
-    let rtype: RecordType = upper.parse().map_err(|error| format!("{rtype:?} is not a record type: {error}"))?;
+    let rtype = record_type(rtype)?;
     Ok(describe(zone.answer(&parsed, rtype), &parsed, rtype))
+}
+
+/// A type by its name, or as `TYPE65` (RFC 3597 section 5).
+fn record_type(text: &str) -> Result<RecordType, String> {
+    let upper = text.to_ascii_uppercase();
+    if ["AXFR", "IXFR"].contains(&upper.as_str()) {
+        return Err(format!("{upper} is a transfer and no type: it is refused but to those whom a Corefile names"));
+    }
+    if let Some(number) = upper.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok()) {
+        return Ok(number.into());
+    }
+    upper.parse().map_err(|error| format!("{text:?} is not a record type: {error}"))
 }
 
 fn describe(answer: Answer, name: &Name, rtype: RecordType) -> DnsReply {
@@ -93,4 +104,29 @@ fn describe(answer: Answer, name: &Name, rtype: RecordType) -> DnsReply {
 
 fn lines(records: &[Record]) -> Vec<String> {
     records.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, wanted: Result<RecordType, &str>) {
+        match (record_type(text), wanted) {
+            (Ok(found), Ok(wanted)) => assert_eq!(found, wanted, "{text}"),
+            (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
+            (found, _) => panic!("{text}: {found:?}"),
+        }
+    }
+
+    #[test]
+    fn a_type_is_given_by_name_or_number() {
+        check("aaaa", Ok(RecordType::AAAA));
+        check("TYPE65", Ok(RecordType::HTTPS));
+        check("type65280", Ok(RecordType::Unknown(65280)));
+        check("AXFR", Err("transfer"));
+        check("ixfr", Err("transfer"));
+        check("TYPE70000", Err("TYPE70000"));
+        check("adress", Err("adress"));
+    }
 }
