@@ -374,7 +374,7 @@ impl Daemon {
             warn!("a part of the daemon does not end in time and is left behind");
         }
         if let Some(server) = running.and_then(|running| running.dns).and_then(Arc::into_inner)
-            && tokio::time::timeout(PATIENCE, server.shutdown()).await.is_err()
+            && tokio::time::timeout(PATIENCE, server.drain(PATIENCE / 2)).await.is_err()
         {
             warn!("the DNS server does not end in time and is left behind");
         }
