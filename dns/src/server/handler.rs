@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, RecordType};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::View;
 use super::first_view::FirstView;
@@ -18,6 +18,7 @@ use crate::block::Block;
 use crate::forward::UDP_PAYLOAD;
 use crate::metrics::Metrics;
 use crate::stats::Author;
+use crate::zone::Zone;
 
 /// Records of a message of a transfer: even the longest then fit what TCP takes.
 const TRANSFER_RECORDS: usize = 100;
@@ -29,6 +30,8 @@ pub(crate) struct Handler {
     /// The longest domains first.
     blocks: RwLock<Arc<Vec<Arc<Block>>>>,
     metrics: Arc<Metrics>,
+    /// One zone is written at a time; who asks for another waits.
+    transfers: Arc<Semaphore>,
 }
 
 /// What there is to do about a message.
@@ -42,7 +45,7 @@ impl Handler {
     /// Questions about the cluster wait for its first view, for `patience` from now.
     pub(super) fn new(views: watch::Receiver<View>, patience: Duration, metrics: Arc<Metrics>) -> Self {
         let first_view = FirstView::new(views.clone(), patience);
-        Self { views, first_view, blocks: RwLock::default(), metrics }
+        Self { views, first_view, blocks: RwLock::default(), metrics, transfers: Arc::new(Semaphore::new(1)) }
     }
 
     /// Other blocks for all queries from now on.
@@ -102,8 +105,8 @@ impl Handler {
         }
         let mut reply = match (refusal(request), block) {
             (Some(rcode), _) => Reply::error(rcode),
-            (None, Some(block)) => self.ask(block, &blocks, request).await,
-            (None, None) => Reply::error(ResponseCode::Refused),
+            (None, Some(block)) if !is_transfer(query.query_type) => self.ask(block, &blocks, request).await,
+            (None, _) => Reply::error(ResponseCode::Refused),
         };
         reply.shuffle();
         let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload));
@@ -132,16 +135,15 @@ impl Handler {
 
     /// The replies to a question that came over TCP: one, or those of a transfer (rule 4.5, RFC 5936).
     pub(crate) async fn answers(&self, request: &Request) -> Vec<Vec<u8>> {
-        match self.unbroken(request, async { self.transfer(request) }).await.flatten() {
+        match self.unbroken(request, self.transfer(request)).await.flatten() {
             Some(messages) => messages,
             None => vec![self.answer(request).await],
         }
     }
 
-    fn transfer(&self, request: &Request) -> Option<Vec<Vec<u8>>> {
+    async fn transfer(&self, request: &Request) -> Option<Vec<Vec<u8>>> {
         let query = &request.query;
-        let asked = [RecordType::AXFR, RecordType::IXFR].contains(&query.query_type);
-        if !asked || query.query_class != DNSClass::IN || speaks_newer_edns(request) {
+        if !is_transfer(query.query_type) || refusal(request).is_some() {
             return None;
         }
         let blocks = self.blocks();
@@ -152,22 +154,42 @@ impl Handler {
         }
         block.counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
         let start = Instant::now();
-        let soa = view.zone.soa_record();
-        let has_it = query.query_type == RecordType::IXFR && request.serial == Some(view.zone.serial());
-        let records: Vec<_> = if has_it {
-            vec![soa]
+        let payload = block.config.udp_payload;
+        let messages = if query.query_type == RecordType::IXFR && request.serial == Some(view.zone.serial()) {
+            let mut reply = Reply { answers: vec![view.zone.soa_record()], ..Reply::cluster(Author::Kubernetes) };
+            Some(vec![reply.encode(request, payload)]) // the client has all there is
         } else {
-            std::iter::once(soa.clone()).chain(view.zone.records()).chain([soa]).collect()
+            self.whole(request.clone(), view.zone, payload).await
         };
-        let message = |records: &[hickory_proto::rr::Record]| {
-            let mut reply = Reply { answers: records.to_vec(), ..Reply::cluster(Author::Kubernetes) };
-            reply.encode(request, block.config.udp_payload)
-        };
-        let messages: Vec<Vec<u8>> = records.chunks(TRANSFER_RECORDS).map(message).collect();
-        let length = messages.iter().map(Vec::len).sum();
         let (author, took) = (Author::Kubernetes, start.elapsed());
-        block.counters.replied(author, ResponseCode::NoError, request.transport, length, took);
+        let (messages, rcode) = match messages {
+            Some(messages) => (messages, ResponseCode::NoError),
+            None => {
+                let rcode = ResponseCode::ServFail;
+                (vec![Reply::error(rcode).encode(request, payload)], rcode)
+            }
+        };
+        let length = messages.iter().map(Vec::len).sum();
+        block.counters.replied(author, rcode, request.transport, length, took);
         Some(messages)
+    }
+
+    /// The messages of a whole zone, written where they keep no other query waiting. `None` at the end of the program.
+    async fn whole(&self, request: Request, zone: Arc<Zone>, payload: u16) -> Option<Vec<Vec<u8>>> {
+        let turn = Arc::clone(&self.transfers).acquire_owned().await.ok()?;
+        let write = move || {
+            let _until_written = turn;
+            let soa = zone.soa_record();
+            let mut records = std::iter::once(soa.clone()).chain(zone.records()).chain([soa]).peekable();
+            let mut messages = Vec::new();
+            while records.peek().is_some() {
+                let answers = records.by_ref().take(TRANSFER_RECORDS).collect();
+                let mut reply = Reply { answers, ..Reply::cluster(Author::Kubernetes) };
+                messages.push(reply.encode(&request, payload));
+            }
+            messages
+        };
+        tokio::task::spawn_blocking(write).await.ok()
     }
 
     /// A reply could not be sent.
@@ -187,17 +209,16 @@ pub(crate) fn block_of<'a>(blocks: &'a [Arc<Block>], name: &Name) -> Option<&'a 
     blocks.iter().find(|block| block.config.domain.zone_of(name))
 }
 
-/// Rule 9.10.
-fn speaks_newer_edns(request: &Request) -> bool {
-    request.edns.as_ref().is_some_and(|edns| edns.version() > 0)
+/// Served over TCP only, and only to those who may have it (rule 4.5).
+fn is_transfer(rtype: RecordType) -> bool {
+    [RecordType::AXFR, RecordType::IXFR].contains(&rtype)
 }
 
-/// What is refused whatever the name is (rules 9.7, 9.10, 4.5).
+/// What is refused whatever the name is (rules 9.7, 9.10).
 fn refusal(request: &Request) -> Option<ResponseCode> {
-    let transfer = [RecordType::AXFR, RecordType::IXFR].contains(&request.query.query_type);
-    if speaks_newer_edns(request) {
+    if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
         Some(ResponseCode::BADVERS)
-    } else if request.query.query_class != DNSClass::IN || transfer {
+    } else if request.query.query_class != DNSClass::IN {
         Some(ResponseCode::Refused)
     } else {
         None

@@ -14,7 +14,7 @@ use crate::records;
 
 /// Which ports an SRV question means.
 #[derive(Clone, Copy)]
-enum Ports<'a> {
+pub(super) enum Ports<'a> {
     /// All, unnamed ones included: the question was for the Service or endpoint itself (rule 2.5.6).
     All,
     /// The one with this name and protocol.
@@ -31,10 +31,10 @@ impl Ports<'_> {
 }
 
 /// An address behind a Service that DNS may show, with its name and its slice's ports.
-struct Member<'a> {
-    slice: &'a EndpointSlice,
-    endpoint: &'a Endpoint,
-    address: IpAddr,
+pub(super) struct Member<'a> {
+    pub(super) slice: &'a EndpointSlice,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) address: IpAddr,
 }
 
 impl Zone {
@@ -80,7 +80,7 @@ impl Zone {
         }
         if rtype == RecordType::SRV {
             // Under an endpoint's own name the target is that name.
-            let found = self.srv_entries(&members, Ports::All);
+            let found = self.srv_entries(members.into_iter(), Ports::All);
             let entries = found.entries.into_iter().map(|(_, port)| (name.clone(), port)).collect();
             let addresses = found.addresses.into_iter().map(|(_, address)| (name.clone(), address)).collect();
             return self.srv(name, found.matched, entries, addresses).unwrap_or_else(|| self.no_data(name));
@@ -146,7 +146,7 @@ impl Zone {
     }
 
     /// The addresses of ready endpoints. What the slice says counts, not the Service's fields (rules 2.3.4, 2.3.5).
-    fn members<'a>(&'a self, key: &'a ObjectKey) -> impl Iterator<Item = Member<'a>> {
+    pub(super) fn members<'a>(&'a self, key: &'a ObjectKey) -> impl Iterator<Item = Member<'a>> {
         self.snapshot.slices_of(key).flat_map(|slice| {
             let ready = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
             ready.flat_map(move |endpoint| {
@@ -171,7 +171,13 @@ impl Zone {
     }
 
     /// SRV records of a Service with cluster IPs (rule 2.5.2); `None` if no port is meant.
-    fn cluster_ip_srv(&self, name: &Name, service: &Service, ips: &[IpAddr], ports: Ports<'_>) -> Option<Answer> {
+    pub(super) fn cluster_ip_srv(
+        &self,
+        name: &Name,
+        service: &Service,
+        ips: &[IpAddr],
+        ports: Ports<'_>,
+    ) -> Option<Answer> {
         let target = visible_name(&self.domain_in(name), None, &service.key)?;
         let ports = service.ports.iter().filter(|port| ports.includes(&port.name, port.protocol));
         let numbers: Vec<NonZeroU16> = ports.map(|port| port.port).collect();
@@ -182,8 +188,11 @@ impl Zone {
 
     /// SRV records of a headless Service: one per endpoint name and slice port (rule 2.5.3).
     fn headless_srv(&self, name: &Name, key: &ObjectKey, ports: Ports<'_>) -> Option<Answer> {
-        let members: Vec<Member<'_>> = self.members(key).collect();
-        let found = self.srv_entries(&members, ports);
+        self.srv_of(name, key, &self.srv_entries(self.members(key), ports))
+    }
+
+    /// The names of a headless Service's endpoints in SRV records.
+    pub(super) fn srv_of(&self, name: &Name, key: &ObjectKey, found: &SrvEntries<'_>) -> Option<Answer> {
         let domain = self.domain_in(name);
         let names: BTreeMap<&str, Name> = found
             .addresses
@@ -217,14 +226,11 @@ impl Zone {
         endpoint.hostname.as_deref().or(pod)
     }
 
-    fn srv_entries<'a>(&self, members: &[Member<'a>], wanted: Ports<'_>) -> SrvEntries<'a> {
-        let mut found = SrvEntries { matched: 0, entries: BTreeSet::new(), addresses: BTreeSet::new() };
+    fn srv_entries<'a>(&self, members: impl Iterator<Item = Member<'a>>, wanted: Ports<'_>) -> SrvEntries<'a> {
+        let mut found = SrvEntries::default();
         for member in members {
-            let label = self.label_of(member.endpoint, member.address);
             for port in member.slice.ports.iter().filter(|port| wanted.includes(&port.name, port.protocol)) {
-                found.matched += 1;
-                found.entries.insert((label.clone(), port.port));
-                found.addresses.insert((label.clone(), member.address));
+                found.add(self.label_of(member.endpoint, member.address), member.address, port.port);
             }
         }
         found
@@ -252,11 +258,20 @@ impl Zone {
 }
 
 /// Matched endpoint names with their ports and addresses.
-struct SrvEntries<'a> {
+#[derive(Default)]
+pub(super) struct SrvEntries<'a> {
     /// (address, port) pairs before duplicates are dropped, which decide the weight (rule 2.5.4).
     matched: usize,
     entries: BTreeSet<(Cow<'a, str>, NonZeroU16)>,
     addresses: BTreeSet<(Cow<'a, str>, IpAddr)>,
+}
+
+impl<'a> SrvEntries<'a> {
+    pub(super) fn add(&mut self, label: Cow<'a, str>, address: IpAddr, port: NonZeroU16) {
+        self.matched += 1;
+        self.addresses.insert((label.clone(), address));
+        self.entries.insert((label, port));
+    }
 }
 
 /// floor(100 / n), at least 1 (rule 2.5.4).

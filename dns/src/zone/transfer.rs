@@ -1,14 +1,14 @@
 //! The whole zone, for whoever keeps a copy of it (rule 4.5, RFC 5936).
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hickory_proto::rr::{Name, Record, RecordType};
-use shunt_model::{ClusterIps, Service, ServiceKind};
+use shunt_model::{ClusterIps, Protocol, Service, ServiceKind};
 
 use super::Zone;
-use super::service::visible_name;
+use super::service::{Ports, SrvEntries, visible_name};
 use crate::answer::{Answer, Records};
+use crate::records;
 
 impl Zone {
     /// The serial of this zone.
@@ -26,70 +26,82 @@ impl Zone {
     /// All records of Services, SOA excluded: what [`Zone::answer`] says to every name that is listed. Pods, reverse
     /// names and `dns-version` are left out, as CoreDNS does.
     pub fn records(&self) -> impl Iterator<Item = Record> {
-        let apex = self.config.cluster_domain.clone();
-        let server = crate::records::below(&["ns", "dns"], &apex);
-        let names = std::iter::once((apex, RecordType::NS))
-            .chain(server.into_iter().flat_map(|name| addresses_of(&name)))
-            .flat_map(|(name, rtype)| self.listed(&name, rtype));
-        let services = self.snapshot.services.values().flat_map(|service| {
-            let names = self.names_below(service);
-            names.into_iter().flat_map(|(name, rtype)| self.listed(&name, rtype)).chain(self.endpoints_of(service))
+        let apex = &self.config.cluster_domain;
+        let servers = self.lookup(apex, RecordType::NS);
+        let server = records::below(&["ns", "dns"], apex);
+        let glue = server.into_iter().flat_map(move |name| {
+            [RecordType::A, RecordType::AAAA].into_iter().flat_map(move |rtype| answers(self.lookup(&name, rtype)))
         });
-        names.chain(services)
+        let of_services = self.snapshot.services.values().flat_map(|service| self.records_of(service));
+        answers(servers).into_iter().chain(glue).chain(of_services)
     }
 
-    fn listed(&self, name: &Name, rtype: RecordType) -> Vec<Record> {
-        match self.lookup(name, rtype) {
-            Answer::Records(Records { answers, .. }) => answers,
-            Answer::Alias { chain, .. } => chain,
-            Answer::NoData { .. } | Answer::NxDomain { .. } | Answer::UnknownAddress { .. } | Answer::NotOurs => {
-                Vec::new()
-            }
+    /// Every record that belongs to a Service.
+    fn records_of(&self, service: &Service) -> Vec<Record> {
+        let Some(own) = visible_name(&self.config.cluster_domain, None, &service.key) else { return Vec::new() };
+        if self.visible(&service.key).is_err() {
+            return Vec::new();
         }
-    }
-
-    /// The addresses under the names of endpoints. They are not looked up: a lookup goes through all of them.
-    fn endpoints_of(&self, service: &Service) -> impl Iterator<Item = Record> {
-        let shown = !matches!(service.kind, ServiceKind::ExternalName(_)) && self.visible(&service.key).is_ok();
-        let slices = self.snapshot.slices_of(&service.key).filter(|_| shown);
-        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
-        let named = ready.flat_map(|endpoint| {
-            endpoint.addresses.iter().filter_map(move |address| {
-                let label = self.label_of(endpoint, *address);
-                Some((visible_name(&self.config.cluster_domain, Some(&label), &service.key)?, *address))
-            })
-        });
-        let named: BTreeSet<(Name, IpAddr)> = named.collect();
-        named.into_iter().map(|(name, address)| crate::records::address(name, self.config.ttl, address))
-    }
-
-    /// Every name and type that belongs to a Service, but for those of its endpoints.
-    fn names_below(&self, service: &Service) -> BTreeSet<(Name, RecordType)> {
-        let domain = &self.config.cluster_domain;
-        let Some(own) = visible_name(domain, None, &service.key) else { return BTreeSet::new() };
         if let ServiceKind::ExternalName(_) = service.kind {
-            return [(own, RecordType::CNAME)].into();
+            return answers(self.service(&own, &service.key, RecordType::CNAME));
         }
-        let mut names: BTreeSet<(Name, RecordType)> = addresses_of(&own).into();
-        let mut port = |name: &str, protocol: shunt_model::Protocol| {
-            let labels = [format!("_{name}"), format!("_{}", protocol.to_string().to_ascii_lowercase())];
-            let labels = labels.iter().map(String::as_bytes).chain(own.iter());
-            names.extend(
-                Name::from_labels(labels).ok().filter(|_| !name.is_empty()).map(|name| (name, RecordType::SRV)),
-            );
-        };
-        for service_port in &service.ports {
-            port(&service_port.name, service_port.protocol);
-        }
-        for slice in self.snapshot.slices_of(&service.key) {
-            if service.cluster_ips == ClusterIps::Headless {
-                slice.ports.iter().for_each(|slice_port| port(&slice_port.name, slice_port.protocol));
+        match &service.cluster_ips {
+            ClusterIps::Assigned(ips) => {
+                let addresses = ips.iter().map(|ip| records::address(own.clone(), self.config.ttl, *ip));
+                let ports: BTreeSet<(&str, Protocol)> =
+                    service.ports.iter().map(|port| (&*port.name, port.protocol)).collect();
+                let servers = ports.into_iter().filter_map(|(port, protocol)| {
+                    let name = port_name(port, protocol, &own)?;
+                    self.cluster_ip_srv(&name, service, ips, Ports::Named(port, protocol))
+                });
+                addresses.chain(servers.flat_map(answers)).chain(self.of_members(&own, service)).collect()
             }
+            ClusterIps::Headless => self.of_members(&own, service),
+            ClusterIps::Unassigned => Vec::new(),
         }
-        names
+    }
+
+    /// The names of a Service's endpoints, and for a headless one its own addresses and ports: in one pass, for there may
+    /// be many thousands.
+    fn of_members(&self, own: &Name, service: &Service) -> Vec<Record> {
+        let headless = service.cluster_ips == ClusterIps::Headless;
+        let (mut addresses, mut endpoints) = (BTreeSet::new(), BTreeSet::new());
+        let mut ports: BTreeMap<(String, Protocol), SrvEntries<'_>> = BTreeMap::new();
+        for member in self.members(&service.key) {
+            let label = self.label_of(member.endpoint, member.address);
+            if headless {
+                addresses.insert(member.address);
+                for port in &member.slice.ports {
+                    let found = ports.entry((port.name.to_ascii_lowercase(), port.protocol)).or_default();
+                    found.add(label.clone(), member.address, port.port);
+                }
+            }
+            endpoints.insert((label, member.address));
+        }
+        let ttl = self.config.ttl;
+        let addresses = addresses.into_iter().map(|ip| records::address(own.clone(), ttl, ip));
+        let servers = ports.iter().filter_map(|((port, protocol), found)| {
+            self.srv_of(&port_name(port, *protocol, own)?, &service.key, found)
+        });
+        let endpoints = endpoints.iter().filter_map(|(label, ip)| {
+            let name = visible_name(&self.config.cluster_domain, Some(label), &service.key)?;
+            Some(records::address(name, ttl, *ip))
+        });
+        addresses.chain(servers.flat_map(answers)).chain(endpoints).collect()
     }
 }
 
-fn addresses_of(name: &Name) -> [(Name, RecordType); 2] {
-    [RecordType::A, RecordType::AAAA].map(|rtype| (name.clone(), rtype))
+/// `_PORT._PROTO` of a Service; unnamed ports have no name (rule 2.5.1).
+fn port_name(port: &str, protocol: Protocol, service: &Name) -> Option<Name> {
+    let labels = [format!("_{port}"), format!("_{}", protocol.to_string().to_ascii_lowercase())];
+    let [port_label, protocol] = labels.each_ref().map(String::as_str);
+    records::below(&[port_label, protocol], service).filter(|_| !port.is_empty())
+}
+
+fn answers(answer: Answer) -> Vec<Record> {
+    match answer {
+        Answer::Records(Records { answers, .. }) => answers,
+        Answer::Alias { chain, .. } => chain,
+        Answer::NoData { .. } | Answer::NxDomain { .. } | Answer::UnknownAddress { .. } | Answer::NotOurs => Vec::new(),
+    }
 }

@@ -25,6 +25,8 @@ mod program;
 #[cfg(test)]
 mod running;
 #[cfg(test)]
+mod transfers;
+#[cfg(test)]
 mod upstreams;
 #[cfg(test)]
 mod wire;
