@@ -12,6 +12,9 @@ use super::Zone;
 use crate::answer::{Absence, Answer, Records};
 use crate::records;
 
+/// As many SRV records as no message holds: each takes 20 octets at least. More would be built to be cut off.
+const BEYOND_ANY_MESSAGE: usize = 65_535 / 20 + 1;
+
 /// Which ports an SRV question means.
 #[derive(Clone, Copy)]
 pub(super) enum Ports<'a> {
@@ -226,11 +229,16 @@ impl Zone {
         endpoint.hostname.as_deref().or(pod)
     }
 
+    /// What the weight counts, and as many of the entries as a message may hold.
     fn srv_entries<'a>(&self, members: impl Iterator<Item = Member<'a>>, wanted: Ports<'_>) -> SrvEntries<'a> {
         let mut found = SrvEntries::default();
         for member in members {
             for port in member.slice.ports.iter().filter(|port| wanted.includes(&port.name, port.protocol)) {
-                found.add(self.label_of(member.endpoint, member.address), member.address, port.port);
+                if found.entries.len() < BEYOND_ANY_MESSAGE {
+                    found.add(self.label_of(member.endpoint, member.address), member.address, port.port);
+                } else {
+                    found.matched += 1;
+                }
             }
         }
         found

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use hickory_proto::op::{Message, ResponseCode};
 use shunt_dns::{Answer, PodMode, Record, RecordType, Zone, ZoneConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
+use shunt_model::{EndpointSlice, SliceKey};
 
 use crate::client;
-use crate::fixture::{cluster, ip, name, zone_config};
+use crate::fixture::{cluster, ip, key, name, service, slice, zone_config};
 
 /// The rows, which other servers can be asked too: `cargo xtask dns-compare`.
 const ROWS: &str = include_str!("../corpus/answers.txt");
@@ -160,6 +161,56 @@ fn many_endpoints_weigh_at_least_one() {
     };
     assert_eq!((found.answers.len(), found.additionals.len()), (120, 120));
     assert!(found.answers[0].data.to_string().starts_with("0 1 80 ")); // 2.5.4
+}
+
+#[test]
+fn no_more_is_made_of_a_large_service_than_a_message_holds() {
+    let mut snapshot = cluster();
+    service(&mut snapshot, &key("all"), "None", "http:tcp:80");
+    let addresses: Vec<String> = (0..8_000).map(|n| format!("10.3.{}.{}", n / 250, n % 250)).collect();
+    slice(&mut snapshot, &key("all"), "all-1", "http:tcp:80", &addresses.join(" "));
+    let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot), 7);
+    let Answer::Records(found) = zone.answer(&name("_http._tcp.all.shop.svc.cluster.local."), RecordType::SRV) else {
+        panic!("records");
+    };
+    // The shortest SRV record takes 20 octets: so many are more than fit 65,535.
+    assert_eq!((found.answers.len(), found.additionals.len()), (3_277, 3_277));
+    assert!(found.answers[0].data.to_string().starts_with("0 1 80 ")); // 2.5.4
+    let Answer::Records(found) = zone.answer(&name("all.shop.svc.cluster.local."), RecordType::A) else {
+        panic!("records");
+    };
+    assert_eq!(found.answers.len(), 8_000); // any of them may be the first one after the shuffle
+}
+
+#[test]
+fn a_pod_s_name_is_its_endpoint_s_label_if_it_is_one() {
+    let mut snapshot = cluster();
+    service(&mut snapshot, &key("named"), "None", "http:tcp:80");
+    slice(&mut snapshot, &key("named"), "named-1", "http:tcp:80", "10.4.0.1 10.4.0.2 host=10.4.0.3 10.4.0.4 10.4.0.5");
+    let slice_key = SliceKey { service: key("named"), slice: "named-1".into() };
+    let mut named = EndpointSlice::clone(&snapshot.slices[&slice_key]);
+    let (short, long) = ("p".repeat(63), "p".repeat(64));
+    let targets = ["etcd-ip-10-0-0-1.ec2.internal", "Plain-Pod", "other", &short, &long];
+    for (endpoint, target) in named.endpoints.iter_mut().zip(targets) {
+        endpoint.target = Some(target.into());
+    }
+    snapshot.slices.insert(slice_key, Arc::new(named));
+    let config = ZoneConfig { endpoint_pod_names: true, ..zone_config() };
+    let zone = Zone::new(Arc::new(config), Arc::new(snapshot), 7);
+    let rows = [
+        ("10-4-0-1.named.…", "10.4.0.1"), // a name of several labels is no label
+        ("plain-pod.named.…", "10.4.0.2"),
+        ("10-4-0-2.named.…", "NXDOMAIN"),
+        ("host.named.…", "10.4.0.3"),
+        ("other.named.…", "NXDOMAIN"),
+        (&format!("{short}.named.…"), "10.4.0.4"),
+        ("10-4-0-5.named.…", "10.4.0.5"),
+    ];
+    for (asked, expected) in rows {
+        check(&zone, asked, RecordType::A, expected); // 2.4.5
+    }
+    let reverse = zone.answer(&name("1.0.4.10.in-addr.arpa."), RecordType::PTR).explain();
+    assert!(reverse.ends_with("PTR 10-4-0-1.named.shop.svc.cluster.local."), "{reverse}");
 }
 
 #[test]
