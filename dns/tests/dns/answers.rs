@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
-use shunt_dns::{Answer, PodMode, Record, RecordType, Zone, ZoneConfig};
+use hickory_proto::rr::RData;
+use hickory_proto::rr::rdata::CNAME;
+use shunt_dns::{Answer, Name, PodMode, Record, RecordType, Zone, ZoneConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_model::{EndpointSlice, SliceKey};
 
 use crate::client;
-use crate::fixture::{cluster, ip, key, name, service, slice, zone_config};
+use crate::fixture::{cluster, external, ip, key, name, service, slice, zone_config};
 
 /// The rows, which other servers can be asked too: `cargo xtask dns-compare`.
 const ROWS: &str = include_str!("../corpus/answers.txt");
@@ -52,6 +54,19 @@ fn check_sections(row: &str, answers: &[Record], additionals: &[Record], expecte
     assert_eq!((answers.len(), additionals.len()), (answer_count, extra_count), "{row}: each record once");
 }
 
+/// Each alias comes before what it leads to (rule 10.2), and nothing else is in the answer (rule 9.3).
+#[track_caller]
+fn check_order(row: &str, asked: &Name, answers: &[Record]) {
+    let mut owner = asked;
+    for (place, record) in answers.iter().enumerate() {
+        assert_eq!(&record.name, owner, "{row}: owner of record {place}");
+        if let RData::CNAME(CNAME(target)) = &record.data {
+            owner = target;
+        }
+    }
+    assert!(answers[0].name.eq_case(asked), "{row}: owner in the spelling of the question");
+}
+
 #[track_caller]
 fn check_soa(row: &str, authority: &[Record]) {
     let [soa] = authority else { panic!("{row}: one SOA, not {authority:?}") };
@@ -65,7 +80,7 @@ fn check(zone: &Zone, asked: &str, rtype: RecordType, expected: &str) {
     match zone.answer(&asked, rtype) {
         Answer::Records(records) => {
             check_sections(&row, &records.answers, &records.additionals, expected);
-            assert!(records.answers[0].name.eq_case(&asked), "{row}: owner in the spelling of the question");
+            check_order(&row, &asked, &records.answers);
             if let Some(soa) = records.authority {
                 check_soa(&row, &[soa]);
             }
@@ -128,7 +143,7 @@ fn check_reply(asked: &str, rtype: RecordType, reply: &Message, expected: &str) 
         _ => {
             assert_eq!(meta.response_code, ResponseCode::NoError, "{row}");
             check_sections(&row, &reply.answers, &reply.additionals, expected);
-            assert!(reply.answers[0].name.eq_case(&asked), "{row}: owner in the spelling of the question");
+            check_order(&row, &asked, &reply.answers);
         }
     }
 }
@@ -211,6 +226,67 @@ fn a_pod_s_name_is_its_endpoint_s_label_if_it_is_one() {
     }
     let reverse = zone.answer(&name("1.0.4.10.in-addr.arpa."), RecordType::PTR).explain();
     assert!(reverse.ends_with("PTR 10-4-0-1.named.shop.svc.cluster.local."), "{reverse}");
+}
+
+#[test]
+fn an_address_is_no_external_name() {
+    let mut snapshot = cluster();
+    for (service, target) in [("v4", "192.0.2.7"), ("v6", "2001:db8::7"), ("dotted", "192.0.2.7."), ("none", "")] {
+        external(&mut snapshot, &key(service), target);
+    }
+    let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot), 7);
+    for service in ["v4", "v6", "dotted", "none"] {
+        for rtype in [RecordType::A, RecordType::AAAA, RecordType::CNAME] {
+            check(&zone, &format!("{service}.…"), rtype, "NXDOMAIN"); // 2.6.8
+        }
+    }
+}
+
+#[test]
+fn only_namespaces_that_are_listed_exist() {
+    let zone = zone_of(ZoneConfig { namespaces: ["svc".to_owned()].into(), ..zone_config() });
+    let rows = [
+        ("svc.svc.svc.cluster.local.", RecordType::A, "10.96.0.4"),
+        ("svc.svc.cluster.local.", RecordType::A, "NODATA"),
+        ("svc.pod.cluster.local.", RecordType::A, "NODATA"),
+        ("web.…", RecordType::A, "NXDOMAIN"),
+        ("front.web.…", RecordType::A, "NXDOMAIN"),
+        ("_http._tcp.web.…", RecordType::SRV, "NXDOMAIN"),
+        ("inner.…", RecordType::CNAME, "NXDOMAIN"),
+        ("…", RecordType::A, "NXDOMAIN"),
+        ("shop.pod.cluster.local.", RecordType::A, "NXDOMAIN"),
+        ("10-1-0-1.shop.pod.cluster.local.", RecordType::A, "NXDOMAIN"),
+        ("1.0.96.10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"),
+        ("4.0.96.10.in-addr.arpa.", RecordType::PTR, "svc.svc.svc.cluster.local."),
+    ];
+    for (asked, rtype, expected) in rows {
+        check(&zone, asked, rtype, expected); // 8.5
+    }
+}
+
+#[test]
+fn services_without_endpoints_can_be_hidden() {
+    let mut snapshot = cluster();
+    slice(&mut snapshot, &key("dual"), "dual-1", "http:tcp:80", "!10.1.5.1");
+    let config = ZoneConfig { ignore_empty_service: true, ..zone_config() };
+    let zone = Zone::new(Arc::new(config), Arc::new(snapshot), 7);
+    for rtype in [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::TXT] {
+        check(&zone, "idle.…", rtype, "NXDOMAIN"); // 2.2.3
+        check(&zone, "dual.…", rtype, "NXDOMAIN");
+        check(&zone, "_http._tcp.dual.…", rtype, "NXDOMAIN");
+    }
+    check(&zone, "web.…", RecordType::A, "10.96.0.1");
+    check(&zone, "inner.…", RecordType::CNAME, "WEB.…");
+    check(&zone, "3.0.96.10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN");
+}
+
+#[test]
+fn the_version_of_the_schema_may_be_kept_for_long() {
+    let Answer::Records(found) = zone_of(zone_config()).answer(&name("dns-version.cluster.local."), RecordType::TXT)
+    else {
+        panic!("records");
+    };
+    assert_eq!(found.answers[0].ttl, 28800); // 2.1.1
 }
 
 #[test]

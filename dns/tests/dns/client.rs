@@ -77,6 +77,11 @@ pub(crate) async fn udp(server: SocketAddr, message: &Message) -> Message {
     reply
 }
 
+/// The same over UDP and over TCP.
+pub(crate) async fn both(server: SocketAddr, message: &Message) -> [Message; 2] {
+    [udp(server, message).await, tcp(server, std::slice::from_ref(message)).await.remove(0)]
+}
+
 pub(crate) async fn tcp_bytes(server: SocketAddr, wire: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(server).await.unwrap();
     stream.write_u16(u16::try_from(wire.len()).unwrap()).await.unwrap();

@@ -63,7 +63,7 @@ fn insert(snapshot: &mut Snapshot, key: &ObjectKey, kind: ServiceKind, cluster_i
         cluster_ips,
         ports: ports(service_ports).into_iter().map(port).collect(),
         external_ips: vec![ip("192.0.2.200")],
-        load_balancer_ips: vec![],
+        load_balancer_ips: vec![ip("192.0.2.201")],
         source_ranges: vec![],
         affinity: None,
         external_policy: TrafficPolicy::Cluster,
@@ -74,7 +74,8 @@ fn insert(snapshot: &mut Snapshot, key: &ObjectKey, kind: ServiceKind, cluster_i
     snapshot.services.insert(key.clone(), Arc::new(service));
 }
 
-/// Endpoints as `address`, `hostname=address` or `!address` for one that is not ready.
+/// Endpoints as `address`, `hostname=address`, `!address` for one that is not ready, or `~address` for one that is and
+/// ends.
 pub(crate) fn slice(snapshot: &mut Snapshot, service: &ObjectKey, slice: &str, slice_ports: &str, endpoints: &str) {
     let key = SliceKey { service: service.clone(), slice: slice.into() };
     let endpoints: Vec<Endpoint> = endpoints.split_whitespace().map(endpoint).collect();
@@ -87,12 +88,13 @@ pub(crate) fn slice(snapshot: &mut Snapshot, service: &ObjectKey, slice: &str, s
 
 fn endpoint(word: &str) -> Endpoint {
     let (word, ready) = word.strip_prefix('!').map_or((word, true), |rest| (rest, false));
+    let (word, ends) = word.strip_prefix('~').map_or((word, !ready), |rest| (rest, true));
     let (hostname, address) = word.split_once('=').map_or((None, word), |(host, rest)| (Some(host), rest));
     Endpoint {
         addresses: [ip(address)].into(),
         ready,
         serving: true,
-        terminating: !ready,
+        terminating: ends,
         node: None,
         zone: None,
         zone_hints: Box::default(),
@@ -144,6 +146,11 @@ pub(crate) fn cluster() -> Snapshot {
     external(s, &key("number"), "192.0.2.7");
     service(s, &ObjectKey::new("svc", "svc"), "10.96.0.4", "");
     service(s, &ObjectKey::new("hidden", "web"), "10.96.0.5", "http:tcp:80");
+    service(s, &key("outside"), "10.96.0.6", "http:tcp:80");
+    service(s, &key("mixed"), "None", "http:tcp:80");
+    slice(s, &key("mixed"), "mixed-1", "http:tcp:80", "~10.1.4.1 10.1.4.2 !10.1.4.3 twin=10.1.4.4 twin=10.1.4.5");
+    service(s, &key("again"), "10.96.0.7", "http:tcp:80");
+    slice(s, &key("again"), "again-1", "http:tcp:80", "10.1.4.1");
     pod(s, &key("pod-1"), "10.1.0.1 fd01::1");
     s.clone()
 }

@@ -2,12 +2,13 @@
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::DNSClass;
-use shunt_dns::{ForwardConfig, RecordType, ServeError, ServerConfig, Upstreams, serve};
+use hickory_proto::rr::rdata::opt::EdnsOption;
+use shunt_dns::{ForwardConfig, Name, RecordType, ServeError, ServerConfig, Upstreams, serve};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
-use crate::client;
 use crate::fixture::{self, cluster, name, zone_config};
+use crate::{client, corefile};
 
 fn web() -> Message {
     client::question(&name("web.shop.svc.cluster.local."), RecordType::A)
@@ -166,6 +167,88 @@ async fn the_first_address_varies() {
         first.insert(reply.answers[0].data.to_string());
     }
     assert_eq!(first.len(), 2); // 10.1
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_first_mail_server_varies_and_the_soa_is_that_of_the_range() {
+    let text = ".:53 {
+    template IN MX mail.test {
+        answer \"{{ .Name }} 60 IN MX 10 a.mail.test.\"
+        answer \"{{ .Name }} 60 IN MX 10 b.mail.test.\"
+        answer \"{{ .Name }} 60 IN TXT still-last\"
+    }
+    kubernetes cluster.local 10.96.0.0/16
+}";
+    let place = tempfile::tempdir().unwrap();
+    let (server, _) = corefile::start(text, place.path(), Some(cluster())).await;
+    let address = server.local_addresses()[0];
+    let mut first = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        let reply = client::udp(address, &client::question(&name("mail.test."), RecordType::MX)).await;
+        assert_eq!((reply.answers.len(), reply.answers[2].record_type()), (3, RecordType::TXT));
+        first.insert(reply.answers[0].data.to_string());
+    }
+    assert_eq!(first.len(), 2); // 10.1
+    let reply = client::udp(address, &client::question(&name("9.9.96.10.in-addr.arpa."), RecordType::PTR)).await;
+    let owner = reply.authorities[0].name.to_ascii();
+    assert_eq!((reply.metadata.response_code, owner.as_str()), (ResponseCode::NXDomain, "96.10.in-addr.arpa.")); // 5.5
+    let reply = client::udp(address, &client::question(&name("96.10.in-addr.arpa."), RecordType::SOA)).await;
+    assert_eq!((reply.metadata.authoritative, reply.answers.len()), (true, 1));
+}
+
+#[tokio::test]
+async fn labels_that_no_object_has_do_not_exist() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let zone = ["svc", "cluster", "local"].map(str::as_bytes);
+    let below: [&[&[u8]]; 8] = [
+        &[b"we.b", b"shop"], // one label with a dot
+        &[b"web.shop"],
+        &[b"web\0", b"shop"],
+        &[b"web", b"shop\0"],
+        &[b"w\xc3\xa9b", b"shop"],
+        &[b"\xff\xfe", b"shop"],
+        &[b"10.1.0.1", b"web", b"shop"],
+        &[b"_http", b"_t\0cp", b"web", b"shop"],
+    ];
+    for labels in below {
+        let asked = Name::from_labels(labels.iter().copied().chain(zone)).unwrap();
+        for rtype in [RecordType::A, RecordType::SRV] {
+            for reply in client::both(server.local_addresses()[0], &client::question(&asked, rtype)).await {
+                let told = (reply.metadata.response_code, reply.authorities.len());
+                assert_eq!(told, (ResponseCode::NXDomain, 1), "{asked} {rtype}"); // 1.9
+                assert!(reply.queries[0].name.eq_case(&asked), "{asked}");
+            }
+        }
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_soa_of_the_zone_is_an_answer_at_the_apex_only() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let soa = |text: &str| client::question(&name(text), RecordType::SOA);
+    for reply in client::both(server.local_addresses()[0], &soa("Cluster.local.")).await {
+        let told: Vec<String> = reply.answers.iter().map(|record| record.name.to_ascii()).collect();
+        assert_eq!((told, reply.authorities.len()), (vec!["Cluster.local.".to_owned()], 0)); // 4.1
+    }
+    for reply in client::both(server.local_addresses()[0], &soa("web.shop.svc.cluster.local.")).await {
+        assert_eq!((reply.answers.len(), reply.authorities.len()), (0, 1));
+    }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn options_of_edns_are_left_out_of_the_reply() {
+    let server = client::start(zone_config(), Some(cluster()), vec![]).await;
+    let mut message = client::with_edns(web(), 1232);
+    for (code, data) in [(3, vec![]), (10, vec![7; 8]), (8, vec![0, 1, 24, 0, 10, 1, 0]), (12, vec![0; 20])] {
+        message.edns.as_mut().unwrap().options_mut().insert(EdnsOption::Unknown(code, data));
+    }
+    for reply in client::both(server.local_addresses()[0], &message).await {
+        let edns = reply.edns.unwrap();
+        assert_eq!((reply.answers.len(), edns.version(), edns.options().as_ref().len()), (1, 0, 0)); // 9.9
+    }
     server.shutdown().await;
 }
 
