@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use hickory_proto::op::{Message, MessageType};
+use hickory_proto::op::{Message, MessageType, ResponseCode};
 use lab::api::FakeApi;
 use nix::sys::signal::Signal;
 use shunt_dns::RecordType;
@@ -267,4 +267,23 @@ async fn dashboards_find_what_coredns_tells() {
     let modified = std::fs::metadata(&hosts).unwrap().modified().unwrap();
     let modified = modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!((written.unwrap().parse::<f64>().unwrap() - modified).abs() < 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_odd_packet_leaves_nothing_in_the_log() {
+    let place = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shunt-dns"));
+    command.args(["--manifests", place.path().to_str().unwrap(), "--upstream", "", "--listen", "127.0.0.1:0"]);
+    command.env_remove("RUST_LOG"); // the default is what counts
+    let program = Program::spawn(command);
+    let at = program.dns();
+    let question = client::question(&name("odd.test."), RecordType::A);
+    let mut wire = question.to_vec().unwrap();
+    wire[11] = 1; // an additional record follows
+    // OPT of 60,004 octets: an option with code 10 that says it is longer than what is left.
+    wire.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0xea, 0x64, 0, 10, 0xea, 0x64]);
+    wire.extend([0xaa; 60_000]);
+    assert_eq!(client::tcp_bytes(at, &wire).await[..2], wire[..2]);
+    assert_eq!(client::udp(at, &question).await.metadata.response_code, ResponseCode::Refused);
+    assert!(program.log().len() < 5_000, "{} octets of log", program.log().len());
 }
