@@ -97,30 +97,16 @@ impl fmt::Display for Absence {
 }
 
 impl Answer {
-    /// The verdict as lines for people: the rcode with its reason, then the records in zone-file form.
+    /// Why it is so, for people.
     #[must_use]
-    pub fn explain(&self) -> String {
-        let (headline, records): (String, Vec<&Record>) = match self {
-            Self::Records(Records { answers, authority, additionals }) => {
-                ("NOERROR".to_owned(), answers.iter().chain(authority).chain(additionals).collect())
-            }
-            Self::Alias { chain, target } => {
-                (format!("NOERROR, alias of {target} outside the cluster, resolved upstream"), chain.iter().collect())
-            }
-            Self::NoData { soa } => {
-                ("NODATA: the name exists, but has no record of this type (rule 3.2)".to_owned(), vec![soa])
-            }
-            Self::NxDomain { why, soa } => (format!("NXDOMAIN: {why}"), vec![soa]),
-            Self::UnknownAddress { soa: _ } => {
-                ("no service or endpoint has this address: forwarded (rule 5.5)".to_owned(), Vec::new())
-            }
-            Self::NotOurs => ("not a name of the cluster: forwarded".to_owned(), Vec::new()),
-        };
-        let mut text = headline;
-        for record in records {
-            text.push('\n');
-            text.push_str(&record.to_string());
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Records(_) => "from the cluster's objects".to_owned(),
+            Self::Alias { target, .. } => format!("an alias of {target}, which is not of the cluster"),
+            Self::NoData { soa: _ } => "the name exists, but has no record of this type (rule 3.2)".to_owned(),
+            Self::NxDomain { why, soa: _ } => why.to_string(),
+            Self::UnknownAddress { soa: _ } => "nothing in the cluster has this address (rule 5.5)".to_owned(),
+            Self::NotOurs => "not a name of the cluster".to_owned(),
         }
-        text
     }
 }

@@ -72,6 +72,11 @@ impl Kubernetes {
 }
 
 impl Kubernetes {
+    /// The name lies in one of the zones.
+    pub(crate) fn takes(&self, name: &Name) -> bool {
+        self.zone_of(name).is_some()
+    }
+
     /// The smallest of the zones that a name lies in.
     fn zone_of(&self, name: &Name) -> Option<&Name> {
         self.zones.iter().filter(|zone| zone.zone_of(name)).max_by_key(|zone| zone.num_labels())
@@ -134,12 +139,8 @@ impl Block {
         if query.query_type == RecordType::HINFO && self.forwarder.meet(&query.name) {
             return Reply::error(ResponseCode::ServFail);
         }
-        let rewritten = Rewritten::new(&self.config.rewrites, &query.name);
-        let query = match &rewritten {
-            None => query.clone(),
-            Some(rewritten) => Query::query(rewritten.name.clone(), query.query_type),
-        };
-        let asker = Asker { blocks, block: self, request, view, hops: 0 };
+        let (rewritten, query) = self.rewritten(query);
+        let asker = Asker { blocks, block: self, request, view, hops: 0, dry: false };
         let paths = self.config.autopath.as_ref().and_then(|autopath| autopath.paths(&query.name, request, view));
         let mut reply = match paths {
             None => asker.ask(&query).await,
@@ -149,6 +150,14 @@ impl Block {
             rewritten.restore(&mut reply);
         }
         reply
+    }
+
+    /// What is asked in place of a question.
+    pub(crate) fn rewritten(&self, query: &Query) -> (Option<Rewritten<'_>>, Query) {
+        let rewritten = Rewritten::new(&self.config.rewrites, &query.name);
+        let name = rewritten.as_ref().map_or(&query.name, |rewritten| &rewritten.name);
+        let query = Query::query(name.clone(), query.query_type);
+        (rewritten, query)
     }
 
     /// The client may have the zone that it asks for.
@@ -161,12 +170,14 @@ impl Block {
 /// A block asked by somebody, at a moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Asker<'a> {
-    blocks: &'a [Arc<Block>],
-    block: &'a Block,
-    request: &'a Request,
-    view: &'a View,
+    pub(crate) blocks: &'a [Arc<Block>],
+    pub(crate) block: &'a Block,
+    pub(crate) request: &'a Request,
+    pub(crate) view: &'a View,
     /// Aliases that have been followed.
-    hops: usize,
+    pub(crate) hops: usize,
+    /// Nobody else is asked, and nothing is counted.
+    pub(crate) dry: bool,
 }
 
 impl Asker<'_> {
@@ -205,7 +216,9 @@ impl Asker<'_> {
         let block = self.block;
         for template in &block.config.templates {
             if let Some(reply) = template.answer(query, self.request) {
-                block.counters.template_matched(query.query_type);
+                if !self.dry {
+                    block.counters.template_matched(query.query_type);
+                }
                 return reply;
             }
         }
@@ -227,10 +240,8 @@ impl Asker<'_> {
             if soa.name.num_labels() == zone.num_labels() { soa } else { self.view.zone.soa_of(&query.name, zone) }
         };
         // Upstreams may know (rules 3.11, 5.5), even while we do not (rule 11.4).
-        let falls_through = || {
-            kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name))
-                && self.block.forwarder.has_upstreams(&query.name)
-        };
+        let falls_through =
+            || kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name)) && self.can_forward(&query.name);
         match self.view.zone.answer(&query.name, query.query_type) {
             Answer::Records(Records { answers, authority, additionals }) => {
                 Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster }
@@ -255,7 +266,16 @@ impl Asker<'_> {
         if self.view.snapshot.is_some() { ResponseCode::NXDomain } else { ResponseCode::ServFail }
     }
 
+    fn can_forward(&self, name: &Name) -> bool {
+        let forwarder = &self.block.forwarder;
+        if self.dry { forwarder.would_ask(name).is_some() } else { forwarder.has_upstreams(name) }
+    }
+
     async fn forwarded(&self, query: &Query) -> Reply {
+        if self.dry {
+            let reply = Reply { author: Author::Forward, ..Reply::default() };
+            return if self.can_forward(&query.name) { reply } else { failure(ForwardError::NoUpstreams) };
+        }
         match self.block.forwarder.resolve(&self.outgoing(query.clone())).await {
             Ok(told) => self.pass_on(told),
             Err(error) => failure(error),
@@ -293,7 +313,7 @@ impl Asker<'_> {
 }
 
 /// Where an alias at the end of the answers leads to, if that is asked for and nothing there says more.
-fn dangling(reply: &Reply, query: &Query) -> Option<Name> {
+pub(crate) fn dangling(reply: &Reply, query: &Query) -> Option<Name> {
     if [RecordType::CNAME, RecordType::ANY].contains(&query.query_type) {
         return None;
     }

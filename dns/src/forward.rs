@@ -235,6 +235,19 @@ impl Forwarder {
         self.way(name).is_some_and(|way| !way.group().is_empty())
     }
 
+    /// Who would be asked for `name`, for people: those in use with how they are, or before there are any, those that the
+    /// configuration names.
+    pub(crate) fn would_ask(&self, name: &Name) -> Option<String> {
+        let way = self.way(name)?;
+        let group = way.group();
+        let names: Vec<String> = if group.is_empty() {
+            way.route.upstreams.read().ok()?.upstreams.iter().map(ToString::to_string).collect()
+        } else {
+            group.peers().iter().map(|peer| format!("{}{}", peer.upstream(), peer.standing())).collect()
+        };
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
     /// How many answers with records and how many denials are kept.
     pub(crate) fn cached(&self) -> [u64; 2] {
         self.cache.as_ref().map(Cache::entries).unwrap_or_default()

@@ -25,6 +25,7 @@ use tokio::time::sleep;
 
 use crate::admission::Admission;
 use crate::block::{Block, BlockConfig};
+use crate::explain::Explainer;
 use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
@@ -188,6 +189,12 @@ impl Server {
         Exporter { metrics: Arc::clone(&self.metrics), handler: Arc::downgrade(&self.handler) }
     }
 
+    /// What becomes of a question, and why.
+    #[must_use]
+    pub fn explainer(&self) -> Explainer {
+        Explainer { handler: Arc::downgrade(&self.handler) }
+    }
+
     /// What is being answered; a change is in it before the first query sees the change.
     #[must_use]
     pub fn views(&self) -> watch::Receiver<View> {
@@ -246,7 +253,7 @@ impl Server {
 
 /// A server without sockets: messages in, messages out. What is to be forwarded is refused.
 pub struct Answerer {
-    handler: Handler,
+    handler: Arc<Handler>,
 }
 
 impl Answerer {
@@ -262,7 +269,13 @@ impl Answerer {
             Block::new(config, counters).map(Arc::new)
         };
         handler.set_blocks(blocks.into_iter().map(block).collect::<Result<_, _>>()?);
-        Ok(Self { handler })
+        Ok(Self { handler: Arc::new(handler) })
+    }
+
+    /// What becomes of a question, and why.
+    #[must_use]
+    pub fn explainer(&self) -> Explainer {
+        Explainer { handler: Arc::downgrade(&self.handler) }
     }
 
     /// The replies to a message: one, none if it is none to be answered, or several for a transfer.

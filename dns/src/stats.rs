@@ -345,14 +345,16 @@ fn rcode_index(rcode: ResponseCode) -> usize {
     usize::from(u16::from(rcode)).min(RCODES - 1)
 }
 
+/// The registered names of the rcodes from 0 on.
+pub(crate) const RCODE_NAMES: [&str; 11] = [
+    "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH",
+    "NOTZONE",
+];
+
 /// The rcode's registered name.
 pub(crate) fn rcode_name(rcode: ResponseCode) -> String {
     let code = u16::from(rcode);
-    let known = [
-        "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH",
-        "NOTZONE",
-    ];
-    match known.get(usize::from(code)) {
+    match RCODE_NAMES.get(usize::from(code)) {
         Some(name) => (*name).to_owned(),
         None if code == 16 => "BADVERS".to_owned(),
         None => format!("RCODE{code}"),

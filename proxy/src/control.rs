@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::explain::Explanation;
 
-pub use answers::{DnsReply, Services, dns_reply, services};
+pub use answers::{DnsReply, Services, question, services};
 pub use client::{AskError, ask, is_listening};
 pub use server::{Control, ListenError, Listener, Views};
 

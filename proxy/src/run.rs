@@ -24,7 +24,7 @@ use crate::control::{self, Control, Views};
 use crate::datapath::Datapath;
 use crate::datapath::cgroup::{self, CgroupError};
 use crate::datapath::ebpf::upkeep::{Orders, Report, Upkeep};
-use crate::datapath::ebpf::{Adopted, Ebpf, EbpfOptions, Links};
+use crate::datapath::ebpf::{self, Adopted, Ebpf, EbpfOptions, Links};
 use crate::events::{self, Recorded, Recorder};
 use crate::health::{self, BindError, DnsState, Health};
 use crate::health_checks::{Checks, HealthChecks};
@@ -190,15 +190,16 @@ impl Daemon {
         let config = Arc::clone(&self.config);
         let (reachable, served) = watch::channel(None);
         let (dns, listen) = self.start_dns(served).await?;
+        // Whoever asks why nothing comes is answered as well.
+        self.start_control(dns.as_ref());
+        let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
+        self.start_metrics(durations.clone(), dns.as_ref()).await?;
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
         self.write_events(events);
         let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
         let (datapath, upkeep) = opening.await.context("opening the data path")??;
         let mode = datapath.mode();
-        self.start_control(dns.as_ref());
-        let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
-        self.start_metrics(durations.clone(), dns.as_ref(), mode).await?;
         let dns_serves = self.watch_dns(dns.as_ref())?;
         let options = plan_options(&config, listen);
         let addresses = host_addresses::watch().await.context("watching the addresses of this node")?;
@@ -303,7 +304,7 @@ impl Daemon {
             let views = Views {
                 node: Arc::from(self.config.node.as_str()),
                 status: self.status.subscribe(),
-                dns: dns.map(|server| server.views()),
+                dns: dns.map(|server| server.explainer()),
             };
             let (control, stop) = (Control::new(listener, views), self.stop.clone());
             self.tasks.spawn(async move {
@@ -313,16 +314,11 @@ impl Daemon {
         }
     }
 
-    async fn start_metrics(
-        &mut self,
-        durations: Durations,
-        dns: Option<&Arc<Server>>,
-        mode: &'static str,
-    ) -> Result<()> {
+    async fn start_metrics(&mut self, durations: Durations, dns: Option<&Arc<Server>>) -> Result<()> {
         let Some(address) = self.config.metrics else { return Ok(()) };
         let dns = dns.map(|server| server.exporter());
         let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, dns);
-        let routes = health::metrics_routes(registry, mode, self.config.configz());
+        let routes = health::metrics_routes(registry, ebpf::MODE, self.config.configz());
         self.serve("--metrics-bind-address", "FailedToStartMetricServer", address, routes).await
     }
 

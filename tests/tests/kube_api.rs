@@ -197,6 +197,11 @@ fn an_outage_of_the_api_is_told_of_and_costs_no_connection() {
         let (code, body) = world.readyz();
         code == 503 && body.contains("no sync yet: ") && body.contains("nothing is served yet")
     });
+    let services = world.daemon.services().unwrap();
+    assert!(services.contains("not known yet") && services.contains("no sync yet: "), "{services}");
+    world.wait_for("metrics without the API server", |world| {
+        world.daemon.metrics("/metrics").is_ok_and(|answer| answer.body.contains("shunt_source_unreachable 1\n"))
+    });
     assert_served(&mut clients, "the daemon was killed during the outage");
 
     world.api.order("resume").unwrap();

@@ -58,6 +58,7 @@ fn with_exactly_these_services_and_names_are_served() {
         assert_eq!(attempts(to, Mode::Tcp).server.as_deref(), Some("shop-0"));
     }
     let answer = cluster.daemon().command(&["dns", "shop.test.svc.cluster.local"]).unwrap();
+    assert!(answer.starts_with("NOERROR: from the cluster's objects"), "{answer}");
     assert!(answer.contains(&shop.addresses()[0].ip().to_string()), "{answer}");
     // Ending the sockets to an endpoint that left takes entering the namespaces of pods.
     let to = shop.addresses()[0];

@@ -119,6 +119,16 @@ impl Peer {
         met
     }
 
+    /// What people should know beside its name.
+    pub(super) fn standing(&self) -> &'static str {
+        match self.health() {
+            _ if self.loops() => " (left out: it leads back here)",
+            Health::Up => "",
+            Health::Doubtful => " (failed just now)",
+            Health::Down => " (down)",
+        }
+    }
+
     pub(super) fn loops(&self) -> bool {
         self.loops.load(Ordering::Relaxed)
     }

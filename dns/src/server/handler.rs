@@ -58,6 +58,10 @@ impl Handler {
         Arc::clone(&self.blocks.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    pub(crate) fn view(&self) -> View {
+        self.views.borrow().clone()
+    }
+
     /// Reads a message (rules 9.4–9.6).
     pub(crate) fn begin(&self, wire: &[u8], client: SocketAddr, transport: Transport) -> Begun {
         let Ok(read) = catch_unwind(|| Request::read(wire, client, transport)) else {
@@ -122,7 +126,7 @@ impl Handler {
     }
 
     async fn ask(&self, block: &Block, blocks: &[Arc<Block>], request: &Request) -> Reply {
-        let view = self.views.borrow().clone();
+        let view = self.view();
         let reply = block.answer(blocks, request, &view).await;
         if !reply.is_ignorant() {
             return reply;
@@ -148,7 +152,7 @@ impl Handler {
         }
         let blocks = self.blocks();
         let block = block_of(&blocks, &query.name)?;
-        let view = self.views.borrow().clone();
+        let view = self.view();
         if view.snapshot.is_none() || !block.transfers_to(request.client.ip(), &query.name) {
             return None;
         }

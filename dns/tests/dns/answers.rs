@@ -11,7 +11,7 @@ use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_model::{EndpointSlice, SliceKey};
 
 use crate::client;
-use crate::fixture::{cluster, external, ip, key, name, service, slice, zone_config};
+use crate::fixture::{cluster, external, key, name, service, slice, zone_config};
 
 /// The rows, which other servers can be asked too: `cargo xtask dns-compare`.
 const ROWS: &str = include_str!("../corpus/answers.txt");
@@ -224,8 +224,7 @@ fn a_pod_s_name_is_its_endpoint_s_label_if_it_is_one() {
     for (asked, expected) in rows {
         check(&zone, asked, RecordType::A, expected); // 2.4.5
     }
-    let reverse = zone.answer(&name("1.0.4.10.in-addr.arpa."), RecordType::PTR).explain();
-    assert!(reverse.ends_with("PTR 10-4-0-1.named.shop.svc.cluster.local."), "{reverse}");
+    check(&zone, "1.0.4.10.in-addr.arpa.", RecordType::PTR, "10-4-0-1.named.shop.svc.cluster.local.");
 }
 
 #[test]
@@ -323,15 +322,5 @@ fn another_domain_can_be_served() {
     let zone = zone_of(ZoneConfig { cluster_domain: name("Corp.Example.Test."), ..zone_config() });
     check(&zone, "web.shop.svc.corp.example.test.", RecordType::A, "10.96.0.1");
     check(&zone, "web.shop.svc.cluster.local.", RecordType::A, "REFUSED");
-    let reverse = zone.answer(&name("1.0.96.10.in-addr.arpa."), RecordType::PTR);
-    assert!(reverse.explain().contains("web.shop.svc.Corp.Example.Test."), "{}", reverse.explain());
-    assert_eq!(ip("10.96.0.1").to_string(), "10.96.0.1");
-}
-
-#[test]
-fn an_answer_explains_itself() {
-    let explain = |text: &str| zone_of(zone_config()).answer(&name(text), RecordType::A).explain();
-    assert!(explain("down.shop.svc.cluster.local.").contains("no ready endpoint"));
-    assert!(explain("web.shop.svc.cluster.local.").contains("10.96.0.1"));
-    assert!(explain("outer.shop.svc.cluster.local.").contains("www.example.test."));
+    check(&zone, "1.0.96.10.in-addr.arpa.", RecordType::PTR, "web.shop.svc.Corp.Example.Test.");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
-use shunt_dns::{ForwardConfig, RecordType, ServerConfig, Upstreams, Zone, serve};
+use shunt_dns::{Answer, ForwardConfig, RecordType, ServerConfig, Upstreams, Zone, serve};
 use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
@@ -215,18 +215,23 @@ fn a_quarter_of_a_million_names_are_a_zone_like_any_other() {
         service(&mut snapshot, &key, &format!("10.{a}.{b}.{c}"), "http:tcp:80");
     }
     let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot.clone()), 1);
-    let asked = |zone: &Zone, text: &str, rtype| zone.answer(&name(text), rtype).explain();
+    let asked = |zone: &Zone, text: &str, rtype| match zone.answer(&name(text), rtype) {
+        Answer::Records(records) => records.answers[0].data.to_string(),
+        other @ (Answer::Alias { .. } | Answer::NoData { .. } | Answer::NxDomain { .. })
+        | other @ (Answer::UnknownAddress { .. } | Answer::NotOurs) => other.reason(),
+    };
+    let absent = "the namespace has no such service (rule 3.1)";
     for number in (0..250_000_u32).step_by(9973) {
         let text = format!("service-{number}.ns-{}.svc.cluster.local.", number % 250);
         let [_, a, b, c] = number.to_be_bytes();
-        assert!(asked(&zone, &text, RecordType::A).ends_with(&format!("A 10.{a}.{b}.{c}")), "{text}");
-        assert!(asked(&zone, &format!("{c}.{b}.{a}.10.in-addr.arpa."), RecordType::PTR).ends_with(&text), "{text}");
-        assert!(asked(&zone, &format!("x{text}"), RecordType::A).starts_with("NXDOMAIN"), "{text}");
+        assert_eq!(asked(&zone, &text, RecordType::A), format!("10.{a}.{b}.{c}"), "{text}");
+        assert_eq!(asked(&zone, &format!("{c}.{b}.{a}.10.in-addr.arpa."), RecordType::PTR), text);
+        assert_eq!(asked(&zone, &format!("x{text}"), RecordType::A), absent, "{text}");
     }
     // A change is a change, however large the rest is.
     snapshot.services.remove(&shunt_model::ObjectKey::new("ns-0", "service-0"));
     let next = zone.next(Arc::new(snapshot), 2);
-    assert!(asked(&next, "service-0.ns-0.svc.cluster.local.", RecordType::A).starts_with("NXDOMAIN"));
-    assert!(asked(&next, "service-250.ns-0.svc.cluster.local.", RecordType::A).starts_with("NOERROR"));
+    assert_eq!(asked(&next, "service-0.ns-0.svc.cluster.local.", RecordType::A), absent);
+    assert_eq!(asked(&next, "service-250.ns-0.svc.cluster.local.", RecordType::A), "10.0.0.250");
     assert_eq!((zone.serial(), next.serial()), (1, 2));
 }

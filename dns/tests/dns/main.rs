@@ -13,6 +13,8 @@ mod corefile;
 #[cfg(test)]
 mod corefiles;
 #[cfg(test)]
+mod explained;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod following;

@@ -1,17 +1,18 @@
 //! `shunt dns`: what the bundled DNS would answer, from the running daemon or from manifests alone.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use ipnet::IpNet;
-use shunt_dns::Zone;
+use shunt_dns::{Answerer, Corefile, ServerConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::config::{self, Address, DnsConfig, List, PodNames, Settings};
-use shunt_proxy::control::{DnsReply, Reply, Request, ask, dns_reply};
+use shunt_proxy::control::{DnsReply, Reply, Request, ask, question};
 use shunt_proxy::dns_service::zone_config;
 
 use super::{Output, Socket, complain, print};
@@ -28,6 +29,9 @@ pub(super) struct Arguments {
     /// Answer from this folder instead of asking the daemon
     #[arg(long, value_name = "DIR", conflicts_with = "control_socket")]
     manifests: Option<PathBuf>,
+    /// With --manifests: a CoreDNS configuration to answer by
+    #[arg(long, value_name = "FILE", requires = "manifests", conflicts_with_all = ["cluster_domain", "dns_pods", "dns_ttl"])]
+    corefile: Option<PathBuf>,
     /// With --manifests: domain of cluster names [default: cluster.local]
     #[arg(long, value_name = "DOMAIN", requires = "manifests")]
     cluster_domain: Option<String>,
@@ -80,15 +84,33 @@ fn offline(arguments: &Arguments, folder: &Path) -> Result<DnsReply> {
     for problem in problems {
         complain(format_args!("ignored: {problem}"));
     }
+    let snapshot = Some(Arc::new(snapshot));
+    let ServerConfig { zone, blocks, .. } = server_config(arguments, cluster_dns)?;
+    let (name, rtype) = question(&arguments.name, &arguments.rtype).map_err(anyhow::Error::msg)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let explained = runtime.block_on(async {
+        let answerer = Answerer::new(zone, snapshot, blocks)?;
+        anyhow::Ok(answerer.explainer().explain(name, rtype).await)
+    });
+    Ok(explained?.context("the manifests are no view of a cluster; this is a bug of shunt")?.into())
+}
+
+/// What a daemon with these settings would answer from; it would listen nowhere.
+fn server_config(arguments: &Arguments, cluster_dns: Vec<IpAddr>) -> Result<ServerConfig> {
+    if let Some(path) = &arguments.corefile {
+        let file = Corefile::read(path)?;
+        let zone = file.zone(cluster_dns);
+        return Ok(file.server_config(Vec::new(), zone));
+    }
     let settings = Settings {
         cluster_domain: arguments.cluster_domain.clone(),
         dns_pods: arguments.dns_pods,
         dns_ttl: arguments.dns_ttl,
         ..Settings::default()
     };
-    let config = zone_config(&DnsConfig::new(&settings)?, &cluster_dns)?;
-    let zone = Zone::new(Arc::new(config), Arc::new(snapshot), 1);
-    dns_reply(&zone, &arguments.name, &arguments.rtype).map_err(anyhow::Error::msg)
+    let config = DnsConfig::new(&settings)?;
+    let zone = zone_config(&config, &cluster_dns)?;
+    Ok(ServerConfig::usual(Vec::new(), zone, config.forward))
 }
 
 fn table(reply: &DnsReply) -> String {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shunt_dns::{Answer, Name, Record, RecordType, Zone};
+use shunt_dns::{Explanation, Name, Record, RecordType};
 
 use crate::plan::{PlanView, render_table};
 use crate::status::Status;
@@ -27,7 +27,7 @@ pub struct Services {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DnsReply {
-    /// `NOERROR`, `NXDOMAIN`; absent if the question is forwarded.
+    /// `NOERROR`, `NXDOMAIN`; absent if upstreams have the last word.
     pub rcode: Option<String>,
     /// The answer section, each record as in a zone file.
     pub answers: Vec<String>,
@@ -48,12 +48,11 @@ pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
     Ok(Services { ports, refused, problems, error: status.error.clone(), table })
 }
 
-/// What `zone` says about `name` and `rtype`, given as text.
-pub fn dns_reply(zone: &Zone, name: &str, rtype: &str) -> Result<DnsReply, String> {
+/// A question given as text.
+pub fn question(name: &str, rtype: &str) -> Result<(Name, RecordType), String> {
     let mut parsed = Name::from_ascii(name).map_err(|error| format!("{name:?} is not a domain name: {error}"))?;
     parsed.set_fqdn(true);
-    let rtype = record_type(rtype)?;
-    Ok(describe(zone.answer(&parsed, rtype), &parsed, rtype))
+    Ok((parsed, record_type(rtype)?))
 }
 
 /// A type by its name, or as `TYPE65` (RFC 3597 section 5).
@@ -68,37 +67,15 @@ fn record_type(text: &str) -> Result<RecordType, String> {
     upper.parse().map_err(|error| format!("{text:?} is not a record type: {error}"))
 }
 
-fn describe(answer: Answer, name: &Name, rtype: RecordType) -> DnsReply {
-    let reply = |rcode: Option<&str>, explanation: String| DnsReply {
-        rcode: rcode.map(str::to_owned),
-        answers: Vec::new(),
-        authority: Vec::new(),
-        additionals: Vec::new(),
-        explanation,
-    };
-    match answer {
-        Answer::Records(records) => DnsReply {
-            answers: lines(&records.answers),
-            authority: lines(records.authority.as_slice()),
-            additionals: lines(&records.additionals),
-            ..reply(Some("NOERROR"), "from the cluster's objects".to_owned())
-        },
-        Answer::Alias { chain, target } => DnsReply {
-            answers: lines(&chain),
-            ..reply(None, format!("an alias of {target}, which is not of the cluster: asked of the upstreams"))
-        },
-        Answer::NoData { soa } => DnsReply {
-            authority: lines(&[soa]),
-            ..reply(Some("NOERROR"), format!("{name} exists, but has no {rtype}"))
-        },
-        Answer::NxDomain { why, soa } => {
-            DnsReply { authority: lines(&[soa]), ..reply(Some("NXDOMAIN"), why.to_string()) }
+impl From<Explanation> for DnsReply {
+    fn from(explained: Explanation) -> Self {
+        Self {
+            rcode: explained.rcode,
+            answers: lines(&explained.answers),
+            authority: lines(&explained.authorities),
+            additionals: lines(&explained.additionals),
+            explanation: explained.reason,
         }
-        Answer::UnknownAddress { soa } => DnsReply {
-            authority: lines(&[soa]),
-            ..reply(None, "nothing in the cluster has this address: asked of the upstreams".to_owned())
-        },
-        Answer::NotOurs => reply(None, "not a name of the cluster: asked of the upstreams".to_owned()),
     }
 }
 

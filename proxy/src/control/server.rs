@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use shunt_dns::Explainer;
+use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::client::is_nobody;
-use super::{LONGEST_REQUEST, Reply, Request, answers};
+use super::{DnsReply, LONGEST_REQUEST, Reply, Request, answers};
 use crate::explain::explain;
 use crate::status::Status;
 
@@ -58,8 +60,8 @@ pub struct Views {
     pub node: Arc<str>,
     /// The reconcile loop's word.
     pub status: watch::Receiver<Status>,
-    /// What DNS answers from, if it runs.
-    pub dns: Option<watch::Receiver<shunt_dns::View>>,
+    /// What explains DNS, if it runs.
+    pub dns: Option<Explainer>,
 }
 
 /// Serves a [`Listener`].
@@ -157,7 +159,7 @@ async fn answer(mut stream: UnixStream, views: Views) -> io::Result<()> {
         Err(elapsed) => return Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)),
     };
     let reply = match serde_json::from_slice(&request) {
-        Ok(request) => views.reply(&request),
+        Ok(request) => views.reply(&request).await,
         Err(error) => Reply::Error(format!("request not understood: {error}")),
     };
     writer.write_all(&serde_json::to_vec(&reply)?).await?;
@@ -165,30 +167,41 @@ async fn answer(mut stream: UnixStream, views: Views) -> io::Result<()> {
 }
 
 impl Views {
-    fn reply(&self, request: &Request) -> Reply {
+    async fn reply(&self, request: &Request) -> Reply {
         match request {
-            Request::Services => {
-                let status = self.status.borrow().clone();
+            Request::Services => self.in_force().map_or_else(Reply::Error, |(status, _)| {
                 answers::services(&status).map_or_else(|error| Reply::Error(error.to_string()), Reply::Services)
-            }
+            }),
             Request::Explain { source, destination } => {
-                let status = self.status.borrow().clone();
-                let Some(snapshot) = &status.snapshot else {
-                    return Reply::Error("nothing is in the kernel yet, so there is nothing to explain".to_owned());
-                };
-                let explained = explain(snapshot, &status.programmed, &self.node, source, destination);
-                explained.map_or_else(|error| Reply::Error(error.to_string()), Reply::Explain)
+                self.in_force().map_or_else(Reply::Error, |(status, snapshot)| {
+                    let explained = explain(&snapshot, &status.programmed, &self.node, source, destination);
+                    explained.map_or_else(|error| Reply::Error(error.to_string()), Reply::Explain)
+                })
             }
-            Request::Dns { name, rtype } => {
-                let Some(views) = &self.dns else {
-                    return Reply::Error("this daemon runs without DNS (--dns=false)".to_owned());
-                };
-                let view = views.borrow().clone();
-                if view.snapshot.is_none() {
-                    return Reply::Error("nothing is in the kernel yet, so DNS has no cluster names".to_owned());
-                }
-                answers::dns_reply(&view.zone, name, rtype).map_or_else(Reply::Error, Reply::Dns)
-            }
+            Request::Dns { name, rtype } => self.dns(name, rtype).await.map_or_else(Reply::Error, Reply::Dns),
         }
+    }
+
+    async fn dns(&self, name: &str, rtype: &str) -> Result<DnsReply, String> {
+        let Some(explainer) = &self.dns else {
+            return Err("this daemon runs without DNS (--dns=false)".to_owned());
+        };
+        let (name, rtype) = answers::question(name, rtype)?;
+        let explained = explainer.explain(name, rtype).await;
+        explained.map(DnsReply::from).ok_or_else(|| self.unknown())
+    }
+
+    /// What this daemon has put in force and the view that led to it; an error before it has done so for the first time.
+    fn in_force(&self) -> Result<(Status, Arc<Snapshot>), String> {
+        let status = self.status.borrow().clone();
+        match status.snapshot.clone() {
+            Some(snapshot) => Ok((status, snapshot)),
+            None => Err(self.unknown()),
+        }
+    }
+
+    fn unknown(&self) -> String {
+        let reasons = self.status.borrow().not_ready().join("; ");
+        format!("the cluster is not known yet, and what an earlier daemon put in force stays: {reasons}")
     }
 }

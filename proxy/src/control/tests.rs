@@ -3,28 +3,36 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use shunt_dns::{Name, PodMode, View, Zone, ZoneConfig};
+use shunt_dns::{Answerer, BlockConfig, ForwardConfig, Name, PodMode, ZoneConfig};
 use shunt_model::Snapshot;
+use shunt_model::source::SourceHealth;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Control, Listener, Reply, Request, Views, ask};
-use crate::status::Status;
+use crate::status::{LastSync, Status};
 
 struct Daemon {
     stop: CancellationToken,
     task: JoinHandle<()>,
     _status: watch::Sender<Status>,
-    _dns: watch::Sender<View>,
+    _dns: Answerer,
 }
 
 impl Daemon {
     fn start(path: &Path, snapshot: Option<Snapshot>) -> Self {
-        let (status, status_read) = watch::channel(Status::default());
-        let (dns, dns_read) = watch::channel(view(snapshot));
-        let views = Views { node: Arc::from("n1"), status: status_read, dns: Some(dns_read) };
+        let dns = answerer(snapshot.clone());
+        let unreachable = snapshot.is_none().then(|| "the API server refuses".to_owned());
+        let source = Arc::new(SourceHealth { unreachable, ..SourceHealth::default() });
+        // A view is in force once it has been synced.
+        let last_sync =
+            snapshot.is_some().then(|| LastSync { generation: 1, at: SystemTime::now(), elapsed: Duration::ZERO });
+        let status = Status { snapshot: snapshot.map(Arc::new), last_sync, source, ..Status::default() };
+        let (status, status_read) = watch::channel(status);
+        let views = Views { node: Arc::from("n1"), status: status_read, dns: Some(dns.explainer()) };
         let stop = CancellationToken::new();
         let task = tokio::spawn(Control::new(Listener::open(path).unwrap(), views).run(stop.clone()));
         Self { stop, task, _status: status, _dns: dns }
@@ -36,11 +44,12 @@ impl Daemon {
     }
 }
 
-fn view(snapshot: Option<Snapshot>) -> View {
+fn answerer(snapshot: Option<Snapshot>) -> Answerer {
     let usual = ZoneConfig::usual(Name::from_ascii("cluster.local.").unwrap());
     let config = ZoneConfig { pods: PodMode::Disabled, dns_addresses: vec![[10, 96, 0, 10].into()], ..usual };
-    let snapshot = snapshot.map(Arc::new);
-    View { zone: Arc::new(Zone::new(Arc::new(config), snapshot.clone().unwrap_or_default(), 1)), snapshot }
+    let forward = ForwardConfig::to("192.0.2.1".parse().unwrap());
+    let block = BlockConfig::usual(config.cluster_domain.clone(), forward);
+    Answerer::new(config, snapshot.map(Arc::new), vec![block]).unwrap()
 }
 
 async fn asked(path: &Path, request: Request) -> Result<Reply, String> {
@@ -72,7 +81,7 @@ async fn questions_are_answered_and_the_socket_is_for_root_alone() {
     };
     assert_eq!(reply.rcode.as_deref(), Some("NXDOMAIN"));
     let Reply::Dns(reply) = asked(&path, dns("example.org", "A")).await.unwrap() else { panic!("not dns") };
-    assert_eq!(reply.rcode, None);
+    assert_eq!((reply.rcode, &*reply.explanation), (None, "not a name of the cluster: asked of 192.0.2.1:53"));
     let Reply::Error(reason) = asked(&path, dns("web", "NONSENSE")).await.unwrap() else { panic!("no error") };
     assert!(reason.contains("NONSENSE"), "{reason}");
     daemon.end().await;
@@ -80,11 +89,17 @@ async fn questions_are_answered_and_the_socket_is_for_root_alone() {
 }
 
 #[tokio::test]
-async fn before_the_first_sync_dns_says_that_it_does_not_know() {
+async fn before_the_first_sync_every_question_is_answered_with_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&place(&folder), None);
-    let Reply::Error(reason) = asked(&place(&folder), dns("a.b", "A")).await.unwrap() else { panic!("no error") };
-    assert!(reason.contains("nothing is in the kernel yet"), "{reason}");
+    let explain = Request::Explain { source: "10.244.1.2".to_owned(), destination: "10.96.0.1:443".to_owned() };
+    for request in [Request::Services, explain, dns("a.b", "A")] {
+        let Reply::Error(reason) = asked(&place(&folder), request).await.unwrap() else { panic!("no error") };
+        assert!(
+            reason.contains("not known yet") && reason.ends_with("no sync yet: the API server refuses"),
+            "{reason}"
+        );
+    }
     daemon.end().await;
 }
 

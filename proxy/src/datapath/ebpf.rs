@@ -43,6 +43,9 @@ use self::upkeep::Upkeep;
 use super::{Datapath, SyncError, Synced};
 use crate::plan::{Plan, PortKey, PortPlan};
 
+/// What `/proxyMode` says of this data path.
+pub const MODE: &str = "ebpf";
+
 /// What the self-test dials: addresses that are reserved for documentation, so nobody misses them, at a port nobody uses.
 /// They lead to the loopback addresses, and nothing is ever sent there.
 pub const SELF_TEST: [SocketAddr; 2] = [
@@ -295,7 +298,7 @@ fn difference(old: &Plan, new: &Plan, refused: &BTreeMap<PortKey, String>) -> (V
 
 impl Datapath for Ebpf {
     fn mode(&self) -> &'static str {
-        "ebpf"
+        MODE
     }
 
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {

@@ -11,6 +11,7 @@ use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, values};
 use crate::hosts::HostsConfig;
 use crate::rewrite::{AnswerPart, AnswerRule, NameRule, Rewrite};
+use crate::stats::RCODE_NAMES;
 use crate::template::{RecordTemplate, Template};
 
 const HOSTS: &str = "/etc/hosts";
@@ -147,10 +148,7 @@ fn records(option: &Line) -> Result<Vec<RecordTemplate>, CorefileError> {
 }
 
 fn rcode(option: &Line) -> Result<ResponseCode, CorefileError> {
-    let known = [
-        "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH",
-        "NOTZONE",
-    ];
+    let known = RCODE_NAMES;
     let name = only(option)?;
     let code = (0_u8..).zip(known).find(|(_, known)| name.eq_ignore_ascii_case(known));
     let unknown = || option.error(format!("{name} cannot be answered; known are {}", known.join(", ")));

@@ -1,0 +1,109 @@
+//! What becomes of a question and why, told without asking anybody else and without counting it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Weak};
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, Record, RecordType};
+
+use crate::block::{Asker, Block, dangling};
+use crate::server::reply::Reply;
+use crate::server::request::Request;
+use crate::server::{Handler, Transport, View, block_of};
+use crate::stats::{Author, rcode_name};
+
+/// A reply with its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Its registered name, such as `NXDOMAIN`; absent if upstreams have the last word.
+    pub rcode: Option<String>,
+    /// What is known without them.
+    pub answers: Vec<Record>,
+    /// The authority section.
+    pub authorities: Vec<Record>,
+    /// The additional section.
+    pub additionals: Vec<Record>,
+    /// Who answers, from what, or what is missing.
+    pub reason: String,
+}
+
+/// Explains what a running server does; keeps nothing of it alive.
+#[derive(Clone)]
+pub struct Explainer {
+    pub(crate) handler: Weak<Handler>,
+}
+
+impl Explainer {
+    /// What a client that is no pod would be told over TCP. `None` before the first view of the cluster, and once the
+    /// server is gone.
+    pub async fn explain(&self, name: Name, rtype: RecordType) -> Option<Explanation> {
+        let handler = self.handler.upgrade()?;
+        let view = handler.view();
+        view.snapshot.as_ref()?;
+        let request = Request {
+            metadata: Message::query().metadata,
+            query: Query::query(name, rtype),
+            edns: None,
+            serial: None,
+            client: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            transport: Transport::Tcp,
+            length: 0,
+        };
+        Some(explain(&handler.blocks(), &request, &view).await)
+    }
+}
+
+async fn explain(blocks: &[Arc<Block>], request: &Request, view: &View) -> Explanation {
+    match block_of(blocks, &request.query.name) {
+        Some(block) => explain_block(block, blocks, request, view).await,
+        None => {
+            let reason = "no server block of the Corefile is for this name".to_owned();
+            told(Reply::error(ResponseCode::Refused), reason)
+        }
+    }
+}
+
+async fn explain_block(block: &Block, blocks: &[Arc<Block>], request: &Request, view: &View) -> Explanation {
+    let (rewritten, query) = block.rewritten(&request.query);
+    let mut reply = Asker { blocks, block, request, view, hops: 0, dry: true }.ask(&query).await;
+    let reason = reason(block, &reply, &query, view);
+    // Whom an alias leads to, or nobody at all.
+    let beyond = match dangling(&reply, &query) {
+        Some(target) => block_of(blocks, &target).and_then(|block| block.forwarder.would_ask(&target)),
+        None if reply.author == Author::Forward => block.forwarder.would_ask(&query.name),
+        None => None,
+    };
+    if let Some(rewritten) = &rewritten {
+        rewritten.restore(&mut reply);
+    }
+    let asked_as = rewritten.map(|rewritten| format!("asked as {} (rewrite): ", rewritten.name)).unwrap_or_default();
+    match beyond {
+        None => told(reply, asked_as + &reason),
+        Some(who) => Explanation { rcode: None, ..told(reply, format!("{asked_as}{reason}: asked of {who}")) },
+    }
+}
+
+fn told(reply: Reply, reason: String) -> Explanation {
+    let Reply { rcode, answers, authorities, additionals, .. } = reply;
+    Explanation { rcode: Some(rcode_name(rcode)), answers, authorities, additionals, reason }
+}
+
+fn reason(block: &Block, reply: &Reply, query: &Query, view: &View) -> String {
+    let here = block.config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.takes(&query.name));
+    let verdict = || match here {
+        true => view.zone.answer(&query.name, query.query_type).reason(),
+        false => "not a name of the cluster".to_owned(),
+    };
+    match (reply.author, reply.rcode) {
+        (Author::Hosts, ResponseCode::NXDomain) => {
+            "hosts of the Corefile are for this name, but do not have it".to_owned()
+        }
+        (Author::Hosts, _) => "from hosts of the Corefile".to_owned(),
+        (Author::Template, _) => "from a template of the Corefile".to_owned(),
+        (Author::Server, _) => match reply.why {
+            Some(why) => format!("{}, and {why}", verdict()),
+            None => verdict(),
+        },
+        (Author::Kubernetes | Author::Forward | Author::Cache, _) => verdict(),
+    }
+}
