@@ -15,6 +15,7 @@ use crate::errors::{Errors, ErrorsConfig};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
+use crate::metrics::Metrics;
 use crate::rewrite::{Rewrite, Rewritten};
 use crate::server::reply::{Origin, Reply};
 use crate::server::request::Request;
@@ -46,10 +47,19 @@ pub struct BlockConfig {
     pub errors: Option<ErrorsConfig>,
     /// The search path of pods is completed here, for names in this domain.
     pub autopath: Option<autopath::Config>,
-    /// Who may have the whole zone.
-    pub transfer: Vec<IpNet>,
+    /// Who may have whole zones.
+    pub transfer: Option<Transfer>,
     /// The longest reply over UDP, in octets.
     pub udp_payload: u16,
+}
+
+/// Zones that are given as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// These, and what lies in them.
+    pub zones: Vec<Name>,
+    /// To these clients.
+    pub to: Vec<IpNet>,
 }
 
 /// Where the cluster's names are answered.
@@ -102,7 +112,7 @@ impl BlockConfig {
             log: None,
             errors: None,
             autopath: None,
-            transfer: Vec::new(),
+            transfer: None,
             udp_payload: UDP_PAYLOAD,
         }
     }
@@ -125,8 +135,10 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(config: BlockConfig, counters: Arc<Counters>) -> Result<Self, TlsError> {
-        let forwarder = Arc::new(Forwarder::new(config.forward.clone(), &config.domain, Arc::clone(&counters))?);
+    pub(crate) fn new(config: BlockConfig, metrics: &Metrics) -> Result<Self, TlsError> {
+        let counters = metrics.counters(&config.domain);
+        let (forward, peers) = (config.forward.clone(), Arc::clone(&metrics.peers));
+        let forwarder = Arc::new(Forwarder::new(forward, &config.domain, Arc::clone(&counters), peers)?);
         let hosts = config.hosts.clone().map(Hosts::new);
         let errors = config.errors.clone().map(Errors::new);
         Ok(Self { config, forwarder, hosts, errors, counters })
@@ -162,7 +174,10 @@ impl Block {
 
     /// The client may have the zone that it asks for.
     pub(crate) fn transfers_to(&self, client: IpAddr, zone: &Name) -> bool {
-        let allowed = self.config.transfer.iter().any(|net| net.contains(&client.to_canonical()));
+        let allowed = self.config.transfer.as_ref().is_some_and(|Transfer { zones, to }| {
+            zones.iter().any(|allowed| allowed.zone_of(zone))
+                && to.iter().any(|net| net.contains(&client.to_canonical()))
+        });
         allowed && self.config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.zones.first() == Some(zone))
     }
 }
@@ -325,9 +340,9 @@ pub(crate) fn dangling(reply: &Reply, query: &Query) -> Option<Name> {
 
 /// Rules 3.8 and 3.9.
 fn failure(error: ForwardError) -> Reply {
-    let rcode = match error {
+    let rcode = match &error {
         ForwardError::NoUpstreams | ForwardError::Busy => ResponseCode::Refused,
-        ForwardError::NoAnswer => ResponseCode::ServFail,
+        ForwardError::NoAnswer(_) => ResponseCode::ServFail,
     };
     Reply { why: Some(error), ..Reply::error(rcode) }
 }

@@ -165,12 +165,16 @@ impl Cache {
         Some(entry.told(key, |_| STALE_TTL))
     }
 
-    /// Keeps `message` if it says for how long it may be kept (rules 14.2, 14.3), and lowers its TTLs to that: its client
+    /// Keeps `message` if it says for how long it may be kept (rules 14.2, 14.3), and brings its TTLs to that: its client
     /// shall not keep it for longer than ours. A failure does not replace an answer that can still serve.
     pub(crate) fn put(&self, key: Key, message: &mut Message, now: Instant) {
         let Some((kind, lifetime)) = self.config.lifetime(key.rtype, message) else { return };
+        let least = match kind {
+            Kind::Success => seconds(self.config.success.shortest),
+            Kind::Denial => seconds(self.config.denial.shortest),
+        };
         for record in message.answers.iter_mut().chain(&mut message.authorities).chain(&mut message.additionals) {
-            record.ttl = aged(record.ttl, lifetime, Duration::ZERO);
+            record.ttl = aged(record.ttl.max(least), lifetime, Duration::ZERO);
         }
         let unkept = match kind {
             Kind::Success => &self.config.no_success,
@@ -263,9 +267,12 @@ impl Entry {
     }
 }
 
+fn seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
 /// A TTL as it is `age` after it was received; a client shall not keep what we would not.
 fn aged(ttl: u32, lifetime: Duration, age: Duration) -> u32 {
-    let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     ttl.min(seconds(lifetime)).saturating_sub(seconds(age))
 }
 

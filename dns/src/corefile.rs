@@ -10,7 +10,7 @@ mod whole;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -163,13 +163,7 @@ impl Corefile {
     #[must_use]
     pub fn listen(&self) -> Vec<SocketAddr> {
         if self.bind.is_empty() {
-            // Takes IPv4 too, where there is IPv6 at all.
-            let any: IpAddr = if Path::new("/proc/net/if_inet6").exists() {
-                Ipv6Addr::UNSPECIFIED.into()
-            } else {
-                Ipv4Addr::UNSPECIFIED.into()
-            };
-            return vec![SocketAddr::new(any, self.port)];
+            return vec![SocketAddr::new(values::any_address(), self.port)];
         }
         self.bind.iter().map(|ip| SocketAddr::new(*ip, self.port)).collect()
     }

@@ -10,7 +10,8 @@ use shunt_model::GoDuration;
 use tokio::task::JoinSet;
 
 use crate::forward::ForwardError;
-use crate::stats::rcode_name;
+
+const TARGET: &str = "plugin/errors";
 
 /// How failures are told of: each by itself, but for these.
 #[derive(Clone, Debug, Default)]
@@ -61,9 +62,11 @@ impl Errors {
         Self { sums: config.consolidate.into_iter().map(sum).collect(), tellers: Mutex::default() }
     }
 
-    pub(crate) fn tell(&self, query: &Query, rcode: ResponseCode, why: ForwardError) {
+    /// As CoreDNS writes it, whose name for this is found in many a search of logs.
+    pub(crate) fn tell(&self, query: &Query, rcode: ResponseCode, why: &ForwardError) {
         let Some(sum) = self.sums.iter().find(|sum| sum.config.fits(why)) else {
-            tracing::warn!("{} {} {}: {why}", rcode_name(rcode), query.name, query.query_type);
+            let (rcode, name) = (u16::from(rcode), query.name.to_lowercase());
+            tracing::error!(target: TARGET, "{rcode} {name} {}: {why}", query.query_type);
             return;
         };
         if sum.count.fetch_add(1, Ordering::Relaxed) > 0 {
@@ -80,10 +83,10 @@ impl Errors {
 }
 
 impl Consolidation {
-    fn fits(&self, why: ForwardError) -> bool {
+    fn fits(&self, why: &ForwardError) -> bool {
         // Patterns are written for what CoreDNS says of the same.
         let theirs: &[&str] = match why {
-            ForwardError::NoAnswer => &["read udp: i/o timeout", "no healthy upstreams"],
+            ForwardError::NoAnswer(_) => &["read udp: i/o timeout", "no healthy upstreams"],
             ForwardError::Busy => &["concurrent queries exceeded maximum"],
             ForwardError::NoUpstreams => &[],
         };
@@ -100,10 +103,10 @@ impl Sum {
         }
         let text = format!("{count} errors like '{}' occurred in last {every}", self.config.pattern);
         match self.config.level {
-            Level::Error => tracing::error!("{text}"),
-            Level::Warning => tracing::warn!("{text}"),
-            Level::Info => tracing::info!("{text}"),
-            Level::Debug => tracing::debug!("{text}"),
+            Level::Error => tracing::error!(target: TARGET, "{text}"),
+            Level::Warning => tracing::warn!(target: TARGET, "{text}"),
+            Level::Info => tracing::info!(target: TARGET, "{text}"),
+            Level::Debug => tracing::debug!(target: TARGET, "{text}"),
         }
     }
 }
@@ -128,14 +131,14 @@ mod tests {
             runtime.block_on(async {
                 let errors = Errors::new(ErrorsConfig { consolidate: vec![consolidation] });
                 let query = Query::query(Name::root(), RecordType::NS);
-                for why in [ForwardError::NoAnswer, ForwardError::NoAnswer, ForwardError::Busy, ForwardError::NoAnswer]
-                {
+                let unanswered = ForwardError::NoAnswer(Some("192.0.2.1:53: no answer in time".into()));
+                for why in [&unanswered, &unanswered, &ForwardError::Busy, &unanswered] {
                     errors.tell(&query, ResponseCode::ServFail, why);
                 }
                 while wait && errors.sums[0].count.load(Ordering::Relaxed) > 0 {
                     tokio::task::yield_now().await;
                 }
-                errors.tell(&query, ResponseCode::ServFail, ForwardError::NoAnswer);
+                errors.tell(&query, ResponseCode::ServFail, &unanswered);
             });
         })
     }
@@ -143,14 +146,13 @@ mod tests {
     #[track_caller]
     fn check(written: &str, wanted: &[&str]) {
         let lines: Vec<&str> =
-            written.lines().filter_map(|line| line.split_once("shunt_dns::errors: ")).map(|at| at.1).collect();
+            written.lines().filter_map(|line| line.split_once("plugin/errors: ")).map(|at| at.1).collect();
         assert_eq!(lines, wanted);
     }
 
     #[test]
     fn failures_that_a_pattern_fits_are_counted_and_told_of_once() {
-        let (busy, hour) =
-            ("SERVFAIL . NS: too many queries are waiting for upstreams already", Duration::from_secs(3600));
+        let (busy, hour) = ("2 . NS: too many queries are waiting for upstreams already", Duration::from_secs(3600));
         let timeouts = ".* i/o timeout$";
         // At the end of the interval, and at the end of all.
         let short = Duration::from_millis(20);
@@ -164,6 +166,8 @@ mod tests {
         );
         check(&written(timeouts, hour, false), &[busy, "4 errors like '.* i/o timeout$' occurred in last 1h0m0s"]);
         check(&written("^no upstream", hour, false), &[busy, "4 errors like '^no upstream' occurred in last 1h0m0s"]);
-        assert_eq!(written("^Failed to .+", hour, false).lines().count(), 5);
+        let all = written("^Failed to .+", hour, false);
+        let unanswered = "2 . NS: no upstream answered; the last was 192.0.2.1:53: no answer in time";
+        check(&all, &[unanswered, unanswered, busy, unanswered, unanswered]);
     }
 }

@@ -100,7 +100,7 @@ fn reason(block: &Block, reply: &Reply, query: &Query, view: &View) -> String {
         }
         (Author::Hosts, _) => "from hosts of the Corefile".to_owned(),
         (Author::Template, _) => "from a template of the Corefile".to_owned(),
-        (Author::Server, _) => match reply.why {
+        (Author::Server, _) => match &reply.why {
             Some(why) => format!("{}, and {why}", verdict()),
             None => verdict(),
         },

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
@@ -102,7 +101,6 @@ fn has_one_dash_for_two(argument: &str) -> bool {
 pub(crate) struct Plan {
     pub(crate) server: ServerConfig,
     pub(crate) http: HttpConfig,
-    pub(crate) lameduck: Duration,
     /// There are names of a cluster to be answered.
     pub(crate) needs_cluster: bool,
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -117,8 +115,7 @@ impl Plan {
         let kubeconfig = flags.kubeconfig.clone();
         let Some(path) = &flags.corefile else {
             let server = server_config(flags)?;
-            let lameduck = Duration::ZERO;
-            return Ok(Self { server, http, lameduck, needs_cluster: true, kubeconfig, corefile: None });
+            return Ok(Self { server, http, needs_cluster: true, kubeconfig, corefile: None });
         };
         let file = Corefile::read_for_port(path, flags.dns_port).context("--corefile")?;
         let listen = if flags.listen.is_empty() { file.listen() } else { flags.listen.clone() };
@@ -130,7 +127,6 @@ impl Plan {
                 ready: http.ready.or(file.ready),
                 metrics: http.metrics.or(file.prometheus),
             },
-            lameduck: file.lameduck,
             needs_cluster: file.kubernetes.is_some(),
             kubeconfig: kubeconfig.or_else(|| file.kubernetes.as_ref()?.kubeconfig.clone()),
             corefile: Some((path.clone(), file)),

@@ -22,12 +22,12 @@ use tokio_rustls::TlsConnector;
 
 use crate::admission::Admission;
 use crate::cache::{Cache, CacheConfig, Key, is_failure};
-use crate::stats::Counters;
+use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
 use group::Group;
 pub use group::Policy;
-pub(crate) use peer::Peer;
+use peer::Peer;
 pub use tls::TlsError;
 
 /// How long the client waits in all; its own resolver gives up after 5 s.
@@ -79,6 +79,16 @@ impl Route {
             authorities: None,
             max_concurrent: 1000,
         }
+    }
+
+    /// Somebody is asked over TLS, or a file of authorities is to be read, be it to find it wrong. A file of upstreams
+    /// names none.
+    fn needs_tls(&self) -> bool {
+        let over_tls = match &self.upstreams {
+            Upstreams::Servers(servers) => servers.iter().any(|upstream| upstream.tls.is_some()),
+            Upstreams::File(_) => false,
+        };
+        over_tls || self.authorities.is_some()
     }
 
     fn takes(&self, name: &Name) -> bool {
@@ -152,14 +162,15 @@ pub(crate) struct Outgoing {
 }
 
 /// Why there is no answer to hand on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ForwardError {
     #[error("no upstreams are configured")]
     NoUpstreams,
     #[error("too many queries are waiting for upstreams already")]
     Busy,
-    #[error("no upstream answered")]
-    NoAnswer,
+    /// With the last that was asked, and what became of it.
+    #[error("no upstream answered{}{}", .0.as_ref().map_or("", |_| "; the last was "), .0.as_deref().unwrap_or_default())]
+    NoAnswer(Option<Arc<str>>),
 }
 
 /// What an upstream said, and how we know.
@@ -173,6 +184,7 @@ pub(crate) struct Forwarder {
     ways: Vec<Way>,
     cache: Option<Cache>,
     counters: Arc<Counters>,
+    peers: Arc<Peers>,
 }
 
 /// A route in use.
@@ -180,7 +192,8 @@ struct Way {
     route: Route,
     /// What is asked of the upstreams below this, and comes back, comes back to this route.
     domain: Name,
-    tls: TlsConnector,
+    /// If any of the upstreams is asked over TLS.
+    tls: Option<TlsConnector>,
     group: RwLock<Arc<Group>>,
     places: Arc<Admission>,
 }
@@ -195,11 +208,16 @@ impl Forwarder {
     /// Without upstreams yet: [`Self::set_upstreams`] gives them.
     ///
     /// `domain` is that of the server block.
-    pub(crate) fn new(config: ForwardConfig, domain: &Name, counters: Arc<Counters>) -> Result<Self, TlsError> {
+    pub(crate) fn new(
+        config: ForwardConfig,
+        domain: &Name,
+        counters: Arc<Counters>,
+        peers: Arc<Peers>,
+    ) -> Result<Self, TlsError> {
         let way = |route: Route| {
             Ok(Way {
                 domain: if domain.zone_of(&route.from) { route.from.clone() } else { domain.clone() },
-                tls: tls::connector(route.authorities.as_deref())?,
+                tls: route.needs_tls().then(|| tls::connector(route.authorities.as_deref())).transpose()?,
                 group: RwLock::default(),
                 places: Admission::new(route.max_concurrent),
                 route,
@@ -207,7 +225,7 @@ impl Forwarder {
         };
         let ways = config.routes.into_iter().map(way).collect::<Result<_, TlsError>>()?;
         let cache = config.cache.map(|config| Cache::new(config, Arc::clone(&counters)));
-        Ok(Self { ways, cache, counters })
+        Ok(Self { ways, cache, counters, peers })
     }
 
     /// Where the upstreams of each route come from.
@@ -218,8 +236,10 @@ impl Forwarder {
     /// Other upstreams for a route; those that stay keep their connections and what is known of them.
     pub(crate) fn set_upstreams(&self, route: usize, upstreams: &[Upstream]) {
         let Some(way) = self.ways.get(route) else { return };
-        let new =
-            |upstream: &Upstream| Peer::start(upstream.clone(), way.tls.clone(), way.route.force_tcp, &way.domain);
+        let new = |upstream: &Upstream| {
+            let metrics = self.peers.of(upstream.address);
+            Peer::start(upstream.clone(), way.tls.clone(), way.route.force_tcp, &way.domain, metrics)
+        };
         let mut group = way.group.write().unwrap_or_else(PoisonError::into_inner);
         *group = Arc::new(group.with(upstreams, way.route.policy, new));
     }
@@ -251,11 +271,6 @@ impl Forwarder {
     /// How many answers with records and how many denials are kept.
     pub(crate) fn cached(&self) -> [u64; 2] {
         self.cache.as_ref().map(Cache::entries).unwrap_or_default()
-    }
-
-    /// Every upstream in use.
-    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
-        self.ways.iter().flat_map(|way| way.group().peers().to_vec()).collect()
     }
 
     /// What an upstream says, or said recently, or if none answers, said once.
@@ -306,13 +321,13 @@ impl Forwarder {
         outgoing: Outgoing,
     ) -> Result<Message, ForwardError> {
         if group.is_down() {
-            return Err(ForwardError::NoAnswer); // probes will tell when one is back
+            return Err(ForwardError::NoAnswer(None)); // probes will tell when one is back
         }
         let this = Arc::clone(self);
         let asking = tokio::spawn(async move { this.ask_and_keep(&group, &places, &outgoing).await });
         match timeout(BEFORE_STALE, asking).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(ForwardError::NoAnswer),
+            Ok(Err(_)) | Err(_) => Err(ForwardError::NoAnswer(None)),
         }
     }
 
@@ -334,15 +349,16 @@ impl Forwarder {
             self.counters.forward_rejects.add_one();
             return Err(ForwardError::Busy);
         };
+        let mut last = None;
         // Cancelling mid-way is safe: a connection in use is closed with its try.
-        match timeout(OVERALL, group.ask(outgoing, &self.counters)).await {
+        match timeout(OVERALL, group.ask(outgoing, &self.counters, &mut last)).await {
             Ok(Some(mut message)) => {
                 bailiwick::keep_what_was_asked(&mut message, &outgoing.query.name);
                 Ok(message)
             }
             Ok(None) | Err(_) => {
                 self.counters.forward_failures.add_one();
-                Err(ForwardError::NoAnswer)
+                Err(ForwardError::NoAnswer(last.map(Arc::from)))
             }
         }
     }

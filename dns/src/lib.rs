@@ -28,7 +28,7 @@ pub mod upstream;
 pub mod zone;
 
 pub use answer::{Absence, Answer, Records};
-pub use block::{BlockConfig, Kubernetes};
+pub use block::{BlockConfig, Kubernetes, Transfer};
 pub use cache::{Bounds, CacheConfig, Prefetch};
 pub use corefile::{Corefile, CorefileError, KubernetesSettings};
 pub use errors::{Consolidation, ErrorsConfig, Level};

@@ -16,6 +16,8 @@ pub struct LogConfig {
     pub zones: Vec<Name>,
     /// Replies of these classes.
     pub classes: Vec<Class>,
+    /// With the opcode at the end (`{combined}`).
+    pub opcode: bool,
 }
 
 /// What a reply says.
@@ -53,7 +55,8 @@ impl LogConfig {
         {
             return;
         }
-        tracing::info!(target: "shunt_dns::query", "{}", line(request, reply, length, took));
+        let opcode = if self.opcode { r#" "0""# } else { "" }; // nothing else gets as far as here
+        tracing::info!(target: "shunt_dns::query", "{}{opcode}", line(request, reply, length, took));
     }
 }
 
@@ -68,7 +71,7 @@ fn line(request: &Request, reply: &Reply, length: usize, took: Duration) -> Stri
         "{client} - {} \"{} IN {} {transport} {} {} {}\" {} {} {length} {:.9}s",
         request.metadata.id,
         request.query.query_type,
-        request.query.name,
+        request.query.name.to_lowercase(),
         request.length,
         request.dnssec_ok(),
         request.edns.as_ref().map_or(512, hickory_proto::op::Edns::max_payload),
@@ -119,7 +122,7 @@ mod tests {
     fn check(client: &str, wanted: &str) {
         let mut message = Message::new(7, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = true;
-        message.add_query(Query::query(Name::from_ascii("web.example.").unwrap(), RecordType::A));
+        message.add_query(Query::query(Name::from_ascii("WEB.example.").unwrap(), RecordType::A));
         let wire = message.to_vec().unwrap();
         let request = Request::read(&wire, client.parse().unwrap(), Transport::Udp).unwrap();
         let reply = Reply::cluster(Author::Kubernetes);

@@ -25,8 +25,8 @@ use tracing_subscriber::EnvFilter;
 
 use flags::{Flags, Plan};
 
-/// The log tells of an API server that cannot be reached, and not of what is in every odd packet that anybody sends.
-const QUIET: &str = "info,kube_client=error,hickory_proto=error";
+/// The source tells of an API server that cannot be reached, once and in full; nobody wants to read of every odd packet.
+const QUIET: &str = "info,kube_client=off,hickory_proto=error";
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(flags::as_coredns(std::env::args_os()));
@@ -68,16 +68,24 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     if !quiet && !addresses.is_empty() {
         tracing::info!(?addresses, "serving health, readiness and metrics");
     }
+    let mut lameduck = None;
     if let Some((path, file)) = plan.corefile {
         let follower = Follower::new(path, file, Arc::downgrade(&server), dns_addresses);
+        lameduck = Some(follower.lameduck());
         tasks.spawn(follow(follower, read_again));
+    } else {
+        tasks.spawn(nothing_to_read(read_again));
     }
-    signals.stop().await;
+    let outcome = tokio::select! {
+        () = signals.stop() => Ok(()),
+        ended = ended(&mut tasks) => Err(ended),
+    };
     stop.send_replace(true);
-    if !plan.lameduck.is_zero() {
-        tracing::info!(seconds = plan.lameduck.as_secs_f64(), "not ready any more, and answering a while longer");
+    let lameduck = lameduck.map(|lameduck| *lameduck.borrow()).unwrap_or_default();
+    if !lameduck.is_zero() {
+        tracing::info!(seconds = lameduck.as_secs_f64(), "not ready any more, and answering a while longer");
         tokio::select! {
-            () = tokio::time::sleep(plan.lameduck) => {}
+            () = tokio::time::sleep(lameduck) => {}
             () = signals.stop() => {}
         }
     }
@@ -89,20 +97,32 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
             () = signals.stop() => {}
         }
     }
-    Ok(())
+    outcome
+}
+
+/// A part that ends by itself is a failure: what it kept in step would be old for ever. Pends as long as there is none.
+async fn ended(tasks: &mut JoinSet<()>) -> anyhow::Error {
+    match tasks.join_next().await {
+        Some(Ok(())) => anyhow::anyhow!("a part of the server ended by itself"),
+        Some(Err(error)) => anyhow::Error::new(error).context("a part of the server died"),
+        None => std::future::pending().await,
+    }
 }
 
 /// What ends this.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Says nothing to this program, and would end it if nobody listened.
+    _hangup: Signal,
 }
 
 impl Signals {
     fn listen() -> anyhow::Result<Self> {
         let terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        Ok(Self { terminate, interrupt })
+        let _hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+        Ok(Self { terminate, interrupt, _hangup })
     }
 
     async fn stop(&mut self) {
@@ -121,6 +141,12 @@ async fn follow(mut follower: Follower, mut read_again: Signal) {
             _ = read_again.recv() => {}
         }
         follower.read_again();
+    }
+}
+
+async fn nothing_to_read(mut read_again: Signal) {
+    while read_again.recv().await.is_some() {
+        tracing::info!("SIGUSR1: there is no Corefile to be read again; flags take effect with a restart");
     }
 }
 

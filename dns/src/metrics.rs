@@ -5,6 +5,7 @@ mod configured;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +22,7 @@ use shunt_model::{ClusterIps, Snapshot};
 use crate::block::Block;
 use crate::cache::Kind;
 use crate::server::{Handler, Transport};
-use crate::stats::{Counter, Counters, Dropped, HealthCounters, Stats};
+use crate::stats::{Counter, Counters, Dropped, HealthCounters, Peers, Stats};
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
@@ -31,6 +32,7 @@ pub(crate) struct Metrics {
     /// Where it listens, as CoreDNS writes it.
     server: String,
     blocks: Mutex<BTreeMap<Name, Arc<Counters>>>,
+    pub(crate) peers: Arc<Peers>,
     /// Of queries that no block takes.
     pub(crate) nobodys: Arc<Counters>,
     pub(crate) dropped: Dropped,
@@ -44,12 +46,21 @@ pub(crate) struct Metrics {
     health: OnceLock<HealthCounters>,
 }
 
+/// `dns://ADDRESS:PORT` if there is one address, as CoreDNS writes it with `bind`, and else `dns://:PORT`.
+fn server_label(listen: &[SocketAddr]) -> String {
+    match listen {
+        [one] if !one.ip().is_unspecified() => format!("dns://{one}"),
+        _ => format!("dns://:{}", listen.first().map_or(0, SocketAddr::port)),
+    }
+}
+
 impl Metrics {
-    pub(crate) fn new(port: u16) -> Self {
+    pub(crate) fn new(listen: &[SocketAddr]) -> Self {
         // 1 ms, doubling 20 times.
         let histogram = |kind| (kind, Histogram::new(exponential_buckets(0.001, 2.0, 20)));
         Self {
-            server: format!("dns://:{port}"),
+            server: server_label(listen),
+            peers: Arc::default(),
             blocks: Mutex::default(),
             nobodys: Arc::default(),
             dropped: Dropped::default(),
@@ -233,7 +244,7 @@ impl Collector for Coredns {
         configured::plugins(&mut encoder, metrics, &blocks)?;
         entries(&mut encoder, metrics, &blocks)?;
         configured::hosts(&mut encoder, &blocks)?;
-        upstreams(&mut encoder, &blocks)
+        upstreams(&mut encoder, metrics)
     }
 }
 
@@ -378,10 +389,8 @@ fn entries(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc
     Ok(())
 }
 
-fn upstreams(encoder: &mut DescriptorEncoder<'_>, blocks: &[Arc<Block>]) -> fmt::Result {
-    // One upstream may serve several blocks.
-    let peers: Vec<_> = blocks.iter().flat_map(|block| block.forwarder.peers()).collect();
-    let by_name: BTreeMap<String, _> = peers.iter().map(|peer| (peer.upstream().to_string(), peer.metrics())).collect();
+fn upstreams(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics) -> fmt::Result {
+    let by_name: Vec<(String, _)> = metrics.peers.all().into_iter().map(|(to, peer)| (to.to_string(), peer)).collect();
     let name = ("proxy_name", "forward");
     let mut family = encoder.encode_descriptor(
         "proxy_request_duration_seconds",

@@ -143,11 +143,13 @@ pub async fn serve(
     config: ServerConfig,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> Result<Server, ServeError> {
-    let Some(first) = config.listen.first() else { return Err(ServeError::NoAddress) };
+    if config.listen.is_empty() {
+        return Err(ServeError::NoAddress);
+    }
     let bound: Vec<Bound> =
         config.listen.iter().map(|address| bind(*address, &config.listen)).collect::<Result<_, _>>()?;
     let addresses: Vec<SocketAddr> = bound.iter().map(|bound| bound.address).collect();
-    let metrics = Arc::new(Metrics::new(addresses.first().unwrap_or(first).port()));
+    let metrics = Arc::new(Metrics::new(&addresses));
     let service = config.zone.dns_addresses.clone();
     let (zone, zones) = watch::channel(config.zone);
     let (views, follower) = follow(zones, snapshots, Arc::clone(&metrics));
@@ -222,8 +224,7 @@ impl Server {
         let ours = Arc::new(Ours { listen: self.addresses.clone(), service: self.service.clone() });
         let (mut blocks, mut followers) = (Vec::new(), JoinSet::new());
         for config in configs {
-            let counters = self.metrics.counters(&config.domain);
-            let block = Arc::new(Block::new(config, counters)?);
+            let block = Arc::new(Block::new(config, &self.metrics)?);
             follow_upstreams(&block.forwarder, &ours, &mut followers)?;
             if let Some(every) = block.hosts.as_ref().and_then(Hosts::reload) {
                 followers.spawn(follow_hosts(Arc::clone(&block), every));
@@ -259,15 +260,12 @@ pub struct Answerer {
 impl Answerer {
     /// Answers from a snapshot; without one, as before the first view of the cluster.
     pub fn new(zone: ZoneConfig, snapshot: Option<Arc<Snapshot>>, blocks: Vec<BlockConfig>) -> Result<Self, TlsError> {
-        let metrics = Arc::new(Metrics::new(0));
+        let metrics = Arc::new(Metrics::new(&[]));
         let zone = Arc::new(Zone::new(Arc::new(zone), snapshot.clone().unwrap_or_default(), now()));
         // The view stays in force without its sender.
         let (_, views) = watch::channel(View { zone, snapshot });
         let handler = Handler::new(views, Duration::ZERO, Arc::clone(&metrics));
-        let block = |config: BlockConfig| {
-            let counters = metrics.counters(&config.domain);
-            Block::new(config, counters).map(Arc::new)
-        };
+        let block = |config: BlockConfig| Block::new(config, &metrics).map(Arc::new);
         handler.set_blocks(blocks.into_iter().map(block).collect::<Result<_, _>>()?);
         Ok(Self { handler: Arc::new(handler) })
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -154,6 +154,20 @@ pub(crate) struct PeerCounters {
     pub(crate) connections_made: Counter,
     pub(crate) connections_used_again: Counter,
     pub(crate) failed_probes: Counter,
+}
+
+/// The counters of upstreams by address: server blocks that ask the same one share them, and they outlive a reload.
+#[derive(Debug, Default)]
+pub(crate) struct Peers(Mutex<BTreeMap<SocketAddr, Arc<PeerCounters>>>);
+
+impl Peers {
+    pub(crate) fn of(&self, upstream: SocketAddr) -> Arc<PeerCounters> {
+        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(upstream).or_default())
+    }
+
+    pub(crate) fn all(&self) -> BTreeMap<SocketAddr, Arc<PeerCounters>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Answers with records and denials apart.

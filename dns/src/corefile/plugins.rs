@@ -16,7 +16,7 @@ use regex::Regex;
 use super::text::Line;
 use super::{Corefile, CorefileError, KubernetesSettings, values};
 use crate::autopath;
-use crate::block::BlockConfig;
+use crate::block::{BlockConfig, Transfer};
 use crate::cache::{CacheConfig, Prefetch};
 
 /// The directives that are known.
@@ -97,7 +97,7 @@ pub(super) fn understand(
         "reload" => agree(line, &mut shared.reload, reload(line)?, "interval")?,
         "rewrite" => block.rewrites.push(names::rewrite(line)?),
         "template" => block.templates.push(names::template(line, domains)?),
-        "transfer" => block.transfer = transfer(line)?,
+        "transfer" => block.transfer = Some(transfer(line, domains)?),
         other => return Err(line.at.error(format!("{other} is not in this server; known are {KNOWN}"))),
     }
     Ok(())
@@ -155,7 +155,12 @@ fn zones_of(line: &Line, words: &[String], otherwise: &[Name]) -> Result<Vec<Nam
     }
     let mut zones = Vec::new();
     for word in words {
-        zones.extend(value(line, values::zones(word))?);
+        for zone in value(line, values::zones(word))? {
+            // RKE2 names the cluster domain twice.
+            if !zones.contains(&zone) {
+                zones.push(zone);
+            }
+        }
     }
     Ok(zones)
 }
@@ -180,6 +185,9 @@ fn bind(line: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
         word.parse().map_err(|_name| line.error(format!("{word} is no address; interfaces are not looked up")))
     };
     let addresses = line.arguments().iter().map(address).collect::<Result<Vec<_>, _>>()?;
+    if addresses.is_empty() {
+        return Err(line.error("names no address to listen on; without this line all are listened on"));
+    }
     agree(line, &mut shared.bind, addresses, "set of addresses")
 }
 
@@ -238,22 +246,22 @@ fn reload(line: &Line) -> Result<Duration, CorefileError> {
     }
 }
 
-fn transfer(line: &Line) -> Result<Vec<IpNet>, CorefileError> {
-    let mut allowed = Vec::new();
+fn transfer(line: &Line, domains: &[Name]) -> Result<Transfer, CorefileError> {
+    let mut to = Vec::new();
     for option in options(line) {
         if option.name() != "to" {
             return Err(unknown(line, option));
         }
         for word in option.arguments() {
             if word == "*" {
-                allowed.extend([value(option, values::everywhere(false))?, value(option, values::everywhere(true))?]);
+                to.extend([value(option, values::everywhere(false))?, value(option, values::everywhere(true))?]);
             } else {
                 let net = word.parse().or_else(|_| word.parse::<IpAddr>().map(IpNet::from));
-                allowed.push(net.map_err(|_name| option.error(format!("{word} is no address of a client")))?);
+                to.push(net.map_err(|_name| option.error(format!("{word} is no address of a client")))?);
             }
         }
     }
-    Ok(allowed)
+    Ok(Transfer { zones: zones_of(line, line.arguments(), domains)?, to })
 }
 
 fn search_path(line: &Line) -> Result<autopath::Config, CorefileError> {
@@ -269,7 +277,8 @@ fn search_path(line: &Line) -> Result<autopath::Config, CorefileError> {
 }
 
 fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {
-    let mut config = CacheConfig::default();
+    // Nothing is asked for again before it runs out, unless the file says so.
+    let mut config = CacheConfig { prefetch: None, ..CacheConfig::default() };
     config.success.longest = Duration::from_secs(3600);
     config.denial.longest = Duration::from_secs(1800);
     let mut words = line.arguments();

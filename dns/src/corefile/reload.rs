@@ -6,6 +6,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use shunt_model::with_causes;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::text::{Source, Text};
@@ -30,6 +31,7 @@ pub struct Follower {
     dns_addresses: Vec<IpAddr>,
     /// How often the file is looked at.
     every: Option<Duration>,
+    lameduck: watch::Sender<Duration>,
 }
 
 impl Follower {
@@ -40,7 +42,14 @@ impl Follower {
         if let Some(server) = server.upgrade() {
             server.runs(version(&seen));
         }
-        Self { path, now, seen, server, dns_addresses, every }
+        let (lameduck, _) = watch::channel(now.lameduck);
+        Self { path, now, seen, server, dns_addresses, every, lameduck }
+    }
+
+    /// How long queries are still answered after the word to stop, as the file says now.
+    #[must_use]
+    pub fn lameduck(&self) -> watch::Receiver<Duration> {
+        self.lameduck.subscribe()
     }
 
     /// Looks at the file as often as it says itself, until it says nothing of that any more. Can be interrupted at any
@@ -78,6 +87,7 @@ impl Follower {
                         tracing::info!("the Corefile is not followed any more: `reload` is not in it");
                     }
                 }
+                self.lameduck.send_replace(new.lameduck);
                 self.now = new;
             }
             Err(error) => {

@@ -40,6 +40,10 @@ fn read(text: &str) -> Result<Corefile, String> {
     })
 }
 
+fn everywhere(port: u16) -> Option<SocketAddr> {
+    Some(SocketAddr::new(values::any_address(), port))
+}
+
 fn names(names: &[Name]) -> Vec<String> {
     names.iter().map(Name::to_ascii).collect()
 }
@@ -62,9 +66,9 @@ fn the_stock_corefile_is_understood() {
     assert_eq!(names(&cache.no_denial), ["cluster.local."]);
     let [route] = block.forward.routes.as_slice() else { panic!("one route") };
     assert_eq!(route.upstreams, crate::Upstreams::File(PathBuf::from("/etc/resolv.conf")));
-    assert_eq!((file.health, file.lameduck.as_secs()), (Some("0.0.0.0:8080".parse().unwrap()), 5));
-    assert_eq!(file.ready, Some("0.0.0.0:8181".parse().unwrap()));
-    assert_eq!(file.prometheus, Some("0.0.0.0:9153".parse().unwrap()));
+    assert_eq!((file.health, file.lameduck.as_secs()), (everywhere(8080), 5));
+    assert_eq!(file.ready, everywhere(8181));
+    assert_eq!(file.prometheus, everywhere(9153));
     assert_eq!(file.reload.map(|interval| interval.as_secs()), Some(30));
 }
 

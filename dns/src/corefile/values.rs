@@ -1,6 +1,7 @@
 //! Values as Corefiles write them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
@@ -59,12 +60,16 @@ pub(super) fn server_key(key: &str) -> Result<(Vec<Name>, Option<u16>), String> 
     Ok((zones(if name.is_empty() { "." } else { name })?, port))
 }
 
+/// Longer than anything that is waited for, and short enough that sums of times are times.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// `5s`, `1m30s`, `500ms`; a number alone is of seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    match text.parse::<u64>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_not_a_number) => text.parse().map(|GoDuration(duration)| duration),
-    }
+    let duration = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_not_a_number) => text.parse().map(|GoDuration(duration)| duration)?,
+    };
+    if duration > LONGEST { Err(format!("{text} is longer than a year")) } else { Ok(duration) }
 }
 
 /// `:PORT` is every address, `localhost:PORT` the own one.
@@ -75,11 +80,16 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let ip: IpAddr = match host {
-        "" => Ipv4Addr::UNSPECIFIED.into(),
+        "" => any_address(),
         "localhost" => Ipv4Addr::LOCALHOST.into(),
         _ => return Err(wrong()),
     };
     Ok(SocketAddr::new(ip, port.parse().map_err(|_number| wrong())?))
+}
+
+/// All addresses of this host: that of IPv6 takes IPv4 too, where there is IPv6 at all.
+pub(super) fn any_address() -> IpAddr {
+    if Path::new("/proc/net/if_inet6").exists() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
 /// All addresses of a family.
@@ -109,7 +119,7 @@ mod tests {
         for (text, milliseconds) in [("5s", 5000), ("1m30s", 90_000), ("0.5s", 500), ("250ms", 250), ("30", 30_000)] {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
-        for text in ["", "s", "5d", "5x", "-5s"] {
+        for text in ["", "s", "5d", "5x", "-5s", "8761h", "18446744073709551615"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }
@@ -137,7 +147,7 @@ mod tests {
 
     #[test]
     fn addresses_to_listen_on_may_leave_the_host_out() {
-        assert_eq!(listen_address(":9153"), Ok("0.0.0.0:9153".parse().unwrap()));
+        assert_eq!(listen_address(":9153"), Ok(SocketAddr::new(any_address(), 9153)));
         assert_eq!(listen_address("localhost:8080"), Ok("127.0.0.1:8080".parse().unwrap()));
         assert_eq!(listen_address("[::1]:8080"), Ok("[::1]:8080".parse().unwrap()));
         assert!(listen_address("8080").is_err());

@@ -56,8 +56,13 @@ impl Group {
         self.peers.iter().all(|peer| peer.loops() || peer.health() == Health::Down)
     }
 
-    /// What the first of them says that says anything.
-    pub(super) async fn ask(&self, outgoing: &Outgoing, counters: &Counters) -> Option<Message> {
+    /// What the first of them says that says anything; `last` is the one that failed last, and why.
+    pub(super) async fn ask(
+        &self,
+        outgoing: &Outgoing,
+        counters: &Counters,
+        last: &mut Option<String>,
+    ) -> Option<Message> {
         let order = self.order();
         if order.iter().all(|peer| peer.health() == Health::Down) {
             counters.all_upstreams_down.add_one();
@@ -67,8 +72,9 @@ impl Group {
                 Ok(message) => return Some(message),
                 Err(error) => error,
             };
-            let (upstream, name) = (peer.upstream(), &outgoing.query.name);
-            tracing::debug!(%upstream, %name, error = shunt_model::with_causes(&error), "upstream failed, trying the next");
+            let failed = format!("{}: {}", peer.upstream(), shunt_model::with_causes(&error));
+            tracing::debug!(name = %outgoing.query.name, failed, "upstream failed, trying the next");
+            *last = Some(failed);
         }
         None
     }

@@ -1,5 +1,6 @@
 //! One upstream as the forwarder knows it: its health, and the connections to it that may be used again.
 
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -50,9 +51,9 @@ const DOWN: u32 = 4;
 /// An upstream.
 pub(crate) struct Peer {
     upstream: Upstream,
-    tls: TlsConnector,
+    tls: Option<TlsConnector>,
     force_tcp: bool,
-    metrics: PeerCounters,
+    metrics: Arc<PeerCounters>,
     state: Mutex<State>,
     resting: Mutex<Vec<Resting>>,
     /// A name that only this upstream is asked for: whoever asks us for it has it from there.
@@ -86,12 +87,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 impl Peer {
     /// An upstream about which nothing is known yet. Whether questions to it come back here is asked in the background
     /// (rule 16.1).
-    pub(super) fn start(upstream: Upstream, tls: TlsConnector, force_tcp: bool, domain: &Name) -> Arc<Self> {
+    pub(super) fn start(
+        upstream: Upstream,
+        tls: Option<TlsConnector>,
+        force_tcp: bool,
+        domain: &Name,
+        metrics: Arc<PeerCounters>,
+    ) -> Arc<Self> {
         let peer = Arc::new(Self {
             upstream,
             tls,
             force_tcp,
-            metrics: PeerCounters::default(),
+            metrics,
             state: Mutex::default(),
             resting: Mutex::new(Vec::new()),
             token: token(domain),
@@ -104,10 +111,6 @@ impl Peer {
 
     pub(crate) fn upstream(&self) -> &Upstream {
         &self.upstream
-    }
-
-    pub(crate) fn metrics(&self) -> &PeerCounters {
-        &self.metrics
     }
 
     /// Somebody asked us for `name`; says whether it was this upstream.
@@ -169,7 +172,7 @@ impl Peer {
                 self.answered();
             }
             Err(error) if error.is_the_upstreams() => {
-                self.failed();
+                self.failed(error);
                 if !std::mem::replace(&mut lock(&self.state).probed, true) {
                     tokio::spawn(probe(Arc::downgrade(self)));
                 }
@@ -217,10 +220,11 @@ impl Peer {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let tcp = socket.map_err(TryError::Local)?.connect(address).await?;
         tcp.set_nodelay(true)?;
-        Ok(match &self.upstream.tls {
-            None => Box::new(tcp),
-            Some(name) => Box::new(self.tls.connect(name.clone(), tcp).await?),
-        })
+        let Some(name) = &self.upstream.tls else { return Ok(Box::new(tcp)) };
+        let Some(tls) = &self.tls else {
+            return Err(TryError::Local(io::Error::other("TLS is not set up, which is a bug of shunt")));
+        };
+        Ok(Box::new(tls.connect(name.clone(), tcp).await?))
     }
 
     fn rested(&self) -> Option<Stream> {
@@ -243,14 +247,20 @@ impl Peer {
         }
     }
 
-    fn failed(&self) {
+    fn failed(&self, error: &TryError) {
         let mut state = lock(&self.state);
         state.failures = state.failures.saturating_add(1);
         let failures = state.failures;
         drop(state);
         if failures == DOWN {
-            tracing::warn!(upstream = %self.upstream, "the upstream does not answer; others are asked first");
+            let error = shunt_model::with_causes(error);
+            tracing::warn!(upstream = %self.upstream, error, "the upstream does not answer; others are asked first");
         }
+    }
+
+    fn missed_probe(&self, error: &TryError) {
+        self.metrics.failed_probes.add_one();
+        self.failed(error);
     }
 
     /// No probe is needed any more, since a probe or a query was answered.
@@ -272,10 +282,8 @@ async fn probe(peer: Weak<Peer>) {
         }
         match timeout(PROBE_WAITS, peer.try_once(&outgoing)).await {
             Ok(Ok(_)) => peer.answered(),
-            Ok(Err(_)) | Err(_) => {
-                peer.metrics.failed_probes.add_one();
-                peer.failed();
-            }
+            Ok(Err(error)) => peer.missed_probe(&error),
+            Err(_elapsed) => peer.missed_probe(&TryError::Timeout),
         }
     }
 }

@@ -36,7 +36,7 @@ fn names(config: &BlockConfig) -> impl Iterator<Item = &'static str> {
         ("autopath", config.autopath.is_some()),
         ("cache", config.forward.cache.is_some()),
         ("template", !config.templates.is_empty()),
-        ("transfer", !config.transfer.is_empty()),
+        ("transfer", config.transfer.is_some()),
         ("hosts", config.hosts.is_some()),
         ("kubernetes", config.kubernetes.is_some()),
         ("loop", forward),

@@ -119,7 +119,7 @@ impl Handler {
         if let Some(log) = block.and_then(|block| block.config.log.as_ref()) {
             log.log(request, &reply, wire.len(), took);
         }
-        if let (Some(why), Some(errors)) = (reply.why, block.and_then(|block| block.errors.as_ref())) {
+        if let (Some(why), Some(errors)) = (&reply.why, block.and_then(|block| block.errors.as_ref())) {
             errors.tell(query, reply.rcode, why);
         }
         wire
@@ -240,7 +240,7 @@ mod tests {
         let config = Arc::new(ZoneConfig::usual(Name::from_ascii("cluster.local.").unwrap()));
         let zone = Arc::new(Zone::new(config, Arc::default(), 1));
         let (_, views) = watch::channel(View { zone, snapshot: None });
-        Handler::new(views, Duration::ZERO, Arc::new(Metrics::new(53)))
+        Handler::new(views, Duration::ZERO, Arc::new(Metrics::new(&[])))
     }
 
     #[tokio::test]

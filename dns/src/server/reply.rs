@@ -57,7 +57,7 @@ impl Reply {
 
     /// It says only that nothing is known of the cluster yet (rule 11.3).
     pub(super) fn is_ignorant(&self) -> bool {
-        self.rcode == ResponseCode::ServFail && self.origin == Origin::Cluster
+        self.rcode == ResponseCode::ServFail && self.author == Author::Kubernetes
     }
 
     /// The header of this reply to `request`.

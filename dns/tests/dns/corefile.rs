@@ -349,7 +349,7 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
     }
     client::tcp(dns, &[client::question(&name("closed.test."), RecordType::TXT)]).await;
     let (_, text) = get(at, "/metrics").await;
-    let labels = format!("server=\"dns://:{}\",zone=\".\",view=\"\"", dns.port());
+    let labels = format!("server=\"dns://{dns}\",zone=\".\",view=\"\"");
     for line in [
         format!("coredns_dns_requests_total{{{labels},proto=\"udp\",family=\"1\",type=\"PTR\"}} 3"),
         format!("coredns_dns_responses_total{{{labels},rcode=\"SERVFAIL\",plugin=\"kubernetes\"}} 1"),

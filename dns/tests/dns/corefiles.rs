@@ -1,5 +1,6 @@
 //! Corefiles as clusters have them, under `tests/corpus/corefiles`, and what is understood of each.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use shunt_dns::{BlockConfig, Corefile, Upstreams};
@@ -38,7 +39,9 @@ fn block(block: &BlockConfig) -> String {
 fn summary(file: &Corefile) -> Vec<String> {
     let mut lines: Vec<String> = file.blocks.iter().map(block).collect();
     let http = [("health", file.health), ("ready", file.ready), ("metrics", file.prometheus)];
-    let http: String = http.iter().filter_map(|(what, at)| Some(format!(" {what}={}", (*at)?))).collect();
+    // Everywhere is another address where there is no IPv6.
+    let place = |at: SocketAddr| if at.ip().is_unspecified() { format!(":{}", at.port()) } else { at.to_string() };
+    let http: String = http.iter().filter_map(|(what, at)| Some(format!(" {what}={}", place((*at)?)))).collect();
     let bind: Vec<String> = file.bind.iter().map(ToString::to_string).collect();
     let (bind, reload) = (bind.join(","), file.reload.map_or(0, |every| every.as_secs()));
     lines.push(format!("port {} at [{bind}] every {reload}s{http} lameduck={}", file.port, file.lameduck.as_secs()));
@@ -55,10 +58,11 @@ fn check(path: &str, wanted: &[&str]) {
 #[test]
 fn corefiles_of_clusters_are_understood() {
     let stock = ". /etc/resolv.conf Random cache:30/30 errors:0 kubernetes";
-    let ports = "health=0.0.0.0:8080 ready=0.0.0.0:8181 metrics=0.0.0.0:9153";
+    let ports = "health=:8080 ready=:8181 metrics=:9153";
     let usual = format!("port 53 at [] every 30s {ports} lameduck=5");
     check("kubeadm.Corefile", &[stock, &usual]);
     check("eks.Corefile", &[stock, &usual]);
+    check("rke2.Corefile", &[stock, &usual]);
     check("k3s.Corefile", &[&format!("{stock} hosts"), &format!("port 53 at [] every 30s {ports} lameduck=0")]);
     check(
         "aks/Corefile",
@@ -84,7 +88,7 @@ fn corefiles_of_clusters_are_understood() {
             "in-addr.arpa. 10.96.100.1:53 Random tcp cache:30/30 errors:0",
             "ip6.arpa. 10.96.100.1:53 Random tcp cache:30/30 errors:0",
             ". /etc/resolv.conf Random cache:30/30 errors:0",
-            "port 53 at [169.254.20.10,10.96.0.10] every 30s health=169.254.20.10:8080 metrics=0.0.0.0:9253 lameduck=0",
+            "port 53 at [169.254.20.10,10.96.0.10] every 30s health=169.254.20.10:8080 metrics=:9253 lameduck=0",
         ],
     );
     check(
@@ -93,7 +97,7 @@ fn corefiles_of_clusters_are_understood() {
             "cluster.local. 10.96.100.1:53 Random tcp cache:30/5 errors:0",
             "corp.example. 10.1.2.3:53,10.1.2.4:5353 Random cache:30/30 errors:0",
             ". /etc/resolv.conf Random cache:30/30 errors:0",
-            "port 53 at [169.254.20.10] every 30s health=169.254.20.10:8080 metrics=0.0.0.0:9253 lameduck=0",
+            "port 53 at [169.254.20.10] every 30s health=169.254.20.10:8080 metrics=:9253 lameduck=0",
         ],
     );
     // Without the block hostname.bind { chaos } that OpenShift ends with: that is refused.
@@ -104,7 +108,7 @@ fn corefiles_of_clusters_are_understood() {
             &format!("corp.example. {corp}"),
             &format!("lab.example. {corp}"),
             ". /etc/resolv.conf Sequential cache:900/30 errors:0 kubernetes log",
-            "port 5353 at [] every 30s health=0.0.0.0:8080 ready=0.0.0.0:8181 metrics=127.0.0.1:9153 lameduck=20",
+            "port 5353 at [] every 30s health=:8080 ready=:8181 metrics=127.0.0.1:9153 lameduck=20",
         ],
     );
 }

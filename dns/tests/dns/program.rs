@@ -244,7 +244,7 @@ async fn dashboards_find_what_coredns_tells() {
         let asked = page.lines().find_map(|line| line.strip_prefix("coredns_health_request_duration_seconds_count "));
         asked.is_some_and(|times| times != "0")
     });
-    let server = format!("server=\"dns://:{}\"", at.port());
+    let server = format!("server=\"dns://{at}\"");
     let of = |zone: &str| format!("{server},zone=\"{zone}\",view=\"\"");
     for line in [
         format!("coredns_dns_requests_total{{{},proto=\"udp\",family=\"1\",type=\"A\"}} 1", of("dropped")),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{RData, Record};
-use shunt_dns::{Answer, BlockConfig, ForwardConfig, RecordType, Server, ServerConfig, Upstreams, Zone, serve};
+use shunt_dns::{
+    Answer, BlockConfig, ForwardConfig, Name, RecordType, Server, ServerConfig, Transfer, Upstreams, Zone, serve,
+};
 use shunt_model::Snapshot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A server that gives its zone to this host.
 async fn start(snapshot: Snapshot) -> Server {
     let block = BlockConfig::usual(name("cluster.local."), ForwardConfig::to(Upstreams::Servers(vec![])));
-    let block = BlockConfig { transfer: vec!["127.0.0.0/8".parse().unwrap()], ..block };
+    let transfer = Transfer { zones: vec![Name::root()], to: vec!["127.0.0.0/8".parse().unwrap()] };
+    let block = BlockConfig { transfer: Some(transfer), ..block };
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
     let (_, snapshots) = watch::channel(Some(Arc::new(snapshot)));
     serve(ServerConfig { listen, zone: zone_config(), blocks: vec![block], startup_timeout: Duration::ZERO }, snapshots)

@@ -55,9 +55,9 @@ pub struct Starting {
 /// Begins to follow the cluster. Fails only if the credentials cannot be read; an API server that does not answer, or
 /// refuses, is asked again.
 pub async fn start(options: KubeOptions) -> Result<Starting, ConnectError> {
-    let client = client::connect(&options).await?;
-    let events = Events::new(client.clone(), &options.node);
-    let (tasks, first, health) = follow::start(client, options);
+    let api = client::connect(&options).await?;
+    let events = Events::new(api.client.clone(), &options.node);
+    let (tasks, first, health) = follow::start(api, options);
     Ok(Starting { health, events, first, tasks })
 }
 

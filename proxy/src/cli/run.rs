@@ -13,8 +13,9 @@ use tracing_subscriber::EnvFilter;
 /// For a sync that hangs in the kernel; everything else has ended before.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Unless RUST_LOG says otherwise. hickory prints what is in odd packets, which anybody may send.
-const LOG: &str = "info,kube_client=error,hickory_proto=error";
+/// Unless RUST_LOG says otherwise. The source tells of an API server that is away, once and in full; hickory prints what
+/// is in odd packets, which anybody may send.
+const LOG: &str = "info,kube_client=off,hickory_proto=error";
 /// With `-v 4` and above.
 const DETAILED_LOG: &str = "shunt=debug,shunt_proxy=debug,shunt_model=debug,shunt_dns=debug,hickory_proto=error,info";
 

@@ -40,7 +40,9 @@ pub(super) fn log(line: &Line, domains: &[Name]) -> Result<LogConfig, CorefileEr
     let usual = |word: &&String| !["{common}", "{combined}"].contains(&word.as_str());
     let words: Vec<String> = line.arguments().iter().filter(usual).cloned().collect();
     if let Some(format) = words.iter().find(|word| word.contains('{')) {
-        return Err(line.error(format!("the format {format:?} is not in this server: it writes {{common}}")));
+        return Err(
+            line.error(format!("the format {format:?} is not in this server: it writes {{common}} and {{combined}}"))
+        );
     }
     let mut classes = Vec::new();
     for option in options(line) {
@@ -60,5 +62,6 @@ pub(super) fn log(line: &Line, domains: &[Name]) -> Result<LogConfig, CorefileEr
     if classes.is_empty() {
         classes.push(Class::All);
     }
-    Ok(LogConfig { zones: zones_of(line, &words, domains)?, classes })
+    let opcode = line.arguments().iter().any(|word| word == "{combined}");
+    Ok(LogConfig { zones: zones_of(line, &words, domains)?, classes, opcode })
 }

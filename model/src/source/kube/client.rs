@@ -1,6 +1,7 @@
 //! Credentials and address of the API server, from a kubeconfig or from the pod's service account.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -40,8 +41,16 @@ pub enum ConnectError {
     Client(#[source] Box<kube::Error>),
 }
 
+/// An API server and how to talk to it.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) client: Client,
+    /// For people who look for the fault.
+    pub(super) url: Arc<str>,
+}
+
 /// A client with the credentials as they are now. Files are read anew each time, so that what was rotated is found.
-pub(super) async fn connect(options: &KubeOptions) -> Result<Client, ConnectError> {
+pub(super) async fn connect(options: &KubeOptions) -> Result<Api, ConnectError> {
     let master = options.master.as_deref().map(url).transpose()?;
     let mut config = match &options.kubeconfig {
         Some(path) => from_file(path.clone(), options.master.as_deref()).await?,
@@ -53,7 +62,9 @@ pub(super) async fn connect(options: &KubeOptions) -> Result<Client, ConnectErro
     config.connect_timeout = Some(CONNECT);
     // Reflectors wait by themselves, as long as the server asks for, and tell why.
     config.default_retry = false;
-    Client::try_from(config).map_err(|source| ConnectError::Client(Box::new(source)))
+    let url = Arc::from(config.cluster_url.to_string().trim_end_matches('/'));
+    let client = Client::try_from(config).map_err(|source| ConnectError::Client(Box::new(source)))?;
+    Ok(Api { client, url })
 }
 
 async fn from_file(path: PathBuf, master: Option<&str>) -> Result<Config, ConnectError> {

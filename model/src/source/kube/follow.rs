@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Client;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::client::Api;
 use super::reflector::{Message, Reflector};
 use super::view::View;
 use super::wire;
@@ -29,21 +29,21 @@ pub(super) type Tasks = JoinSet<()>;
 type First = oneshot::Sender<watch::Receiver<Arc<Snapshot>>>;
 
 pub(super) fn start(
-    client: Client,
+    api: Api,
     options: KubeOptions,
 ) -> (Tasks, oneshot::Receiver<watch::Receiver<Arc<Snapshot>>>, watch::Receiver<SourceHealth>) {
     let mut tasks = JoinSet::new();
     let (outbox, inbox) = mpsc::channel(QUEUE);
     let wanted = Kind::ALL.into_iter().filter(|kind| kind.is_wanted(&options));
     for kind in wanted {
-        let (client, options, outbox) = (client.clone(), options.clone(), outbox.clone());
+        let (api, options, outbox) = (api.clone(), options.clone(), outbox.clone());
         match kind {
-            Kind::Service => tasks.spawn(Reflector::<wire::Service>::new(client, options, outbox).run()),
-            Kind::Slice => tasks.spawn(Reflector::<wire::Slice>::new(client, options, outbox).run()),
-            Kind::Node => tasks.spawn(Reflector::<wire::Node>::new(client, options, outbox).run()),
-            Kind::Pod => tasks.spawn(Reflector::<wire::Pod>::new(client, options, outbox).run()),
-            Kind::Namespace => tasks.spawn(Reflector::<wire::Namespace>::new(client, options, outbox).run()),
-            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::ServiceCidr>::new(client, options, outbox).run()),
+            Kind::Service => tasks.spawn(Reflector::<wire::Service>::new(api, options, outbox).run()),
+            Kind::Slice => tasks.spawn(Reflector::<wire::Slice>::new(api, options, outbox).run()),
+            Kind::Node => tasks.spawn(Reflector::<wire::Node>::new(api, options, outbox).run()),
+            Kind::Pod => tasks.spawn(Reflector::<wire::Pod>::new(api, options, outbox).run()),
+            Kind::Namespace => tasks.spawn(Reflector::<wire::Namespace>::new(api, options, outbox).run()),
+            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::ServiceCidr>::new(api, options, outbox).run()),
         };
     }
     let (ready, first) = oneshot::channel();

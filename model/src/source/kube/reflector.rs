@@ -8,7 +8,6 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use futures::{AsyncBufReadExt as _, TryStream, TryStreamExt as _};
-use kube::Client;
 use kube::api::{ListParams, ObjectList, WatchParams};
 use kube::core::Request;
 use rand::Rng as _;
@@ -16,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::Backoff;
-use super::client::connect;
+use super::client::{Api, connect};
 use super::failure::Failure;
 use super::wire::{Event, Metadata, Object, Read, Wire};
 use super::{Kind, KubeOptions};
@@ -64,7 +63,7 @@ pub(super) enum News {
 
 /// Follows one resource.
 pub(super) struct Reflector<T> {
-    client: Client,
+    api: Api,
     options: KubeOptions,
     outbox: mpsc::Sender<Message>,
     backoff: Backoff,
@@ -87,9 +86,9 @@ enum Ended {
 }
 
 impl<T: Wire> Reflector<T> {
-    pub(super) fn new(client: Client, options: KubeOptions, outbox: mpsc::Sender<Message>) -> Self {
+    pub(super) fn new(api: Api, options: KubeOptions, outbox: mpsc::Sender<Message>) -> Self {
         let (backoff, stale, newest) = (Backoff::default(), 0, None);
-        Self { client, options, outbox, backoff, stale, newest, wire: PhantomData }
+        Self { api, options, outbox, backoff, stale, newest, wire: PhantomData }
     }
 
     /// Until nobody listens.
@@ -131,7 +130,7 @@ impl<T: Wire> Reflector<T> {
 
     async fn page(&mut self, params: &ListParams) -> Result<ObjectList<Read<T>>, Failure> {
         let request = request::<T>().list(params).map_err(Failure::Request)?;
-        let asked = timeout(ANSWER, self.client.request::<ObjectList<Read<T>>>(request));
+        let asked = timeout(ANSWER, self.api.client.request::<ObjectList<Read<T>>>(request));
         let page = asked.await.map_err(|_elapsed| Failure::Silent(ANSWER))??;
         // Whatever else has a field `items` must not empty the view.
         let wanted = format!("{}List", T::KIND.name());
@@ -186,7 +185,7 @@ impl<T: Wire> Reflector<T> {
             Ok(request) => request,
             Err(error) => return Ok(Ended::Failed(Failure::Request(error))),
         };
-        let client = self.client.clone();
+        let client = self.api.client.clone();
         match timeout(ANSWER, client.request_stream(request)).await {
             Ok(Ok(answer)) => {
                 self.tell(News::Watching).await?;
@@ -238,11 +237,12 @@ impl<T: Wire> Reflector<T> {
     async fn failed(&mut self, failure: &Failure) -> Result<(), Over> {
         let resource = T::KIND.resource();
         let (reason, denied) = (failure.explain(resource), failure.is_denial());
-        self.tell(News::Failing { reason: format!("cannot follow {resource}: {reason}"), denied }).await?;
+        self.tell(News::Failing { reason: format!("cannot follow {resource} of {}: {reason}", self.api.url), denied })
+            .await?;
         let delay = self.backoff.next_delay();
         sleep(failure.retry_after().unwrap_or(delay).max(delay)).await;
         match connect(&self.options).await {
-            Ok(client) => self.client = client,
+            Ok(api) => self.api = api,
             Err(error) => tracing::warn!(resource, error = %error, "the former credentials are tried again"),
         }
         Ok(())
