@@ -22,9 +22,7 @@ use crate::server::request::Request;
 use crate::server::{View, block_of};
 use crate::stats::{Author, Counters};
 use crate::template::Template;
-
-/// How many aliases of templates are followed, one after the other.
-const LONGEST_ALIAS_CHAIN: usize = 10;
+use crate::zone::LONGEST_ALIAS_CHAIN;
 
 /// What becomes of the queries for a domain.
 #[derive(Clone, Debug)]

@@ -199,7 +199,10 @@ impl Cache {
 
     /// How many answers with records and how many denials are held.
     pub(crate) fn entries(&self) -> [u64; 2] {
-        [self.success.entry_count(), self.denial.entry_count()]
+        [&self.success, &self.denial].map(|table| {
+            table.run_pending_tasks(); // moka counts late
+            table.entry_count()
+        })
     }
 
     fn find_stale(&self, key: &Key, now: Instant) -> Option<Arc<Entry>> {

@@ -39,8 +39,8 @@ pub(crate) struct Hosts {
     table: RwLock<Arc<Table>>,
     /// The file could not be read the last time, which the log has been told.
     unreadable: AtomicBool,
-    /// When the file in force was written.
-    written: RwLock<Option<SystemTime>>,
+    /// When the file in force was written, and its length.
+    seen: RwLock<Option<(SystemTime, u64)>>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -52,7 +52,7 @@ struct Table {
 impl Hosts {
     pub(crate) fn new(config: HostsConfig) -> Self {
         let hosts =
-            Self { config, table: RwLock::default(), unreadable: AtomicBool::new(false), written: RwLock::default() };
+            Self { config, table: RwLock::default(), unreadable: AtomicBool::new(false), seen: RwLock::default() };
         hosts.read_again();
         hosts
     }
@@ -69,19 +69,24 @@ impl Hosts {
 
     /// When the file was written that is in force, if there is one.
     pub(crate) fn written(&self) -> Option<SystemTime> {
-        *self.written.read().unwrap_or_else(PoisonError::into_inner)
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).map(|(written, _)| written)
     }
 
-    /// Takes what the file says now; while it cannot be read, what it said before stays.
+    /// Takes what the file says now, if it is another one; while it cannot be read, what it said before stays.
     pub(crate) fn read_again(&self) {
         let mut text = String::new();
         if let Some(path) = &self.config.file {
+            let now = std::fs::metadata(path).and_then(|file| Ok((file.modified()?, file.len()))).ok();
+            let unread = self.unreadable.load(Ordering::Relaxed);
+            if !unread && now.is_some() && now == *self.seen.read().unwrap_or_else(PoisonError::into_inner) {
+                return;
+            }
             match std::fs::read_to_string(path) {
                 Ok(read) => {
                     text = read;
                     self.unreadable.store(false, Ordering::Relaxed);
-                    let written = std::fs::metadata(path).and_then(|file| file.modified()).ok();
-                    *self.written.write().unwrap_or_else(PoisonError::into_inner) = written;
+                    // What was written after that look is seen at the next.
+                    *self.seen.write().unwrap_or_else(PoisonError::into_inner) = now;
                 }
                 Err(error) => {
                     if !self.unreadable.swap(true, Ordering::Relaxed) {

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::metrics::{Exporter, classic};
+use crate::metrics::{Exporter, Process, classic};
 use crate::server::View;
 pub use connections::serve_routes;
 
@@ -60,6 +60,7 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
     let counters = Arc::clone(&exporter.metrics);
     let mut registry = Registry::default();
     exporter.register(&mut registry);
+    registry.register_collector(Box::new(Process));
     let registry = Arc::new(registry);
     let health = Router::new().route("/health", get(|| async { "OK" }));
     let ready = Router::new().route("/ready", get(move || readiness(views.clone(), stopping.clone())));

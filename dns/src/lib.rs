@@ -1,7 +1,8 @@
 //! Cluster DNS: a pure zone over the model, a forwarder, and the server that joins them.
 //!
-//! `server` asks [`Zone::answer`] first; what is not the cluster's goes to the forwarder. The zone has no clock, no
-//! I/O and no randomness, and what it answers never comes from a cache.
+//! `server` gives a query to the block that its name belongs to, which asks its templates and hosts, then [`Zone::answer`];
+//! what is not the cluster's goes to the forwarder. The zone has no clock, no I/O and no randomness, and what it answers
+//! never comes from a cache.
 #![forbid(unsafe_code)]
 
 mod admission;

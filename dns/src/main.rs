@@ -178,7 +178,9 @@ async fn start_source(
     }
     let all_pods = server.zone.pods == PodMode::Verified;
     let options = KubeOptions { kubeconfig, names: true, all_pods, ..KubeOptions::default() };
-    let starting = kube::start(options).await.context("give --kubeconfig, or --manifests for a folder")?;
+    let starting = kube::start(options)
+        .await
+        .context("following the cluster (of --kubeconfig, or with --manifests of a folder)")?;
     tasks.spawn(async move {
         // The log tells what it waits for.
         if let Some(source) = starting.complete().await {

@@ -2,6 +2,7 @@
 //! dashboards live on.
 
 mod configured;
+mod process;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -23,6 +24,8 @@ use crate::block::Block;
 use crate::cache::Kind;
 use crate::server::{Handler, Transport};
 use crate::stats::{Counter, Counters, Dropped, HealthCounters, Peers, Stats};
+
+pub use process::Process;
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_util::sync::DropGuard;
 
 use crate::admission::Admission;
 use crate::block::{Block, BlockConfig};
@@ -129,11 +130,13 @@ pub struct Server {
     views: watch::Receiver<View>,
     /// What keeps upstreams and hosts in step with their files.
     followers: Mutex<JoinSet<()>>,
-    /// Connections, and what keeps the view in step; all end with this.
+    /// What accepts connections, and keeps the view in step; all end with this.
     tasks: JoinSet<()>,
     /// Datagrams.
     workers: Vec<Worker>,
+    /// Connections, and queries that wait for others.
     ending: Ending,
+    _answering: DropGuard,
 }
 
 /// Starts serving. All sockets are bound, and what `snapshots` holds is being answered, when this returns.
@@ -158,7 +161,9 @@ pub async fn serve(
     tasks.spawn(follower);
     let followers = Mutex::default();
     let (workers, ending) = (Vec::new(), Ending::default());
-    let mut server = Server { addresses, service, handler, metrics, zone, views, followers, tasks, workers, ending };
+    let _answering = ending.guard();
+    let mut server =
+        Server { addresses, service, handler, metrics, zone, views, followers, tasks, workers, ending, _answering };
     server.set_blocks(config.blocks)?;
     let connections = Admission::new(tcp::CONNECTIONS);
     for Bound { address, udp, tcp } in bound {
@@ -246,6 +251,7 @@ impl Server {
     /// Closes the sockets and waits until nothing runs any more. Queries in progress are dropped.
     pub async fn shutdown(mut self) {
         self.tasks.shutdown().await;
+        self.ending.over().await;
         futures::future::join_all(self.workers.into_iter().map(Worker::join)).await;
         let mut followers = std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
         followers.shutdown().await;
@@ -353,12 +359,25 @@ struct Ours {
 }
 
 impl Ours {
-    /// What is left of the servers in a file; the rest is told of.
-    fn of(&self, conf: &ResolvConf) -> Vec<Upstream> {
+    /// What is left of the servers of a route; the rest is told of, and what in a file looks like a mistake.
+    fn of(&self, conf: &ResolvConf, from: &Upstreams) -> Vec<Upstream> {
         for line in &conf.ignored {
             tracing::warn!(line, "ignoring a nameserver that is not an address");
         }
-        self.without(conf.upstreams.clone())
+        let left = self.without(conf.upstreams.clone());
+        let Upstreams::File(path) = from else { return left };
+        let file = path.display();
+        if conf.upstreams.is_empty() {
+            tracing::warn!(%file, "the file names no nameserver, so all names that are not the cluster's are refused");
+        }
+        for upstream in left.iter().filter(|upstream| upstream.address.ip().is_loopback()) {
+            tracing::warn!(
+                %file, %upstream,
+                "the nameserver is a loopback address: in a pod nobody listens there; give the pod `dnsPolicy: Default` \
+                 and the kubelet a --resolv-conf with real servers, such as /run/systemd/resolve/resolv.conf"
+            );
+        }
+        left
     }
 
     fn without(&self, upstreams: Vec<Upstream>) -> Vec<Upstream> {
@@ -383,7 +402,7 @@ fn follow_upstreams(
 ) -> Result<(), UpstreamError> {
     for (route, upstreams) in forwarder.sources().enumerate() {
         let conf = upstreams.read()?;
-        forwarder.set_upstreams(route, &ours.of(&conf));
+        forwarder.set_upstreams(route, &ours.of(&conf, upstreams));
         if let Upstreams::File(_) = upstreams {
             followers.spawn(follow_file(upstreams.clone(), conf, Arc::clone(ours), Arc::clone(forwarder), route));
         }
@@ -414,7 +433,7 @@ async fn follow_file(file: Upstreams, first: ResolvConf, ours: Arc<Ours>, forwar
             continue;
         }
         if let Some(conf) = &now {
-            let known = ours.of(conf);
+            let known = ours.of(conf, &file);
             let names: Vec<String> = known.iter().map(ToString::to_string).collect();
             tracing::info!(upstreams = names.join(" "), "the upstreams have changed");
             forwarder.set_upstreams(route, &known);
@@ -426,8 +445,10 @@ async fn follow_file(file: Upstreams, first: ResolvConf, ours: Arc<Ours>, forwar
 async fn follow_hosts(block: Arc<Block>, every: Duration) {
     loop {
         sleep(every).await;
-        if let Some(hosts) = &block.hosts {
-            hosts.read_again();
+        let block = Arc::clone(&block);
+        let read = tokio::task::spawn_blocking(move || block.hosts.as_ref().map(Hosts::read_again));
+        if read.await.is_err() {
+            return; // the program ends
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::records;
 use index::Index;
 
 /// How long a chain of ExternalName Services is followed (rule 2.6.2).
-const LONGEST_ALIAS_CHAIN: usize = 10;
+pub(crate) const LONGEST_ALIAS_CHAIN: usize = 10;
 
 /// What the operator decides about the zone.
 #[derive(Clone, Debug, PartialEq, Eq)]

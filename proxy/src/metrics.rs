@@ -1,7 +1,6 @@
 //! The numbers under `/metrics`, read from where they are kept at the moment they are asked for.
 
 mod kube_proxy;
-mod process;
 
 use std::fmt;
 
@@ -14,7 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use shunt_dns::metrics::Exporter;
+use shunt_dns::metrics::{Exporter, Process};
 
 use crate::datapath::ebpf::upkeep::Report;
 use crate::status::Status;
@@ -52,7 +51,7 @@ pub fn registry(
         dns.register(&mut all);
     }
     durations.kube_proxy.register(&mut all);
-    all.register_collector(Box::new(process::Process));
+    all.register_collector(Box::new(Process));
     let registry = all.sub_registry_with_prefix("shunt");
     registry.register("plan_duration_seconds", "Time to plan what a new view changes", durations.plan);
     registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations.sync);

@@ -49,16 +49,17 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
         daemon.tasks.spawn(reload::until_changed(file, daemon.stop.clone())?);
     }
     let stop = daemon.stop.clone();
-    let running = tokio::select! {
+    let started = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        running = daemon.start(options) => Some(running?),
+        started = daemon.start(options) => Some(started),
     };
-    let outcome = match running {
-        Some(_) => daemon.watch_over().await,
+    let outcome = match started {
+        Some(Ok(_source)) => daemon.watch_over().await,
+        Some(Err(error)) => Err(error),
         None => Ok(()),
     };
-    daemon.end(running).await;
+    daemon.end().await;
     outcome
 }
 
@@ -122,12 +123,8 @@ struct Daemon {
     status: watch::Sender<Status>,
     dns: watch::Sender<DnsState>,
     upkeep: watch::Sender<Report>,
-}
-
-/// What must live as long as the daemon.
-struct Running {
-    _source: Source,
-    dns: Option<Arc<Server>>,
+    /// It answers from its start on, and at the end whoever waits gets the answer.
+    dns_server: Option<Arc<Server>>,
 }
 
 impl Daemon {
@@ -154,7 +151,9 @@ impl Daemon {
         };
         let config = Arc::new(config);
         let recorded = Some(recorded);
-        let mut daemon = Self { config, stop, tasks, control, events, recorded, health, status, dns, upkeep };
+        let dns_server = None;
+        let mut daemon =
+            Self { config, stop, tasks, control, events, recorded, health, status, dns, upkeep, dns_server };
         if let Some(address) = daemon.config.healthz {
             let routes = health::health_routes(daemon.health.clone());
             daemon.serve("--healthz-bind-address", "FailedToStartProxierHealthcheck", address, routes).await?;
@@ -186,7 +185,8 @@ impl Daemon {
 
     /// Nothing is written before the first view of the cluster is complete (spec SY-1). DNS does not wait for it: what
     /// an earlier life left in the kernel leads here already, and other names need no cluster (spec DNS 11.2).
-    async fn start(&mut self, options: EbpfOptions) -> Result<Running> {
+    /// The source must live as long as the daemon.
+    async fn start(&mut self, options: EbpfOptions) -> Result<Source> {
         let config = Arc::clone(&self.config);
         let (reachable, served) = watch::channel(None);
         let (dns, listen) = self.start_dns(served).await?;
@@ -220,7 +220,7 @@ impl Daemon {
         });
         info!(node = config.node, mode, "started");
         self.events.starting(&config.node);
-        Ok(Running { _source: source, dns })
+        Ok(source)
     }
 
     /// Reads and writes block, so this too has a thread of its own.
@@ -272,6 +272,7 @@ impl Daemon {
         if let Some(follow) = follow {
             self.until_stopped(follow);
         }
+        self.dns_server = Some(Arc::clone(&server));
         Ok((Some(server), addresses))
     }
 
@@ -362,16 +363,19 @@ impl Daemon {
         }
     }
 
-    async fn end(mut self, running: Option<Running>) {
+    async fn end(mut self) {
         info!("stopping; what is programmed stays in place");
         self.stop.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             warn!("a part of the daemon does not end in time and is left behind");
         }
-        if let Some(server) = running.and_then(|running| running.dns).and_then(Arc::into_inner)
-            && tokio::time::timeout(PATIENCE, server.drain(PATIENCE / 2)).await.is_err()
-        {
+        let Some(server) = self.dns_server.take() else { return };
+        let ended = match Arc::into_inner(server) {
+            Some(server) => tokio::time::timeout(PATIENCE, server.drain(PATIENCE / 2)).await.is_ok(),
+            None => false,
+        };
+        if !ended {
             warn!("the DNS server does not end in time and is left behind");
         }
     }

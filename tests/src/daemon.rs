@@ -17,6 +17,8 @@ use crate::process::{POLL, Process};
 use crate::signals;
 
 /// The service ranges of every lab.
+/// For one answer of a daemon on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 const SERVICE_CIDR: &str = "10.96.0.0/16,fd00:10:96::/112";
 const CLUSTER_DNS: &str = "10.96.0.10,fd00:10:96::a";
 const DNS_BIND: &str = "169.254.20.10,fd00:169:254:20::10";
@@ -106,20 +108,20 @@ impl Daemon {
     /// Asks its health server for `path`.
     pub fn health(&self, path: &str) -> anyhow::Result<HttpResponse> {
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), HEALTH_PORT);
-        self.node.in_netns(|| http_get(address, path, Duration::from_secs(2)))
+        self.node.in_netns(|| http_get(address, path, PATIENCE))
     }
 
     /// Asks its metrics server for `path`.
     pub fn metrics(&self, path: &str) -> anyhow::Result<HttpResponse> {
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
-        self.node.in_netns(|| http_get(address, path, Duration::from_secs(2)))
+        self.node.in_netns(|| http_get(address, path, PATIENCE))
     }
 
     /// Asks it over its control socket what it serves, as `shunt services` does but without a process of its own.
     pub fn services(&self) -> anyhow::Result<String> {
         let ask = || {
             let mut stream = UnixStream::connect(self.control_socket())?;
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(br#"{"request":"services"}"#)?;
             stream.shutdown(Shutdown::Write)?;
             let mut reply = String::new();

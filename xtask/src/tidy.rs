@@ -26,6 +26,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         broken.extend(source::broken_rules(shown, &text));
     }
     broken.extend(architecture(workspace.root())?);
+    broken.extend(strays(workspace.root())?);
     let linked = linked(workspace.root())?;
     broken.extend(dependencies::check(&linked.packages));
     broken.extend(privileges::check(&linked));
@@ -43,8 +44,25 @@ fn architecture(root: &Path) -> Result<Option<String>> {
     Ok(broken.then(|| format!("ARCHITECTURE.md: {lines} lines; it must stay under {ARCHITECTURE_LINES}")))
 }
 
+/// Whatever else lies among the sources has come there by mistake.
+fn strays(root: &Path) -> Result<Vec<String>> {
+    let files = files(root)?;
+    let shown = files.iter().map(|path| path.strip_prefix(root).unwrap_or(path));
+    let strays = shown.filter(|path| !is_rust(path) && path.iter().any(|folder| folder == "src"));
+    Ok(strays.map(|path| format!("{}: only Rust files belong in src", path.display())).collect())
+}
+
+fn is_rust(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "rs")
+}
+
 /// All Rust files of the workspace, in order, without what was generated.
 fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
+    Ok(files(root)?.into_iter().filter(|path| is_rust(path)).collect())
+}
+
+/// All files of the workspace, in order, without what was generated.
+fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -56,7 +74,7 @@ fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
             let hidden_or_generated = name == "target" || name.to_string_lossy().starts_with('.');
             if path.is_dir() && !path.is_symlink() && !hidden_or_generated {
                 directories.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if !path.is_dir() {
                 found.push(path);
             }
         }

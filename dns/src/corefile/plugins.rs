@@ -14,10 +14,11 @@ use ipnet::IpNet;
 use regex::Regex;
 
 use super::text::Line;
-use super::{Corefile, CorefileError, KubernetesSettings, values};
+use super::{Corefile, CorefileError, KubernetesSettings, values, whole};
 use crate::autopath;
 use crate::block::{BlockConfig, Transfer};
 use crate::cache::{CacheConfig, Prefetch};
+use crate::forward::Route;
 
 /// The directives that are known.
 const KNOWN: &str = "autopath, bind, bufsize, cache, debug, errors, forward, health, hosts, kubernetes, loadbalance, \
@@ -71,13 +72,23 @@ pub(super) fn understand(
     block: &mut BlockConfig,
     shared: &mut Shared,
 ) -> Result<(), CorefileError> {
+    whole::options_once(line)?;
     match line.name() {
         "autopath" => block.autopath = Some(search_path(line)?),
         "bind" => bind(line, shared)?,
         "bufsize" => block.udp_payload = buffer_size(line)?,
         "cache" => block.forward.cache = Some(cache(line, domains)?),
         "errors" => block.errors = Some(logs::errors(line)?),
-        "forward" => block.forward.routes.push(forward::forward(line)?),
+        "forward" => {
+            let route = forward::forward(line)?;
+            let takes_all = |earlier: &Route| earlier.from == route.from && earlier.except.is_empty();
+            if block.forward.routes.iter().any(takes_all) {
+                return Err(
+                    line.error(format!("all of {} is asked of others already, so nobody asks these", route.from))
+                );
+            }
+            block.forward.routes.push(route);
+        }
         "health" => health(line, shared)?,
         "hosts" => block.hosts = Some(names::hosts(line, domains)?),
         "kubernetes" => block.kubernetes = Some(kubernetes::kubernetes(line, domains, shared)?),
@@ -130,7 +141,25 @@ fn no_block(line: &Line) -> Result<(), CorefileError> {
 }
 
 fn unknown(line: &Line, option: &Line) -> CorefileError {
-    option.at.error(format!("{}: {} is not in this server", line.name(), option.name()))
+    let known = match line.name() {
+        "cache" => "denial, disable, prefetch, serve_stale, servfail and success",
+        "errors" => "consolidate and stacktrace",
+        "forward" => {
+            "except, expire, force_tcp, health_check, max_concurrent, max_fails, policy, prefer_udp, tls and \
+             tls_servername"
+        }
+        "health" => "lameduck",
+        "hosts" => "fallthrough, no_reverse, reload, ttl and addresses with their names",
+        "kubernetes" => {
+            "endpoint_pod_names, fallthrough, ignore, kubeconfig, namespaces, pods, startup_timeout and ttl"
+        }
+        "log" => "class",
+        "ready" => "monitor",
+        "template" => "additional, answer, authority, fallthrough, match, rcode and upstream",
+        "transfer" => "to",
+        _ => "none",
+    };
+    option.at.error(format!("{}: {} is not in this server; known are {known}", line.name(), option.name()))
 }
 
 fn options(line: &Line) -> &[Line] {
@@ -146,7 +175,8 @@ fn only(option: &Line) -> Result<&str, CorefileError> {
 }
 
 fn regex(line: &Line, pattern: &str) -> Result<Regex, CorefileError> {
-    Regex::new(pattern).map_err(|error| line.error(format!("the pattern {pattern:?} cannot be used: {error}")))
+    let hint = if pattern.contains('[') { r" (inside of brackets, - and [ are written \- and \[)" } else { "" };
+    Regex::new(pattern).map_err(|error| line.error(format!("the pattern {pattern:?} cannot be used{hint}: {error}")))
 }
 
 fn zones_of(line: &Line, words: &[String], otherwise: &[Name]) -> Result<Vec<Name>, CorefileError> {
@@ -218,10 +248,12 @@ fn health(line: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
 
 fn ready(line: &Line) -> Result<SocketAddr, CorefileError> {
     for option in options(line) {
-        // A cluster that is known stays known, so both mean the same.
-        let known = option.name() == "monitor" && matches!(only(option)?, "continuously" | "until-ready");
-        if !known {
+        if option.name() != "monitor" {
             return Err(unknown(line, option));
+        }
+        // A cluster that is known stays known, so both mean the same.
+        if !matches!(only(option)?, "continuously" | "until-ready") {
+            return Err(option.error("takes continuously or until-ready"));
         }
     }
     address(&Line { block: None, ..line.clone() }, READY)
@@ -287,6 +319,9 @@ fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {
     {
         (config.success.longest, config.denial.longest) = (ttl, ttl);
         words = rest;
+    }
+    if let Some(word) = words.first().filter(|word| word.starts_with('-')) {
+        return Err(line.error(format!("{word:?} is no duration")));
     }
     if zones_of(line, words, domains)? != domains {
         return Err(line.error("keeps answers of all domains of its server block: name no others"));

@@ -63,7 +63,7 @@ fn the_stock_corefile_is_understood() {
     assert_eq!(names(&kubernetes.fallthrough), ["in-addr.arpa.", "ip6.arpa."]);
     let cache = block.forward.cache.as_ref().unwrap();
     assert_eq!((cache.success.longest.as_secs(), cache.denial.longest.as_secs()), (30, 30));
-    assert_eq!(names(&cache.no_denial), ["cluster.local."]);
+    assert_eq!((names(&cache.no_denial), cache.prefetch), (vec!["cluster.local.".to_owned()], None));
     let [route] = block.forward.routes.as_slice() else { panic!("one route") };
     assert_eq!(route.upstreams, crate::Upstreams::File(PathBuf::from("/etc/resolv.conf")));
     assert_eq!((file.health, file.lameduck.as_secs()), (everywhere(8080), 5));
@@ -142,7 +142,6 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n rewrite name regex (.* b\n}\n", "Corefile:2: rewrite: the pattern"),
     (".:53 {\n template IN A {\n  answer \"{{ .Meta }} A 10.0.0.1\"\n }\n}\n", "Corefile:3: answer: {{ .Meta }}"),
     (".:53 {\n hosts {\n  nonsense\n }\n}\n", "Corefile:3: hosts: nonsense is not in this server"),
-    (".:53 {\n import nothing\n}\n", "Corefile:2: import: reading the Corefile"),
     (".:53 {\n import custom/[ab].override\n}\n", "Corefile:2: import: custom/[ab].override: patterns have * and ?"),
     ("(a) {\n import a\n}\n.:53 {\n import a\n}\n", "is imported by what it imports"),
     (".:53 {\n loadbalance weighted x\n}\n", "Corefile:2: loadbalance: only round_robin"),
@@ -180,6 +179,27 @@ const REFUSED: &[(&str, &str)] = &[
         ".:53 {\n template IN A {\n  rcode BADKEY\n }\n}\n",
         "Corefile:3: rcode: BADKEY cannot be answered; known are NOERROR",
     ),
+    (".:53 {\n bind\n}\n", "Corefile:2: bind: names no address to listen on"),
+    (".:53 {\n cache -5\n}\n", "Corefile:2: cache: \"-5\" is no duration"),
+    (".:53 {\n cache {\n  serve_stale 10000000h\n }\n}\n", "Corefile:3: serve_stale: 10000000h is longer than a year"),
+    (".:53 {\n cache 18446744073709551615\n}\n", "Corefile:2: cache: "),
+    (".:53 {\n forward . 10.0.0.1\n forward . 10.0.0.2\n}\n", "Corefile:3: forward: all of . is asked of others"),
+    (
+        ".:53 {\n forward . 10.0.0.1 {\n  policy random\n  policy sequential\n }\n}\n",
+        "Corefile:4: policy: stands in this forward already",
+    ),
+    (".:53 {\n hosts {\n  10.0.0.3\n }\n}\n", "Corefile:3: 10.0.0.3: has no name"),
+    (".:53 {\n hosts {\n  10.0.0.300 a\n }\n}\n", "Corefile:3: 10.0.0.300: is no address"),
+    (".:53 {\n rewrite\n}\n", "Corefile:2: rewrite: takes a rule"),
+    (".:53 {\n ready {\n  monitor sometimes\n }\n}\n", "Corefile:3: monitor: takes continuously or until-ready"),
+    (".:53{\n errors\n}\n", "Corefile:1: .:53{: a brace stands by itself"),
+    ("(a) {\n}\n(a) {\n}\n", "Corefile:3: (a): there is such a snippet already"),
+    (".:53 {\n import nothing\n}\n", "Corefile:2: import: no snippet has this name: reading"),
+    (
+        ".:53 {\n kubernetes cluster.local {\n  endpoint x\n }\n}\n",
+        "endpoint is not in this server; known are endpoint_pod_names, fallthrough",
+    ),
+    (".:53 {\n rewrite name regex [\\w-.]+ b\n}\n", r"(inside of brackets, - and [ are written \- and \[)"),
     // OpenShift's
     ("hostname.bind:5353 {\n chaos\n}\n", "Corefile:2: chaos is not in this server"),
 ];
@@ -199,6 +219,15 @@ fn what_changes_nothing_here_is_taken() {
         ".:53 {\n errors {\n  stacktrace\n }\n}\n",
         ".:53 {\n errors {\n  consolidate 5m \".* i/o timeout$\" warning\n  consolidate 30s \"^Failed to .+\"\n }\n}\n",
         ".:53 {\n reload 2s 1s\n}\n",
+        "\u{feff}.:53 {\n cache 30#s\n}\n",
+        ".:53 {\n forward . 10.0.0.1 {\n  except a.test\n  except b.test\n }\n forward . 10.0.0.2\n}\n",
+        ".:53 {\n hosts {\n  10.0.0.1 a\n  10.0.0.1 b\n }\n}\n",
+        r#".:53 {
+            template IN A {
+                match "^a\\" x
+            }
+        }
+        "#,
         ".:53 {\n forward . ./resolv.conf\n}\n",
         ".:53 {\n forward . 10.0.0.1 {\n  max_fails 3\n  expire 20s\n  health_check 5s no_rec domain example.org\n }\n}\n",
         ".:53 {\n template IN A {\n  rcode YXDOMAIN\n  upstream\n }\n}\n",

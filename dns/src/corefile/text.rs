@@ -91,7 +91,9 @@ impl Reader {
         for mut line in lines {
             if let Some(snippet) = line.name().strip_prefix('(').and_then(|name| name.strip_suffix(')')) {
                 let snippet = snippet.to_owned();
-                self.snippets.insert(snippet, line.block.take().unwrap_or_default());
+                if self.snippets.insert(snippet, line.block.take().unwrap_or_default()).is_some() {
+                    return Err(line.error("there is such a snippet already"));
+                }
                 continue;
             }
             if line.name() == "import" {
@@ -121,7 +123,9 @@ impl Reader {
             return Err(line.error(format!("{what}: patterns have * and ? only, no sets of characters")));
         }
         if !glob::is_pattern(what) {
-            return self.file(&path, depth + 1).map_err(|error| line.error(shunt_model::with_causes(&error)));
+            let nothing = if path.exists() { "" } else { "no snippet has this name: " };
+            let failed = |error| line.error(format!("{nothing}{}", shunt_model::with_causes(&error)));
+            return self.file(&path, depth + 1).map_err(failed);
         }
         let mut lines = Vec::new();
         for path in glob::matching(&path).map_err(|error| line.error(format!("{what}: {error}")))? {
@@ -150,7 +154,8 @@ fn words(text: &str, file: &Arc<Path>) -> Result<Vec<Word>, CorefileError> {
     let mut words = Vec::new();
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let (mut line, mut last) = (1, 0);
-    let mut characters = text.chars().peekable();
+    // Some editors begin a file with a mark of the order of its octets.
+    let mut characters = text.trim_start_matches('\u{feff}').chars().peekable();
     while let Some(&next) = characters.peek() {
         let at = Place { file: Arc::clone(file), line };
         match next {
@@ -166,7 +171,8 @@ fn words(text: &str, file: &Arc<Path>) -> Result<Vec<Word>, CorefileError> {
                     (quoted(&mut characters, &mut line).ok_or_else(|| at.error("the quote has no end"))?, true)
                 } else {
                     let mut word = String::new();
-                    while let Some(character) = characters.next_if(|character| !character.is_whitespace()) {
+                    let belongs = |character: &char| !character.is_whitespace() && *character != '#';
+                    while let Some(character) = characters.next_if(belongs) {
                         word.push(character);
                     }
                     (word, false)
@@ -181,12 +187,19 @@ fn words(text: &str, file: &Arc<Path>) -> Result<Vec<Word>, CorefileError> {
     Ok(words)
 }
 
+/// Up to the quote that ends it. A backslash stands for itself, except before a quote.
 fn quoted(characters: &mut std::iter::Peekable<std::str::Chars<'_>>, line: &mut usize) -> Option<String> {
     let mut text = String::new();
     loop {
         match characters.next()? {
             '"' => return Some(text),
-            '\\' if characters.peek() == Some(&'"') => text.extend(characters.next()),
+            '\\' => match characters.next()? {
+                '"' => text.push('"'),
+                character => {
+                    *line += usize::from(character == '\n');
+                    text.extend(['\\', character]);
+                }
+            },
             character => {
                 *line += usize::from(character == '\n');
                 text.push(character);
@@ -224,6 +237,9 @@ fn lines(
         }
         if word.is("{") {
             return Err(word.at.error("{ opens a block of nothing: write the name before it, on the same line"));
+        }
+        if !word.quoted && word.text.ends_with('{') {
+            return Err(word.at.error(format!("{}: a brace stands by itself, so put a space before it", word.text)));
         }
         let mut line = Line { at: word.at.clone(), words: vec![word.text], block: None };
         // A comma says that more names follow, also on the next line.

@@ -19,6 +19,24 @@ pub(super) fn once(directives: &[Line]) -> Result<(), CorefileError> {
     Ok(())
 }
 
+/// Options that may stand in a directive more than once: they add up.
+const ADDED: [&str; 9] =
+    ["additional", "answer", "authority", "class", "consolidate", "disable", "except", "match", "to"];
+
+/// The same for the options of a directive. Those of `rewrite` are the words of a rule.
+pub(super) fn options_once(directive: &Line) -> Result<(), CorefileError> {
+    let options = directive.block.as_deref().unwrap_or_default();
+    for (at, option) in options.iter().enumerate().filter(|_| directive.name() != "rewrite") {
+        let name = option.name();
+        let repeated = options.iter().take(at).any(|earlier| earlier.name() == name);
+        let adds_up = ADDED.contains(&name) || name.parse::<std::net::IpAddr>().is_ok();
+        if repeated && !adds_up {
+            return Err(option.error(format!("stands in this {} already: make one of them", directive.name())));
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn check(servers: &[Line], file: &Corefile) -> Result<(), CorefileError> {
     let find = |server: &'_ Line, name: &str| server.block.iter().flatten().find(|line| line.name() == name).cloned();
     // There is one set of sockets, and every block answers on it.

@@ -64,7 +64,7 @@ impl Group {
         last: &mut Option<String>,
     ) -> Option<Message> {
         let order = self.order();
-        if order.iter().all(|peer| peer.health() == Health::Down) {
+        if !order.is_empty() && order.iter().all(|peer| peer.health() == Health::Down) {
             counters.all_upstreams_down.add_one();
         }
         for peer in order.iter().cycle().take(order.len().max(MIN_TRIES)) {

@@ -17,7 +17,7 @@ use super::request::{NoQuestion, Request, Transport};
 use crate::block::Block;
 use crate::forward::UDP_PAYLOAD;
 use crate::metrics::Metrics;
-use crate::stats::Author;
+use crate::stats::{Author, Counters};
 use crate::zone::Zone;
 
 /// Records of a message of a transfer: even the longest then fit what TCP takes.
@@ -102,11 +102,7 @@ impl Handler {
         let query = &request.query;
         let blocks = self.blocks();
         let block = block_of(&blocks, &query.name);
-        let counters = block.map_or(&self.metrics.nobodys, |block| &block.counters);
-        counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
-        if request.dnssec_ok() {
-            counters.dnssec_requests.add_one();
-        }
+        asked(self.counters(block), request);
         let mut reply = match (refusal(request), block) {
             (Some(rcode), _) => Reply::error(rcode),
             (None, Some(block)) if !is_transfer(query.query_type) => self.ask(block, &blocks, request).await,
@@ -114,15 +110,24 @@ impl Handler {
         };
         reply.shuffle();
         let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload));
+        self.replied(block, request, &reply, wire.len(), start);
+        wire
+    }
+
+    fn counters<'a>(&'a self, block: Option<&'a Arc<Block>>) -> &'a Counters {
+        block.map_or(&self.metrics.nobodys, |block| &block.counters)
+    }
+
+    /// Counts a reply, and tells of it as the block says.
+    fn replied(&self, block: Option<&Arc<Block>>, request: &Request, reply: &Reply, length: usize, start: Instant) {
         let took = start.elapsed();
-        counters.replied(reply.author, reply.rcode, request.transport, wire.len(), took);
+        self.counters(block).replied(reply.author, reply.rcode, request.transport, length, took);
         if let Some(log) = block.and_then(|block| block.config.log.as_ref()) {
-            log.log(request, &reply, wire.len(), took);
+            log.log(request, reply, length, took);
         }
         if let (Some(why), Some(errors)) = (&reply.why, block.and_then(|block| block.errors.as_ref())) {
-            errors.tell(query, reply.rcode, why);
+            errors.tell(&request.query, reply.rcode, why);
         }
-        wire
     }
 
     async fn ask(&self, block: &Block, blocks: &[Arc<Block>], request: &Request) -> Reply {
@@ -156,29 +161,25 @@ impl Handler {
         if view.snapshot.is_none() || !block.transfers_to(request.client.ip(), &query.name) {
             return None;
         }
-        block.counters.asked(request.transport, request.client.ip(), query.query_type, request.length);
+        asked(&block.counters, request);
         let start = Instant::now();
         let payload = block.config.udp_payload;
+        let soa = vec![view.zone.soa_record()];
+        let mut reply = Reply { answers: soa, ..Reply::cluster(Author::Kubernetes) };
         let messages = if query.query_type == RecordType::IXFR && request.serial == Some(view.zone.serial()) {
-            let mut reply = Reply { answers: vec![view.zone.soa_record()], ..Reply::cluster(Author::Kubernetes) };
-            Some(vec![reply.encode(request, payload)]) // the client has all there is
+            vec![reply.encode(request, payload)] // the client has all there is
+        } else if let Some(messages) = self.whole(request.clone(), view.zone, payload).await {
+            messages
         } else {
-            self.whole(request.clone(), view.zone, payload).await
+            reply = Reply::error(ResponseCode::ServFail);
+            vec![reply.encode(request, payload)]
         };
-        let (author, took) = (Author::Kubernetes, start.elapsed());
-        let (messages, rcode) = match messages {
-            Some(messages) => (messages, ResponseCode::NoError),
-            None => {
-                let rcode = ResponseCode::ServFail;
-                (vec![Reply::error(rcode).encode(request, payload)], rcode)
-            }
-        };
-        let length = messages.iter().map(Vec::len).sum();
-        block.counters.replied(author, rcode, request.transport, length, took);
+        self.replied(Some(block), request, &reply, messages.iter().map(Vec::len).sum(), start);
         Some(messages)
     }
 
-    /// The messages of a whole zone, written where they keep no other query waiting. `None` at the end of the program.
+    /// The messages of a whole zone, written where they keep no other query waiting. `None` at the end of the program, and
+    /// after a panic.
     async fn whole(&self, request: Request, zone: Arc<Zone>, payload: u16) -> Option<Vec<Vec<u8>>> {
         let turn = Arc::clone(&self.transfers).acquire_owned().await.ok()?;
         let write = move || {
@@ -193,7 +194,11 @@ impl Handler {
             }
             messages
         };
-        tokio::task::spawn_blocking(write).await.ok()
+        let written = tokio::task::spawn_blocking(write).await;
+        if written.as_ref().is_err_and(tokio::task::JoinError::is_panic) {
+            self.panicked("a transfer");
+        }
+        written.ok()
     }
 
     /// A reply could not be sent.
@@ -205,6 +210,13 @@ impl Handler {
     /// A TCP client was sent away, or was too slow.
     pub(super) fn sent_away(&self) {
         self.metrics.dropped.tcp_rejects.add_one();
+    }
+}
+
+fn asked(counters: &Counters, request: &Request) {
+    counters.asked(request.transport, request.client.ip(), request.query.query_type, request.length);
+    if request.dnssec_ok() {
+        counters.dnssec_requests.add_one();
     }
 }
 

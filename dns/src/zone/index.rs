@@ -1,11 +1,12 @@
 //! Where an address is used: the lookups a snapshot does not offer, kept up to date from differences alone.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use imbl::OrdSet;
 use imbl::ordmap::DiffItem;
-use shunt_model::{EndpointSlice, ObjectKey, Pod, Service, SliceKey, Snapshot};
+use shunt_model::{ClusterIps, EndpointSlice, ObjectKey, Pod, Protocol, Service, ServiceKind, SliceKey, Snapshot};
 
 use super::PodMode;
 
@@ -48,7 +49,7 @@ impl Index {
     fn apply_services(&mut self, old: &Snapshot, new: &Snapshot) -> bool {
         let mut changed = false;
         for (before, after) in old.services.diff(&new.services).map(sides) {
-            changed = true;
+            changed |= before.map(|service| shown_service(service)) != after.map(|service| shown_service(service));
             for entry in before.into_iter().flat_map(|service| service_entries(service)) {
                 self.services.remove(&entry);
             }
@@ -60,7 +61,7 @@ impl Index {
     fn apply_slices(&mut self, old: &Snapshot, new: &Snapshot) -> bool {
         let mut changed = false;
         for (before, after) in old.slices.diff(&new.slices).map(sides) {
-            changed = true;
+            changed |= !shown_slice(before.map(|slice| &**slice)).eq(shown_slice(after.map(|slice| &**slice)));
             for entry in before.into_iter().flat_map(|slice| slice_entries(slice)) {
                 self.slices.remove(&entry);
             }
@@ -89,6 +90,20 @@ fn sides<'a, K, V>(change: DiffItem<'a, 'a, K, V>) -> (Option<&'a V>, Option<&'a
         DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
         DiffItem::Remove(_, old) => (Some(old), None),
     }
+}
+
+/// What DNS shows of a Service, so that nothing else moves the serial (rule 3.6).
+fn shown_service(service: &Service) -> (&ServiceKind, &ClusterIps, Vec<(&str, Protocol, NonZeroU16)>) {
+    let ports = service.ports.iter().map(|port| (&*port.name, port.protocol, port.port)).collect();
+    (&service.kind, &service.cluster_ips, ports)
+}
+
+/// What DNS shows of a slice: an endpoint with each of the ports, as long as it is ready.
+fn shown_slice(slice: Option<&EndpointSlice>) -> impl Iterator<Item = impl PartialEq> {
+    slice.into_iter().flat_map(|slice| {
+        let ready = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
+        ready.map(|endpoint| (&slice.ports, &endpoint.addresses, &endpoint.hostname, &endpoint.target))
+    })
 }
 
 fn service_entries(service: &Service) -> impl Iterator<Item = (IpAddr, ObjectKey)> {

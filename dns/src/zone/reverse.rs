@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use hickory_proto::rr::{Name, Record, RecordType};
+use shunt_model::{Service, ServiceKind};
 
 use super::Zone;
 use super::service::visible_name;
@@ -35,7 +36,9 @@ impl Zone {
         if !names.is_empty() {
             return names;
         }
-        let slices = self.index.slices_with(address).filter(|key| self.visible(&key.service).is_ok());
+        // Nothing lives below an ExternalName Service (rule 2.6.7).
+        let has_endpoints = |service: &Service| !matches!(service.kind, ServiceKind::ExternalName(_));
+        let slices = self.index.slices_with(address).filter(|key| self.visible(&key.service).is_ok_and(has_endpoints));
         slices
             .filter_map(|key| Some((key, self.snapshot.slices.get(key)?)))
             .flat_map(|(key, slice)| slice.endpoints.iter().map(move |endpoint| (key, endpoint)))

@@ -1,6 +1,7 @@
 //! The table of names, types and answers: first asked of the zone, then over UDP and TCP of both families.
 
 use std::collections::BTreeSet;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -8,7 +9,7 @@ use hickory_proto::rr::RData;
 use hickory_proto::rr::rdata::CNAME;
 use shunt_dns::{Answer, Name, PodMode, Record, RecordType, Zone, ZoneConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_model::{EndpointSlice, SliceKey};
+use shunt_model::{EndpointSlice, Service, SliceKey, Snapshot};
 
 use crate::client;
 use crate::fixture::{cluster, external, key, name, service, slice, zone_config};
@@ -323,4 +324,51 @@ fn another_domain_can_be_served() {
     check(&zone, "web.shop.svc.corp.example.test.", RecordType::A, "10.96.0.1");
     check(&zone, "web.shop.svc.cluster.local.", RecordType::A, "REFUSED");
     check(&zone, "1.0.96.10.in-addr.arpa.", RecordType::PTR, "web.shop.svc.Corp.Example.Test.");
+}
+
+type Change = fn(&mut Snapshot);
+
+/// What happens to a cluster, and whether DNS shows it.
+const CHANGES: [(&str, Change, bool); 7] = [
+    ("session affinity", |snapshot| edit(snapshot, "web", |service| service.affinity = NonZeroU32::new(9)), false),
+    ("a node port", |snapshot| edit(snapshot, "web", |service| service.ports[0].node_port = NonZeroU16::new(9)), false),
+    ("a port", |snapshot| edit(snapshot, "web", |service| service.ports[0].port = NonZeroU16::MIN), true),
+    ("where an endpoint is", |snapshot| edit_slice(snapshot, "web", |slice| slice.endpoints[0].node = None), false),
+    ("an unready endpoint", |snapshot| edit_slice(snapshot, "web", |slice| slice.endpoints[2].serving = false), false),
+    ("readiness", |snapshot| edit_slice(snapshot, "web", |slice| slice.endpoints[2].ready = true), true),
+    (
+        "the port of endpoints",
+        |snapshot| edit_slice(snapshot, "web", |slice| slice.ports[0].port = NonZeroU16::MIN),
+        true,
+    ),
+];
+
+fn edit(snapshot: &mut Snapshot, service: &str, change: fn(&mut Service)) {
+    change(Arc::make_mut(snapshot.services.get_mut(&key(service)).unwrap()));
+}
+
+fn edit_slice(snapshot: &mut Snapshot, service: &str, change: fn(&mut EndpointSlice)) {
+    let slice = SliceKey { service: key(service), slice: Arc::from(format!("{service}-1")) };
+    change(Arc::make_mut(snapshot.slices.get_mut(&slice).unwrap()));
+}
+
+#[test]
+fn the_serial_moves_with_what_dns_shows_and_nothing_else() {
+    for (what, change, shown) in CHANGES {
+        let mut snapshot = cluster();
+        // One place of an endpoint, to be left.
+        edit_slice(&mut snapshot, "web", |slice| slice.endpoints[0].node = Some(Arc::from("n1")));
+        let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot.clone()), 7);
+        change(&mut snapshot);
+        assert_eq!(zone.next(Arc::new(snapshot), 8).serial(), if shown { 8 } else { 7 }, "{what}"); // 3.6
+    }
+}
+
+#[test]
+fn nothing_below_an_external_name_has_an_address_of_its_own() {
+    let mut snapshot = cluster();
+    slice(&mut snapshot, &key("outer"), "outer-1", "", "10.7.0.1");
+    let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot), 7);
+    check(&zone, "10-7-0-1.outer.…", RecordType::A, "NXDOMAIN"); // 2.6.7
+    check(&zone, "1.0.7.10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"); // 5.2
 }

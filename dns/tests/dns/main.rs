@@ -23,6 +23,8 @@ mod forwarding;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod operating;
+#[cfg(test)]
 mod program;
 #[cfg(test)]
 mod running;

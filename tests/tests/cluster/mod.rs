@@ -18,6 +18,8 @@ use crate::support;
 const NAMESPACE: &str = "test";
 const PORT: u16 = 80;
 const TARGET: u16 = 7000;
+/// Only something that never comes takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node with its daemon. Fields are dropped in this order.
 pub struct Cluster {
@@ -99,16 +101,17 @@ impl Cluster {
 
     /// Waits until something is so.
     pub fn wait_for(&self, what: &str, mut is_so: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while !is_so() {
-            assert!(Instant::now() < deadline, "waited 10 s for {what}\n{}", self.lab.logs());
+            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}\n{}", self.lab.logs());
             sleep(Duration::from_millis(2));
         }
     }
 
     /// Waits until everything written so far is in force: changes take effect in order, so a Service written after
-    /// them is the mark. It has no endpoints, so a connect is refused once it is there and has no route before.
-    pub fn wait_until_applied(&self, client: &Pod) {
+    /// them is the mark. It has no endpoints, so a connect is refused once it is there and has no route before. Gives the
+    /// mark's name and address.
+    pub fn wait_until_applied(&self, client: &Pod) -> (String, IpAddr) {
         let number = self.markers.fetch_add(1, Ordering::Relaxed);
         let last = u8::try_from(number).unwrap() + 1;
         let to = SocketAddr::from((Ipv4Addr::new(10, 96, 99, last), PORT));
@@ -117,11 +120,12 @@ impl Cluster {
         self.manifests
             .put(&marker, &[manifests::service(NAMESPACE, &marker, Some(&marker), &[to.ip()], &ports)])
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while client.connect(to, Mode::Tcp, 1).unwrap()[0].error.as_deref() != Some("ECONNREFUSED") {
-            assert!(Instant::now() < deadline, "{marker} is not in force after 10 s\n{}", self.lab.logs());
+            assert!(Instant::now() < deadline, "{marker} is not in force after {PATIENCE:?}\n{}", self.lab.logs());
             sleep(Duration::from_millis(2));
         }
+        (format!("{marker}.{NAMESPACE}.svc.cluster.local"), to.ip())
     }
 }
 

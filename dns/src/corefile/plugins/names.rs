@@ -33,7 +33,15 @@ pub(super) fn hosts(line: &Line, domains: &[Name]) -> Result<HostsConfig, Corefi
             "no_reverse" => config.no_reverse = true,
             "reload" => config.reload = value(option, values::duration(only(option)?))?,
             "ttl" => config.ttl = value(option, values::number(only(option)?, 1, 65_535))?,
-            address if address.parse::<std::net::IpAddr>().is_ok() => config.lines.push(option.words.join(" ")),
+            address if address.parse::<std::net::IpAddr>().is_ok() => {
+                if option.arguments().is_empty() {
+                    return Err(option.error("has no name"));
+                }
+                config.lines.push(option.words.join(" "));
+            }
+            address if address.starts_with(|first: char| first.is_ascii_digit()) => {
+                return Err(option.error("is no address"));
+            }
             _ => return Err(unknown(line, option)),
         }
     }
@@ -50,8 +58,10 @@ pub(super) fn rewrite(line: &Line) -> Result<Rewrite, CorefileError> {
         rest => (false, rest),
     };
     let ["name", rest @ ..] = words else {
-        let field = words.first().copied().unwrap_or_default();
-        return Err(line.error(format!("{field} cannot be rewritten in this server, only name")));
+        return Err(match words.first() {
+            Some(field) => line.error(format!("{field} cannot be rewritten in this server, only name")),
+            None => line.error("takes a rule, such as name FROM TO"),
+        });
     };
     let (kind, rest) = match rest {
         [kind @ ("exact" | "prefix" | "suffix" | "substring" | "regex"), rest @ ..] => (*kind, rest),
