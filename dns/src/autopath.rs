@@ -3,14 +3,11 @@
 
 use std::path::Path;
 
-use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::Name;
 
-use crate::block::Asker;
 use crate::records;
-use crate::server::View;
-use crate::server::reply::Reply;
-use crate::server::request::Request;
+use crate::request::Request;
+use crate::zone::View;
 
 /// For whom search paths are completed: pods of the cluster, known by their address, so pod mode must be verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,11 +24,7 @@ impl Config {
     pub fn with_search_of(zones: Vec<Name>, resolv_conf: &Path) -> Self {
         let text = std::fs::read_to_string(resolv_conf).unwrap_or_default();
         let last = text.lines().filter_map(|line| line.trim().strip_prefix("search")).next_back();
-        let domain = |word: &str| {
-            let mut name = Name::from_ascii(word).ok()?;
-            name.set_fqdn(true);
-            Some(name)
-        };
+        let domain = |word: &str| records::absolute(word).ok();
         Self { zones, search: last.unwrap_or_default().split_whitespace().filter_map(domain).collect() }
     }
 
@@ -53,28 +46,4 @@ impl Config {
         let under = |domain: Name| Name::from_labels(base.iter().copied().chain(domain.iter())).ok();
         Some(std::iter::once(name.clone()).chain(rest.filter_map(under)).collect())
     }
-}
-
-/// The first reply that is not NXDOMAIN, as the answer for the first name (rules 17.8, 17.9); if there is none, the
-/// first reply (rule 17.10).
-pub(crate) async fn complete(asker: &Asker<'_>, query: &Query, paths: Vec<Name>) -> Reply {
-    let mut first = None;
-    for path in paths {
-        let mut reply = asker.ask(&Query::query(path, query.query_type)).await;
-        if reply.rcode == ResponseCode::NXDomain {
-            first.get_or_insert(reply);
-            continue;
-        }
-        // Nobody can say what the rest of the path would have given.
-        if reply.rcode != ResponseCode::NoError {
-            return first.filter(|_| reply.rcode == ResponseCode::Refused).unwrap_or(reply);
-        }
-        if let Some(owner) = reply.answers.first().filter(|record| record.name != query.name) {
-            let alias = records::cname(query.name.clone(), owner.ttl, owner.name.clone());
-            reply.answers.insert(0, alias);
-        }
-        asker.counters().autopath_successes.add_one();
-        return reply;
-    }
-    first.unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 //! A server block: what becomes of the queries for a domain, handler by handler in CoreDNS's order (rule 13.4).
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::future::BoxFuture;
 use hickory_proto::op::{Message, Query, ResponseCode};
@@ -15,14 +15,13 @@ use crate::errors::{Errors, ErrorsConfig};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
-use crate::metrics::Metrics;
+use crate::records;
+use crate::reply::{Origin, Reply};
+use crate::request::Request;
 use crate::rewrite::{Rewrite, Rewritten};
-use crate::server::reply::{Origin, Reply};
-use crate::server::request::Request;
-use crate::server::{View, block_of};
-use crate::stats::{Author, Counters};
+use crate::stats::{Author, Counters, Peers};
 use crate::template::Template;
-use crate::zone::LONGEST_ALIAS_CHAIN;
+use crate::zone::{LONGEST_ALIAS_CHAIN, View};
 
 /// What becomes of the queries for a domain.
 #[derive(Clone, Debug)]
@@ -123,6 +122,28 @@ impl BlockConfig {
     }
 }
 
+/// All blocks of a server, which a reload changes at once.
+#[derive(Default)]
+pub(crate) struct Blocks(RwLock<Arc<Vec<Arc<Block>>>>);
+
+impl Blocks {
+    /// Others for all queries from now on.
+    pub(crate) fn set(&self, mut blocks: Vec<Arc<Block>>) {
+        blocks.sort_by_key(|block| std::cmp::Reverse(block.config.domain.num_labels()));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(blocks);
+    }
+
+    /// Those in force, the longest domains first.
+    pub(crate) fn now(&self) -> Arc<Vec<Arc<Block>>> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The block that a name belongs to.
+pub(crate) fn block_of<'a>(blocks: &'a [Arc<Block>], name: &Name) -> Option<&'a Arc<Block>> {
+    blocks.iter().find(|block| block.config.domain.zone_of(name))
+}
+
 /// A block in use.
 pub(crate) struct Block {
     pub(crate) config: BlockConfig,
@@ -133,10 +154,9 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(config: BlockConfig, metrics: &Metrics) -> Result<Self, TlsError> {
-        let counters = metrics.counters(&config.domain);
-        let (forward, peers) = (config.forward.clone(), Arc::clone(&metrics.peers));
-        let forwarder = Arc::new(Forwarder::new(forward, &config.domain, Arc::clone(&counters), peers)?);
+    pub(crate) fn new(config: BlockConfig, counters: Arc<Counters>, peers: Arc<Peers>) -> Result<Self, TlsError> {
+        let forwarder = Forwarder::new(config.forward.clone(), &config.domain, Arc::clone(&counters), peers)?;
+        let forwarder = Arc::new(forwarder);
         let hosts = config.hosts.clone().map(Hosts::new);
         let errors = config.errors.clone().map(Errors::new);
         Ok(Self { config, forwarder, hosts, errors, counters })
@@ -154,7 +174,7 @@ impl Block {
         let paths = self.config.autopath.as_ref().and_then(|autopath| autopath.paths(&query.name, request, view));
         let mut reply = match paths {
             None => asker.ask(&query).await,
-            Some(paths) => autopath::complete(&asker, &query, paths).await,
+            Some(paths) => asker.complete(&query, paths).await,
         };
         if let Some(rewritten) = &rewritten {
             rewritten.restore(&mut reply);
@@ -194,10 +214,6 @@ pub(crate) struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.block.counters
-    }
-
     /// The reply, and where the alias of a template leads to: templates write the first link only.
     pub(crate) async fn ask(&self, query: &Query) -> Reply {
         let reply = self.ask_once(query).await;
@@ -205,6 +221,30 @@ impl Asker<'_> {
             Some(target) => self.follow(reply, query, target).await,
             None => reply,
         }
+    }
+
+    /// The first reply that is not NXDOMAIN, as the answer for the first name (rules 17.8, 17.9); if there is none, the
+    /// first reply (rule 17.10).
+    async fn complete(&self, query: &Query, paths: Vec<Name>) -> Reply {
+        let mut first = None;
+        for path in paths {
+            let mut reply = self.ask(&Query::query(path, query.query_type)).await;
+            if reply.rcode == ResponseCode::NXDomain {
+                first.get_or_insert(reply);
+                continue;
+            }
+            // Nobody can say what the rest of the path would have given.
+            if reply.rcode != ResponseCode::NoError {
+                return first.filter(|_| reply.rcode == ResponseCode::Refused).unwrap_or(reply);
+            }
+            if let Some(owner) = reply.answers.first().filter(|record| record.name != query.name) {
+                let alias = records::cname(query.name.clone(), owner.ttl, owner.name.clone());
+                reply.answers.insert(0, alias);
+            }
+            self.block.counters.autopath_successes.add_one();
+            return reply;
+        }
+        first.unwrap_or_default()
     }
 
     /// An alias with what is said about its target by whoever is asked for that (rules 2.6.2, 2.6.5): whatever it is, the

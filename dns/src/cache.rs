@@ -9,7 +9,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use moka::notification::RemovalCause;
 use moka::sync::Cache as Table;
 
-use crate::stats::Counters;
+use crate::stats::{Counters, Kind};
 
 /// A stale answer may be kept by its client for so long (RFC 8767 section 4).
 const STALE_TTL: u32 = 30;
@@ -111,13 +111,6 @@ struct Demand {
     hits: u32,
     last: Option<Instant>,
     refreshing: bool,
-}
-
-/// What an answer says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Success,
-    Denial,
 }
 
 impl Cache {

@@ -5,12 +5,13 @@ use std::sync::{Arc, Weak};
 
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
+use tokio::sync::watch;
 
-use crate::block::{Asker, Block, dangling};
-use crate::server::reply::Reply;
-use crate::server::request::Request;
-use crate::server::{Handler, Transport, View, block_of};
+use crate::block::{Asker, Block, Blocks, block_of, dangling};
+use crate::reply::Reply;
+use crate::request::{Request, Transport};
 use crate::stats::{Author, rcode_name};
+use crate::zone::View;
 
 /// A reply with its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +31,16 @@ pub struct Explanation {
 /// Explains what a running server does; keeps nothing of it alive.
 #[derive(Clone)]
 pub struct Explainer {
-    pub(crate) handler: Weak<Handler>,
+    pub(crate) blocks: Weak<Blocks>,
+    pub(crate) views: watch::Receiver<View>,
 }
 
 impl Explainer {
     /// What a client that is no pod would be told over TCP. `None` before the first view of the cluster, and once the
     /// server is gone.
     pub async fn explain(&self, name: Name, rtype: RecordType) -> Option<Explanation> {
-        let handler = self.handler.upgrade()?;
-        let view = handler.view();
+        let blocks = self.blocks.upgrade()?.now();
+        let view = self.views.borrow().clone();
         view.snapshot.as_ref()?;
         let request = Request {
             metadata: Message::query().metadata,
@@ -49,7 +51,7 @@ impl Explainer {
             transport: Transport::Tcp,
             length: 0,
         };
-        Some(explain(&handler.blocks(), &request, &view).await)
+        Some(explain(&blocks, &request, &view).await)
     }
 }
 

@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use shunt_dns::corefile::PORT;
 use shunt_dns::http::HttpConfig;
-use shunt_dns::{Corefile, ForwardConfig, Name, PodMode, ServerConfig, StubDomain, Upstreams, ZoneConfig};
+use shunt_dns::{Corefile, ForwardConfig, PodMode, ServerConfig, StubDomain, Upstreams, ZoneConfig, absolute};
 
 const LISTEN: &str = "127.0.0.1:5353";
 
@@ -135,9 +135,8 @@ impl Plan {
 }
 
 fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
-    let mut cluster_domain = Name::from_ascii(&flags.cluster_domain)
+    let cluster_domain = absolute(&flags.cluster_domain)
         .with_context(|| format!("--cluster-domain {:?} is not a domain name", flags.cluster_domain))?;
-    cluster_domain.set_fqdn(true);
     anyhow::ensure!(!cluster_domain.is_root(), "--cluster-domain must not be the root");
     let pods = match flags.pods {
         Pods::Disabled => PodMode::Disabled,

@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::admission::Admission;
 use crate::cache::{Cache, CacheConfig, Key, is_failure};
+use crate::records;
 use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
@@ -137,8 +138,7 @@ impl FromStr for StubDomain {
     fn from_str(text: &str) -> Result<Self, UpstreamError> {
         let wrong = || UpstreamError::StubDomain(text.to_owned());
         let (domain, servers) = text.split_once('=').ok_or_else(wrong)?;
-        let Ok(mut domain) = Name::from_ascii(domain) else { return Err(wrong()) };
-        domain.set_fqdn(true);
+        let Ok(domain) = records::absolute(domain) else { return Err(wrong()) };
         match servers.parse()? {
             Upstreams::Servers(upstreams) if !upstreams.is_empty() && !domain.is_root() => {
                 Ok(Self { domain, upstreams })

@@ -11,7 +11,7 @@ use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
 
 use crate::records;
-use crate::server::reply::Reply;
+use crate::reply::Reply;
 use crate::stats::Author;
 
 /// Which names, and for how long.
@@ -149,8 +149,7 @@ impl Table {
             let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
             let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
             for word in words {
-                let Ok(mut name) = Name::from_ascii(word) else { continue };
-                name.set_fqdn(true);
+                let Ok(name) = records::absolute(word) else { continue };
                 let addresses = table.addresses.entry(name.clone()).or_default();
                 if !addresses.contains(&address) {
                     addresses.push(address);

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::metrics::{Exporter, Process, classic};
-use crate::server::View;
+use crate::zone::View;
 pub use connections::serve_routes;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";

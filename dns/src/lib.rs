@@ -21,6 +21,8 @@ mod log;
 pub mod metrics;
 mod question;
 mod records;
+mod reply;
+mod request;
 pub mod rewrite;
 pub mod server;
 pub mod stats;
@@ -37,10 +39,11 @@ pub use explain::{Explainer, Explanation};
 pub use forward::{ForwardConfig, Policy, Route, StubDomain, TlsError};
 pub use hosts::HostsConfig;
 pub use log::{Class, LogConfig};
-pub use server::{Answerer, ServeError, Server, ServerConfig, View, serve};
+pub use records::absolute;
+pub use server::{Answerer, ServeError, Server, ServerConfig, serve};
 pub use stats::Stats;
 pub use upstream::{ResolvConf, Upstream, UpstreamError, Upstreams, upstreams_from_resolv_conf};
-pub use zone::{PodMode, Zone, ZoneConfig};
+pub use zone::{PodMode, View, Zone, ZoneConfig};
 
 /// The DNS vocabulary of this crate's interface.
 pub use hickory_proto::rr::{Name, Record, RecordType};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::Name;
 
-use crate::server::reply::Reply;
-use crate::server::request::{Request, Transport};
+use crate::reply::Reply;
+use crate::request::{Request, Transport};
 
 /// Which queries are logged.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,10 +20,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use shunt_model::{ClusterIps, Snapshot};
 
-use crate::block::Block;
-use crate::cache::Kind;
-use crate::server::{Handler, Transport};
-use crate::stats::{Counter, Counters, Dropped, HealthCounters, Peers, Stats};
+use crate::block::{Block, Blocks};
+use crate::request::Transport;
+use crate::stats::{Counter, Counters, Dropped, HealthCounters, Kind, Peers, Stats};
 
 pub use process::Process;
 
@@ -141,7 +140,7 @@ impl Metrics {
 #[derive(Clone)]
 pub struct Exporter {
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) handler: Weak<Handler>,
+    pub(crate) blocks: Weak<Blocks>,
 }
 
 impl fmt::Debug for Exporter {
@@ -200,7 +199,7 @@ struct Coredns(Exporter);
 
 impl Collector for Coredns {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Exporter { metrics, handler } = &self.0;
+        let Exporter { metrics, blocks } = &self.0;
         let of_blocks = metrics.blocks();
         // CoreDNS's word for them.
         let nobodys = ("dropped".to_owned(), Arc::clone(&metrics.nobodys));
@@ -242,8 +241,7 @@ impl Collector for Coredns {
         ConstGauge::new(1_i64).encode(info.encode_family(&build)?)?;
         configured::health(&mut encoder, metrics)?;
         configured::version(&mut encoder, metrics)?;
-        let Some(handler) = handler.upgrade() else { return Ok(()) };
-        let blocks = handler.blocks();
+        let Some(blocks) = blocks.upgrade().map(|blocks| blocks.now()) else { return Ok(()) };
         configured::plugins(&mut encoder, metrics, &blocks)?;
         entries(&mut encoder, metrics, &blocks)?;
         configured::hosts(&mut encoder, &blocks)?;

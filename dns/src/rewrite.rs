@@ -5,7 +5,8 @@ use hickory_proto::rr::rdata::{CNAME, NS};
 use hickory_proto::rr::{Name, RData, Record};
 use regex::Regex;
 
-use crate::server::reply::Reply;
+use crate::records::absolute;
+use crate::reply::Reply;
 
 /// One rule.
 #[derive(Clone, Debug)]
@@ -74,7 +75,7 @@ impl NameRule {
             Self::Substring(..) => return None,
             Self::Regex(regex, to) => return replaced(regex, to, &text),
         };
-        absolute(&new)
+        absolute(&new).ok()
     }
 }
 
@@ -92,13 +93,8 @@ impl AnswerRule {
 fn replaced(pattern: &Regex, to: &str, text: &str) -> Option<Name> {
     let groups = pattern.captures(text)?;
     let group = |at| groups.get(at).map_or("", |group| group.as_str());
-    absolute(&(0..groups.len()).fold(to.to_owned(), |new, at| new.replace(&format!("{{{at}}}"), group(at))))
-}
-
-fn absolute(text: &str) -> Option<Name> {
-    let mut name = Name::from_ascii(text).ok()?;
-    name.set_fqdn(true);
-    Some(name)
+    let new = (0..groups.len()).fold(to.to_owned(), |new, at| new.replace(&format!("{{{at}}}"), group(at)));
+    absolute(&new).ok()
 }
 
 /// The name that a record leads to, if it is of a type of which it is rewritten.

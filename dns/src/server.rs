@@ -4,9 +4,6 @@ mod datagram;
 mod ending;
 mod first_view;
 mod handler;
-mod record;
-pub(crate) mod reply;
-pub(crate) mod request;
 mod tcp;
 mod udp;
 mod worker;
@@ -30,13 +27,13 @@ use crate::explain::Explainer;
 use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
+pub use crate::request::Transport;
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
-use crate::zone::{Zone, ZoneConfig};
+use crate::zone::{View, Zone, ZoneConfig};
 use ending::Ending;
 use handler::Begun;
-pub(crate) use handler::{Handler, block_of};
-pub use request::Transport;
+use handler::Handler;
 use worker::Worker;
 
 /// How often a file of upstreams is read.
@@ -108,16 +105,6 @@ fn advice(error: &io::Error) -> &'static str {
         }
         _ => "check the address and port",
     }
-}
-
-/// What the server answers from at the moment.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// The zone; without data until `synced`.
-    pub zone: Arc<Zone>,
-    /// The snapshot of `zone`, absent until the first complete one: until then a cluster name that is not found is
-    /// SERVFAIL, because nobody can say that it does not exist (rule 11.3).
-    pub snapshot: Option<Arc<Snapshot>>,
 }
 
 /// A running server. Dropping it stops it at once; [`Server::shutdown`] also waits.
@@ -193,13 +180,13 @@ impl Server {
     /// The same for Prometheus.
     #[must_use]
     pub fn exporter(&self) -> Exporter {
-        Exporter { metrics: Arc::clone(&self.metrics), handler: Arc::downgrade(&self.handler) }
+        Exporter { metrics: Arc::clone(&self.metrics), blocks: Arc::downgrade(self.handler.blocks()) }
     }
 
     /// What becomes of a question, and why.
     #[must_use]
     pub fn explainer(&self) -> Explainer {
-        Explainer { handler: Arc::downgrade(&self.handler) }
+        self.handler.explainer()
     }
 
     /// What is being answered; a change is in it before the first query sees the change.
@@ -229,14 +216,15 @@ impl Server {
         let ours = Arc::new(Ours { listen: self.addresses.clone(), service: self.service.clone() });
         let (mut blocks, mut followers) = (Vec::new(), JoinSet::new());
         for config in configs {
-            let block = Arc::new(Block::new(config, &self.metrics)?);
+            let counters = self.metrics.counters(&config.domain);
+            let block = Arc::new(Block::new(config, counters, Arc::clone(&self.metrics.peers))?);
             follow_upstreams(&block.forwarder, &ours, &mut followers)?;
             if let Some(every) = block.hosts.as_ref().and_then(Hosts::reload) {
                 followers.spawn(follow_hosts(Arc::clone(&block), every));
             }
             blocks.push(block);
         }
-        self.handler.set_blocks(blocks);
+        self.handler.blocks().set(blocks);
         *self.followers.lock().unwrap_or_else(PoisonError::into_inner) = followers;
         Ok(())
     }
@@ -271,15 +259,18 @@ impl Answerer {
         // The view stays in force without its sender.
         let (_, views) = watch::channel(View { zone, snapshot });
         let handler = Handler::new(views, Duration::ZERO, Arc::clone(&metrics));
-        let block = |config: BlockConfig| Block::new(config, &metrics).map(Arc::new);
-        handler.set_blocks(blocks.into_iter().map(block).collect::<Result<_, _>>()?);
+        let block = |config: BlockConfig| {
+            let counters = metrics.counters(&config.domain);
+            Block::new(config, counters, Arc::clone(&metrics.peers)).map(Arc::new)
+        };
+        handler.blocks().set(blocks.into_iter().map(block).collect::<Result<_, _>>()?);
         Ok(Self { handler: Arc::new(handler) })
     }
 
     /// What becomes of a question, and why.
     #[must_use]
     pub fn explainer(&self) -> Explainer {
-        Explainer { handler: Arc::downgrade(&self.handler) }
+        self.handler.explainer()
     }
 
     /// The replies to a message: one, none if it is none to be answered, or several for a transfer.

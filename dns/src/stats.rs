@@ -11,8 +11,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use crate::cache::Kind;
-use crate::server::Transport;
+use crate::request::Transport;
 
 /// Rcodes 0–15 fit the header; of the extended ones only BADVERS (16) is ever sent by us.
 const RCODES: usize = 24;
@@ -168,6 +167,13 @@ impl Peers {
     pub(crate) fn all(&self) -> BTreeMap<SocketAddr, Arc<PeerCounters>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// What an answer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Success,
+    Denial,
 }
 
 /// Answers with records and denials apart.

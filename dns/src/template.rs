@@ -4,8 +4,9 @@ use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use regex::{Captures, Regex};
 
-use crate::server::reply::Reply;
-use crate::server::request::Request;
+use crate::records;
+use crate::reply::Reply;
+use crate::request::Request;
 use crate::stats::Author;
 
 /// What is answered to which questions.
@@ -108,8 +109,7 @@ impl RecordTemplate {
     }
 
     fn fill(&self, filling: &Filling<'_>) -> Option<Record> {
-        let mut owner = Name::from_ascii(self.owner.fill(filling)).ok()?;
-        owner.set_fqdn(true);
+        let owner = records::absolute(&self.owner.fill(filling)).ok()?;
         // The spelling of the question.
         let owner = if owner == filling.query.name { filling.query.name.clone() } else { owner };
         let rtype = self.rtype.unwrap_or(filling.query.query_type);

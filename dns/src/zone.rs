@@ -22,6 +22,16 @@ use index::Index;
 /// How long a chain of ExternalName Services is followed (rule 2.6.2).
 pub(crate) const LONGEST_ALIAS_CHAIN: usize = 10;
 
+/// What the server answers from at the moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The zone; without data until `synced`.
+    pub zone: Arc<Zone>,
+    /// The snapshot of `zone`, absent until the first complete one: until then a cluster name that is not found is
+    /// SERVFAIL, because nobody can say that it does not exist (rule 11.3).
+    pub snapshot: Option<Arc<Snapshot>>,
+}
+
 /// What the operator decides about the zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneConfig {

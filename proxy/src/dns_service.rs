@@ -11,7 +11,7 @@ use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
 use shunt_dns::{
-    Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig,
+    Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig, absolute,
 };
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
@@ -99,8 +99,7 @@ impl Started {
 /// What the zone is made with.
 pub fn zone_config(config: &DnsConfig, cluster_dns: &[IpAddr]) -> Result<ZoneConfig, DnsError> {
     let invalid = |source| DnsError::Domain { domain: config.domain.clone(), source };
-    let mut cluster_domain = Name::from_ascii(&config.domain).map_err(invalid)?;
-    cluster_domain.set_fqdn(true);
+    let cluster_domain = absolute(&config.domain).map_err(invalid)?;
     let pods = match config.pods {
         PodNames::Disabled => PodMode::Disabled,
         PodNames::Insecure => PodMode::Insecure,

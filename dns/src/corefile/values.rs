@@ -10,9 +10,7 @@ use shunt_model::GoDuration;
 
 /// A domain, absolute and in the spelling given.
 pub(super) fn domain(text: &str) -> Result<Name, String> {
-    let mut name = Name::from_ascii(text).map_err(|error| format!("{text:?} is no domain: {error}"))?;
-    name.set_fqdn(true);
-    Ok(name)
+    crate::records::absolute(text).map_err(|error| format!("{text:?} is no domain: {error}"))
 }
 
 /// Domains or ranges of addresses; these are their reverse zones.

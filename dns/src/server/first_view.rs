@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::View;
 use crate::admission::Admission;
+use crate::zone::View;
 
 /// Questions that wait at once; one client has at most half of the places.
 const PLACES: usize = 1000;

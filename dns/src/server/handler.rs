@@ -2,23 +2,23 @@
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{DNSClass, Name, RecordType};
+use hickory_proto::rr::{DNSClass, RecordType};
 use tokio::sync::{Semaphore, watch};
 
-use super::View;
 use super::first_view::FirstView;
-use super::reply::{Reply, header_only};
-use super::request::{NoQuestion, Request, Transport};
-use crate::block::Block;
+use crate::block::{Block, Blocks, block_of};
+use crate::explain::Explainer;
 use crate::forward::UDP_PAYLOAD;
 use crate::metrics::Metrics;
+use crate::reply::{Reply, header_only};
+use crate::request::{NoQuestion, Request, Transport};
 use crate::stats::{Author, Counters};
-use crate::zone::Zone;
+use crate::zone::{View, Zone};
 
 /// Records of a message of a transfer: even the longest then fit what TCP takes.
 const TRANSFER_RECORDS: usize = 100;
@@ -27,8 +27,7 @@ const TRANSFER_RECORDS: usize = 100;
 pub(crate) struct Handler {
     views: watch::Receiver<View>,
     first_view: FirstView,
-    /// The longest domains first.
-    blocks: RwLock<Arc<Vec<Arc<Block>>>>,
+    blocks: Arc<Blocks>,
     metrics: Arc<Metrics>,
     /// One zone is written at a time; who asks for another waits.
     transfers: Arc<Semaphore>,
@@ -45,20 +44,18 @@ impl Handler {
     /// Questions about the cluster wait for its first view, for `patience` from now.
     pub(super) fn new(views: watch::Receiver<View>, patience: Duration, metrics: Arc<Metrics>) -> Self {
         let first_view = FirstView::new(views.clone(), patience);
-        Self { views, first_view, blocks: RwLock::default(), metrics, transfers: Arc::new(Semaphore::new(1)) }
+        Self { views, first_view, blocks: Arc::default(), metrics, transfers: Arc::new(Semaphore::new(1)) }
     }
 
-    /// Other blocks for all queries from now on.
-    pub(super) fn set_blocks(&self, mut blocks: Vec<Arc<Block>>) {
-        blocks.sort_by_key(|block| std::cmp::Reverse(block.config.domain.num_labels()));
-        *self.blocks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(blocks);
+    pub(super) fn blocks(&self) -> &Arc<Blocks> {
+        &self.blocks
     }
 
-    pub(crate) fn blocks(&self) -> Arc<Vec<Arc<Block>>> {
-        Arc::clone(&self.blocks.read().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn explainer(&self) -> Explainer {
+        Explainer { blocks: Arc::downgrade(&self.blocks), views: self.views.clone() }
     }
 
-    pub(crate) fn view(&self) -> View {
+    fn view(&self) -> View {
         self.views.borrow().clone()
     }
 
@@ -100,7 +97,7 @@ impl Handler {
     async fn reply(&self, request: &Request) -> Vec<u8> {
         let start = Instant::now();
         let query = &request.query;
-        let blocks = self.blocks();
+        let blocks = self.blocks.now();
         let block = block_of(&blocks, &query.name);
         asked(self.counters(block), request);
         let mut reply = match (refusal(request), block) {
@@ -155,7 +152,7 @@ impl Handler {
         if !is_transfer(query.query_type) || refusal(request).is_some() {
             return None;
         }
-        let blocks = self.blocks();
+        let blocks = self.blocks.now();
         let block = block_of(&blocks, &query.name)?;
         let view = self.view();
         if view.snapshot.is_none() || !block.transfers_to(request.client.ip(), &query.name) {
@@ -220,11 +217,6 @@ fn asked(counters: &Counters, request: &Request) {
     }
 }
 
-/// The block that a name belongs to.
-pub(crate) fn block_of<'a>(blocks: &'a [Arc<Block>], name: &Name) -> Option<&'a Arc<Block>> {
-    blocks.iter().find(|block| block.config.domain.zone_of(name))
-}
-
 /// Served over TCP only, and only to those who may have it (rule 4.5).
 fn is_transfer(rtype: RecordType) -> bool {
     [RecordType::AXFR, RecordType::IXFR].contains(&rtype)
@@ -246,7 +238,9 @@ mod tests {
     use hickory_proto::op::{Message, MessageType, OpCode, Query};
 
     use super::*;
-    use crate::zone::{Zone, ZoneConfig};
+    use hickory_proto::rr::Name;
+
+    use crate::zone::ZoneConfig;
 
     fn handler() -> Handler {
         let config = Arc::new(ZoneConfig::usual(Name::from_ascii("cluster.local.").unwrap()));

@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 
 use super::ending::Ending;
 use super::handler::{Begun, Handler};
-use super::request::Transport;
 use crate::admission::{Admission, Place};
+use crate::request::Transport;
 
 /// A connection without a query is closed after this (rule 9.16).
 const IDLE: Duration = Duration::from_secs(10);

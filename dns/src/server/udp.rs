@@ -9,7 +9,7 @@ use futures::poll;
 use super::datagram::{Datagrams, Peer};
 use super::ending::Ending;
 use super::handler::{Begun, Handler};
-use super::request::Transport;
+use crate::request::Transport;
 
 /// Longer queries are none: 65,535 is the length field's limit.
 const LONGEST: usize = 65_535;

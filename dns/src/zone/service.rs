@@ -301,7 +301,5 @@ fn external_target(target: &str) -> Option<Name> {
     if target.is_empty() || target.parse::<IpAddr>().is_ok() {
         return None;
     }
-    let mut name = Name::from_ascii(target).ok()?;
-    name.set_fqdn(true);
-    Some(name)
+    records::absolute(target).ok()
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shunt_dns::{Explanation, Name, Record, RecordType};
+use shunt_dns::{Explanation, Name, Record, RecordType, absolute};
 
 use crate::plan::{PlanView, render_table};
 use crate::status::Status;
@@ -50,8 +50,7 @@ pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
 
 /// A question given as text.
 pub fn question(name: &str, rtype: &str) -> Result<(Name, RecordType), String> {
-    let mut parsed = Name::from_ascii(name).map_err(|error| format!("{name:?} is not a domain name: {error}"))?;
-    parsed.set_fqdn(true);
+    let parsed = absolute(name).map_err(|error| format!("{name:?} is not a domain name: {error}"))?;
     Ok((parsed, record_type(rtype)?))
 }
 

@@ -1,15 +1,17 @@
 //! A reply before it is bytes: its sections, the order of its addresses, and what fits a datagram.
 
+mod record;
+
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, ResponseCode, emit_message_parts};
 use hickory_proto::rr::{RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
-use super::record::Written;
-use super::request::{Request, Transport};
 use crate::forward::ForwardError;
+use crate::request::{Request, Transport};
 use crate::stats::Author;
+use record::Written;
 
 /// A datagram that every client takes (RFC 1035).
 const SMALLEST_PAYLOAD: u16 = 512;
@@ -56,7 +58,7 @@ impl Reply {
     }
 
     /// It says only that nothing is known of the cluster yet (rule 11.3).
-    pub(super) fn is_ignorant(&self) -> bool {
+    pub(crate) fn is_ignorant(&self) -> bool {
         self.rcode == ResponseCode::ServFail && self.author == Author::Kubernetes
     }
 
@@ -72,7 +74,7 @@ impl Reply {
     }
 
     /// Every client shall meet the addresses in another order, and the mail servers (rule 10.1); all else keeps its place.
-    pub(super) fn shuffle(&mut self) {
+    pub(crate) fn shuffle(&mut self) {
         if self.answers.len() < 2 && self.additionals.len() < 2 {
             return;
         }
@@ -83,7 +85,7 @@ impl Reply {
     }
 
     /// As bytes; over UDP no longer than the client takes.
-    pub(super) fn encode(&mut self, request: &Request, payload: u16) -> Vec<u8> {
+    pub(crate) fn encode(&mut self, request: &Request, payload: u16) -> Vec<u8> {
         let edns = edns_for(request, payload);
         let limit = match request.transport {
             Transport::Udp => edns.as_ref().map_or(SMALLEST_PAYLOAD, Edns::max_payload), // rule 9.13
@@ -164,7 +166,7 @@ fn shuffle_types(section: &mut [Record], types: &[RecordType]) {
 }
 
 /// A reply to what could not be read as a question, which is therefore not repeated (rules 9.4, 9.6).
-pub(super) fn header_only(asked: &Metadata, rcode: ResponseCode) -> Vec<u8> {
+pub(crate) fn header_only(asked: &Metadata, rcode: ResponseCode) -> Vec<u8> {
     let mut metadata = Metadata::response_from_request(asked);
     metadata.response_code = rcode;
     metadata.recursion_available = true;

@@ -11,14 +11,14 @@ use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 const POINTER: u16 = 0xc000 | 12;
 
 /// A record in the reply to a question for `asked`.
-pub(super) struct Written<'a> {
+pub(in crate::reply) struct Written<'a> {
     record: &'a Record,
     asked: &'a Name,
 }
 
 impl<'a> Written<'a> {
     /// All of a section.
-    pub(super) fn all(records: &'a [Record], asked: &'a Name) -> Vec<Self> {
+    pub(in crate::reply) fn all(records: &'a [Record], asked: &'a Name) -> Vec<Self> {
         records.iter().map(|record| Self { record, asked }).collect()
     }
 }
