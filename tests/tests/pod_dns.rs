@@ -253,41 +253,17 @@ fn the_address_that_nodelocal_dnscache_holds_is_left_to_it() {
     cluster.wait_for("ours", || at("169.254.20.11") == ours[0]);
 }
 
-/// As kubeadm writes it, with a stub domain, a table of hosts, and looked at more often.
-const COREFILE: &str = r"
-.:53 {
-    errors
-    health {
-       lameduck 5s
-    }
-    ready
-    kubernetes cluster.local in-addr.arpa ip6.arpa {
-       pods insecure
-       fallthrough in-addr.arpa ip6.arpa
-       ttl 30
-    }
-    hosts {
-       192.0.2.50 printer.office.example
-       fallthrough
-    }
-    prometheus :9153
-    forward . GENERAL {
-       max_concurrent 1000
-    }
-    cache 30 {
-       disable success cluster.local
-       disable denial cluster.local
-    }
-    loop
-    reload 2s
-    loadbalance
+/// As kubeadm writes it.
+const STOCK: &str = include_str!("../../dns/tests/corpus/corefiles/kubeadm.Corefile");
+const HOSTS: &str = "    hosts {\n       192.0.2.50 printer.office.example\n       fallthrough\n    }\n";
+const STUB: &str = "corp.example:53 {\n    errors\n    cache 30\n    forward . 10.244.1.2\n}\n";
+
+/// The stock one with a stub domain, a table of hosts, an upstream of the lab, and looked at more often.
+fn corefile() -> String {
+    let hosts = format!("{HOSTS}    loop");
+    let text = STOCK.replace("/etc/resolv.conf", "172.18.0.1").replace("    reload", "    reload 2s");
+    text.replace("    loop", &hosts) + STUB
 }
-corp.example:53 {
-    errors
-    cache 30
-    forward . CORP
-}
-";
 
 #[test]
 fn a_corefile_is_obeyed_and_followed() {
@@ -295,7 +271,7 @@ fn a_corefile_is_obeyed_and_followed() {
     let general = Ipv4Addr::new(172, 18, 0, 1);
     let cluster = Cluster::alone_with("corefile", |options| {
         let path = options.manifests.parent().unwrap().join("Corefile");
-        std::fs::write(&path, COREFILE.replace("GENERAL", "172.18.0.1").replace("CORP", "10.244.1.2")).unwrap();
+        std::fs::write(&path, corefile()).unwrap();
         options.corefile = Some(path.clone());
         written = Some(path);
     });

@@ -5,30 +5,7 @@ use std::path::PathBuf;
 use super::*;
 
 /// The stock one of kubeadm (rule 13.1).
-const STOCK: &str = ".:53 {
-    errors
-    health {
-       lameduck 5s
-    }
-    ready
-    kubernetes cluster.local in-addr.arpa ip6.arpa {
-       pods insecure
-       fallthrough in-addr.arpa ip6.arpa
-       ttl 30
-    }
-    prometheus :9153
-    forward . /etc/resolv.conf {
-       max_concurrent 1000
-    }
-    cache 30 {
-       disable success cluster.local
-       disable denial cluster.local
-    }
-    loop
-    reload
-    loadbalance
-}
-";
+const STOCK: &str = include_str!("../../tests/corpus/corefiles/kubeadm.Corefile");
 
 fn read(text: &str) -> Result<Corefile, String> {
     let place = tempfile::tempdir().unwrap();
