@@ -322,7 +322,7 @@ impl FakeApi {
     /// Listens again.
     pub fn resume(&self) -> anyhow::Result<()> {
         let runtime = self.runtime.as_ref().context("the server has ended")?;
-        let listener = std::net::TcpListener::bind(self.address).context("listening again")?;
+        let listener = bind_again(self.address)?;
         let listener = into_tokio(runtime, listener)?;
         let serving = runtime.spawn(accept(Arc::clone(&self.shared), self.acceptor.0.clone(), listener));
         *locked(&self.serving) = Some(serving);
@@ -345,6 +345,18 @@ impl FakeApi {
         let follower = folder::follow(Arc::clone(&self.shared), folder)?;
         locked(&self.folders).push(follower);
         Ok(())
+    }
+}
+
+/// Another socket of this machine may have the port for a moment.
+fn bind_again(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let mut tries = 0;
+    loop {
+        match std::net::TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && tries < 600 => tries += 1,
+            bound => return bound.context("listening again"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) async fn sockets(address: SocketAddr) -> (UdpSocket, TcpListener) {
             return (udp, tcp);
         }
         tries += 1;
-        assert!(tries < 200, "{address} is never free");
+        assert!(tries < 3000, "{address} is never free");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

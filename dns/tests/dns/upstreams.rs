@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME};
@@ -16,9 +16,6 @@ use tokio::task::JoinSet;
 
 use crate::client;
 use crate::fixture::{cluster, name, zone_config};
-
-/// What a resolver library waits for (glibc's default).
-const CLIENT_WAITS: Duration = Duration::from_secs(5);
 
 /// A reply to a query, or silence.
 type Script = fn(Message) -> Option<Vec<u8>>;
@@ -152,6 +149,18 @@ async fn ask(server: &Server, text: &str) -> Message {
     client::udp(server.local_addresses()[0], &client::question(&name(text), RecordType::A)).await
 }
 
+/// Does something that must be done before a client gives up: while a server waits for an upstream that says nothing at
+/// all, which it does for as long as a resolver library waits (5 s is glibc's default).
+async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let server = start(&[silent.local_addr().unwrap()]).await;
+    tokio::select! {
+        biased;
+        done = work => done,
+        reply = ask(&server, "www.silent.test.") => panic!("the client has given up: {reply:?}"),
+    }
+}
+
 /// rcode, cut, answers.
 fn shape(message: &Message) -> (ResponseCode, bool, usize) {
     (message.metadata.response_code, message.metadata.truncation, message.answers.len())
@@ -180,12 +189,11 @@ async fn an_old_answer_is_given_in_time_when_the_upstream_is_silent() {
     });
     assert_eq!(shape(&ask(&server, "brief.test.").await), (ResponseCode::NoError, false, 1));
     let _place = serving.await.unwrap();
+    // Longer than it may be kept.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     for round in 0..3 {
-        let start = Instant::now();
-        let reply = ask(&server, "brief.test.").await;
+        let reply = in_time(ask(&server, "brief.test.")).await;
         assert_eq!((shape(&reply), reply.answers[0].ttl), ((ResponseCode::NoError, false, 1), 30), "round {round}");
-        assert!(start.elapsed() < CLIENT_WAITS, "round {round}: the client has given up");
     }
     assert_eq!(server.stats().cache_stale, 3);
     server.shutdown().await;
@@ -195,9 +203,7 @@ async fn an_old_answer_is_given_in_time_when_the_upstream_is_silent() {
 async fn a_cut_answer_is_better_than_none_when_tcp_is_blocked() {
     let upstream = Scripted::start(cut, Tcp::Mute).await;
     let server = start(&[upstream.address]).await;
-    let began = Instant::now();
-    assert_eq!(shape(&ask(&server, "long.test.").await), (ResponseCode::NoError, true, 1));
-    assert!(began.elapsed() < CLIENT_WAITS, "the client has given up");
+    assert_eq!(shape(&in_time(ask(&server, "long.test.")).await), (ResponseCode::NoError, true, 1));
     server.shutdown().await;
 }
 
@@ -214,9 +220,7 @@ async fn an_answer_that_nobody_can_read_is_no_fault_of_the_upstream() {
     }
     server.shutdown().await;
     let server = start(&[upstream.address]).await;
-    let began = Instant::now();
-    assert_eq!(shape(&ask(&server, "name.test.").await), (ResponseCode::ServFail, false, 0));
-    assert!(began.elapsed() < CLIENT_WAITS, "the client has given up");
+    assert_eq!(shape(&in_time(ask(&server, "name.test.")).await), (ResponseCode::ServFail, false, 0));
     server.shutdown().await;
 }
 
@@ -302,7 +306,7 @@ async fn loops_through_a_domain_of_its_own_are_found() {
                 assert_eq!(shape(&reply), (ResponseCode::ServFail, false, 0));
                 break;
             }
-            assert!(number < 50, "the upstream that loops is always asked");
+            assert!(number < 600, "the upstream that loops is always asked");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert_eq!(shape(&ask(&server, "www.example.test.").await), (ResponseCode::NoError, false, 1));
