@@ -13,7 +13,7 @@ use shunt_model::source::{Source, SourceHealth};
 use tokio::task::JoinHandle;
 
 /// Longer than any test waits when it passes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Watched {
     pub(crate) source: Source,
