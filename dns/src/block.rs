@@ -260,6 +260,7 @@ impl Asker<'_> {
             }
             alias.answers.append(&mut beyond.answers);
             alias.truncated |= beyond.truncated; // rule 2.6.6
+            alias.asks = beyond.asks;
             alias
         })
     }
@@ -326,8 +327,10 @@ impl Asker<'_> {
 
     async fn forwarded(&self, query: &Query) -> Reply {
         if self.dry {
-            let reply = Reply { author: Author::Forward, ..Reply::default() };
-            return if self.can_forward(&query.name) { reply } else { failure(ForwardError::NoUpstreams) };
+            return match self.block.forwarder.would_ask(&query.name) {
+                Some(who) => Reply { author: Author::Forward, asks: Some(who), ..Reply::default() },
+                None => failure(ForwardError::NoUpstreams),
+            };
         }
         match self.block.forwarder.resolve(&self.outgoing(query.clone())).await {
             Ok(told) => self.pass_on(told),
@@ -357,6 +360,7 @@ impl Asker<'_> {
             origin: Origin::Upstream { authentic: metadata.authentic_data && wants_ad },
             author: if cached { Author::Cache } else { Author::Forward },
             why: None,
+            asks: None,
             truncated: metadata.truncation,
             answers,
             authorities,
@@ -366,7 +370,7 @@ impl Asker<'_> {
 }
 
 /// Where an alias at the end of the answers leads to, if that is asked for and nothing there says more.
-pub(crate) fn dangling(reply: &Reply, query: &Query) -> Option<Name> {
+fn dangling(reply: &Reply, query: &Query) -> Option<Name> {
     if [RecordType::CNAME, RecordType::ANY].contains(&query.query_type) {
         return None;
     }

@@ -18,6 +18,7 @@ use hickory_proto::rr::Name;
 
 use crate::block::BlockConfig;
 use crate::server::{STARTUP_TIMEOUT, ServerConfig};
+use crate::sockets::any_address;
 use crate::zone::{PodMode, ZoneConfig};
 use plugins::Shared;
 pub use reload::{Follower, follow};
@@ -163,7 +164,7 @@ impl Corefile {
     #[must_use]
     pub fn listen(&self) -> Vec<SocketAddr> {
         if self.bind.is_empty() {
-            return vec![SocketAddr::new(values::any_address(), self.port)];
+            return vec![SocketAddr::new(any_address(), self.port)];
         }
         self.bind.iter().map(|ip| SocketAddr::new(*ip, self.port)).collect()
     }

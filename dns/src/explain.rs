@@ -7,7 +7,7 @@ use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
 use tokio::sync::watch;
 
-use crate::block::{Asker, Block, Blocks, block_of, dangling};
+use crate::block::{Asker, Block, Blocks, block_of};
 use crate::reply::Reply;
 use crate::request::{Request, Transport};
 use crate::stats::{Author, rcode_name};
@@ -69,17 +69,12 @@ async fn explain_block(block: &Block, blocks: &[Arc<Block>], request: &Request, 
     let (rewritten, query) = block.rewritten(&request.query);
     let mut reply = Asker { blocks, block, request, view, hops: 0, dry: true }.ask(&query).await;
     let reason = reason(block, &reply, &query, view);
-    // Whom an alias leads to, or nobody at all.
-    let beyond = match dangling(&reply, &query) {
-        Some(target) => block_of(blocks, &target).and_then(|block| block.forwarder.would_ask(&target)),
-        None if reply.author == Author::Forward => block.forwarder.would_ask(&query.name),
-        None => None,
-    };
+    let asks = reply.asks.take();
     if let Some(rewritten) = &rewritten {
         rewritten.restore(&mut reply);
     }
     let asked_as = rewritten.map(|rewritten| format!("asked as {} (rewrite): ", rewritten.name)).unwrap_or_default();
-    match beyond {
+    match asks {
         None => told(reply, asked_as + &reason),
         Some(who) => Explanation { rcode: None, ..told(reply, format!("{asked_as}{reason}: asked of {who}")) },
     }

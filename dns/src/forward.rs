@@ -12,7 +12,7 @@ mod tls;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query};
@@ -90,6 +90,14 @@ impl Route {
             Upstreams::File(_) => false,
         };
         over_tls || self.authorities.is_some()
+    }
+
+    /// Whatever a later route could take, this one takes: it lies in the domain, and what this one leaves out of that the
+    /// later one leaves out too.
+    pub(crate) fn leaves_nothing_to(&self, later: &Self) -> bool {
+        let touches = |left: &&Name| left.zone_of(&later.from) || later.from.zone_of(left);
+        let left_by_later = |left: &Name| later.except.iter().any(|domain| domain.zone_of(left));
+        self.from.zone_of(&later.from) && self.except.iter().filter(touches).all(left_by_later)
     }
 
     fn takes(&self, name: &Name) -> bool {
@@ -195,6 +203,8 @@ struct Way {
     /// If any of the upstreams is asked over TLS.
     tls: Option<TlsConnector>,
     group: RwLock<Arc<Group>>,
+    /// Whom a server would ask, if this is none.
+    planned: OnceLock<Vec<Upstream>>,
     places: Arc<Admission>,
 }
 
@@ -219,6 +229,7 @@ impl Forwarder {
                 domain: if domain.zone_of(&route.from) { route.from.clone() } else { domain.clone() },
                 tls: route.needs_tls().then(|| tls::connector(route.authorities.as_deref())).transpose()?,
                 group: RwLock::default(),
+                planned: OnceLock::new(),
                 places: Admission::new(route.max_concurrent),
                 route,
             })
@@ -255,16 +266,22 @@ impl Forwarder {
         self.way(name).is_some_and(|way| !way.group().is_empty())
     }
 
-    /// Who would be asked for `name`, for people: those in use with how they are, or before there are any, those that the
-    /// configuration names.
+    /// Reads whom a server would ask; nobody is asked by this.
+    pub(crate) fn plan(&self) -> Result<(), UpstreamError> {
+        for way in &self.ways {
+            let upstreams = way.route.upstreams.read()?.upstreams;
+            way.planned.get_or_init(|| upstreams);
+        }
+        Ok(())
+    }
+
+    /// Who would be asked for `name`, for people: those in use with how they are, or those that are planned.
     pub(crate) fn would_ask(&self, name: &Name) -> Option<String> {
         let way = self.way(name)?;
         let group = way.group();
-        let names: Vec<String> = if group.is_empty() {
-            way.route.upstreams.read().ok()?.upstreams.iter().map(ToString::to_string).collect()
-        } else {
-            group.peers().iter().map(|peer| format!("{}{}", peer.upstream(), peer.standing())).collect()
-        };
+        let in_use = group.peers().iter().map(|peer| format!("{}{}", peer.upstream(), peer.standing()));
+        let planned = way.planned.get().into_iter().flatten().map(ToString::to_string);
+        let names: Vec<String> = in_use.chain(planned).collect();
         (!names.is_empty()).then(|| names.join(", "))
     }
 

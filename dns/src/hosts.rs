@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -39,8 +40,30 @@ pub(crate) struct Hosts {
     table: RwLock<Arc<Table>>,
     /// The file could not be read the last time, which the log has been told.
     unreadable: AtomicBool,
-    /// When the file in force was written, and its length.
-    seen: RwLock<Option<(SystemTime, u64)>>,
+    /// The file in force.
+    seen: RwLock<Option<Stamp>>,
+}
+
+/// Tells a file from the one that was there before, however much they have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    written: SystemTime,
+    /// Changes whenever anything of the file does, and nobody can set it.
+    changed: (i64, i64),
+    place: (u64, u64),
+    length: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> std::io::Result<Self> {
+        let file = std::fs::metadata(path)?;
+        Ok(Self {
+            written: file.modified()?,
+            changed: (file.ctime(), file.ctime_nsec()),
+            place: (file.dev(), file.ino()),
+            length: file.len(),
+        })
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -69,14 +92,14 @@ impl Hosts {
 
     /// When the file was written that is in force, if there is one.
     pub(crate) fn written(&self) -> Option<SystemTime> {
-        self.seen.read().unwrap_or_else(PoisonError::into_inner).map(|(written, _)| written)
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).map(|stamp| stamp.written)
     }
 
     /// Takes what the file says now, if it is another one; while it cannot be read, what it said before stays.
     pub(crate) fn read_again(&self) {
         let mut text = String::new();
         if let Some(path) = &self.config.file {
-            let now = std::fs::metadata(path).and_then(|file| Ok((file.modified()?, file.len()))).ok();
+            let now = Stamp::of(path).ok();
             let unread = self.unreadable.load(Ordering::Relaxed);
             if !unread && now.is_some() && now == *self.seen.read().unwrap_or_else(PoisonError::into_inner) {
                 return;
@@ -165,19 +188,23 @@ impl Table {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_file_that_cannot_be_read_is_told_of_once() {
-        let place = tempfile::tempdir().unwrap();
-        let path = place.path().join("hosts");
-        let config = HostsConfig {
-            file: Some(path.clone()),
-            lines: vec!["192.0.2.1 a".to_owned()],
+    fn of(path: &Path) -> HostsConfig {
+        HostsConfig {
+            file: Some(path.to_owned()),
+            lines: Vec::new(),
             zones: vec![Name::root()],
             ttl: 60,
             reload: Duration::from_secs(5),
             no_reverse: false,
             fallthrough: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_of_once() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("hosts");
+        let config = HostsConfig { lines: vec!["192.0.2.1 a".to_owned()], ..of(&path) };
         let written = crate::log::written(|| {
             let hosts = Hosts::new(config);
             hosts.read_again();
@@ -190,5 +217,23 @@ mod tests {
             assert_eq!(hosts.entries(), 2);
         });
         assert_eq!(written.matches("cannot be read").count(), 2, "{written}");
+    }
+
+    #[test]
+    fn another_file_is_read_however_much_it_is_like_the_last_one() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("hosts");
+        let write = |to: &str, text: &str| {
+            let to = place.path().join(to);
+            std::fs::write(&to, text).unwrap();
+            std::fs::File::options().write(true).open(&to).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        };
+        write("hosts", "192.0.2.1 a");
+        let hosts = Hosts::new(of(&path));
+        write("next", "192.0.2.2 a");
+        std::fs::rename(place.path().join("next"), &path).unwrap();
+        hosts.read_again();
+        let addresses = hosts.table().addresses.values().flatten().copied().collect::<Vec<_>>();
+        assert_eq!(addresses, ["192.0.2.2".parse::<IpAddr>().unwrap()]);
     }
 }

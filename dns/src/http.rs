@@ -14,11 +14,11 @@ use axum::response::IntoResponse as _;
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::metrics::{Exporter, Process, classic};
+use crate::sockets::{any_address, listen};
 use crate::zone::View;
 pub use connections::serve_routes;
 
@@ -67,22 +67,28 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
     let metrics = Router::new().route("/metrics", get(move || metrics(Arc::clone(&registry))));
     let mut routers: BTreeMap<SocketAddr, Router> = BTreeMap::new();
     for (address, router) in [(config.health, health), (config.ready, ready), (config.metrics, metrics)] {
-        let Some(address) = address else { continue };
+        let Some(address) = address.map(everywhere) else { continue };
         let others = routers.remove(&address).unwrap_or_default();
         routers.insert(address, others.merge(router));
     }
     let (mut addresses, mut tasks) = (Vec::new(), JoinSet::new());
     for (address, router) in routers {
         let failed = |source| HttpError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(address, false).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         addresses.push(bound);
         tasks.spawn(serve_routes(listener, router));
-        if config.health == Some(address) {
+        if config.health.map(everywhere) == Some(address) {
             tasks.spawn(self_check::every_second(bound, Arc::clone(&counters)));
         }
     }
     Ok((addresses, tasks))
+}
+
+/// One address for all of this host, however it is written: that of IPv6, which takes IPv4 too, where there is any.
+fn everywhere(address: SocketAddr) -> SocketAddr {
+    let any = address.ip().is_unspecified();
+    if any { SocketAddr::new(any_address(), address.port()) } else { address }
 }
 
 async fn readiness(

@@ -25,6 +25,7 @@ mod reply;
 mod request;
 pub mod rewrite;
 pub mod server;
+mod sockets;
 pub mod stats;
 pub mod template;
 pub mod upstream;

@@ -26,6 +26,8 @@ pub(crate) struct Reply {
     pub(crate) author: Author,
     /// Why there is no better one, for the log.
     pub(crate) why: Option<ForwardError>,
+    /// Of a question that is only to be explained: who would have the last word.
+    pub(crate) asks: Option<String>,
     pub(crate) truncated: bool,
     pub(crate) answers: Vec<Record>,
     pub(crate) authorities: Vec<Record>,

@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shunt_model::Snapshot;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,6 +27,7 @@ use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
 pub use crate::request::Transport;
+use crate::sockets::{datagram_socket, listen};
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{View, Zone, ZoneConfig};
@@ -40,11 +40,6 @@ use worker::Worker;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often a port that the kernel chose for TCP is found taken for UDP before we give up.
 const PORT_TRIES: usize = 16;
-/// Connections that nobody has accepted yet.
-const BACKLOG: i32 = 1024;
-/// Queries that wait in a socket while all processors are busy; the kernel may allow less.
-const RECEIVE_BUFFER: usize = 1 << 20;
-
 /// What to serve, where.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -252,8 +247,12 @@ pub struct Answerer {
 }
 
 impl Answerer {
-    /// Answers from a snapshot; without one, as before the first view of the cluster.
-    pub fn new(zone: ZoneConfig, snapshot: Option<Arc<Snapshot>>, blocks: Vec<BlockConfig>) -> Result<Self, TlsError> {
+    /// Answers from a snapshot; without one, as before the first view of the cluster. Fails where a server would.
+    pub fn new(
+        zone: ZoneConfig,
+        snapshot: Option<Arc<Snapshot>>,
+        blocks: Vec<BlockConfig>,
+    ) -> Result<Self, ServeError> {
         let metrics = Arc::new(Metrics::new(&[]));
         let zone = Arc::new(Zone::new(Arc::new(zone), snapshot.clone().unwrap_or_default(), now()));
         // The view stays in force without its sender.
@@ -261,9 +260,11 @@ impl Answerer {
         let handler = Handler::new(views, Duration::ZERO, Arc::clone(&metrics));
         let block = |config: BlockConfig| {
             let counters = metrics.counters(&config.domain);
-            Block::new(config, counters, Arc::clone(&metrics.peers)).map(Arc::new)
+            let block = Block::new(config, counters, Arc::clone(&metrics.peers))?;
+            block.forwarder.plan()?;
+            Ok(Arc::new(block))
         };
-        handler.blocks().set(blocks.into_iter().map(block).collect::<Result<_, _>>()?);
+        handler.blocks().set(blocks.into_iter().map(block).collect::<Result<_, ServeError>>()?);
         Ok(Self { handler: Arc::new(handler) })
     }
 
@@ -314,31 +315,6 @@ fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<Bound, ServeError> {
     }
 }
 
-fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
-    let socket = socket(address, only_v6, Type::STREAM, Protocol::TCP)?;
-    socket.set_reuse_address(true)?; // connections of an earlier server may linger
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-fn datagram_socket(address: SocketAddr, only_v6: bool) -> io::Result<std::net::UdpSocket> {
-    let socket = socket(address, only_v6, Type::DGRAM, Protocol::UDP)?;
-    socket.set_reuse_port(true)?;
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
-}
-
-fn socket(address: SocketAddr, only_v6: bool, kind: Type, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(only_v6)?;
-    }
-    Ok(socket)
-}
-
 fn bind_error(address: SocketAddr, protocol: &'static str, source: io::Error) -> ServeError {
     ServeError::Bind { address, protocol, source }
 }
@@ -361,7 +337,9 @@ impl Ours {
         if conf.upstreams.is_empty() {
             tracing::warn!(%file, "the file names no nameserver, so all names that are not the cluster's are refused");
         }
-        for upstream in left.iter().filter(|upstream| upstream.address.ip().is_loopback()) {
+        // On a host a resolver may listen there, such as systemd-resolved.
+        let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        for upstream in left.iter().filter(|upstream| in_a_pod && upstream.address.ip().is_loopback()) {
             tracing::warn!(
                 %file, %upstream,
                 "the nameserver is a loopback address: in a pod nobody listens there; give the pod `dnsPolicy: Default` \

@@ -54,10 +54,11 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
         () = stop.cancelled() => None,
         started = daemon.start(options) => Some(started),
     };
-    let outcome = match started {
-        Some(Ok(_source)) => daemon.watch_over().await,
-        Some(Err(error)) => Err(error),
-        None => Ok(()),
+    // The source lives until everything has ended: it is no source that failed which makes a daemon end.
+    let (_source, outcome) = match started {
+        Some(Ok(source)) => (Some(source), daemon.watch_over().await),
+        Some(Err(error)) => (None, Err(error)),
+        None => (None, Ok(())),
     };
     daemon.end().await;
     outcome

@@ -16,9 +16,9 @@ use crate::node::Node;
 use crate::process::{POLL, Process};
 use crate::signals;
 
-/// The service ranges of every lab.
 /// For one answer of a daemon on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The service ranges of every lab.
 const SERVICE_CIDR: &str = "10.96.0.0/16,fd00:10:96::/112";
 const CLUSTER_DNS: &str = "10.96.0.10,fd00:10:96::a";
 const DNS_BIND: &str = "169.254.20.10,fd00:169:254:20::10";

@@ -18,7 +18,6 @@ use super::{Corefile, CorefileError, KubernetesSettings, values, whole};
 use crate::autopath;
 use crate::block::{BlockConfig, Transfer};
 use crate::cache::{CacheConfig, Prefetch};
-use crate::forward::Route;
 
 /// The directives that are known.
 const KNOWN: &str = "autopath, bind, bufsize, cache, debug, errors, forward, health, hosts, kubernetes, loadbalance, \
@@ -81,8 +80,7 @@ pub(super) fn understand(
         "errors" => block.errors = Some(logs::errors(line)?),
         "forward" => {
             let route = forward::forward(line)?;
-            let takes_all = |earlier: &Route| earlier.from == route.from && earlier.except.is_empty();
-            if block.forward.routes.iter().any(takes_all) {
+            if block.forward.routes.iter().any(|earlier| earlier.leaves_nothing_to(&route)) {
                 return Err(
                     line.error(format!("all of {} is asked of others already, so nobody asks these", route.from))
                 );
@@ -354,8 +352,8 @@ fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {
             ("servfail", [time]) => {
                 config.failure = value(option, values::duration(time))?.min(Duration::from_secs(300));
             }
-            ("disable", ["success", ..]) => config.no_success = zones_of(option, tail(option), domains)?,
-            ("disable", ["denial", ..]) => config.no_denial = zones_of(option, tail(option), domains)?,
+            ("disable", ["success", ..]) => config.no_success.extend(zones_of(option, tail(option), domains)?),
+            ("disable", ["denial", ..]) => config.no_denial.extend(zones_of(option, tail(option), domains)?),
             ("success" | "denial" | "prefetch" | "servfail" | "disable", _) => {
                 return Err(option.error("its arguments are not those that CoreDNS gives it"));
             }

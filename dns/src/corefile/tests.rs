@@ -18,7 +18,7 @@ fn read(text: &str) -> Result<Corefile, String> {
 }
 
 fn everywhere(port: u16) -> Option<SocketAddr> {
-    Some(SocketAddr::new(values::any_address(), port))
+    Some(SocketAddr::new(any_address(), port))
 }
 
 fn names(names: &[Name]) -> Vec<String> {
@@ -161,6 +161,11 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n cache {\n  serve_stale 10000000h\n }\n}\n", "Corefile:3: serve_stale: 10000000h is longer than a year"),
     (".:53 {\n cache 18446744073709551615\n}\n", "Corefile:2: cache: "),
     (".:53 {\n forward . 10.0.0.1\n forward . 10.0.0.2\n}\n", "Corefile:3: forward: all of . is asked of others"),
+    ("corp.test {\n forward . 10.0.0.1\n forward corp.test 10.0.0.2\n}\n", "Corefile:3: forward: all of corp.test."),
+    (
+        ".:53 {\n forward . 10.0.0.1 {\n  except a.test\n }\n forward . 10.0.0.2 {\n  except a.test b.test\n }\n}\n",
+        "Corefile:5: forward: all of . is asked of others already",
+    ),
     (
         ".:53 {\n forward . 10.0.0.1 {\n  policy random\n  policy sequential\n }\n}\n",
         "Corefile:4: policy: stands in this forward already",
@@ -199,6 +204,10 @@ fn what_changes_nothing_here_is_taken() {
         "\u{feff}.:53 {\n cache 30#s\n}\n",
         ".:53 {\n forward . 10.0.0.1 {\n  except a.test\n  except b.test\n }\n forward . 10.0.0.2\n}\n",
         ".:53 {\n hosts {\n  10.0.0.1 a\n  10.0.0.1 b\n }\n}\n",
+        ".:53 {\n kubernetes cluster.local {\n  namespaces a\n  namespaces b\n  endpoint_pod_names\n  endpoint_pod_names\n }\n}\n",
+        ".:53 {\n cache {\n  disable success a.test\n  disable success b.test\n }\n}\n",
+        "a.test {\n prometheus 0.0.0.0:9253\n}\n.:53 {\n prometheus :9253\n}\n",
+        ".:53 {\n forward a.test 10.0.0.1\n forward . 10.0.0.2 {\n  except b.test\n }\n forward b.test 10.0.0.3\n}\n",
         r#".:53 {
             template IN A {
                 match "^a\\" x

@@ -1,12 +1,13 @@
 //! Values as Corefiles write them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use hickory_proto::rr::Name;
 use ipnet::IpNet;
 use shunt_model::GoDuration;
+
+use crate::sockets::any_address;
 
 /// A domain, absolute and in the spelling given.
 pub(super) fn domain(text: &str) -> Result<Name, String> {
@@ -73,8 +74,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// `:PORT` is every address, `localhost:PORT` the own one.
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let wrong = || format!("{text:?} is no address to listen on; write ADDRESS:PORT or :PORT");
-    if let Ok(address) = text.parse() {
-        return Ok(address);
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        // `:PORT` and `0.0.0.0:PORT` are one listener.
+        let ip = if address.ip().is_unspecified() { any_address() } else { address.ip() };
+        return Ok(SocketAddr::new(ip, address.port()));
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let ip: IpAddr = match host {
@@ -83,11 +86,6 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
         _ => return Err(wrong()),
     };
     Ok(SocketAddr::new(ip, port.parse().map_err(|_number| wrong())?))
-}
-
-/// All addresses of this host: that of IPv6 takes IPv4 too, where there is IPv6 at all.
-pub(super) fn any_address() -> IpAddr {
-    if Path::new("/proc/net/if_inet6").exists() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
 /// All addresses of a family.
@@ -146,6 +144,7 @@ mod tests {
     #[test]
     fn addresses_to_listen_on_may_leave_the_host_out() {
         assert_eq!(listen_address(":9153"), Ok(SocketAddr::new(any_address(), 9153)));
+        assert_eq!(listen_address("0.0.0.0:9153"), listen_address(":9153"));
         assert_eq!(listen_address("localhost:8080"), Ok("127.0.0.1:8080".parse().unwrap()));
         assert_eq!(listen_address("[::1]:8080"), Ok("[::1]:8080".parse().unwrap()));
         assert!(listen_address("8080").is_err());

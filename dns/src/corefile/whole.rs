@@ -19,22 +19,30 @@ pub(super) fn once(directives: &[Line]) -> Result<(), CorefileError> {
     Ok(())
 }
 
-/// Options that may stand in a directive more than once: they add up.
-const ADDED: [&str; 9] =
-    ["additional", "answer", "authority", "class", "consolidate", "disable", "except", "match", "to"];
-
-/// The same for the options of a directive. Those of `rewrite` are the words of a rule.
+/// The same for the options of a directive, which may say the same twice. Those of `rewrite` are the words of a rule.
 pub(super) fn options_once(directive: &Line) -> Result<(), CorefileError> {
     let options = directive.block.as_deref().unwrap_or_default();
     for (at, option) in options.iter().enumerate().filter(|_| directive.name() != "rewrite") {
-        let name = option.name();
-        let repeated = options.iter().take(at).any(|earlier| earlier.name() == name);
-        let adds_up = ADDED.contains(&name) || name.parse::<std::net::IpAddr>().is_ok();
-        if repeated && !adds_up {
+        let mut earlier = options.iter().take(at).filter(|earlier| earlier.name() == option.name());
+        if !adds_up(directive, option) && earlier.any(|earlier| earlier.words != option.words) {
             return Err(option.error(format!("stands in this {} already: make one of them", directive.name())));
         }
     }
     Ok(())
+}
+
+fn adds_up(directive: &Line, option: &Line) -> bool {
+    match (directive.name(), option.name()) {
+        ("cache", "disable")
+        | ("errors", "consolidate")
+        | ("forward", "except")
+        | ("kubernetes", "namespaces")
+        | ("log", "class")
+        | ("template", "additional" | "answer" | "authority" | "match")
+        | ("transfer", "to") => true,
+        ("hosts", address) => address.parse::<std::net::IpAddr>().is_ok(),
+        _ => false,
+    }
 }
 
 pub(super) fn check(servers: &[Line], file: &Corefile) -> Result<(), CorefileError> {

@@ -1,12 +1,11 @@
 //! Where an address is used: the lookups a snapshot does not offer, kept up to date from differences alone.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use imbl::OrdSet;
 use imbl::ordmap::DiffItem;
-use shunt_model::{ClusterIps, EndpointSlice, ObjectKey, Pod, Protocol, Service, ServiceKind, SliceKey, Snapshot};
+use shunt_model::{EndpointSlice, ObjectKey, Pod, Service, ServiceKind, SliceKey, Snapshot};
 
 use super::PodMode;
 
@@ -93,9 +92,13 @@ fn sides<'a, K, V>(change: DiffItem<'a, 'a, K, V>) -> (Option<&'a V>, Option<&'a
 }
 
 /// What DNS shows of a Service, so that nothing else moves the serial (rule 3.6).
-fn shown_service(service: &Service) -> (&ServiceKind, &ClusterIps, Vec<(&str, Protocol, NonZeroU16)>) {
-    let ports = service.ports.iter().map(|port| (&*port.name, port.protocol, port.port)).collect();
-    (&service.kind, &service.cluster_ips, ports)
+fn shown_service(service: &Service) -> impl PartialEq {
+    let target = match &service.kind {
+        ServiceKind::ExternalName(target) => Some(target),
+        ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => None,
+    };
+    let ports: Vec<_> = service.ports.iter().map(|port| (&port.name, port.protocol, port.port)).collect();
+    (target, &service.cluster_ips, ports)
 }
 
 /// What DNS shows of a slice: an endpoint with each of the ports, as long as it is ready.

@@ -9,7 +9,7 @@ use hickory_proto::rr::RData;
 use hickory_proto::rr::rdata::CNAME;
 use shunt_dns::{Answer, Name, PodMode, Record, RecordType, Zone, ZoneConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_model::{EndpointSlice, Service, SliceKey, Snapshot};
+use shunt_model::{EndpointSlice, Service, ServiceKind, SliceKey, Snapshot};
 
 use crate::client;
 use crate::fixture::{cluster, external, key, name, service, slice, zone_config};
@@ -329,9 +329,10 @@ fn another_domain_can_be_served() {
 type Change = fn(&mut Snapshot);
 
 /// What happens to a cluster, and whether DNS shows it.
-const CHANGES: [(&str, Change, bool); 7] = [
+const CHANGES: [(&str, Change, bool); 8] = [
     ("session affinity", |snapshot| edit(snapshot, "web", |service| service.affinity = NonZeroU32::new(9)), false),
     ("a node port", |snapshot| edit(snapshot, "web", |service| service.ports[0].node_port = NonZeroU16::new(9)), false),
+    ("a type", |snapshot| edit(snapshot, "web", |service| service.kind = ServiceKind::NodePort), false),
     ("a port", |snapshot| edit(snapshot, "web", |service| service.ports[0].port = NonZeroU16::MIN), true),
     ("where an endpoint is", |snapshot| edit_slice(snapshot, "web", |slice| slice.endpoints[0].node = None), false),
     ("an unready endpoint", |snapshot| edit_slice(snapshot, "web", |slice| slice.endpoints[2].serving = false), false),

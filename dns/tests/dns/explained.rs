@@ -13,6 +13,11 @@ const UPSTREAMS: &str = "
 corp.test:53 {
     forward . 127.0.0.1:9
 }
+www.example.test:53 {
+    hosts /dev/null {
+        192.0.2.71 www.example.test
+    }
+}
 open.test:53 {
     hosts /dev/null {
         192.0.2.70 fixed.open.test
@@ -27,7 +32,7 @@ open.test:53 {
 }
 .:53 {";
 
-const ROWS: [(&str, RecordType, &str, &str, &str); 15] = [
+const ROWS: [(&str, RecordType, &str, &str, &str); 16] = [
     ("web.shop.svc.cluster.local.", RecordType::A, "NOERROR", "10.96.0.1", "from the cluster's objects"),
     ("web.shop.svc.cluster.local.", RecordType::MX, "NOERROR", "", "the name exists, but has no record of this type"),
     ("wep.shop.svc.cluster.local.", RecordType::A, "NXDOMAIN", "", "the namespace has no such service"),
@@ -48,9 +53,11 @@ const ROWS: [(&str, RecordType, &str, &str, &str); 15] = [
         "outer.shop.svc.cluster.local.",
         RecordType::A,
         "NOERROR",
-        "www.example.test.",
+        "192.0.2.71",
         "an alias of www.example.test., which is not of the cluster",
     ),
+    // Hosts have the last word, and nobody else is asked.
+    ("outer.shop.svc.cluster.local.", RecordType::AAAA, "NOERROR", "www.example.test.", "not of the cluster"),
     ("www.corp.test.", RecordType::A, "", "", "not a name of the cluster: asked of 127.0.0.1:9"),
     (
         "www.open.test.",
@@ -83,6 +90,7 @@ async fn every_answer_comes_with_its_reason() {
         assert_eq!(told.rcode.as_deref().unwrap_or_default(), rcode, "{asked} {rtype}: {told:?}");
         assert_eq!(last(&told.answers), data, "{asked} {rtype}");
         assert!(told.reason.contains(reason), "{asked} {rtype}: {}", told.reason);
+        assert_eq!(told.reason.contains("asked of"), told.rcode.is_none(), "{asked} {rtype}: {}", told.reason);
         assert!(told.answers.first().is_none_or(|record| record.name == name(asked)), "{asked}: as it was asked");
     }
 }
@@ -96,4 +104,15 @@ async fn nothing_is_explained_before_the_cluster_is_known() {
     let config = crate::fixture::zone_config();
     let server = Answerer::new(config, None, vec![]).unwrap();
     assert_eq!(server.explainer().explain(name("web.shop.svc.cluster.local."), RecordType::A).await, None);
+}
+
+#[tokio::test]
+async fn what_a_server_would_not_start_with_is_not_explained_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("Corefile");
+    std::fs::write(&path, ".:53 {\n forward . ./no-such-file\n}\n").unwrap();
+    let file = Corefile::read(&path).unwrap();
+    let config = file.server_config(Vec::new(), file.zone(vec![]));
+    let refused = Answerer::new(config.zone, Some(Arc::new(cluster())), config.blocks).err().unwrap();
+    assert!(refused.to_string().contains("./no-such-file"), "{refused}");
 }

@@ -45,7 +45,7 @@ pub enum ConnectError {
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) client: Client,
-    /// For people who look for the fault.
+    /// For people who look for the fault; whoever asks about health may read it too, so it has no credentials in it.
     pub(super) url: Arc<str>,
 }
 
@@ -62,9 +62,16 @@ pub(super) async fn connect(options: &KubeOptions) -> Result<Api, ConnectError> 
     config.connect_timeout = Some(CONNECT);
     // Reflectors wait by themselves, as long as the server asks for, and tell why.
     config.default_retry = false;
-    let url = Arc::from(config.cluster_url.to_string().trim_end_matches('/'));
+    let url = Arc::from(without_credentials(&config.cluster_url));
     let client = Client::try_from(config).map_err(|source| ConnectError::Client(Box::new(source)))?;
     Ok(Api { client, url })
+}
+
+/// Scheme, host and port.
+fn without_credentials(url: &http::Uri) -> String {
+    let scheme = url.scheme_str().unwrap_or("https");
+    let port = url.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{}{port}", url.host().unwrap_or_default())
 }
 
 async fn from_file(path: PathBuf, master: Option<&str>) -> Result<Config, ConnectError> {
@@ -82,4 +89,20 @@ async fn from_file(path: PathBuf, master: Option<&str>) -> Result<Config, Connec
 
 fn url(master: &str) -> Result<http::Uri, ConnectError> {
     master.parse().map_err(|source| ConnectError::Master { master: master.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_is_told_of_has_no_credentials_in_it() {
+        for (url, told) in [
+            ("https://10.96.0.1:443", "https://10.96.0.1:443"),
+            ("http://admin:s3cret@[fd00::1]:8080/path?token=x", "http://[fd00::1]:8080"),
+            ("https://api.example.test", "https://api.example.test"),
+        ] {
+            assert_eq!(without_credentials(&url.parse().unwrap()), told, "{url}");
+        }
+    }
 }
