@@ -103,10 +103,11 @@ impl Assembly {
     }
 
     /// The file now declares this.
-    pub(super) fn replace(&mut self, name: &Arc<str>, declared: Vec<Declared>) {
+    pub(super) fn replace(&mut self, name: &Arc<str>, mut declared: Vec<Declared>) {
         let file = self.files.entry(Arc::clone(name)).or_default();
         file.error = None;
         let before = std::mem::take(&mut file.declared);
+        keep_last_good(&before, &mut declared);
         self.faulty.remove(name);
         if declared.iter().any(|declared| !declared.notes.is_empty()) {
             self.faulty.insert(Arc::clone(name));
@@ -347,6 +348,24 @@ impl Assembly {
             }
             Some(_) | None => Vec::new(),
         }
+    }
+}
+
+/// An object that cannot be read any more stays as it was, like a file that does not parse.
+fn keep_last_good(before: &[Declared], declared: &mut [Declared]) {
+    if declared.iter().all(|declared| declared.unreadable.is_none()) {
+        return;
+    }
+    let known: HashMap<&ObjectId, &Object> =
+        before.iter().filter_map(|before| Some((&before.id, before.object.as_ref()?))).collect();
+    let mut present: HashSet<ObjectId> =
+        declared.iter().filter(|declared| declared.object.is_some()).map(|declared| declared.id.clone()).collect();
+    for declared in declared {
+        let Some(reason) = declared.unreadable.take() else { continue };
+        let kept = known.get(&declared.id).filter(|_| present.insert(declared.id.clone()));
+        declared.object = kept.map(|kept| Object::clone(kept));
+        let outcome = if kept.is_some() { "its last good version stays in force" } else { "it is ignored" };
+        declared.notes.push(format!("it cannot be read ({reason}), so {outcome}"));
     }
 }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::allocate::{Claim, Families, FamilyPolicy, Wish};
 use super::derive::{Candidate, Selection};
-use super::parse::{Manifest, Parsed};
+use super::parse::{Fault, Kind, Manifest, Parsed};
 use crate::endpoint::EndpointSlice;
 use crate::key::{Family, ObjectKey};
 use crate::node::{Namespace, Node};
@@ -24,6 +25,8 @@ pub(super) struct Declared {
     pub(super) object: Option<Object>,
     /// Why it or a part of it is left out.
     pub(super) notes: Vec<String>,
+    /// Why it cannot be read as what it says it is; then the assembly decides what of it is in force.
+    pub(super) unreadable: Option<String>,
 }
 
 /// Identity of an object among all files.
@@ -68,6 +71,16 @@ pub(super) struct Draft {
 }
 
 impl ObjectKind {
+    fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Namespace => Self::Namespace,
+            Kind::Service => Self::Service,
+            Kind::Slice => Self::Slice,
+            Kind::Pod => Self::Pod,
+            Kind::Node => Self::Node,
+        }
+    }
+
     /// As in `kind:`.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -97,11 +110,15 @@ impl ObjectId {
     /// `Kind namespace/name`, without what is not there.
     pub(super) fn describe(&self) -> Option<String> {
         let kind = self.kind.name();
-        match self.kind {
-            ObjectKind::Unknown => None,
-            ObjectKind::Namespace | ObjectKind::Node => Some(format!("{kind} {}", self.key.name)),
-            ObjectKind::Service | ObjectKind::Slice | ObjectKind::Pod => Some(format!("{kind} {}", self.key)),
+        if self.key.name.is_empty() {
+            return (self.kind != ObjectKind::Unknown).then(|| kind.to_owned());
         }
+        Some(match self.kind {
+            ObjectKind::Namespace | ObjectKind::Node => format!("{kind} {}", self.key.name),
+            ObjectKind::Service | ObjectKind::Slice | ObjectKind::Pod | ObjectKind::Unknown => {
+                format!("{kind} {}", self.key)
+            }
+        })
     }
 }
 
@@ -109,28 +126,35 @@ impl ObjectId {
 pub(super) fn declare(parsed: Parsed, cx: &mut Conversion) -> Declared {
     let line = parsed.line;
     let (id, object) = match parsed.manifest {
-        Err(reason) => {
+        Err(Fault::NoObject(reason)) => {
             let id = ObjectId { kind: ObjectKind::Unknown, key: ObjectKey::new("", "") };
-            return Declared { line, id, object: None, notes: vec![reason] };
+            return Declared { line, id, object: None, notes: vec![reason], unreadable: None };
         }
-        Ok(manifest) => (id(&manifest, cx), object(&manifest, cx)),
+        Err(Fault::Mistyped { kind, metadata, reason }) => {
+            let id = id(kind.map_or(ObjectKind::Unknown, ObjectKind::of), &metadata, cx);
+            return Declared { line, id, object: None, notes: Vec::new(), unreadable: Some(reason) };
+        }
+        Ok(manifest) => (identity(&manifest, cx), object(&manifest, cx)),
     };
     let mut notes = cx.take_notes();
     let object = object.unwrap_or_else(|Rejection(reason)| {
         notes.push(reason);
         None
     });
-    Declared { line, id, object, notes }
+    Declared { line, id, object, notes, unreadable: None }
 }
 
-fn id(manifest: &Manifest, cx: &mut Conversion) -> ObjectId {
-    let (kind, metadata) = match manifest {
-        Manifest::Namespace(object) => (ObjectKind::Namespace, &object.metadata),
-        Manifest::Service(object) => (ObjectKind::Service, &object.metadata),
-        Manifest::Slice(object) => (ObjectKind::Slice, &object.metadata),
-        Manifest::Pod(object) => (ObjectKind::Pod, &object.metadata),
-        Manifest::Node(object) => (ObjectKind::Node, &object.metadata),
-    };
+fn identity(manifest: &Manifest, cx: &mut Conversion) -> ObjectId {
+    match manifest {
+        Manifest::Namespace(object) => id(ObjectKind::Namespace, &object.metadata, cx),
+        Manifest::Service(object) => id(ObjectKind::Service, &object.metadata, cx),
+        Manifest::Slice(object) => id(ObjectKind::Slice, &object.metadata, cx),
+        Manifest::Pod(object) => id(ObjectKind::Pod, &object.metadata, cx),
+        Manifest::Node(object) => id(ObjectKind::Node, &object.metadata, cx),
+    }
+}
+
+fn id(kind: ObjectKind, metadata: &ObjectMeta, cx: &mut Conversion) -> ObjectId {
     let mut key = cx.key(metadata);
     if matches!(kind, ObjectKind::Namespace | ObjectKind::Node) {
         key.namespace = cx.intern("");

@@ -2,8 +2,10 @@
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use serde_saphyr::Spanned;
 
@@ -27,10 +29,34 @@ pub(super) enum Manifest {
 /// One document or list item.
 #[derive(Clone, Debug)]
 pub(super) struct Parsed {
-    /// Where it begins, counted from 1.
+    /// Where it begins, or where its mistake is if that is known better; counted from 1.
     pub(super) line: usize,
     /// The object, or why it cannot be one.
-    pub(super) manifest: Result<Manifest, String>,
+    pub(super) manifest: Result<Manifest, Fault>,
+}
+
+/// Why a well-formed document or list item is no object. That costs nothing but itself.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// It is none of the kinds that are read, with what becomes of it.
+    NoObject(String),
+    /// A field is of another type than its kind has.
+    Mistyped {
+        /// Unknown if the mistake is in the kind itself.
+        kind: Option<Kind>,
+        /// Only namespace and name, if they can be told.
+        metadata: Box<ObjectMeta>,
+        reason: String,
+    },
+}
+
+impl Fault {
+    fn mistyped(kind: Option<Kind>, object: &Value, reason: String) -> Self {
+        let metadata = object.get("metadata");
+        let text = |field| metadata.and_then(|metadata| metadata.get(field)).and_then(Value::as_str).map(str::to_owned);
+        let metadata = ObjectMeta { namespace: text("namespace"), name: text("name"), ..ObjectMeta::default() };
+        Self::Mistyped { kind, metadata: Box::new(metadata), reason }
+    }
 }
 
 /// Why the file as a whole cannot be read.
@@ -55,6 +81,9 @@ pub(super) fn parse(text: &str, format: Format, mut sink: impl FnMut(Parsed)) ->
     }
     Ok(())
 }
+
+/// Of a list in a list.
+const NESTED: &str = "a list within a list is not read";
 
 /// Who takes the objects.
 type Sink<'a> = &'a mut dyn FnMut(Parsed);
@@ -85,7 +114,7 @@ struct Head {
 #[derive(Deserialize)]
 struct YamlList {
     #[serde(default)]
-    items: Option<Vec<Spanned<serde_json::Value>>>,
+    items: Option<Vec<Spanned<Value>>>,
 }
 
 #[derive(Deserialize)]
@@ -103,8 +132,9 @@ enum Reading {
     Bad(String),
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
+/// The kinds of objects that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
     Namespace,
     Service,
     Slice,
@@ -186,9 +216,9 @@ impl Decode<ParseError> for Json<'_> {
     }
 }
 
-impl Decode<serde_json::Error> for serde_json::Value {
+impl Decode<serde_json::Error> for &Value {
     fn decode<T: DeserializeOwned>(self) -> Result<T, serde_json::Error> {
-        serde_json::from_value(self)
+        T::deserialize(self)
     }
 }
 
@@ -244,10 +274,11 @@ fn yaml_document(piece: Piece<'_>, sink: Sink<'_>) -> Result<(), ParseError> {
     let line = piece.first_line();
     let head = match quick_head(piece.text) {
         Some(head) => head,
-        // An empty document such as `--- ~` is null; that is no object and no mistake.
-        None => match Yaml(piece).decode::<Option<Head>>()? {
-            Some(head) => head,
-            None => return Ok(()),
+        None => match Yaml(piece).decode::<Option<Head>>() {
+            Ok(Some(head)) => head,
+            // An empty document such as `--- ~` is null; that is no object and no mistake.
+            Ok(None) => return Ok(()),
+            Err(error) => return mistyped_yaml(None, piece, error, sink),
         },
     };
     match reading(&head) {
@@ -255,17 +286,35 @@ fn yaml_document(piece: Piece<'_>, sink: Sink<'_>) -> Result<(), ParseError> {
         Reading::Skip => {
             let serde::de::IgnoredAny = Yaml(piece).decode()?;
         }
-        Reading::Bad(reason) => sink(Parsed { line, manifest: Err(reason) }),
-        Reading::One(kind) => sink(Parsed { line, manifest: Ok(typed(kind, Yaml(piece))?) }),
-        Reading::List(default) => {
-            let list: YamlList = Yaml(piece).decode()?;
-            for item in list.items.into_iter().flatten() {
-                let item_line = usize::try_from(item.referenced.line()).map_or(line, |line| piece.before + line);
-                yaml_item(item.value, &default, item_line, sink)?;
+        Reading::Bad(reason) => sink(Parsed { line, manifest: Err(Fault::NoObject(reason)) }),
+        Reading::One(kind) => match typed(kind, Yaml(piece)) {
+            Ok(manifest) => sink(Parsed { line, manifest: Ok(manifest) }),
+            Err(error) => mistyped_yaml(Some(kind), piece, error, sink)?,
+        },
+        Reading::List(default) => match Yaml(piece).decode::<YamlList>() {
+            Ok(list) => {
+                for item in list.items.into_iter().flatten() {
+                    let item_line = usize::try_from(item.referenced.line()).map_or(line, |line| piece.before + line);
+                    yaml_item(item.value, &default, item_line).into_iter().for_each(&mut *sink);
+                }
             }
-        }
+            Err(error) => mistyped_yaml(None, piece, error, sink)?,
+        },
     }
     Ok(())
+}
+
+/// A mapping with a field of a wrong type costs itself only. Whatever is no mapping, or no YAML, is no manifest at all,
+/// and neither is the file that it stands in.
+fn mistyped_yaml(kind: Option<Kind>, piece: Piece<'_>, error: ParseError, sink: Sink<'_>) -> Result<(), ParseError> {
+    match Yaml(piece).decode::<Value>() {
+        Ok(object) if object.is_object() => {
+            let line = error.line.unwrap_or_else(|| piece.first_line());
+            sink(Parsed { line, manifest: Err(Fault::mistyped(kind, &object, error.reason)) });
+            Ok(())
+        }
+        Ok(_) | Err(_) => Err(error),
+    }
 }
 
 /// The head of a document in the usual form, without parsing all of it twice: nothing that belongs to a value begins
@@ -287,17 +336,16 @@ fn quick_head(text: &str) -> Option<Head> {
     (head.kind.is_some() && head.api_version.is_some()).then_some(head)
 }
 
-fn yaml_item(value: serde_json::Value, default: &Head, line: usize, sink: Sink<'_>) -> Result<(), ParseError> {
-    let bad = |error: &serde_json::Error| ParseError { line: Some(line), reason: one_line(&error.to_string()) };
-    let head = Head::deserialize(&value).map_err(|error| bad(&error))?;
-    let manifest = match reading(&head.or(default)) {
-        Reading::Skip => return Ok(()),
-        Reading::Bad(reason) => Err(reason),
-        Reading::List(_) => Err("a list within a list is not read".to_owned()),
-        Reading::One(kind) => Ok(typed(kind, value).map_err(|error| bad(&error))?),
+fn yaml_item(value: Value, default: &Head, line: usize) -> Option<Parsed> {
+    let mistyped = |kind, error: &serde_json::Error| Fault::mistyped(kind, &value, one_line(&error.to_string()));
+    let manifest = match Head::deserialize(&value).map(|head| reading(&head.or(default))) {
+        Ok(Reading::Skip) => return None,
+        Ok(Reading::Bad(reason)) => Err(Fault::NoObject(reason)),
+        Ok(Reading::List(_)) => Err(Fault::NoObject(NESTED.to_owned())),
+        Ok(Reading::One(kind)) => typed(kind, &value).map_err(|error| mistyped(Some(kind), &error)),
+        Err(error) => Err(mistyped(None, &error)),
     };
-    sink(Parsed { line, manifest });
-    Ok(())
+    Some(Parsed { line, manifest })
 }
 
 impl Head {
@@ -322,22 +370,40 @@ fn json_documents(text: &str, sink: Sink<'_>) -> Result<(), ParseError> {
 fn json_document(file: &str, raw: &RawValue, list: Option<&Head>, sink: Sink<'_>) -> Result<(), ParseError> {
     let piece = Piece { text: raw.get(), before: lines_before(file, raw.get()) };
     let line = piece.before + 1;
-    let Some(head) = Json(piece).decode::<Option<Head>>()? else { return Ok(()) };
-    let head = list.map_or_else(|| head.clone(), |list| head.clone().or(list));
-    let manifest = match (reading(&head), list) {
-        (Reading::Skip, _) => return Ok(()),
-        (Reading::Bad(reason), _) => Err(reason),
-        (Reading::One(kind), _) => Ok(typed(kind, Json(piece))?),
-        (Reading::List(_), Some(_)) => Err("a list within a list is not read".to_owned()),
-        (Reading::List(default), None) => {
-            let list: JsonList<'_> = serde_json::from_str(raw.get()).map_err(|error| json_error(&error))?;
-            for item in list.items.into_iter().flatten() {
-                json_document(file, item, Some(&default), sink)?;
-            }
+    if list.is_none() && !matches!(raw.get().as_bytes(), [b'{', ..] | b"null") {
+        return Err(ParseError { line: Some(line), reason: "the document is no object".to_owned() });
+    }
+    let mistyped = |kind, error: ParseError| {
+        let object = serde_json::from_str::<Value>(piece.text).unwrap_or_default();
+        let fault = Fault::mistyped(kind, &object, error.reason);
+        Parsed { line: error.line.unwrap_or(line), manifest: Err(fault) }
+    };
+    let head = match Json(piece).decode::<Option<Head>>() {
+        Ok(Some(head)) => list.map_or_else(|| head.clone(), |list| head.clone().or(list)),
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            sink(mistyped(None, error));
             return Ok(());
         }
     };
-    sink(Parsed { line, manifest });
+    let no_object = |reason| Parsed { line, manifest: Err(Fault::NoObject(reason)) };
+    match (reading(&head), list) {
+        (Reading::Skip, _) => {}
+        (Reading::Bad(reason), _) => sink(no_object(reason)),
+        (Reading::List(_), Some(_)) => sink(no_object(NESTED.to_owned())),
+        (Reading::One(kind), _) => sink(match typed(kind, Json(piece)) {
+            Ok(manifest) => Parsed { line, manifest: Ok(manifest) },
+            Err(error) => mistyped(Some(kind), error),
+        }),
+        (Reading::List(default), None) => match serde_json::from_str::<JsonList<'_>>(raw.get()) {
+            Ok(list) => {
+                for item in list.items.into_iter().flatten() {
+                    json_document(file, item, Some(&default), sink)?;
+                }
+            }
+            Err(error) => sink(mistyped(None, json_error(&error))),
+        },
+    }
     Ok(())
 }
 

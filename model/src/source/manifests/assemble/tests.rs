@@ -90,6 +90,44 @@ fn bad_objects_are_skipped_and_named() {
 }
 
 #[test]
+fn an_object_with_a_field_of_a_wrong_type_costs_itself_only() {
+    for ports in ["ports: oops", "ports: [{port: 99999999999}]"] {
+        let text = format!("{}{}", service("bad", ports), service("fine", "ports: [{port: 1}]"));
+        let snapshot = check(&text, 1, "/m/a.yaml:9: Service default/bad: it cannot be read (");
+        assert!(snapshot.services.contains_key(&ObjectKey::new("default", "fine")));
+    }
+}
+
+#[test]
+fn an_object_that_cannot_be_read_any_more_keeps_its_last_good_version() {
+    let mut assembly = assembly();
+    let ports = |assembly: &mut Assembly| {
+        let services = assembly.settle().services;
+        services.iter().map(|(key, service)| format!("{}:{}", key.name, service.ports[0].port)).collect::<Vec<_>>()
+    };
+    let file = |a: &str, b: &str| {
+        let ports = |port: &str| format!("ports: [{{port: {port}}}]");
+        format!("{}{}", service("a", &ports(a)), service("b", &ports(b)))
+    };
+    load(&mut assembly, "a.yaml", &file("1", "1"));
+    assert_eq!(ports(&mut assembly), ["a:1", "b:1"]);
+    for other in ["2", "3"] {
+        load(&mut assembly, "a.yaml", &file("eighty", other));
+        assert_eq!(ports(&mut assembly), ["a:1".to_owned(), format!("b:{other}")]);
+        let [problem] = &assembly.problems()[..] else { panic!("one problem") };
+        assert_eq!(problem.kind, "service");
+        assert!(problem.reason.ends_with("so its last good version stays in force"), "{problem}");
+    }
+    load(&mut assembly, "a.yaml", &file("2", "2"));
+    assert_eq!((ports(&mut assembly), assembly.problems().len()), (vec!["a:2".into(), "b:2".into()], 0));
+    // Written twice, one of them readable: that one counts, and there is nothing to keep.
+    load(&mut assembly, "a.yaml", &format!("{}{}", file("eighty", "2"), file("4", "2")));
+    assert_eq!(ports(&mut assembly), ["a:4", "b:2"]);
+    load(&mut assembly, "a.yaml", &service("b", "ports: [{port: 2}]"));
+    assert_eq!(ports(&mut assembly), ["b:2"]);
+}
+
+#[test]
 fn a_bad_endpoint_costs_itself_only() {
     let text = "addressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: ['fd00::1', 10.0.0.2]}]";
     let snapshot = check(

@@ -9,7 +9,12 @@ fn describe(parsed: &Parsed) -> String {
         Ok(Manifest::Slice(object)) => format!("Slice {}", object.metadata.name.as_deref().unwrap_or_default()),
         Ok(Manifest::Pod(object)) => format!("Pod {}", object.metadata.name.as_deref().unwrap_or_default()),
         Ok(Manifest::Node(object)) => format!("Node {}", object.metadata.name.as_deref().unwrap_or_default()),
-        Err(reason) => format!("! {reason}"),
+        Err(Fault::NoObject(reason)) => format!("! {reason}"),
+        Err(Fault::Mistyped { kind, metadata, reason }) => {
+            let name = metadata.name.as_deref().unwrap_or_default();
+            let kind = kind.map_or_else(|| "document".to_owned(), |kind| format!("{kind:?}"));
+            format!("! {kind} {name}: {reason}")
+        }
     };
     format!("{}: {name}", parsed.line)
 }
@@ -77,7 +82,10 @@ fn json_is_read_with_lines_too() {
     let text = "{\n\t\"apiVersion\": \"v1\", \"kind\": \"List\",\n\t\"items\": [\n\t\t{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"a\"}},\n\t\t{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {\"name\": \"b\"}}\n\t]\n}\n{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"c\"}}\n";
     check(Format::Json, text, &["4: Node a", "5: Pod b", "8: Namespace c"]);
     check_error(Format::Json, "{\n\"kind\": \"Service\",\n oops}", 3, "key must be a string");
-    check_error(Format::Json, &text.replace("{\"name\": \"b\"}", "\n7"), 6, "invalid type");
+    check_error(Format::Json, &text.replace("{\"name\": \"b\"}", "\n7 8"), 6, "expected `,` or `}`");
+    check_error(Format::Json, "[1]\n", 1, "no object");
+    let mistyped = text.replace("{\"name\": \"b\"}", "\n7");
+    check(Format::Json, &mistyped, &["4: Node a", "6: ! Pod : invalid type", "9: Namespace c"]);
 }
 
 #[test]
@@ -95,14 +103,7 @@ fn documents_that_are_no_objects_are_reported_alone() {
 #[test]
 fn errors_name_the_line_of_the_file() {
     check_error(Format::Yaml, "a: [1\nb: 2\n", 2, "");
-    check_error(Format::Yaml, &format!("{SERVICE}---\n{}", SERVICE.replace("port: 80", "port: eighty")), 9, "line 9");
     check_error(Format::Yaml, &format!("{SERVICE}---\napiVersion: v1\nkind: Service\nkind: Pod\n"), 8, "duplicate");
-    check_error(
-        Format::Yaml,
-        "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Node\n  metadata: 7\n",
-        4,
-        "invalid type",
-    );
     check_error(Format::Yaml, "- a\n- b\n", 1, "");
     check_error(Format::Yaml, "just a word\n", 1, "");
 }
@@ -117,4 +118,42 @@ fn a_head_in_unusual_form_is_found_all_the_same() {
     check(Format::Yaml, &format!("{inner}{usual}apiVersion: v1\nkind: Node\n"), &["1: Node n"]);
     check_error(Format::Yaml, "apiVersion: v1\nkind: Node\nmetadata: [\n", 3, "");
     check_error(Format::Yaml, "apiVersion: v1\nkind: ConfigMap\ndata: [\n", 3, "");
+}
+
+#[test]
+fn a_field_of_a_wrong_type_costs_its_object_only() {
+    let eighty = SERVICE.replace("port: 80", "port: eighty");
+    check(
+        Format::Yaml,
+        &format!("{SERVICE}---\n{eighty}---\n{SERVICE}"),
+        &["1: Service web", "9: ! Service web: invalid i32 at line 9", "11: Service web"],
+    );
+    check(Format::Yaml, &SERVICE.replace("80", "99999999999"), &["4: ! Service web: invalid i32"]);
+    check(Format::Yaml, &SERVICE.replace("v1", "[v1]"), &["1: ! document web: "]);
+    check(Format::Yaml, &SERVICE.replace("{name: web}", "web"), &["3: ! Service : "]);
+    check(
+        Format::Yaml,
+        &format!("apiVersion: v1\nkind: List\nitems: oops\n---\n{SERVICE}"),
+        &["3: ! document ", "5: Service"],
+    );
+    let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Node\n  metadata: 7\n- 8\n- apiVersion: v1\n  kind: Node\n  metadata: {name: n1}\n";
+    check(Format::Yaml, list, &["4: ! Node : invalid type", "7: ! document : invalid type", "8: Node n1"]);
+    let json = r#"{"apiVersion": "v1", "kind": "ServiceList", "items": [
+        {"metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}},
+        {"metadata": {"name": "b"}, "spec": {"ports": "oops"}},
+        {"metadata": {"name": "c"}, "spec": {"ports": [{"port": 99999999999}]}},
+        9,
+        {"kind": 7, "metadata": {"name": "d"}},
+        {"metadata": {"name": "e"}, "spec": {"ports": [{"port": 80}]}}]}"#;
+    let expected = [
+        "2: Service a",
+        "3: ! Service b: invalid type",
+        "4: ! Service c: invalid value",
+        "5: ! document : ",
+        "6: ! document d: ",
+        "7: Service e",
+    ];
+    check(Format::Json, json, &expected);
+    check(Format::Yaml, json, &expected);
+    check(Format::Json, r#"{"apiVersion": "v1", "kind": "List", "items": 7}"#, &["1: ! document : "]);
 }
