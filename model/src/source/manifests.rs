@@ -86,7 +86,7 @@ pub enum ManifestsError {
 pub fn read(options: &ManifestsOptions) -> Result<(Snapshot, Vec<Problem>), ManifestsError> {
     check(options)?;
     let mut folder = folder::Folder::new(options);
-    folder.rescan().map_err(|source| ManifestsError::Folder { dir: options.dir.clone(), source })?;
+    folder.load().map_err(|source| ManifestsError::Folder { dir: options.dir.clone(), source })?;
     Ok((folder.assembly.settle(), folder.assembly.problems()))
 }
 

@@ -124,6 +124,11 @@ impl Assembly {
         self.faulty.insert(Arc::clone(name));
     }
 
+    /// Whether objects of the file are in force.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.files.get(name).is_some_and(|file| file.declared.iter().any(|declared| declared.object.is_some()))
+    }
+
     /// The file is gone, and all that it declared.
     pub(super) fn remove(&mut self, name: &Arc<str>) {
         self.faulty.remove(name);

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use super::ManifestsOptions;
 use super::assemble::Assembly;
-use super::object::declare;
+use super::object::{Declared, declare};
 use super::parse::{Format, ParseError, parse};
 use crate::source::convert::Conversion;
 
@@ -89,66 +89,140 @@ impl Folder {
         Ok(names)
     }
 
-    /// Looks at every file and reads those that changed. Nothing is changed if the folder cannot be listed.
-    pub(super) fn rescan(&mut self) -> io::Result<()> {
+    /// Reads every file for the first time.
+    pub(super) fn load(&mut self) -> io::Result<()> {
+        for read in self.rescan(|_| false)? {
+            self.take(read);
+        }
+        Ok(())
+    }
+
+    /// Looks at every file but those that are `being_written`, and reads those that changed. Nothing is changed if the
+    /// folder cannot be listed.
+    pub(super) fn rescan(&mut self, being_written: impl Fn(&str) -> bool) -> io::Result<Vec<Doubtful>> {
         let names = self.listing()?;
         let gone: Vec<Arc<str>> =
             self.stamps.keys().filter(|name| names.binary_search(name).is_err()).map(Arc::clone).collect();
         for name in gone {
             self.forget(&name);
         }
-        for name in names {
-            self.visit(&name, Visit::IfStampDiffers);
-        }
-        Ok(())
+        let free = names.iter().filter(|name| !being_written(name));
+        Ok(free.filter_map(|name| self.visit(name, Visit::IfStampDiffers)).collect())
     }
 
-    /// Reads one file again, or forgets it if it is gone.
-    pub(super) fn visit(&mut self, name: &Arc<str>, visit: Visit) {
-        let Some(format) = format(name) else { return };
+    /// Reads one file again, or forgets it if it is gone. Content that may be half of what is meant takes no effect;
+    /// if that cannot be decided yet, it comes back.
+    #[must_use]
+    pub(super) fn visit(&mut self, name: &Arc<str>, visit: Visit) -> Option<Doubtful> {
+        let content = self.content(name, visit)?;
+        let halved = self.assembly.has(name).then(|| half(&content)).flatten();
+        let doubtful = Doubtful { name: Arc::clone(name), content };
+        match (halved, visit) {
+            (None, _) => self.take(doubtful),
+            (Some(_), Visit::Always | Visit::IfStampDiffers) => return Some(doubtful),
+            (Some(half), Visit::Unclosed) => {
+                let reason = format!("it is still open for writing, and {}", half.reason);
+                self.fail(name, half.line, reason);
+            }
+        }
+        None
+    }
+
+    /// Whether nobody has written to the file since. If somebody has, an event or the next look at everything says so.
+    pub(super) fn is_as_read(&self, read: &Doubtful) -> bool {
+        let now = std::fs::metadata(self.dir.join(&*read.name)).map(|metadata| Stamp::of(&metadata)).ok();
+        now.is_some() && now.as_ref() == self.stamps.get(&read.name)
+    }
+
+    /// The content takes effect.
+    pub(super) fn take(&mut self, read: Doubtful) {
+        let Doubtful { name, content } = read;
+        match content {
+            Ok(declared) => self.assembly.replace(&name, declared),
+            Err(error) => self.assembly.fail(&name, error),
+        }
+    }
+
+    /// What the file holds, if it has to be read and can be; everything else is settled here.
+    fn content(&mut self, name: &Arc<str>, visit: Visit) -> Option<Content> {
+        let format = format(name)?;
         let path = self.dir.join(&**name);
         // Follows links: mounted ConfigMaps are links into a folder that is swapped as a whole.
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => metadata,
             // Folders and pipes, whatever they are called.
             Ok(_) => return self.forget(name),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.forget(name),
-            Err(error) => return self.fail(name, None, format!("cannot read the file: {error}")),
+            Err(error) => return self.unread(name, &error),
         };
         let stamp = Stamp::of(&metadata);
         if visit == Visit::IfStampDiffers && self.stamps.get(name) == Some(&stamp) {
-            return;
+            return None;
         }
         // The stamp is older than the content, so what is written in between is noticed by the next look.
         self.stamps.insert(Arc::clone(name), stamp);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.forget(name),
-            Err(error) => return self.fail(name, None, format!("cannot read the file: {error}")),
+            Err(error) => return self.unread(name, &error),
         };
         let mut declared = Vec::new();
         let sink = |parsed| declared.push(declare(parsed, &mut self.conversion));
-        match text(&bytes).and_then(|text| parse(text, format, sink)) {
-            Ok(()) => self.assembly.replace(name, declared),
-            Err(error) => self.fail(name, error.line, error.reason),
+        Some(text(&bytes).and_then(|text| parse(text, format, sink)).map(|()| declared))
+    }
+
+    fn unread(&mut self, name: &Arc<str>, error: &io::Error) -> Option<Content> {
+        if error.kind() == io::ErrorKind::NotFound {
+            return self.forget(name);
         }
+        self.fail(name, None, format!("cannot read the file: {error}"));
+        None
     }
 
     fn fail(&mut self, name: &Arc<str>, line: Option<usize>, reason: String) {
         self.assembly.fail(name, ParseError { line, reason });
     }
 
-    fn forget(&mut self, name: &Arc<str>) {
+    fn forget(&mut self, name: &Arc<str>) -> Option<Content> {
         self.stamps.remove(name);
         self.assembly.remove(name);
+        None
     }
 }
 
-/// When a visit reads the file.
+/// Why a file is visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Visit {
+    /// It was closed, or renamed to this name: it is read whatever its stamp.
     Always,
+    /// It may have changed.
     IfStampDiffers,
+    /// It has not been written to for a while, but nobody has closed it.
+    Unclosed,
+}
+
+/// What a file declares, or why it declares nothing.
+type Content = Result<Vec<Declared>, ParseError>;
+
+/// Content that may be half of what is meant, if somebody is writing the file. It was read once: to read it again
+/// would be to meet the next half.
+#[derive(Debug)]
+pub(super) struct Doubtful {
+    pub(super) name: Arc<str>,
+    content: Content,
+}
+
+/// Why content looks like half of a file, if it does: truncated files are empty or end in the middle of an object.
+fn half(content: &Content) -> Option<ParseError> {
+    match content {
+        Err(error) => Some(error.clone()),
+        Ok(declared) if declared.is_empty() => {
+            Some(ParseError { line: None, reason: "there is no object in it yet".to_owned() })
+        }
+        Ok(declared) => declared.iter().find_map(|declared| {
+            let why = declared.useless()?;
+            let object = declared.id.describe().map(|object| format!("{object}: ")).unwrap_or_default();
+            Some(ParseError { line: Some(declared.line), reason: format!("{object}{why}") })
+        }),
+    }
 }
 
 fn text(bytes: &[u8]) -> Result<&str, ParseError> {

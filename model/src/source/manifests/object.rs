@@ -29,6 +29,14 @@ pub(super) struct Declared {
     pub(super) unreadable: Option<String>,
 }
 
+impl Declared {
+    /// Why it is of no use as a whole, if it is not.
+    pub(super) fn useless(&self) -> Option<&str> {
+        let rejected = || self.object.is_none().then(|| self.notes.last()).flatten();
+        self.unreadable.as_ref().or_else(rejected).map(String::as_str)
+    }
+}
+
 /// Identity of an object among all files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct ObjectId {

@@ -1,11 +1,12 @@
 //! Keeps the view up to date: events of the folder and of its parent, gathered for a moment, then read and published.
 //!
+//! A file that is being written may be half of itself: what it held before stays until it is closed, or whole.
 //! One thread owns the folder. It watches the parent too, so that a folder that vanishes and comes back is noticed;
 //! meanwhile the last view stays. A slow look at everything catches what no event told.
 
 mod events;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use notify::RecommendedWatcher;
 use tokio::sync::{oneshot, watch};
 
-use super::folder::{Folder, Visit};
+use super::folder::{Doubtful, Folder, Visit};
 use super::{ManifestsError, ManifestsOptions};
 use crate::snapshot::Snapshot;
 use crate::source::{Source, SourceHealth, report};
@@ -34,8 +35,14 @@ const REMOVAL: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_millis(100);
 /// A folder that came back is read at the latest after this, even while files still arrive.
 const RETURN: Duration = Duration::from_secs(2);
-/// A file that was opened for writing is read when it is closed, or after this long.
-const UNCLOSED: Duration = Duration::from_millis(200);
+/// A file is read when its writer closes it, or has written nothing for so long. A stalled copy takes a second or two
+/// to send its lost packets again.
+const UNCLOSED: Duration = Duration::from_secs(2);
+/// A new file that nobody writes to is a link, and is read after this long.
+const LINKED: Duration = Duration::from_millis(200);
+/// How long a file that lost its objects is doubted although it was closed: the next writer may have emptied it before
+/// it was read, and the event that says so is on its way. 10 ms were too few on a busy machine.
+const DOUBT: Duration = Duration::from_millis(100);
 /// The slow look at everything.
 const RESCAN: Duration = Duration::from_secs(30);
 /// Looks for a folder that is away.
@@ -87,13 +94,34 @@ struct Reader<'a> {
     watched: Option<(RecommendedWatcher, Identity)>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     health: watch::Sender<SourceHealth>,
-    /// Files that are being written, and when to read them at the latest.
-    unclosed: BTreeMap<Arc<str>, Instant>,
+    /// Files that are being written.
+    unclosed: BTreeMap<Arc<str>, Unclosed>,
+    /// What was told while a file was doubted.
+    waiting: VecDeque<Signal>,
     next_rescan: Instant,
     /// Since when the folder is empty although files of it are in force.
     empty_since: Option<Instant>,
     /// Since when the folder is back.
     returned: Option<Instant>,
+}
+
+/// A file that nobody has closed since it was written to, or came into being.
+#[derive(Clone, Copy, Debug)]
+struct Unclosed {
+    /// Known to be written; a link is not, and will never be closed.
+    written: bool,
+    /// When it is looked at; never again once that was in vain.
+    look: Option<Instant>,
+}
+
+impl Unclosed {
+    fn written() -> Self {
+        Self { written: true, look: Some(Instant::now() + UNCLOSED) }
+    }
+
+    fn unknown(patience: Duration) -> Self {
+        Self { written: false, look: Some(Instant::now() + patience) }
+    }
 }
 
 /// Tells a folder from another one at the same place.
@@ -135,7 +163,7 @@ impl<'a> Reader<'a> {
         let identity = identity(&options.dir).map_err(failed)?;
         let watched = watcher(&options.dir, &options.dir, outbox)?;
         let mut folder = Folder::new(options);
-        folder.rescan().map_err(failed)?;
+        folder.load().map_err(failed)?;
         let snapshot = folder.assembly.settle();
         if folder.is_empty() {
             tracing::warn!(dir = %options.dir.display(), "no manifests in the folder yet");
@@ -148,6 +176,7 @@ impl<'a> Reader<'a> {
             snapshots: watch::Sender::new(Arc::new(snapshot)),
             health: watch::Sender::new(SourceHealth::default()),
             unclosed: BTreeMap::new(),
+            waiting: VecDeque::new(),
             next_rescan: Instant::now() + RESCAN,
             empty_since: None,
             returned: None,
@@ -160,7 +189,7 @@ impl<'a> Reader<'a> {
         loop {
             let wait = self.next_deadline().saturating_duration_since(Instant::now());
             let mut batch = Batch::default();
-            match inbox.recv_timeout(wait) {
+            match self.receive(inbox, wait) {
                 Ok(first) => {
                     if !self.gather(first, inbox, &mut batch) {
                         return;
@@ -170,12 +199,17 @@ impl<'a> Reader<'a> {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.add_overdue(&mut batch);
-            self.take(batch);
+            self.take(batch, inbox);
         }
     }
 
     fn next_deadline(&self) -> Instant {
-        self.unclosed.values().copied().chain([self.next_rescan]).min().unwrap_or(self.next_rescan)
+        let looks = self.unclosed.values().filter_map(|unclosed| unclosed.look);
+        looks.chain([self.next_rescan]).min().unwrap_or(self.next_rescan)
+    }
+
+    fn receive(&mut self, inbox: &Receiver<Signal>, wait: Duration) -> Result<Signal, RecvTimeoutError> {
+        self.waiting.pop_front().map_or_else(|| inbox.recv_timeout(wait), Ok)
     }
 
     /// Collects what belongs together; false when told to stop.
@@ -183,28 +217,15 @@ impl<'a> Reader<'a> {
         let begin = Instant::now();
         let mut signal = first;
         loop {
-            let mut vanishing = false;
-            match signal {
-                Signal::Stop => return false,
-                Signal::Written(name) => {
-                    self.unclosed.remove(&name);
-                    batch.files.insert(name, Visit::Always);
-                }
-                Signal::Gone(name) => {
-                    self.unclosed.remove(&name);
-                    batch.files.insert(name, Visit::Always);
-                    vanishing = true;
-                }
-                Signal::Opened(name) => {
-                    self.unclosed.entry(name).or_insert_with(|| Instant::now() + UNCLOSED);
-                }
-                Signal::Folder => batch.rescan = true,
+            let vanishing = matches!(signal, Signal::Gone(_));
+            if !self.note(signal, batch) {
+                return false;
             }
             let limit = if vanishing { REMOVAL } else { BATCH };
             if begin.elapsed() >= limit {
                 return true;
             }
-            match inbox.recv_timeout(QUIET) {
+            match self.receive(inbox, QUIET) {
                 Ok(next) => signal = next,
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
@@ -212,19 +233,50 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What a signal adds to the batch, or takes from it; false when told to stop.
+    fn note(&mut self, signal: Signal, batch: &mut Batch) -> bool {
+        match signal {
+            Signal::Stop => return false,
+            Signal::Written(name) | Signal::Gone(name) => {
+                self.unclosed.remove(&name);
+                batch.files.insert(name, Visit::Always);
+            }
+            // What is there now is not what was closed.
+            Signal::Opened(name) => {
+                batch.files.remove(&name);
+                self.unclosed.insert(name, Unclosed::written());
+            }
+            Signal::Created(name) => {
+                batch.files.remove(&name);
+                self.unclosed.insert(name, Unclosed::unknown(LINKED));
+            }
+            Signal::Touched(name) => {
+                if !self.unclosed.contains_key(&name) {
+                    batch.files.entry(name).or_insert(Visit::IfStampDiffers);
+                }
+            }
+            Signal::Folder => batch.rescan = true,
+            Signal::Missed => {
+                self.unclosed.values_mut().for_each(|unclosed| *unclosed = Unclosed::unknown(UNCLOSED));
+                batch.rescan = true;
+            }
+        }
+        true
+    }
+
     fn add_overdue(&mut self, batch: &mut Batch) {
         let now = Instant::now();
-        let overdue: Vec<Arc<str>> =
-            self.unclosed.iter().filter(|(_, at)| **at <= now).map(|(n, _)| n.clone()).collect();
-        for name in overdue {
-            self.unclosed.remove(&name);
-            batch.files.entry(name).or_insert(Visit::IfStampDiffers);
+        let overdue = self.unclosed.iter_mut().filter(|(_, unclosed)| unclosed.look.is_some_and(|at| at <= now));
+        for (name, unclosed) in overdue {
+            // In case that now is not the time.
+            unclosed.look = Some(now + UNCLOSED);
+            batch.files.entry(Arc::clone(name)).or_insert(Visit::Unclosed);
         }
         batch.rescan |= self.next_rescan <= now;
     }
 
     /// Brings the view up to date with a batch, or finds that now is not the time.
-    fn take(&mut self, mut batch: Batch) {
+    fn take(&mut self, mut batch: Batch, inbox: &Receiver<Signal>) {
         if batch.files.is_empty() && !batch.rescan {
             return;
         }
@@ -239,8 +291,9 @@ impl<'a> Reader<'a> {
             Ok(Presence::Settled) => batch.rescan = true,
             Err(error) => return self.lost(&error),
         }
-        if let Err(error) = self.read(&batch) {
-            return self.lost(&error);
+        match self.read(&batch) {
+            Ok(doubtful) => self.doubt(doubtful, inbox),
+            Err(error) => return self.lost(&error),
         }
         self.publish();
     }
@@ -265,25 +318,54 @@ impl<'a> Reader<'a> {
         Ok(Presence::Returned)
     }
 
-    fn read(&mut self, batch: &Batch) -> io::Result<()> {
+    fn read(&mut self, batch: &Batch) -> io::Result<Vec<Doubtful>> {
         // From something to nothing: perhaps the folder itself is about to go.
         if !self.folder.is_empty() && self.folder.listing()?.is_empty() {
             let since = *self.empty_since.get_or_insert_with(Instant::now);
             if since.elapsed() < GRACE {
                 self.next_rescan = since + GRACE;
-                return Ok(());
+                return Ok(Vec::new());
             }
             tracing::warn!(dir = %self.dir.display(), "no manifests in the folder any more");
         }
         let held_back = self.empty_since.take().is_some();
+        let mut doubtful = Vec::new();
         if batch.rescan || held_back {
             self.next_rescan = Instant::now() + RESCAN;
-            self.folder.rescan()?;
+            doubtful = self.folder.rescan(|name| self.unclosed.contains_key(name))?;
         }
         for (name, visit) in &batch.files {
-            self.folder.visit(name, *visit);
+            doubtful.extend(self.folder.visit(name, *visit));
+            if *visit == Visit::Unclosed {
+                self.looked_at(name);
+            }
         }
-        Ok(())
+        Ok(doubtful)
+    }
+
+    /// One look at an unclosed file is enough: what it still lacks comes with an event.
+    fn looked_at(&mut self, name: &str) {
+        match self.unclosed.get_mut(name) {
+            Some(unclosed) if unclosed.written => unclosed.look = None,
+            Some(_) | None => drop(self.unclosed.remove(name)),
+        }
+    }
+
+    /// Takes doubtful content once it is clear that nobody is writing the file.
+    fn doubt(&mut self, doubtful: Vec<Doubtful>, inbox: &Receiver<Signal>) {
+        if doubtful.is_empty() {
+            return;
+        }
+        let end = Instant::now() + DOUBT;
+        while let Ok(signal) = inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            self.waiting.push_back(signal);
+        }
+        for read in doubtful {
+            let told = self.waiting.iter().any(|signal| signal.file() == Some(&*read.name));
+            if !told && self.folder.is_as_read(&read) {
+                self.folder.take(read);
+            }
+        }
     }
 
     fn publish(&mut self) {

@@ -17,12 +17,30 @@ pub(super) enum Signal {
     Written(Arc<str>),
     /// A file is being written; reading it now might show half of it.
     Opened(Arc<str>),
+    /// A file is new: a link, or one that is about to be written.
+    Created(Arc<str>),
+    /// A file has other permissions or times, which says nothing of its content.
+    Touched(Arc<str>),
     /// A file is gone.
     Gone(Arc<str>),
     /// Something about the folder as a whole, or unknown: look at everything.
     Folder,
+    /// Events were lost, among them perhaps that a file was closed.
+    Missed,
     /// End.
     Stop,
+}
+
+impl Signal {
+    /// The file that it is about.
+    pub(super) fn file(&self) -> Option<&str> {
+        match self {
+            Self::Written(name) | Self::Opened(name) | Self::Created(name) | Self::Touched(name) | Self::Gone(name) => {
+                Some(name)
+            }
+            Self::Folder | Self::Missed | Self::Stop => None,
+        }
+    }
 }
 
 /// Watches `place` and signals what concerns the folder `dir`.
@@ -38,7 +56,7 @@ pub(super) fn watcher(
             Ok(event) => signal(&folder, &event),
             Err(error) => {
                 tracing::warn!(dir = %folder.display(), %error, "events of the manifests folder may be lost");
-                Some(Signal::Folder)
+                Some(Signal::Missed)
             }
         };
         if let Some(signal) = signal
@@ -55,7 +73,7 @@ pub(super) fn watcher(
 /// What an event means for the folder, if anything. Reading a file makes events too; those mean nothing.
 fn signal(dir: &Path, event: &Event) -> Option<Signal> {
     if event.need_rescan() {
-        return Some(Signal::Folder);
+        return Some(Signal::Missed);
     }
     let path = event.paths.last()?;
     if path == dir {
@@ -78,6 +96,8 @@ fn signal(dir: &Path, event: &Event) -> Option<Signal> {
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => Some(Signal::Gone(name)),
         // Both halves have been told one by one.
         EventKind::Modify(ModifyKind::Name(RenameMode::Both)) | EventKind::Access(_) => None,
-        EventKind::Create(_) | EventKind::Modify(_) | EventKind::Any | EventKind::Other => Some(Signal::Opened(name)),
+        EventKind::Create(_) => Some(Signal::Created(name)),
+        EventKind::Modify(ModifyKind::Metadata(_)) => Some(Signal::Touched(name)),
+        EventKind::Modify(_) | EventKind::Any | EventKind::Other => Some(Signal::Opened(name)),
     }
 }

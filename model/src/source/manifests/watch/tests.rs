@@ -1,6 +1,7 @@
 //! The watched folder, with real files; every step waits for the view that it expects.
 
 use std::fs;
+use std::io::Write as _;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -114,6 +115,140 @@ async fn a_broken_file_keeps_its_last_good_version_until_repaired() {
     place.replace("never.yaml", "");
     let repaired = health(&mut source, |health| health.problems.is_empty()).await;
     assert_eq!(repaired.counts["file"], 2);
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_never_loses_its_last_good_version() {
+    let place = Place::new();
+    place.write("a.yaml", &format!("{}---\n{}", service("a"), service("b")));
+    let mut source = place.start().await;
+    let untouched = |source: &Source| !source.snapshots.has_changed().unwrap();
+    let mut file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    let mut last = String::new();
+    for (written, wanted) in [
+        ("", "it is still open for writing, and there is no object in it yet"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: c}\nspec: {ports: [", "it is still open for writing, and "),
+        ("{port: 8x}]}\n", "it is still open for writing, and Service default/c: invalid i32"),
+        ("---\n{", "it is still open for writing, and "),
+    ] {
+        file.write_all(written.as_bytes()).unwrap();
+        let found = health(&mut source, |health| health.problems.iter().any(|problem| problem.reason != last)).await;
+        let [problem] = &found.problems[..] else { panic!("one problem: {found:?}") };
+        assert!(problem.reason.starts_with(wanted), "{problem}");
+        assert!(problem.reason.ends_with("; the last good version of this file stays in force"), "{problem}");
+        assert!(untouched(&source), "{:?}", names(&source.snapshots.borrow()));
+        last = problem.reason.clone();
+    }
+    drop(file);
+    let closed = health(&mut source, |health| !health.problems[0].reason.contains("open for writing")).await;
+    assert!(closed.problems[0].reason.ends_with("; the last good version of this file stays in force"));
+    assert!(untouched(&source));
+    // Closed, it means what it says.
+    place.write("a.yaml", &service("c"));
+    services(&mut source, &["c"]).await;
+    place.write("a.yaml", "");
+    services(&mut source, &[]).await;
+}
+
+#[tokio::test]
+async fn an_object_of_no_use_in_a_file_that_is_being_written_takes_nothing_out_of_force() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    let mut source = place.start().await;
+    let mut file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    file.write_all(b"apiVersion: v1\nkind: Service\nmetadata:\n  name: a\nspec:\n  ports:").unwrap();
+    let found = health(&mut source, |health| health.problems.len() == 1).await;
+    assert!(found.problems[0].reason.contains("Service default/a: it has no ports"), "{:?}", found.problems);
+    assert!(!source.snapshots.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn a_file_that_is_never_closed_is_taken_when_it_is_whole() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    let mut source = place.start().await;
+    let mut file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    file.write_all(service("b").as_bytes()).unwrap();
+    services(&mut source, &["b"]).await;
+    file.write_all(format!("---\n{}", service("c")).as_bytes()).unwrap();
+    services(&mut source, &["b", "c"]).await;
+    assert_eq!(source.health.borrow().problems, []);
+    drop(file);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_view_lacks_what_a_file_has_before_and_after_it_is_rewritten_in_place() {
+    let place = Place::new();
+    let text = |other: usize| format!("{}---\n{}", service("a"), service(&format!("b{other}")));
+    place.write("a.yaml", &text(0));
+    let mut source = place.start().await;
+    let mut views = source.snapshots.clone();
+    let watching = tokio::spawn(async move {
+        while views.changed().await.is_ok() {
+            let names = names(&views.borrow_and_update());
+            assert!(names.contains(&"a".to_owned()), "{names:?}");
+        }
+    });
+    const TIMES: usize = 2000;
+    let dir = place.dir.clone();
+    let writing = move || (1..=TIMES).for_each(|n| fs::write(dir.join("a.yaml"), text(n)).unwrap());
+    tokio::task::spawn_blocking(writing).await.unwrap();
+    services(&mut source, &["a", &format!("b{TIMES}")]).await;
+    drop(source);
+    watching.await.unwrap();
+}
+
+/// What the thread would have, without the thread.
+fn reader<'a>(place: &Place, outbox: &'a Sender<Signal>) -> Reader<'a> {
+    Reader::first(&ManifestsOptions { dir: place.dir.clone(), ..ManifestsOptions::default() }, outbox).unwrap()
+}
+
+#[test]
+fn each_write_starts_the_wait_anew_and_no_other_look_comes_before() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    let (outbox, _inbox) = channel();
+    let mut reader = reader(&place, &outbox);
+    let (name, mut batch): (Arc<str>, Batch) = (Arc::from("a.yaml"), Batch::default());
+    let look = |reader: &Reader<'_>| reader.unclosed.get(&name).and_then(|unclosed| unclosed.look);
+    let file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    assert!(reader.note(Signal::Opened(name.clone()), &mut batch));
+    let first = look(&reader).unwrap();
+    assert!(reader.note(Signal::Opened(name.clone()), &mut batch));
+    assert!(look(&reader).unwrap() > first);
+    for signal in [Signal::Touched(name.clone()), Signal::Folder, Signal::Missed] {
+        assert!(reader.note(signal, &mut batch));
+        assert!(reader.read(&batch).unwrap().is_empty());
+        assert_eq!(names(&reader.folder.assembly.settle()), ["a"]);
+    }
+    drop(file);
+    assert!(reader.note(Signal::Written(name.clone()), &mut batch));
+    assert_eq!(batch.files.keys().collect::<Vec<_>>(), [&name]);
+    // Before it could be read it is opened again.
+    assert!(reader.note(Signal::Opened(name.clone()), &mut batch));
+    assert!(batch.files.is_empty());
+}
+
+#[test]
+fn a_closed_file_is_doubted_until_it_is_clear_that_nobody_opened_it_again() {
+    let place = Place::new();
+    place.write("a.yaml", &service("a"));
+    let (outbox, inbox) = channel();
+    let mut reader = reader(&place, &outbox);
+    let name: Arc<str> = Arc::from("a.yaml");
+    let read = |reader: &mut Reader<'_>| {
+        let batch = Batch { files: BTreeMap::from([(name.clone(), Visit::Always)]), rescan: false };
+        let doubtful = reader.read(&batch).unwrap();
+        reader.doubt(doubtful, &inbox);
+        names(&reader.folder.assembly.settle())
+    };
+    reader.watched = None; // its events would decide before the test does
+    while inbox.recv_timeout(DOUBT).is_ok() {}
+    fs::write(place.dir.join("a.yaml"), "").unwrap();
+    outbox.send(Signal::Opened(name.clone())).unwrap();
+    assert_eq!(read(&mut reader), ["a"]);
+    assert_eq!(reader.waiting.pop_front(), Some(Signal::Opened(name.clone())), "it is not lost");
+    assert_eq!(read(&mut reader), Vec::<String>::new());
 }
 
 #[tokio::test]
