@@ -81,6 +81,16 @@ impl Conversion {
         kept.map(|(value, key)| (key, self.intern(value))).collect()
     }
 
+    /// The hostname of an endpoint, unless it is none: then its address names it.
+    pub(crate) fn hostname(&mut self, given: Option<&str>) -> Option<Arc<str>> {
+        let name = given.filter(|name| !name.is_empty())?;
+        if let Some(fault) = names::label_fault(name) {
+            self.note(format!("hostname {name:?} {fault}, so it is left out"));
+            return None;
+        }
+        Some(Arc::from(name))
+    }
+
     /// The key of a namespaced object; no namespace means `default`.
     pub(crate) fn key(&mut self, metadata: &ObjectMeta) -> ObjectKey {
         let namespace = metadata.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");

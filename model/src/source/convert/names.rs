@@ -34,6 +34,25 @@ pub(super) fn check(what: &str, name: &str, rule: Rule) -> Result<(), Rejection>
     Err(Rejection(format!("{what} {name:?} is not a DNS name ({wanted}), so the object is ignored")))
 }
 
+/// Why text is no DNS label, to be put behind it: `is not …`. DNS could not answer for it, or would answer for another.
+pub(super) fn label_fault(text: &str) -> Option<String> {
+    let length = text.len();
+    if length > 63 {
+        return Some(format!("has {length} characters, more than the 63 of a DNS label"));
+    }
+    (!is_part(text)).then(|| {
+        "is not a DNS label (lower-case letters, digits and '-', beginning and ending with neither '-')".to_owned()
+    })
+}
+
+/// A name that others may own, so it need not be one that Kubernetes would give: letters of both cases and `_` are in
+/// use. What is left can be read in one way only, as labels of 1 to 63 characters between dots.
+pub(super) fn is_host(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(inner);
+    name.len() <= 253 && name.split('.').all(label)
+}
+
 /// RFC 1123 label as Kubernetes reads it: at most 63 of `[a-z0-9-]`, no dash at either end.
 fn is_label(name: &str) -> bool {
     name.len() <= 63 && is_part(name)
@@ -63,6 +82,25 @@ mod tests {
         }
         assert!(is_subdomain("node-1.example.org"));
         assert!(!is_subdomain("node..org"));
+        assert!(is_host("WEB._tcp.example-1.org") && is_host(&"a".repeat(63)) && is_host("192.0.2.7"));
+        let long = ["a"; 128].join(".");
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "a.",
+            ".a",
+            r"a\.b.com",
+            "a b.com",
+            "a.com ",
+            "bücher.de",
+            "fd00::1",
+            "*.a",
+            &"a".repeat(64),
+            &long,
+        ] {
+            assert!(!is_host(bad), "{bad}");
+        }
         assert!(check("the name", &"a".repeat(70), Rule::Label).unwrap_err().0.contains("70 characters"));
     }
 }

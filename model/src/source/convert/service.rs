@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::names::Rule;
+use super::names::{self, Rule};
 use super::{Conversion, Rejection, network, usable_address};
 use crate::key::{Family, Protocol};
 use crate::service::{ClusterIps, Service, ServiceKind, ServicePort, TrafficPolicy};
@@ -74,11 +74,18 @@ fn kind(spec: &core::ServiceSpec) -> Result<ServiceKind, Rejection> {
         "NodePort" => Ok(ServiceKind::NodePort),
         "LoadBalancer" => Ok(ServiceKind::LoadBalancer),
         "ExternalName" => {
-            let target = spec.external_name.as_deref().unwrap_or_default().trim_end_matches('.');
-            if target.is_empty() {
+            let given = spec.external_name.as_deref().unwrap_or_default();
+            let target = given.strip_suffix('.').unwrap_or(given);
+            if given.is_empty() {
                 return Err(Rejection(
                     "type ExternalName without spec.externalName, so the Service is ignored".to_owned(),
                 ));
+            }
+            // An escape would put a dot into a label, and so name another host.
+            if !names::is_host(target) {
+                return Err(Rejection(format!(
+                    "externalName {given:?} is not a DNS name (labels of at most 63 letters, digits, '-' and '_'), so the Service is ignored"
+                )));
             }
             Ok(ServiceKind::ExternalName(Arc::from(target)))
         }
@@ -140,6 +147,9 @@ fn port(object: &core::ServicePort, earlier: &[ServicePort], cx: &mut Conversion
     let Some(port) = port_number(number) else {
         return Err(format!("port {name:?} has number {number}, which is not within 1-65535"));
     };
+    if let Some(fault) = Some(name).filter(|name| !name.is_empty()).and_then(names::label_fault) {
+        return Err(format!("port name {name:?} {fault}"));
+    }
     let Some(protocol) = protocol(object.protocol.as_deref()) else {
         let given = object.protocol.as_deref().unwrap_or_default();
         return Err(format!("port {name:?} has protocol {given:?}, which is none of TCP, UDP, SCTP"));

@@ -1,12 +1,11 @@
 //! EndpointSlices (spec 1.3).
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::names::Rule;
+use super::names::{self, Rule};
 use super::{Conversion, Rejection, port_number, protocol, usable_address};
 use crate::endpoint::{Endpoint, EndpointPort, EndpointSlice};
 use crate::key::{Family, ObjectKey, SliceKey};
@@ -58,6 +57,11 @@ fn ports(object: &discovery::EndpointSlice, cx: &mut Conversion) -> Vec<Endpoint
         let name = port.name.as_deref().unwrap_or_default();
         // No number means "every port", which a proxy cannot use.
         let Some(number) = port.port else { continue };
+        // Without the name it would be taken for the port of another name.
+        if let Some(fault) = Some(name).filter(|name| !name.is_empty()).and_then(names::label_fault) {
+            cx.note(format!("port name {name:?} {fault}, so that port is left out"));
+            continue;
+        }
         match (port_number(number), protocol(port.protocol.as_deref())) {
             (Some(number), Some(protocol)) => {
                 ports.push(EndpointPort { name: cx.intern(name), protocol, port: number });
@@ -114,7 +118,7 @@ fn converted(endpoint: &discovery::Endpoint, addresses: Box<[IpAddr]>, cx: &mut 
         zone: cx.intern_some(endpoint.zone.as_deref()),
         zone_hints: zones.map(|zone| cx.intern(&zone.name)).collect(),
         node_hints: nodes.map(|node| cx.intern(&node.name)).collect(),
-        hostname: endpoint.hostname.as_deref().filter(|name| !name.is_empty()).map(Arc::from),
+        hostname: cx.hostname(endpoint.hostname.as_deref()),
         target: cx.intern_some(endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref())),
     }
 }

@@ -102,6 +102,65 @@ fn slices_resolve_absent_conditions_in_35_and_ports_in_32() {
 }
 
 #[test]
+fn what_is_no_label_in_a_slice_is_left_out_alone() {
+    let long = "y".repeat(70);
+    for bad in ["a.b", "a b", "A", "-a", "a_b", "a\\.b", &long] {
+        let object = of(&format!(
+            "metadata: {{name: s, labels: {{kubernetes.io/service-name: a}}}}\naddressType: IPv4\nports: [{{name: http, port: 80}}, {{name: '{bad}', port: 81}}]\nendpoints:\n- {{addresses: [10.0.0.1], hostname: '{bad}', nodeName: n}}\n- {{addresses: [10.0.0.2], hostname: h}}\n"
+        ));
+        let mut cx = Conversion::default();
+        let slice = slice(&object, &mut cx).unwrap().unwrap();
+        let notes = cx.take_notes();
+        let [port, hostname] = &notes[..] else { panic!("{bad}: {notes:?}") };
+        assert!(
+            port.starts_with(&format!("port name {bad:?} ")) && port.ends_with("so that port is left out"),
+            "{port}"
+        );
+        assert!(
+            hostname.starts_with(&format!("hostname {bad:?} ")) && hostname.ends_with("so it is left out"),
+            "{hostname}"
+        );
+        assert_eq!(slice.ports.iter().map(|port| &*port.name).collect::<Vec<_>>(), ["http"], "{bad}");
+        let found: Vec<_> = slice.endpoints.iter().map(|e| (e.hostname.as_deref(), e.node.as_deref())).collect();
+        assert_eq!(found, [(None, Some("n")), (Some("h"), None)], "{bad}");
+    }
+}
+
+#[test]
+fn a_port_name_that_is_no_label_costs_that_port() {
+    let names = |service: &Service| service.ports.iter().map(|port| port.name.to_string()).collect::<Vec<_>>();
+    for bad in ["a.b", "a b", "HTTP", &"y".repeat(64)] {
+        let object: core::Service = of(&format!(
+            "metadata: {{name: a}}\nspec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80}}, {{name: '{bad}', port: 81}}, {{name: last, port: 82}}]}}\n"
+        ));
+        let mut cx = Conversion::default();
+        let service = service(&object, &mut cx).unwrap();
+        let notes = cx.take_notes();
+        assert_eq!((names(&service), notes.len()), (vec!["http".to_owned(), "last".to_owned()], 1), "{notes:?}");
+        assert!(notes[0].starts_with(&format!("port name {bad:?} ")), "{notes:?}");
+    }
+}
+
+#[test]
+fn an_external_name_can_be_read_in_one_way_only_in_6() {
+    let target = |name: &str| {
+        let object: core::Service =
+            of(&format!("metadata: {{name: a}}\nspec: {{type: ExternalName, externalName: '{name}'}}\n"));
+        service(&object, &mut Conversion::default()).map(|service| service.kind)
+    };
+    for (good, wanted) in [("WEB.Shop.example.", "WEB.Shop.example"), ("_x.a-1", "_x.a-1"), ("192.0.2.7", "192.0.2.7")]
+    {
+        assert_eq!(target(good), Ok(ServiceKind::ExternalName(wanted.into())));
+    }
+    for bad in [r"a\.b.com", r"a\046b.com", "a..b", "a b.com", " a.com", "a.com..", ".", "bücher.de", &"y".repeat(64)]
+    {
+        let Rejection(reason) = target(bad).unwrap_err();
+        assert!(reason.starts_with(&format!("externalName {bad:?} is not a DNS name")), "{reason}");
+    }
+    assert!(target("").unwrap_err().0.contains("without spec.externalName"));
+}
+
+#[test]
 fn fqdn_slices_are_left_out_silently_in_31() {
     let object = of("metadata: {name: s, labels: {kubernetes.io/service-name: a}}\naddressType: FQDN\n");
     let mut cx = Conversion::default();

@@ -104,14 +104,13 @@ impl Candidate {
         // Nobody runs the probes of a Pod written by hand; without any condition it is taken to be up.
         let ready = conditions.is_empty() || conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
         let spec = object.spec.as_ref();
-        let name = |text: Option<&String>| text.filter(|text| !text.is_empty()).map(|text| Arc::from(text.as_str()));
         Ok(Some(Self {
             pod: Arc::new(pod),
             labels: object.metadata.labels.as_ref().map(|given| labels(given, cx)).unwrap_or_default(),
             ready,
             terminating: object.metadata.deletion_timestamp.is_some(),
-            hostname: name(spec.and_then(|spec| spec.hostname.as_ref())),
-            subdomain: name(spec.and_then(|spec| spec.subdomain.as_ref())),
+            hostname: cx.hostname(spec.and_then(|spec| spec.hostname.as_deref())),
+            subdomain: cx.intern_some(spec.and_then(|spec| spec.subdomain.as_deref())),
             ports: spec.map(|spec| container_ports(spec, cx)).unwrap_or_default(),
         }))
     }

@@ -143,6 +143,10 @@ fn headless_services_may_have_no_ports_and_give_hostnames() {
     let headless = "clusterIP: None";
     check(headless, &[&spec("web")], &["web-derived-ipv4 [] 10.1.0.1rs:h"]);
     check(headless, &[&spec("other")], &["web-derived-ipv4 [] 10.1.0.1rs"]);
+    for bad in ["'a.b'", "'a b'", "H"] {
+        let spec = spec("web").replace("hostname: h", &format!("hostname: {bad}"));
+        check(headless, &[&spec], &["web-derived-ipv4 [] 10.1.0.1rs"]);
+    }
     assert!(derived(headless, &[&spec("web")])[0].headless);
     assert!(!derived(PORT, &[&spec("web")])[0].headless);
 }
