@@ -52,6 +52,12 @@ pub(crate) fn pod(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Pod>
     }))
 }
 
+/// A Pod that is being deleted has no name unless it had one before (spec DNS 6.3), so what is told of it by now changes
+/// nothing. One with an annotation that is kept counts all the same: as long as it runs, it is left alone or it is not.
+pub(crate) fn is_leaving(object: &core::Pod, pod: &Pod) -> bool {
+    object.metadata.deletion_timestamp.is_some() && pod.annotations.is_empty()
+}
+
 /// The model of a ServiceCIDR.
 pub(crate) fn service_cidr(object: &networking::ServiceCIDR, cx: &mut Conversion) -> Result<ServiceCidr, Rejection> {
     let name = cx.intern(object.metadata.name.as_deref().unwrap_or_default());

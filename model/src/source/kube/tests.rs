@@ -198,6 +198,40 @@ fn a_finished_pod_is_gone_and_a_kept_annotation_stays() {
 }
 
 #[test]
+fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_in_6_3() {
+    let pod = |name: &str, ip: &str, leaving: bool, annotations: Value| {
+        let deleted = leaving.then_some("2026-01-01T00:00:00Z");
+        read::<wire::Pod>(json!({
+            "metadata": {
+                "namespace": "default", "name": name, "deletionTimestamp": deleted, "annotations": annotations,
+            },
+            "spec": {"nodeName": "n1"},
+            "status": {"phase": "Running", "podIP": ip},
+        }))
+    };
+    let plain = || json!({"long": "text"});
+    let mesh = || json!({"mesh": "yes"});
+    let pods = |told: &Told| {
+        let snapshot = told.0.snapshot();
+        snapshot.pods.values().map(|pod| format!("{}={:?}", pod.key.name, pod.addresses)).collect::<Vec<_>>().join(" ")
+    };
+    let mut told = Told::new();
+    told.list(Kind::Pod, [pod("old", "10.1.0.1", false, plain()), pod("late", "10.1.0.2", true, plain())]);
+    assert_eq!(pods(&told), "old=[10.1.0.1]");
+    let before = told.0.snapshot();
+    told.tell(Kind::Pod, [pod("old", "", true, plain()), pod("late", "10.1.0.2", true, plain())]);
+    told.list(Kind::Pod, [pod("old", "10.1.0.1", true, plain()), pod("late", "10.1.0.2", true, plain())]);
+    assert!(before.ptr_eq(&told.0.snapshot()), "{}", pods(&told));
+    told.tell(Kind::Pod, [gone("late"), gone("old")]);
+    assert_eq!(pods(&told), "");
+    // What opts out is known for as long as it runs, also to a daemon that starts meanwhile.
+    told.list(Kind::Pod, [pod("opted", "10.1.0.3", true, mesh())]);
+    assert_eq!(pods(&told), "opted=[10.1.0.3]");
+    told.list(Kind::Pod, []);
+    assert_eq!(pods(&told), "");
+}
+
+#[test]
 fn selectors_are_those_of_kube_proxy_unless_names_are_answered_in_1_in_2_in_4() {
     let selectors = |kind: Kind, names: bool| kind.selectors(&KubeOptions { names, ..options() });
     let text = |text: &str| Some(text.to_owned());

@@ -223,6 +223,8 @@ impl View {
                 place(&mut snapshot.nodes, Arc::clone(&node.name), node);
             }
             Object::Pod(object) => match convert::pod(object, cx)? {
+                // A known one stays as it was until it is gone.
+                Some(pod) if convert::is_leaving(object, &pod) => {}
                 Some(pod) => place(&mut snapshot.pods, pod.key.clone(), pod),
                 None => self.remove(Kind::Pod, key),
             },

@@ -2,7 +2,8 @@
 //!
 //! Files are replaced whole; only objects that really differ go further. A changed object marks what depends on it
 //! (a Pod marks the Services that select it, a Service its addresses), and [`Assembly::settle`] redoes just that.
-//! The result is always the same as that of a fresh assembly of the same files.
+//! The result is always the same as that of a fresh assembly of the same files, but for what only a former version
+//! knew: objects that cannot be read any more, and Pods that were there before their deletion began.
 
 mod index;
 mod report;
@@ -266,7 +267,10 @@ impl Assembly {
             }
             Object::Pod(pod) => {
                 self.dirty.endpoints.extend(self.pods.selecting(&pod));
-                self.snapshot.pods.insert(id.key.clone(), Arc::clone(&pod.pod));
+                // A known one stays as it was until it is gone.
+                if !pod.leaving {
+                    self.snapshot.pods.insert(id.key.clone(), Arc::clone(&pod.pod));
+                }
                 self.pods.insert(pod);
             }
             Object::Node(node) => {

@@ -60,6 +60,8 @@ pub(super) struct Candidate {
     pub(super) labels: Vec<Label>,
     ready: bool,
     terminating: bool,
+    /// The view is not told of it, see [`convert::is_leaving`].
+    pub(super) leaving: bool,
     hostname: Option<Arc<str>>,
     subdomain: Option<Arc<str>>,
     ports: Vec<EndpointPort>,
@@ -105,6 +107,7 @@ impl Candidate {
         let ready = conditions.is_empty() || conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
         let spec = object.spec.as_ref();
         Ok(Some(Self {
+            leaving: convert::is_leaving(object, &pod),
             pod: Arc::new(pod),
             labels: object.metadata.labels.as_ref().map(|given| labels(given, cx)).unwrap_or_default(),
             ready,

@@ -175,6 +175,42 @@ fn without_a_range_a_service_stays_unassigned() {
     assert!(assembly.problems()[0].reason.contains("set --service-cidr"));
 }
 
+#[test]
+fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_in_6_3() {
+    let pod = |metadata: &str, ip: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, labels: {{app: x}}{metadata}}}\nstatus: {{podIP: {ip}}}\n---\n{}",
+            service("web", "selector: {app: x}, ports: [{port: 1}]")
+        )
+    };
+    let leaving = ", deletionTimestamp: '2026-01-01T00:00:00Z'";
+    let seen = |assembly: &mut Assembly| {
+        let snapshot = assembly.settle();
+        let pods = snapshot.pods.values().flat_map(|pod| pod.addresses.clone()).map(|ip| ip.to_string());
+        let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints).map(|endpoint| {
+            format!("{}{}", endpoint.addresses[0], if endpoint.terminating { " terminating" } else { "" })
+        });
+        (pods.collect::<Vec<_>>().join(" "), endpoints.collect::<Vec<_>>().join(" "))
+    };
+    let owned = |pods: &str, endpoints: &str| (pods.to_owned(), endpoints.to_owned());
+    let mut kept = assembly();
+    load(&mut kept, "a.yaml", &pod(leaving, "10.1.0.1"));
+    assert_eq!(seen(&mut kept), owned("", "10.1.0.1 terminating"), "its endpoint serves if no other does");
+    load(&mut kept, "a.yaml", &pod("", "10.1.0.1"));
+    assert_eq!(seen(&mut kept), owned("10.1.0.1", "10.1.0.1"));
+    load(&mut kept, "a.yaml", &pod(leaving, "10.1.0.1"));
+    assert_eq!(seen(&mut kept), owned("10.1.0.1", "10.1.0.1 terminating"));
+    load(&mut kept, "a.yaml", &service("web", "selector: {app: x}, ports: [{port: 1}]"));
+    assert_eq!(seen(&mut kept), owned("", ""));
+    // An annotation that is kept says what to do with the Pod for as long as it runs.
+    let text = pod(&format!("{leaving}, annotations: {{mesh: 'on'}}"), "10.1.0.1");
+    let mut declared = Vec::new();
+    let mut cx = Conversion::keeping(&["mesh".to_owned()]);
+    parse(&text, Format::Yaml, |parsed| declared.push(declare(parsed, &mut cx))).unwrap();
+    kept.replace(&Arc::from("a.yaml"), declared);
+    assert_eq!(seen(&mut kept), owned("10.1.0.1", "10.1.0.1 terminating"));
+}
+
 /// Objects that interfere with each other in every way there is.
 fn document() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
