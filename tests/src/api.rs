@@ -12,6 +12,7 @@ mod serve;
 mod store;
 mod tls;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -144,6 +145,8 @@ pub struct FakeApi {
     acceptor: TlsAcceptorShown,
     credentials: Credentials,
     address: SocketAddr,
+    /// Has the port also while nobody listens, so that nothing else gets it then.
+    _port: TcpSocket,
     serving: Mutex<Option<JoinHandle<()>>>,
     folders: Mutex<Vec<folder::Follower>>,
     /// None only while it is dropped.
@@ -188,13 +191,14 @@ impl FakeApi {
             denied: Mutex::default(),
             changed,
         });
-        let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listening on {listen}"))?;
-        let address = listener.local_addr()?;
+        let port = take_port(listen).with_context(|| format!("taking {listen}"))?;
+        let address = port.local_addr()?;
+        let listener = std::net::TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
         let listener = into_tokio(&runtime, listener)?;
         let acceptor = TlsAcceptorShown(acceptor);
         let serving = runtime.spawn(accept(Arc::clone(&shared), acceptor.0.clone(), listener));
         let (serving, folders) = (Mutex::new(Some(serving)), Mutex::default());
-        Ok(Self { shared, acceptor, credentials, address, serving, folders, runtime: Some(runtime) })
+        Ok(Self { shared, acceptor, credentials, address, _port: port, serving, folders, runtime: Some(runtime) })
     }
 
     /// Where it listens.
@@ -311,7 +315,7 @@ impl FakeApi {
         let serving = locked(&self.serving).take();
         if let Some(serving) = serving {
             serving.abort();
-            // The port is free once the task is gone.
+            // Nobody listens once the task is gone.
             while !serving.is_finished() {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
@@ -322,7 +326,7 @@ impl FakeApi {
     /// Listens again.
     pub fn resume(&self) -> anyhow::Result<()> {
         let runtime = self.runtime.as_ref().context("the server has ended")?;
-        let listener = bind_again(self.address)?;
+        let listener = std::net::TcpListener::bind(self.address).context("listening again")?;
         let listener = into_tokio(runtime, listener)?;
         let serving = runtime.spawn(accept(Arc::clone(&self.shared), self.acceptor.0.clone(), listener));
         *locked(&self.serving) = Some(serving);
@@ -348,16 +352,13 @@ impl FakeApi {
     }
 }
 
-/// Another socket of this machine may have the port for a moment.
-fn bind_again(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
-    let mut tries = 0;
-    loop {
-        match std::net::TcpListener::bind(address) {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && tries < 600 => tries += 1,
-            bound => return bound.context("listening again"),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+/// A socket that has the port and does not listen: connections are refused. Another one with the same option, as all
+/// listeners of the standard library have it, can listen beside it.
+fn take_port(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 fn into_tokio(runtime: &Runtime, listener: std::net::TcpListener) -> anyhow::Result<TcpListener> {
