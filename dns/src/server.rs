@@ -382,13 +382,15 @@ fn follow_upstreams(
 /// Reads the file again and again: it may be a mount that tells of no changes. The last servers stay while it cannot be
 /// read.
 async fn follow_file(file: Upstreams, first: ResolvConf, ours: Arc<Ours>, forwarder: Arc<Forwarder>, route: usize) {
-    let mut before = Some(first);
+    let mut before = Some(first).filter(|conf| !conf.upstreams.is_empty());
     loop {
         sleep(LOOK_AGAIN).await;
         let now = match file.read() {
             // Nobody means it: it is being written, or whoever writes it is at a loss.
-            Ok(now) if now.upstreams.is_empty() && before.is_some() => {
-                tracing::warn!("the file of upstreams names none; the last ones stay in force");
+            Ok(now) if now.upstreams.is_empty() => {
+                if before.is_some() {
+                    tracing::warn!("the file of upstreams names none; the last ones stay in force");
+                }
                 None
             }
             Ok(now) => Some(now),
