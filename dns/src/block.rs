@@ -76,9 +76,7 @@ impl Kubernetes {
         let reverse = reverse_trees();
         Self { zones: std::iter::once(domain).chain(reverse.clone()).collect(), fallthrough: reverse.into() }
     }
-}
 
-impl Kubernetes {
     /// The name lies in one of the zones.
     pub(crate) fn takes(&self, name: &Name) -> bool {
         self.zone_of(name).is_some()

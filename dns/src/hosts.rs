@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
+use shunt_model::Stamp;
 
 use crate::records;
 use crate::reply::Reply;
@@ -44,28 +44,6 @@ pub(crate) struct Hosts {
     seen: RwLock<Option<Stamp>>,
 }
 
-/// Tells a file from the one that was there before, however much they have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    written: SystemTime,
-    /// Changes whenever anything of the file does, and nobody can set it.
-    changed: (i64, i64),
-    place: (u64, u64),
-    length: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> std::io::Result<Self> {
-        let file = std::fs::metadata(path)?;
-        Ok(Self {
-            written: file.modified()?,
-            changed: (file.ctime(), file.ctime_nsec()),
-            place: (file.dev(), file.ino()),
-            length: file.len(),
-        })
-    }
-}
-
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Table {
     addresses: HashMap<Name, Vec<IpAddr>>,
@@ -92,14 +70,14 @@ impl Hosts {
 
     /// When the file was written that is in force, if there is one.
     pub(crate) fn written(&self) -> Option<SystemTime> {
-        self.seen.read().unwrap_or_else(PoisonError::into_inner).map(|stamp| stamp.written)
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).and_then(|stamp| stamp.modified())
     }
 
     /// Takes what the file says now, if it is another one; while it cannot be read, what it said before stays.
     pub(crate) fn read_again(&self) {
         let mut text = String::new();
         if let Some(path) = &self.config.file {
-            let now = Stamp::of(path).ok();
+            let now = std::fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata));
             let unread = self.unreadable.load(Ordering::Relaxed);
             if !unread && now.is_some() && now == *self.seen.read().unwrap_or_else(PoisonError::into_inner) {
                 return;
@@ -186,6 +164,8 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn of(path: &Path) -> HostsConfig {

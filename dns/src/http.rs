@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::metrics::{Exporter, Process, classic};
-use crate::sockets::{any_address, listen};
+use crate::sockets::{listen, one_for_all};
 use crate::zone::View;
 pub use connections::serve_routes;
 
@@ -67,7 +67,7 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
     let metrics = Router::new().route("/metrics", get(move || metrics(Arc::clone(&registry))));
     let mut routers: BTreeMap<SocketAddr, Router> = BTreeMap::new();
     for (address, router) in [(config.health, health), (config.ready, ready), (config.metrics, metrics)] {
-        let Some(address) = address.map(everywhere) else { continue };
+        let Some(address) = address.map(one_for_all) else { continue };
         let others = routers.remove(&address).unwrap_or_default();
         routers.insert(address, others.merge(router));
     }
@@ -78,17 +78,11 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
         let bound = listener.local_addr().map_err(failed)?;
         addresses.push(bound);
         tasks.spawn(serve_routes(listener, router));
-        if config.health.map(everywhere) == Some(address) {
+        if config.health.map(one_for_all) == Some(address) {
             tasks.spawn(self_check::every_second(bound, Arc::clone(&counters)));
         }
     }
     Ok((addresses, tasks))
-}
-
-/// One address for all of this host, however it is written: that of IPv6, which takes IPv4 too, where there is any.
-fn everywhere(address: SocketAddr) -> SocketAddr {
-    let any = address.ip().is_unspecified();
-    if any { SocketAddr::new(any_address(), address.port()) } else { address }
 }
 
 async fn readiness(

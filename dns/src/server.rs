@@ -32,14 +32,14 @@ use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{View, Zone, ZoneConfig};
 use ending::Ending;
-use handler::Begun;
-use handler::Handler;
+use handler::{Begun, Handler};
 use worker::Worker;
 
 /// How often a file of upstreams is read.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often a port that the kernel chose for TCP is found taken for UDP before we give up.
 const PORT_TRIES: usize = 16;
+
 /// What to serve, where.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -418,8 +418,12 @@ async fn follow_hosts(block: Arc<Block>, every: Duration) {
         sleep(every).await;
         let block = Arc::clone(&block);
         let read = tokio::task::spawn_blocking(move || block.hosts.as_ref().map(Hosts::read_again));
-        if read.await.is_err() {
-            return; // the program ends
+        match read.await {
+            Ok(_) => {}
+            Err(error) if error.is_panic() => {
+                tracing::error!(%error, "reading a file of hosts, which is a bug: its last names stay in force");
+            }
+            Err(_cancelled) => return, // the program ends
         }
     }
 }

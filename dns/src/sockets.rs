@@ -17,6 +17,11 @@ pub(crate) fn any_address() -> IpAddr {
     if Path::new("/proc/net/if_inet6").exists() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
+/// All addresses of this host are one address, however they are written.
+pub(crate) fn one_for_all(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() { SocketAddr::new(any_address(), address.port()) } else { address }
+}
+
 /// A port for TCP. `[::]` takes IPv4 too, whatever the host's default is, unless `only_v6`.
 pub(crate) fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     let socket = socket(address, only_v6, Type::STREAM, Protocol::TCP)?;

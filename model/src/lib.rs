@@ -13,6 +13,7 @@ pub mod node;
 pub mod service;
 pub mod snapshot;
 pub mod source;
+pub mod stamp;
 
 pub use causes::with_causes;
 pub use duration::GoDuration;
@@ -21,3 +22,4 @@ pub use key::{Family, ObjectKey, Protocol, SliceKey};
 pub use node::{Namespace, Node, Pod, ServiceCidr};
 pub use service::{ClusterIps, Service, ServiceKind, ServicePort, TrafficPolicy};
 pub use snapshot::Snapshot;
+pub use stamp::Stamp;

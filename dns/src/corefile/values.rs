@@ -7,7 +7,7 @@ use hickory_proto::rr::Name;
 use ipnet::IpNet;
 use shunt_model::GoDuration;
 
-use crate::sockets::any_address;
+use crate::sockets::{any_address, one_for_all};
 
 /// A domain, absolute and in the spelling given.
 pub(super) fn domain(text: &str) -> Result<Name, String> {
@@ -74,10 +74,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// `:PORT` is every address, `localhost:PORT` the own one.
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let wrong = || format!("{text:?} is no address to listen on; write ADDRESS:PORT or :PORT");
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        // `:PORT` and `0.0.0.0:PORT` are one listener.
-        let ip = if address.ip().is_unspecified() { any_address() } else { address.ip() };
-        return Ok(SocketAddr::new(ip, address.port()));
+    if let Ok(address) = text.parse() {
+        return Ok(one_for_all(address));
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let ip: IpAddr = match host {

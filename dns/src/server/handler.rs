@@ -236,10 +236,9 @@ fn refusal(request: &Request) -> Option<ResponseCode> {
 #[cfg(test)]
 mod tests {
     use hickory_proto::op::{Message, MessageType, OpCode, Query};
-
-    use super::*;
     use hickory_proto::rr::Name;
 
+    use super::*;
     use crate::zone::ZoneConfig;
 
     fn handler() -> Handler {

@@ -154,3 +154,35 @@ async fn a_server_that_is_shut_down_leaves_no_connection_behind() {
     let end = timeout(Duration::from_secs(5), connection.read(&mut [0; 1])).await.expect("the end of the connection");
     assert_eq!(end.unwrap_or_default(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_heard_by_both_families_however_everywhere_is_written() {
+    let (_place, path) = written(".:53 {\n health\n}\n");
+    for everywhere in ["0.0.0.0:0", "[::]:0"] {
+        let http = ["--health-address", everywhere, "--ready-address", everywhere];
+        let program =
+            Program::start(&[&["-conf", path.to_str().unwrap(), "--listen", "127.0.0.1:0"], &http[..]].concat());
+        let mut at = program.http_address();
+        // One listener, which takes both wherever there are both.
+        let own: &[&str] = if at.is_ipv6() { &["127.0.0.1", "::1"] } else { &["127.0.0.1"] };
+        for ip in own {
+            at.set_ip(ip.parse().unwrap());
+            assert_eq!(lab::http_get(at, "/health", Duration::from_secs(20)).unwrap().status, 200, "{everywhere} {at}");
+        }
+    }
+}
+
+#[test]
+fn a_resolv_conf_that_cannot_serve_a_pod_is_told_of() {
+    for (conf, words) in [
+        ("search a.test\n", "the file names no nameserver, so all names that are not the cluster's are refused"),
+        ("nameserver 127.0.0.53\n", "the nameserver is a loopback address: in a pod nobody listens there"),
+    ] {
+        let (place, path) = written(".:53 {\n forward . ./resolv.conf\n}\n");
+        std::fs::write(place.path().join("resolv.conf"), conf).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_shunt-dns"));
+        command.args(["--listen", "127.0.0.1:0", "-conf"]).arg(path).current_dir(place.path());
+        command.env("KUBERNETES_SERVICE_HOST", "10.96.0.1");
+        assert!(Program::spawn(command).line(words).contains("./resolv.conf"), "{conf}");
+    }
+}

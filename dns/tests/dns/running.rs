@@ -73,8 +73,13 @@ impl Program {
     }
 
     /// Where it tells how it is.
+    pub(crate) fn http_address(&self) -> SocketAddr {
+        address(&self.line("serving health"))
+    }
+
+    /// What it tells there.
     pub(crate) fn http(&self, path: &str) -> HttpResponse {
-        http_get(address(&self.line("serving health")), path, Duration::from_secs(20)).unwrap()
+        http_get(self.http_address(), path, Duration::from_secs(20)).unwrap()
     }
 
     /// Asks until status and body are as wanted, and returns the body.
@@ -122,5 +127,6 @@ impl Drop for Program {
 
 /// The only one in a line of the log.
 fn address(line: &str) -> SocketAddr {
-    line.rsplit('[').next().unwrap().trim_end_matches(']').parse().unwrap()
+    // In brackets, as the address of IPv6 in them may have its own.
+    line.split_once("addresses=[").unwrap().1.strip_suffix(']').unwrap().parse().unwrap()
 }

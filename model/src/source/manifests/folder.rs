@@ -1,49 +1,25 @@
 //! The files of the folder: which there are, which changed, and their content into the assembly.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::ManifestsOptions;
 use super::assemble::Assembly;
 use super::object::{Declared, declare};
 use super::parse::{Format, ParseError, parse};
 use crate::source::convert::Conversion;
+use crate::stamp::Stamp;
 
 /// The folder as last read.
 #[derive(Debug)]
 pub(super) struct Folder {
     dir: PathBuf,
+    /// What they do not tell apart, events do: those read the file whatever its stamp.
     stamps: BTreeMap<Arc<str>, Stamp>,
     conversion: Conversion,
     pub(super) assembly: Assembly,
-}
-
-/// What differs whenever a file's content does, short of a rewrite within one tick of the clock by one who keeps the
-/// length; events catch that case, as they read the file whatever its stamp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: Option<SystemTime>,
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.len(),
-            modified: metadata.modified().ok(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
 }
 
 /// How a file of this name is read; none if it is not ours.
