@@ -1,6 +1,5 @@
 //! The only code that writes to the kernel. Every data path takes the whole plan and writes the difference.
 
-pub mod cgroup;
 pub mod ebpf;
 
 use crate::plan::{Plan, PortKey};

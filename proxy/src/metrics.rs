@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use shunt_dns::metrics::{Exporter, Process};
 
-use crate::datapath::ebpf::upkeep::Report;
+use crate::datapath::ebpf::socket::upkeep::Report;
 use crate::status::Status;
 
 pub use kube_proxy::{KubeProxy, WithoutLocal};

@@ -17,9 +17,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::datapath::ebpf::upkeep::Orders;
+use crate::datapath::ebpf::socket::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
-use crate::dns_watch;
+use crate::dns::watch as dns_watch;
 use crate::events::Recorder;
 use crate::metrics::WithoutLocal;
 use crate::plan::{FrontendKind, List, Plan, PlanOptions, Planner, PortKey, PortPlan, Rule};
@@ -50,7 +50,7 @@ pub struct Output {
     /// What is to be seen to beside the tables.
     pub orders: watch::Sender<Orders>,
     /// The health checks that the kernel's endpoints lead to.
-    pub health_checks: watch::Sender<crate::health_checks::Checks>,
+    pub health_checks: watch::Sender<crate::http::health_checks::Checks>,
     /// Since when a change waits.
     pub pending: Pending,
     /// Takes what is refused.

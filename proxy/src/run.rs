@@ -18,21 +18,23 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::addresses::Prepared;
 use crate::config::{Annotation, Config, DnsConfig, EmptyLocal};
 use crate::control::{self, Control, Views};
 use crate::datapath::Datapath;
-use crate::datapath::cgroup::{self, CgroupError};
-use crate::datapath::ebpf::upkeep::{Orders, Report, Upkeep};
+use crate::datapath::ebpf::socket::upkeep::{Orders, Report, Upkeep};
 use crate::datapath::ebpf::{self, Adopted, Ebpf, EbpfOptions, Links};
+use crate::dns::addresses::Prepared;
+use crate::dns::{addresses, service, watch as dns_watch};
 use crate::events::{self, Recorded, Recorder};
-use crate::health::{self, BindError, DnsState, Health};
-use crate::health_checks::{Checks, HealthChecks};
+use crate::host::cgroup::{self, CgroupError};
+use crate::host::{self, privileges};
+use crate::http::health::{self, BindError, DnsState, Health};
+use crate::http::health_checks::{Checks, HealthChecks};
 use crate::metrics::{self, Durations, KubeProxy};
 use crate::plan::{Detect, PlanOptions};
 use crate::reconcile::{Input, Output, Reconciler};
 use crate::status::{Pending, Status};
-use crate::{addresses, dns_service, dns_watch, host_addresses, privileges, reload, source};
+use crate::{reload, source};
 
 /// For the tasks, and again for DNS: a stop takes less than two seconds.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -203,7 +205,7 @@ impl Daemon {
         let mode = datapath.mode();
         let dns_serves = self.watch_dns(dns.as_ref())?;
         let options = plan_options(&config, listen);
-        let addresses = host_addresses::watch().await.context("watching the addresses of this node")?;
+        let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
         let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
         let input = Input { snapshots, health, addresses: addresses.clone(), dns_serves };
         let (orders, ordered) = watch::channel(Orders::default());
@@ -262,7 +264,7 @@ impl Daemon {
         };
         let Prepared { listen, on_lo } = addresses::prepare(&config.listen).await?;
         let cluster_dns = &self.config.cluster_dns;
-        let mut started = dns_service::start(config, listen, cluster_dns, served).await?;
+        let mut started = service::start(config, listen, cluster_dns, served).await?;
         let (follow, keep) = (started.follow(cluster_dns), addresses::keep(on_lo)?);
         let server = started.server;
         let addresses = server.local_addresses().to_vec();
@@ -290,14 +292,14 @@ impl Daemon {
     fn watch_dns(&mut self, dns: Option<&Arc<Server>>) -> Result<watch::Receiver<bool>> {
         let (sender, serves) = watch::channel(false);
         if let (Some(config), Some(server)) = (&self.config.dns, dns) {
-            let domain = dns_service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
+            let domain = service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
             self.until_stopped(dns_watch::watch(server.local_addresses().to_vec(), domain, server.views(), sender));
         }
         Ok(serves)
     }
 
     fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {
-        let domain = dns_service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
+        let domain = service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
         Ok(DnsState::Serving { addresses: addresses.to_vec(), domain })
     }
 

@@ -9,7 +9,7 @@ use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::ebpf::probe::{Check, State, probe};
-use shunt_proxy::privileges;
+use shunt_proxy::host::privileges;
 
 use super::print;
 

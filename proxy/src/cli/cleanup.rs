@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use shunt_proxy::addresses;
 use shunt_proxy::config::BPF_ROOT;
 use shunt_proxy::datapath::ebpf::{self, Removed};
+use shunt_proxy::dns::addresses;
 
 use super::print;
 

@@ -13,7 +13,7 @@ use shunt_dns::{Answerer, Corefile, ServerConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::config::{self, Address, DnsConfig, List, PodNames, Settings};
 use shunt_proxy::control::{DnsReply, Reply, Request, ask, question};
-use shunt_proxy::dns_service::zone_config;
+use shunt_proxy::dns::service::zone_config;
 
 use super::{Output, Socket, complain, print};
 

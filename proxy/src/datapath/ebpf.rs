@@ -2,22 +2,12 @@
 //!
 //! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
-mod addresses;
-#[cfg(test)]
-mod agreement;
-mod audit;
-mod coverage;
-mod foreign;
 mod image;
 pub mod layout;
-pub mod memory;
 pub mod pins;
 pub mod probe;
-pub mod programs;
-mod selftest;
-mod sockets;
-mod tables;
-pub mod upkeep;
+pub mod socket;
+pub mod tables;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,16 +20,17 @@ use imbl::ordmap::DiffItem;
 use proxy_abi::Config;
 use tracing::{info, warn};
 
-use self::addresses::Addresses;
-use self::audit::Audit;
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Write};
 use self::pins::Pins;
 pub use self::pins::{PinError, Removed, remove as cleanup};
-pub use self::programs::{Links, ProgramsError};
-pub use self::tables::TableError;
-use self::tables::Tables;
-use self::upkeep::Upkeep;
+use self::socket::programs;
+pub use self::socket::programs::{Links, ProgramsError};
+use self::socket::upkeep::Upkeep;
+use self::tables::addresses::Addresses;
+use self::tables::audit::Audit;
+pub use self::tables::kernel::TableError;
+use self::tables::kernel::Tables;
 use super::{Datapath, SyncError, Synced};
 use crate::plan::{Plan, PortKey, PortPlan};
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Input, Output, Reconciler};
-use crate::datapath::ebpf::upkeep::Orders;
+use crate::datapath::ebpf::socket::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::metrics;
 use crate::plan::{Plan, PlanOptions, PortKey, fixture};
@@ -110,7 +110,7 @@ impl Loop {
         let (orders, _) = watch::channel(Orders::default());
         let (dns_serves, dns_serves_read) = watch::channel(false);
         let input = Input { snapshots: snapshots_read, health: health_read, addresses, dns_serves: dns_serves_read };
-        let (health_checks, _) = watch::channel(crate::health_checks::Checks::default());
+        let (health_checks, _) = watch::channel(crate::http::health_checks::Checks::default());
         let (pending, (events, _recorded)) = (crate::status::Pending::default(), crate::events::recorder());
         let durations = metrics::Durations::default();
         let output = Output { status, reachable, orders, health_checks, pending, events, durations };

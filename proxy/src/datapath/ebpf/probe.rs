@@ -6,8 +6,8 @@ use aya::programs::ProgramType;
 use aya::sys::is_program_supported;
 use nix::sys::utsname::uname;
 
-use super::super::cgroup;
 use super::pins::on_bpf;
+use crate::host::cgroup;
 
 /// The oldest kernel with everything the programs use: `bpf_set_retval` for cgroup hooks came with 5.18, `getpeername`
 /// hooks with 5.8, socket storage in these hooks with 5.8, mappable arrays with 5.5, links with 5.7.

@@ -10,7 +10,7 @@ use shunt_model::{ObjectKey, Protocol};
 
 use super::pool::GRACE;
 use super::*;
-use crate::datapath::ebpf::memory::Memory;
+use crate::datapath::ebpf::tables::memory::Memory;
 
 const SMALL: Capacity = Capacity { frontends: 8, services: 8, slots: 64, backends: 64, ranges: 8 };
 

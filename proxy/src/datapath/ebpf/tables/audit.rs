@@ -6,9 +6,9 @@ use std::net::IpAddr;
 
 use tracing::warn;
 
+use super::super::layout::{Layout, Write};
 use super::addresses::Addresses;
-use super::layout::{Layout, Write};
-use super::tables::Tables;
+use super::kernel::Tables;
 use crate::datapath::SyncError;
 
 /// Service ports looked at in one step: about a millisecond at ten endpoints each.
@@ -16,14 +16,14 @@ const SLICE: usize = 256;
 
 /// Where the audit is.
 #[derive(Debug, Default)]
-pub(super) struct Audit {
+pub(in crate::datapath::ebpf) struct Audit {
     /// The service ports of this round that are still to be looked at, last first.
     rest: Vec<u32>,
 }
 
 impl Audit {
     /// Looks at the next service ports; at the end of a round, for elements that belong to nobody.
-    pub(super) fn step(
+    pub(in crate::datapath::ebpf) fn step(
         &mut self,
         layout: &Layout,
         addresses: &Addresses,

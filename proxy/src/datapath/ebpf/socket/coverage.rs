@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::datapath::cgroup;
-use crate::netns::Inventory;
+use crate::host::cgroup;
+use crate::host::netns::Inventory;
 
 /// Processes in namespaces of pods whose cgroup is not below `root`, and where they are. One process stands for each
 /// namespace.

@@ -15,8 +15,8 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::config::{DNS_PORT, DnsListen};
-use crate::host_addresses::Changes;
-use crate::netlink::addresses::local_address;
+use crate::host::addresses::Changes;
+use crate::host::netlink::addresses::local_address;
 
 /// The address NodeLocal DNSCache made usual, and ours if another program holds that one.
 const USUAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), IpAddr::V4(Ipv4Addr::new(169, 254, 20, 11))];
@@ -271,7 +271,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::host_addresses::tests::{in_a_namespace, ip};
+    use crate::host::addresses::tests::{in_a_namespace, ip};
 
     fn assigned(list: &str) -> Vec<Assigned> {
         let one = |text: &str| {

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_in_the_end};
 use crate::config::{DnsConfig, DnsListen, PodNames};
-use crate::datapath::ebpf::upkeep::Report;
+use crate::datapath::ebpf::socket::upkeep::Report;
 use crate::metrics::KubeProxy;
 use crate::plan::PortKey;
 use crate::status::{LastSync, Pending, Status};
-use crate::{dns_service, metrics};
+use crate::{dns::service, metrics};
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -92,9 +92,9 @@ async fn dns_server(snapshot: Option<Arc<Snapshot>>) -> (Server, DnsState, watch
     };
     let cluster_dns = [[10, 96, 0, 10].into()];
     let (sender, receiver) = watch::channel(snapshot);
-    let started = dns_service::start(&config, vec![ANY_PORT], &cluster_dns, receiver).await.unwrap();
+    let started = service::start(&config, vec![ANY_PORT], &cluster_dns, receiver).await.unwrap();
     let server = Arc::into_inner(started.server).unwrap();
-    let domain = dns_service::zone_config(&config, &cluster_dns).unwrap().cluster_domain;
+    let domain = service::zone_config(&config, &cluster_dns).unwrap().cluster_domain;
     let state = DnsState::Serving { addresses: server.local_addresses().to_vec(), domain };
     (server, state, sender)
 }

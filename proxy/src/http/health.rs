@@ -21,8 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::datapath::ebpf::upkeep;
-use crate::dns_service;
+use crate::datapath::ebpf::socket::upkeep;
+use crate::dns::service;
 use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
 
@@ -115,7 +115,7 @@ impl Health {
             DnsState::Starting => reasons.push("dns: not started yet".to_owned()),
             DnsState::Serving { addresses, domain } => {
                 for address in addresses {
-                    if let Err(error) = dns_service::probe(address, &domain).await {
+                    if let Err(error) = service::probe(address, &domain).await {
                         reasons.push(format!("dns: {}", with_causes(&error)));
                     }
                 }

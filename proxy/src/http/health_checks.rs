@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Recorder;
-use crate::health::Health;
+use crate::http::health::Health;
 use crate::plan::{HealthCheck, NodePortAddresses};
 
 /// A port that is in use is tried again after this, and at every sync (spec HM-8).

@@ -14,8 +14,8 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
-use super::pins::Pins;
-use super::tables::{MAPS, TableError, verify};
+use super::super::pins::Pins;
+use super::super::tables::kernel::{MAPS, TableError, verify};
 use crate::sys::bpf;
 
 /// Hook and program, in the order in which they are attached: answers are translated back before anything is
@@ -96,7 +96,7 @@ pub struct Links {
 }
 
 /// Loads the programs of `object` on the pinned maps and sees to it that each is linked to `cgroup`.
-pub(super) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links, ProgramsError> {
+pub(in crate::datapath::ebpf) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links, ProgramsError> {
     let mut ebpf = load_object(object, pins)?;
     let opened = |source| ProgramsError::Cgroup { path: cgroup.to_owned(), source };
     let directory = File::open(cgroup).map_err(opened)?;
@@ -129,7 +129,7 @@ pub(super) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links
 }
 
 /// The ids of the programs that the links pinned in `links` run now.
-pub(super) fn our_programs(links: &Path) -> Vec<u32> {
+pub(in crate::datapath::ebpf) fn our_programs(links: &Path) -> Vec<u32> {
     let programs = PROGRAMS.iter().filter_map(|(hook, _)| bpf::open_pin(&links.join(hook)).ok());
     programs.filter_map(|link| bpf::cgroup_link(link).ok()).map(|link| link.program).collect()
 }

@@ -8,20 +8,20 @@ use ipnet::IpNet;
 use proxy_abi::{Backend6, Directory, Extent, FrontendValue, Lead, RangesWord, Slot, Terms};
 use shunt_model::{Family, Protocol};
 
+use super::super::image;
+use super::super::layout::write::{Life, backend_parts};
+use super::super::layout::{Capacity, Dump, FrontendKey, Full, Layout, Write};
 use super::addresses::{Addresses, Meaning};
-use super::image;
-use super::layout::write::{Life, backend_parts};
-use super::layout::{Capacity, Dump, FrontendKey, Full, Layout, Write};
 use crate::plan::Plan;
 
 /// The tables.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    pub(super) frontends: HashMap<FrontendKey, FrontendValue>,
-    pub(super) directory: HashMap<u32, Directory>,
-    pub(super) slots: HashMap<u32, u64>,
-    pub(super) backends: HashMap<(Family, u32), [u64; 4]>,
-    pub(super) ranges: BTreeSet<(u32, IpNet)>,
+    pub(in crate::datapath::ebpf) frontends: HashMap<FrontendKey, FrontendValue>,
+    pub(in crate::datapath::ebpf) directory: HashMap<u32, Directory>,
+    pub(in crate::datapath::ebpf) slots: HashMap<u32, u64>,
+    pub(in crate::datapath::ebpf) backends: HashMap<(Family, u32), [u64; 4]>,
+    pub(in crate::datapath::ebpf) ranges: BTreeSet<(u32, IpNet)>,
     addresses: HashMap<IpAddr, Meaning>,
 }
 
@@ -93,11 +93,11 @@ impl Memory {
         }
     }
 
-    pub(super) fn lead(&self, key: &FrontendKey) -> Option<Lead> {
+    pub(in crate::datapath::ebpf) fn lead(&self, key: &FrontendKey) -> Option<Lead> {
         self.frontends.get(key).map(|value| value.lead())
     }
 
-    pub(super) fn entry(&self, service: u32) -> Directory {
+    pub(in crate::datapath::ebpf) fn entry(&self, service: u32) -> Directory {
         self.directory.get(&service).copied().unwrap_or_default()
     }
 
@@ -129,7 +129,7 @@ impl Memory {
     }
 
     /// The backend behind a slot, unless it is dead.
-    pub(super) fn alive(&self, family: Family, slot: Slot) -> Option<Life> {
+    pub(in crate::datapath::ebpf) fn alive(&self, family: Family, slot: Slot) -> Option<Life> {
         let words = self.backends.get(&(family, slot.backend().index()))?;
         let life = backend_parts(family, *words);
         (life.generation != 0 && life.generation == slot.backend().generation()).then_some(life)

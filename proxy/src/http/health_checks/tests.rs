@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::events::recorder;
-use crate::health::DnsState;
+use crate::http::health::DnsState;
 use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
 
@@ -19,7 +19,7 @@ fn servers(pending: Pending) -> HealthChecks {
         metrics: KubeProxy::default(),
         status: watch::channel(Status::default()).1,
         dns: watch::channel(DnsState::Off).1,
-        upkeep: watch::channel(crate::datapath::ebpf::upkeep::Report::default()).1,
+        upkeep: watch::channel(crate::datapath::ebpf::socket::upkeep::Report::default()).1,
     };
     let (events, _) = recorder();
     HealthChecks::new(health, events, NodePortAddresses::All, BTreeSet::new())

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::netlink;
+use crate::host::netlink;
 
 /// How often everything is read again even if the kernel told of no change.
 const AGAIN: Duration = Duration::from_mins(1);
@@ -142,7 +142,7 @@ pub(crate) mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::netns::tests::is_root;
+    use crate::host::netns::tests::is_root;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -13,11 +13,11 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
-use super::super::OBJECT;
+use super::super::super::OBJECT;
 use super::diag::{ADDRESS_FAMILIES, cookie};
 use super::*;
-use crate::netns::inventory;
-use crate::netns::tests::is_root;
+use crate::host::netns::inventory;
+use crate::host::netns::tests::is_root;
 use crate::sys::bpf;
 
 const FRONTEND: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 10];

@@ -13,13 +13,13 @@ use proxy_abi::{Backend4, Backend6, BackendRef, Config, Namespace as Known};
 use shunt_model::Family;
 use tracing::{debug, info, warn};
 
+use super::super::layout::write::address as words;
+use super::super::tables::kernel::TableError;
 pub use super::foreign::Foreign;
 use super::foreign::foreign;
-use super::layout::write::address as words;
-use super::sockets::{self, Maps, Swept};
-use super::tables::TableError;
+use super::sweep::{self, Maps, Swept};
 use super::{coverage, selftest};
-use crate::netns::{Inventory, Namespace, Scanner};
+use crate::host::netns::{Inventory, Namespace, Scanner};
 use crate::sys::bpf;
 use crate::sys::mapped::Mapped;
 
@@ -100,11 +100,16 @@ struct Due {
 const FLAGS: usize = 1;
 
 impl Upkeep {
-    pub(super) fn open(cgroup: &Path, covers_all: bool, maps: &Path, links: &Path) -> Result<Self, TableError> {
+    pub(in crate::datapath::ebpf) fn open(
+        cgroup: &Path,
+        covers_all: bool,
+        maps: &Path,
+        links: &Path,
+    ) -> Result<Self, TableError> {
         let failed = |path: PathBuf| move |source| TableError::Open { path, source };
         let open = |name: &str| bpf::open_pin(&maps.join(name)).map_err(failed(maps.join(name)));
         let array = |name: &str, words: usize| {
-            let size = super::tables::size(&maps.join(name))? as usize;
+            let size = super::super::tables::kernel::size(&maps.join(name))? as usize;
             Mapped::new(open(name)?.as_fd(), words.saturating_mul(size)).map_err(failed(maps.join(name)))
         };
         let named = ["/run/netns", "/var/run/netns"].map(PathBuf::from);
@@ -217,7 +222,7 @@ impl Upkeep {
     fn sweep(&mut self, began: Instant) {
         let alive = |family, reference| is_alive(&self.backends4, &self.backends6, family, reference);
         let maps = Maps { storage: self.peers.as_fd(), by_cookie: self.connected.as_fd() };
-        let Swept { examined, destroyed, failed } = sockets::sweep(&self.inventory.namespaces, maps, &alive);
+        let Swept { examined, destroyed, failed } = sweep::sweep(&self.inventory.namespaces, maps, &alive);
         debug!(
             examined,
             destroyed,

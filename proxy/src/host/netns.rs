@@ -21,7 +21,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use self::places::{Inode, Place, Places};
-use crate::netlink::addresses;
+use crate::host::netlink::addresses;
 use crate::sys::netns_cookie;
 
 /// The calling thread's own namespace, in whatever process namespace.

@@ -5,7 +5,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use super::SELF_TEST;
+use super::super::SELF_TEST;
 
 /// What is not as it should be.
 #[derive(Debug, thiserror::Error)]

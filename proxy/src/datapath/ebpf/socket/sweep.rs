@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 use proxy_abi::{BackendRef, unmapped};
 use shunt_model::Family;
 
-use crate::netns::{self, Namespace};
+use crate::host::netns::{self, Namespace};
 
 /// Where the programs keep what sockets dialled.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use proxy_abi::Flow;
 
 use super::Maps;
-use crate::netlink::Netlink;
+use crate::host::netlink::Netlink;
 use crate::sys::bpf;
 
 const NETLINK_SOCK_DIAG: isize = 4;

@@ -10,7 +10,7 @@ use shunt_model::{Service, Snapshot, with_causes};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::dns_service::probe;
+use crate::dns::service::probe;
 use crate::plan::{Plan, PlanOptions, plan};
 
 /// How often it is asked.

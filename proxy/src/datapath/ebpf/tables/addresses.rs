@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use crate::plan::{FrontendKind, PortPlan};
 
 /// What an address means: accepts node ports, is a cluster IP.
-pub(super) type Meaning = (bool, bool);
+pub(in crate::datapath::ebpf) type Meaning = (bool, bool);
 
 /// What the map is believed to hold, and how many service ports make an address a cluster IP.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Addresses {
+pub(in crate::datapath::ebpf) struct Addresses {
     held: BTreeMap<IpAddr, Meaning>,
     clusters: HashMap<IpAddr, u32>,
     nodes: BTreeSet<IpAddr>,
@@ -20,13 +20,13 @@ pub(super) struct Addresses {
 
 impl Addresses {
     /// As read back: no meaning is believed in until somebody claims it.
-    pub(super) fn restored(found: Vec<(IpAddr, Meaning)>) -> Self {
+    pub(in crate::datapath::ebpf) fn restored(found: Vec<(IpAddr, Meaning)>) -> Self {
         let touched = found.iter().map(|(address, _)| *address).collect();
         Self { held: found.into_iter().collect(), touched, ..Self::default() }
     }
 
     /// A service port came, changed or went.
-    pub(super) fn follow(&mut self, old: Option<&PortPlan>, new: Option<&PortPlan>) {
+    pub(in crate::datapath::ebpf) fn follow(&mut self, old: Option<&PortPlan>, new: Option<&PortPlan>) {
         let clusters = |port: Option<&PortPlan>| -> Vec<IpAddr> {
             let frontends = port.into_iter().flat_map(|port| &port.frontends);
             let clusters = frontends.filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
@@ -53,13 +53,13 @@ impl Addresses {
     }
 
     /// The addresses that accept node ports are these.
-    pub(super) fn set_nodes(&mut self, nodes: &BTreeSet<IpAddr>) {
+    pub(in crate::datapath::ebpf) fn set_nodes(&mut self, nodes: &BTreeSet<IpAddr>) {
         self.touched.extend(self.nodes.symmetric_difference(nodes));
         self.nodes.clone_from(nodes);
     }
 
     /// The changes to the map: new meanings, and addresses that mean nothing any more.
-    pub(super) fn take_changes(&mut self) -> (Vec<(IpAddr, Meaning)>, Vec<IpAddr>) {
+    pub(in crate::datapath::ebpf) fn take_changes(&mut self) -> (Vec<(IpAddr, Meaning)>, Vec<IpAddr>) {
         let (mut set, mut gone) = (Vec::new(), Vec::new());
         for address in std::mem::take(&mut self.touched) {
             let meaning = (self.nodes.contains(&address), self.clusters.contains_key(&address));
@@ -75,7 +75,7 @@ impl Addresses {
     }
 
     /// What the map should hold.
-    pub(super) fn held(&self) -> &BTreeMap<IpAddr, Meaning> {
+    pub(in crate::datapath::ebpf) fn held(&self) -> &BTreeMap<IpAddr, Meaning> {
         &self.held
     }
 }

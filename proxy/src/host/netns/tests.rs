@@ -8,7 +8,7 @@ use nix::sched::unshare;
 use nix::unistd::{Uid, gettid};
 
 use super::*;
-use crate::netlink::addresses::InterfaceAddress;
+use crate::host::netlink::addresses::InterfaceAddress;
 
 /// Whether a test may go on that changes namespaces.
 #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]

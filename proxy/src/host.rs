@@ -1,0 +1,7 @@
+//! The host that the daemon runs on: its network namespaces, addresses, cgroups, and what this process may do.
+
+pub mod addresses;
+pub mod cgroup;
+pub(crate) mod netlink;
+pub mod netns;
+pub mod privileges;
