@@ -4,20 +4,36 @@ use crate::Address6;
 use crate::frontend::digest;
 
 /// Value of `ADDRESSES`, whose key is an [`Address6`]: fingerprint of the key in the upper 32 bits (see
-/// [`FrontendValue`](crate::FrontendValue)); bit 0: accepts node ports, bit 1: cluster IP of a Service.
+/// [`FrontendValue`](crate::FrontendValue)); bit 0: takes node ports, bit 1: refuses ports that it does not define,
+/// bit 2: takes node ports from the node itself only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct AddressValue(pub u64);
+
+/// From where an address takes connections to node ports (spec 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePorts {
+    /// From every client.
+    FromAnywhere,
+    /// From clients in the node's own network namespace: each namespace has a loopback of its own.
+    FromNodeOnly,
+}
 
 impl AddressValue {
     const NODE: u64 = 1;
-    const CLUSTER: u64 = 2;
+    const REFUSES: u64 = 2;
+    const FROM_NODE: u64 = 4;
 
-    /// What `address` means.
+    /// What `address` means. `refuses`: it is a cluster IP, and ports that no Service defines there are refused (NE-11).
     #[must_use]
-    pub const fn new(address: &Address6, node: bool, cluster: bool) -> Self {
-        let node = if node { Self::NODE } else { 0 };
-        let cluster = if cluster { Self::CLUSTER } else { 0 };
-        Self(((digest(address) as u64) << 32) | node | cluster)
+    pub const fn new(address: &Address6, node_ports: Option<NodePorts>, refuses: bool) -> Self {
+        let node = match node_ports {
+            Some(NodePorts::FromAnywhere) => Self::NODE,
+            Some(NodePorts::FromNodeOnly) => Self::NODE | Self::FROM_NODE,
+            None => 0,
+        };
+        let refuses = if refuses { Self::REFUSES } else { 0 };
+        Self(((digest(address) as u64) << 32) | node | refuses)
     }
 
     /// The value was written for `address`.
@@ -27,18 +43,35 @@ impl AddressValue {
         (self.0 >> 32) as u32 == digest(address)
     }
 
-    /// Connections to node ports are accepted here (spec 3.2).
+    /// Connections to node ports are taken here.
     #[inline(always)]
     #[must_use]
-    pub const fn node(self) -> bool {
+    pub const fn takes_node_ports(self) -> bool {
         self.0 & Self::NODE != 0
     }
 
-    /// A Service has it; ports that it does not define are refused (spec NE-11).
+    /// They are taken from the node itself only.
     #[inline(always)]
     #[must_use]
-    pub const fn cluster(self) -> bool {
-        self.0 & Self::CLUSTER != 0
+    pub const fn for_node_only(self) -> bool {
+        self.0 & Self::FROM_NODE != 0
+    }
+
+    /// From where connections to node ports are taken here, if they are.
+    #[must_use]
+    pub const fn node_ports(self) -> Option<NodePorts> {
+        match (self.takes_node_ports(), self.for_node_only()) {
+            (true, false) => Some(NodePorts::FromAnywhere),
+            (true, true) => Some(NodePorts::FromNodeOnly),
+            (false, _) => None,
+        }
+    }
+
+    /// A Service has it as its cluster IP; ports that no Service defines there are refused (NE-11).
+    #[inline(always)]
+    #[must_use]
+    pub const fn refuses_other_ports(self) -> bool {
+        self.0 & Self::REFUSES != 0
     }
 }
 
@@ -48,8 +81,12 @@ mod tests {
 
     #[test]
     fn a_value_gives_back_its_parts() {
-        let value = AddressValue::new(&[1, 2, 3, 4], true, false);
-        assert!(value.is_of(&[1, 2, 3, 4]) && !value.is_of(&[1, 2, 3, 5]));
-        assert!(value.node() && !value.cluster());
+        for node_ports in [None, Some(NodePorts::FromAnywhere), Some(NodePorts::FromNodeOnly)] {
+            for refuses in [false, true] {
+                let value = AddressValue::new(&[1, 2, 3, 4], node_ports, refuses);
+                assert!(value.is_of(&[1, 2, 3, 4]) && !value.is_of(&[1, 2, 3, 5]));
+                assert_eq!((value.node_ports(), value.refuses_other_ports()), (node_ports, refuses));
+            }
+        }
     }
 }

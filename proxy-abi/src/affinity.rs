@@ -1,9 +1,11 @@
 //! `AFFINITY`: an LRU hash map from a client of a service port to the endpoint it had last (spec SA-1, SA-16).
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::{Address6, BackendRef};
 
 /// Key of `AFFINITY`: 24 bytes, no padding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AffinityKey {
     /// The client: its source address, or for sockets of this node the cookie of the network namespace in the first
@@ -16,8 +18,6 @@ pub struct AffinityKey {
 }
 
 impl AffinityKey {
-    /// Size in bytes.
-    pub const SIZE: u32 = 24;
     /// `client` is the cookie of a network namespace.
     pub const NAMESPACE: u32 = 0;
     /// `client` is a source address.
@@ -94,8 +94,6 @@ impl AffinityValue {
         (elapsed as u64) < ((timeout * 1_000_000_000) >> STEP_BITS)
     }
 }
-
-const _: () = assert!(size_of::<AffinityKey>() == AffinityKey::SIZE as usize);
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,7 @@
 //! `BACKENDS4`, `BACKENDS6`: arrays of endpoints, referred to by index and generation.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::{Address4, Address6, Port};
 
 /// A reference to one life of one backend element: index in the lower 20 bits, generation in the upper 12.
@@ -98,7 +100,7 @@ const fn life(port: Port, generation: u16) -> u64 {
 
 /// Value of `BACKENDS4`. `words[0]`: generation 16 (0: dead), port 16, address 32 bits; one load gives a
 /// consistent endpoint. `words[1]`: [`Standing`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Backend4 {
     /// See the type.
@@ -144,7 +146,7 @@ impl Backend4 {
 ///
 /// The address does not fit into one word with the generation. It is written before `words[2]` and an element is not
 /// used again until every program that may hold a reference has ended (the daemon waits).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Backend6 {
     /// See the type.

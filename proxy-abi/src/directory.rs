@@ -3,6 +3,18 @@
 /// Value of `DIRECTORY`: four words: the switch ([`Extent`]), the [`Shape`], the [`Terms`] and the [`RangesWord`].
 pub type Directory = [u64; 4];
 
+/// The words of a [`Directory`] by their index.
+pub mod at {
+    /// The [`Extent`](crate::Extent).
+    pub const EXTENT: usize = 0;
+    /// The [`Shape`](crate::Shape).
+    pub const SHAPE: usize = 1;
+    /// The [`Terms`](crate::Terms).
+    pub const TERMS: usize = 2;
+    /// The [`RangesWord`](crate::RangesWord).
+    pub const RANGES: usize = 3;
+}
+
 /// Where the slots of a service are: base, how many there are, and how many of the first are on this node.
 ///
 /// One word, so that a reader can never combine an old base with a new count.
@@ -108,15 +120,16 @@ impl Shape {
 pub struct Terms(pub u64);
 
 impl Terms {
-    const SILENT: u64 = 1 << 24;
+    const LEAVES_ALONE: u64 = 1 << 24;
     const TIMEOUT: u64 = (1 << 24) - 1;
 
     /// Terms of the service port that entry `port` stands for. `timeout`: of session affinity in seconds, 0 without.
-    /// `silent`: with no endpoint here, a flow that only an endpoint here may serve gets no answer (spec NE-2).
+    /// `leaves_alone`: with no endpoint here, a socket's flow that only an endpoint here may serve is left alone; it is
+    /// refused without.
     #[must_use]
-    pub const fn new(port: u32, timeout: u32, silent: bool) -> Self {
-        let silent = if silent { Self::SILENT } else { 0 };
-        Self(((port as u64) << 32) | silent | (timeout as u64 & Self::TIMEOUT))
+    pub const fn new(port: u32, timeout: u32, leaves_alone: bool) -> Self {
+        let leaves_alone = if leaves_alone { Self::LEAVES_ALONE } else { 0 };
+        Self(((port as u64) << 32) | leaves_alone | (timeout as u64 & Self::TIMEOUT))
     }
 
     /// The entry that stands for the service port.
@@ -136,8 +149,8 @@ impl Terms {
     /// See [`Terms::new`].
     #[inline(always)]
     #[must_use]
-    pub const fn silent(self) -> bool {
-        self.0 & Self::SILENT != 0
+    pub const fn leaves_alone(self) -> bool {
+        self.0 & Self::LEAVES_ALONE != 0
     }
 }
 
@@ -193,7 +206,7 @@ mod tests {
     #[test]
     fn terms_and_ranges_give_back_their_parts() {
         let terms = Terms::new(u32::MAX, 86_400, true);
-        assert_eq!((terms.port(), terms.timeout(), terms.silent()), (u32::MAX, 86_400, true));
+        assert_eq!((terms.port(), terms.timeout(), terms.leaves_alone()), (u32::MAX, 86_400, true));
         assert_eq!(Terms::default().timeout(), 0);
         let ranges = RangesWord::new(7, true);
         assert_eq!((ranges.id(), ranges.node(), RangesWord::new(7, false).node()), (7, true, false));

@@ -1,9 +1,11 @@
 //! `FRONTENDS4`, `FRONTENDS6`: hash maps from what a client dials to the service that answers.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::{Address4, Address6, Port};
 
 /// Key of `FRONTENDS4`: 8 bytes, no padding. Address 0 is every address of the node that accepts node ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FrontendKey4 {
     /// Destination address.
@@ -17,7 +19,7 @@ pub struct FrontendKey4 {
 }
 
 /// Key of `FRONTENDS6`: 20 bytes, no padding. Address 0 is every address of the node that accepts node ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FrontendKey6 {
     /// Destination address, never IPv4-mapped.
@@ -51,21 +53,6 @@ const fn tail(port: Port, protocol: u8, scope: u8) -> u32 {
 }
 
 impl FrontendKey4 {
-    /// The key as the kernel stores it.
-    #[must_use]
-    pub const fn to_bytes(self) -> [u8; 8] {
-        let [a, b, c, d] = self.address.to_ne_bytes();
-        let [e, f, g, h] = tail(self.port, self.protocol, self.scope).to_ne_bytes();
-        [a, b, c, d, e, f, g, h]
-    }
-
-    /// The key that the kernel stored as `bytes`.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 8]) -> Self {
-        let [a, b, c, d, e, f, protocol, scope] = bytes;
-        Self { address: u32::from_ne_bytes([a, b, c, d]), port: u16::from_ne_bytes([e, f]), protocol, scope }
-    }
-
     /// A digest of the key, kept in the value (see [`FrontendValue`]).
     #[inline(always)]
     #[must_use]
@@ -75,32 +62,6 @@ impl FrontendKey4 {
 }
 
 impl FrontendKey6 {
-    /// The key as the kernel stores it.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; 20] {
-        let [a, b, c, d] = self.address;
-        let words = [a, b, c, d, tail(self.port, self.protocol, self.scope)];
-        let mut bytes = [0; 20];
-        for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
-            place.copy_from_slice(&word.to_ne_bytes());
-        }
-        bytes
-    }
-
-    /// The key that the kernel stored as `bytes`.
-    #[must_use]
-    pub fn from_bytes(bytes: [u8; 20]) -> Self {
-        let mut words = [0_u32; 5];
-        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
-            if let Ok(chunk) = <[u8; 4]>::try_from(chunk) {
-                *word = u32::from_ne_bytes(chunk);
-            }
-        }
-        let [a, b, c, d, rest] = words;
-        let [e, f, protocol, scope] = rest.to_ne_bytes();
-        Self { address: [a, b, c, d], port: u16::from_ne_bytes([e, f]), protocol, scope }
-    }
-
     /// A digest of the key, kept in the value (see [`FrontendValue`]).
     #[inline(always)]
     #[must_use]
@@ -126,6 +87,7 @@ pub struct Lead {
 /// A preallocated hash element can be recycled for another key while a program still holds the pointer, so the
 /// program compares the fingerprint after its one 64-bit load; a mismatch is a miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct FrontendValue(pub u64);
 
 const LOCAL: u64 = 1 << 31;
@@ -161,18 +123,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_survive_the_way_through_the_kernel() {
-        let four = FrontendKey4 { address: 0x0a00_600a, port: 53_u16.to_be(), protocol: 17, scope: 0 };
-        assert_eq!(FrontendKey4::from_bytes(four.to_bytes()), four);
-        let six = FrontendKey6 { address: [1, 2, 3, 4], port: 53_u16.to_be(), protocol: 6, scope: 0 };
-        assert_eq!(FrontendKey6::from_bytes(six.to_bytes()), six);
-    }
-
-    #[test]
     fn a_key_lies_in_memory_as_in_a_packet() {
         let key =
             FrontendKey4 { address: u32::from_ne_bytes([10, 96, 0, 10]), port: 53_u16.to_be(), protocol: 17, scope: 0 };
-        assert_eq!(key.to_bytes(), [10, 96, 0, 10, 0, 53, 17, 0]);
+        assert_eq!(key.as_bytes(), [10, 96, 0, 10, 0, 53, 17, 0]);
     }
 
     #[test]

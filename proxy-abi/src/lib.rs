@@ -3,7 +3,8 @@
 //! Byte order, stated once: addresses and ports are kept exactly as they lie in a packet (network order in memory,
 //! types [`Address4`], [`Address6`] and [`Port`]); everything else is a native integer. Values that a program may read
 //! while the daemon writes them are single aligned 64-bit words, so a reader sees the old or the new one and nothing
-//! in between (spec/datapath.md 2.3). A map layout is never changed in place: [`VERSION`] names the pin directory.
+//! in between. A layout is never changed in place: a change takes another version, of which each
+//! [`Lifetime`](maps::Lifetime) has its own.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -13,23 +14,21 @@ pub mod backend;
 pub mod config;
 pub mod directory;
 pub mod frontend;
+pub mod lookup;
+pub mod maps;
 pub mod range;
 pub mod slot;
 pub mod socket;
 
-pub use address::AddressValue;
+pub use address::{AddressValue, NodePorts};
 pub use affinity::{AffinityKey, AffinityValue};
 pub use backend::{Backend4, Backend6, BackendRef, Standing};
 pub use config::{Config, Namespace};
 pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
 pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead};
-pub use range::RangeKey;
+pub use range::{RangeKey, RangePrefix};
 pub use slot::Slot;
 pub use socket::{DatagramFlows, Flow, OverflowKey};
-
-/// Version of all layouts in this crate; pins of another version are never opened, and are removed once this version
-/// serves.
-pub const VERSION: u32 = 2;
 
 /// An IPv4 address as it lies in a packet.
 pub type Address4 = u32;
@@ -80,4 +79,12 @@ pub const fn mapped(address: Address4) -> Address6 {
 pub const fn unmapped(address: Address6) -> Option<Address4> {
     let [a, b, c, d] = address;
     if a == 0 && b == 0 && c == MAPPED_PREFIX { Some(d) } else { None }
+}
+
+/// Word by word: `==` on arrays becomes a call of `memcmp`, which a BPF program cannot make.
+#[inline(always)]
+#[must_use]
+pub const fn same(left: &Address6, right: &Address6) -> bool {
+    let ([a, b, c, d], [e, f, g, h]) = (*left, *right);
+    a == e && b == f && c == g && d == h
 }

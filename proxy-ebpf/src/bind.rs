@@ -9,8 +9,9 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockContext;
 use proxy_abi::{Config, FrontendKey4, FrontendKey6};
 
+use crate::client::host_cookie;
 use crate::maps::{FRONTENDS4, FRONTENDS6};
-use crate::node::{flag, host_cookie};
+use crate::tables::config;
 use crate::{DENY, PROCEED};
 
 const EADDRINUSE: i32 = 98;
@@ -28,7 +29,7 @@ fn load(ctx: &SockContext, offset: usize) -> u32 {
 fn bound(ctx: &SockContext) -> Option<(u8, u16)> {
     // SAFETY: `ctx` is valid; the helper only reads.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.sock.cast()) };
-    if cookie != host_cookie() || !flag(Config::BIND_PROTECTION) {
+    if cookie != host_cookie() || config(Config::FLAGS) & Config::BIND_PROTECTION == 0 {
         return None;
     }
     let port = load(ctx, offset_of!(bpf_sock, src_port)) as u16;

@@ -2,25 +2,26 @@
 
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::{Address4, Address6, Flow, Lead, Port, mapped, unmapped};
+use proxy_abi::lookup::{Meaning, Target, V4, V6, endpoint, meaning};
+use proxy_abi::{Address4, Address6, Flow, Lead, Port, mapped, same, unmapped};
 
 use crate::PROCEED;
+use crate::client::Socket;
 use crate::maps::{CONNECTED, PEER};
-use crate::meaning::{Meaning, meaning4, meaning6};
-use crate::pick::{Target, V4, V6, endpoint};
-use crate::sockaddr::{UDP, address4, address6, nobody, port, protocol, refuse, set4, set6};
+use crate::sockaddr::{UDP, address4, address6, end, port, protocol, refuse, set4, set6};
+use crate::tables::Kernel;
 
 pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
     let Some(protocol) = protocol(ctx) else { return PROCEED };
     let (address, port) = (address4(ctx), port(ctx));
-    let lead = match meaning4(ctx, address, port, protocol) {
+    let lead = match meaning::<V4, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
         Meaning::Undefined => return undefined(ctx, protocol, port),
         Meaning::Foreign => return forget(ctx),
     };
-    let target = match endpoint::<V4>(ctx, lead) {
+    let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => target,
-        Err(why) => return nobody(&why),
+        Err(why) => return end(why),
     };
     remember(ctx, protocol, &flow(lead, mapped(address), port, &through_mapped(&target)));
     set4(ctx, target.address, target.port);
@@ -33,14 +34,14 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
     if let Some(four) = unmapped(address) {
         return connect_mapped(ctx, four, port, protocol);
     }
-    let lead = match meaning6(ctx, address, port, protocol) {
+    let lead = match meaning::<V6, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
         Meaning::Undefined => return undefined(ctx, protocol, port),
         Meaning::Foreign => return forget(ctx),
     };
-    let target = match endpoint::<V6>(ctx, lead) {
+    let target = match endpoint::<V6, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => target,
-        Err(why) => return nobody(&why),
+        Err(why) => return end(why),
     };
     remember(ctx, protocol, &flow(lead, address, port, &target));
     set6(ctx, target.address, target.port);
@@ -50,14 +51,14 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
 /// An IPv6 socket that dials an IPv4 service as `::ffff:a.b.c.d`; `connect4` does not see it.
 #[inline(always)]
 fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol: u8) -> i32 {
-    let lead = match meaning4(ctx, address, port, protocol) {
+    let lead = match meaning::<V4, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
         Meaning::Undefined => return undefined(ctx, protocol, port),
         Meaning::Foreign => return forget(ctx),
     };
-    let target = match endpoint::<V4>(ctx, lead) {
+    let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => through_mapped(&target),
-        Err(why) => return nobody(&why),
+        Err(why) => return end(why),
     };
     remember(ctx, protocol, &flow(lead, mapped(address), port, &target));
     set6(ctx, target.address, target.port);
@@ -140,11 +141,4 @@ pub(crate) fn dialled(ctx: &SockAddrContext, address: Address6, port: Port) -> O
     let flow = unsafe { &*flow };
     let is_peer = flow.frontend_port != 0 && flow.backend_port == port && same(&flow.backend, &address);
     is_peer.then_some((flow.frontend, flow.frontend_port))
-}
-
-/// Word by word: `==` on arrays becomes a call of `memcmp`, which a BPF program cannot make.
-#[inline(always)]
-pub(crate) fn same(left: &Address6, right: &Address6) -> bool {
-    let ([a, b, c, d], [e, f, g, h]) = (*left, *right);
-    a == e && b == f && c == g && d == h
 }

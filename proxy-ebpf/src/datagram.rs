@@ -4,15 +4,15 @@
 //! (spec/datapath.md 3.1 trap 6).
 
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::{Address6, DatagramFlows, Flow, Lead, Port, mapped, socket::FLOWS};
+use proxy_abi::lookup::{Family, Meaning, Target, V4, V6, endpoint, meaning};
+use proxy_abi::{Address6, DatagramFlows, Flow, Lead, Port, mapped, same, socket::FLOWS};
 
-use crate::PROCEED;
-use crate::connect::{dialled, same};
+use crate::client::Socket;
+use crate::connect::dialled;
 use crate::maps::DATAGRAMS;
-use crate::meaning::{Meaning, meaning4, meaning6};
-use crate::overflow;
-use crate::pick::{Backends, Target, V4, V6, endpoint};
-use crate::sockaddr::{address4, address6, nobody, port, protocol, refuse, set4, set6};
+use crate::sockaddr::{address4, address6, end, port, protocol, refuse, set4, set6};
+use crate::tables::Kernel;
+use crate::{PROCEED, overflow};
 
 pub(crate) fn sendmsg4(ctx: &SockAddrContext) -> i32 {
     let Some(protocol) = protocol(ctx) else { return PROCEED };
@@ -22,14 +22,14 @@ pub(crate) fn sendmsg4(ctx: &SockAddrContext) -> i32 {
         set4(ctx, target.address, target.port);
         return PROCEED;
     }
-    let lead = match meaning4(ctx, address, port, protocol) {
+    let lead = match meaning::<V4, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
         Meaning::Undefined => return refuse(),
         Meaning::Foreign => return forget(ctx, &frontend, port),
     };
-    let target = match endpoint::<V4>(ctx, lead) {
+    let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => target,
-        Err(why) => return nobody(&why),
+        Err(why) => return end(why),
     };
     remember(ctx, &flow(lead, frontend, port, &target, mapped(target.address)));
     set4(ctx, target.address, target.port);
@@ -44,14 +44,14 @@ pub(crate) fn sendmsg6(ctx: &SockAddrContext) -> i32 {
         set6(ctx, target.address, target.port);
         return PROCEED;
     }
-    let lead = match meaning6(ctx, address, port, protocol) {
+    let lead = match meaning::<V6, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
         Meaning::Undefined => return refuse(),
         Meaning::Foreign => return forget(ctx, &address, port),
     };
-    let target = match endpoint::<V6>(ctx, lead) {
+    let target = match endpoint::<V6, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => target,
-        Err(why) => return nobody(&why),
+        Err(why) => return end(why),
     };
     remember(ctx, &flow(lead, address, port, &target, target.address));
     set6(ctx, target.address, target.port);
@@ -94,17 +94,17 @@ fn flows<'a>(ctx: &SockAddrContext) -> Option<&'a mut DatagramFlows> {
 
 /// The endpoint that the socket has for a frontend, if that still serves.
 #[inline(always)]
-fn kept<F: Backends>(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<Target<F::Address>> {
+fn kept<F: Family>(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<Target<F::Address>> {
     let flows = flows(ctx)?;
     for flow in &flows.flows {
         if flow.frontend_port == port && same(&flow.frontend, address) {
-            return F::alive(flow.reference());
+            return F::alive(&Kernel, flow.reference());
         }
     }
     if flows.next as usize <= FLOWS {
         return None;
     }
-    F::alive(overflow::by_frontend(ctx, address, port)?.reference())
+    F::alive(&Kernel, overflow::by_frontend(ctx, address, port)?.reference())
 }
 
 /// Keeps a flow, in the place of an older one to the same frontend if there is one.

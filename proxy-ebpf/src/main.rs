@@ -5,17 +5,14 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 
-mod affinity;
 mod bind;
+mod client;
 mod connect;
 mod datagram;
 mod maps;
-mod meaning;
-mod node;
 mod overflow;
-mod pick;
 mod sockaddr;
-mod source;
+mod tables;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};

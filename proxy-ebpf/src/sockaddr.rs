@@ -8,10 +8,10 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::{Address4, Address6, Config, Port};
+use proxy_abi::lookup::Refusal;
+use proxy_abi::{Address4, Address6, Port};
 
-use crate::node::flag;
-use crate::pick::Nobody;
+use crate::{DENY, PROCEED};
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
@@ -98,18 +98,16 @@ pub(crate) fn set6(ctx: &SockAddrContext, address: Address6, port: Port) {
 pub(crate) fn refuse() -> i32 {
     // SAFETY: the helper takes an errno and touches no memory of ours.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
-    crate::DENY
+    DENY
 }
 
-/// Ends the call for want of an endpoint. A flow that only an endpoint elsewhere could serve is refused too, since a hang
-/// is worse to debug, unless the operator wants the silence of kube-proxy.
+/// Ends the call for want of an endpoint, or leaves it alone.
 #[inline(always)]
-pub(crate) fn nobody(why: &Nobody) -> i32 {
+pub(crate) fn end(why: Refusal) -> i32 {
     match why {
-        Nobody::Refused => refuse(),
-        Nobody::Elsewhere if flag(Config::SILENT) => crate::PROCEED,
-        Nobody::Elsewhere => refuse(),
+        Refusal::Refused => refuse(),
+        Refusal::LeftAlone => PROCEED,
         // A hook that denies gives EPERM, as does a firewall on the node.
-        Nobody::Denied => crate::DENY,
+        Refusal::Denied => DENY,
     }
 }

@@ -8,6 +8,7 @@ pub mod pins;
 pub mod probe;
 pub mod socket;
 pub mod tables;
+mod takeover;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +23,7 @@ use tracing::{info, warn};
 
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Write};
-use self::pins::Pins;
+use self::pins::{Former, Pins};
 pub use self::pins::{PinError, Removed, remove as cleanup};
 use self::socket::programs;
 pub use self::socket::programs::{Links, ProgramsError};
@@ -31,6 +32,8 @@ use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
 pub use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
+use self::tables::node::{Namespaces, NodeConfig};
+use self::takeover::Taken;
 use super::{Datapath, SyncError, Synced};
 use crate::plan::{Plan, PortKey, PortPlan};
 
@@ -134,14 +137,17 @@ impl Ebpf {
             |path: &PathBuf| std::fs::read(path).map_err(|source| OpenError::Object { path: path.clone(), source });
         let object = options.object.as_ref().map(read).transpose()?;
         let pins = Pins::create(&options.bpf_root)?;
-        let links = programs::install(object.as_deref().unwrap_or(OBJECT), &pins, &options.cgroup_root)?;
-        let mut tables = Tables::open(&pins.maps)?;
-        tables.configure(Config {
-            host_cookie: crate::sys::netns_cookie().map_err(OpenError::Namespace)?,
-            // Opt-outs are switched on with the first namespace that opts out.
-            flags: if options.bind_protection { Config::BIND_PROTECTION } else { 0 }
-                | if options.silent { Config::SILENT } else { 0 },
-        })?;
+        let former = former(&pins)?;
+        let loaded = programs::Loaded::load(object.as_deref().unwrap_or(OBJECT), &pins)?;
+        let (mut tables, config) = (Tables::open(&pins.maps)?, NodeConfig::open(&pins.maps)?);
+        if let Some((former, taken)) = former {
+            let services = taken.write(&mut tables, &Namespaces::open(&pins.maps)?, &config)?;
+            pins.adopt_links(&former)?;
+            info!(version = former.version, services, "took over the tables of another version");
+        }
+        let cookie = crate::sys::netns_cookie().map_err(OpenError::Namespace)?;
+        config.set_node(cookie, if options.bind_protection { Config::BIND_PROTECTION } else { 0 })?;
+        let links = loaded.attach(&pins, &options.cgroup_root)?;
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let addresses = Addresses::restored(tables.addresses()?);
         let (services, frontends, backends) = layout.usage();
@@ -163,7 +169,7 @@ impl Ebpf {
 
     /// What sees to namespaces and sockets beside the tables.
     pub fn upkeep(&self, options: &EbpfOptions) -> Result<Upkeep, TableError> {
-        Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &self.pins.maps, &self.pins.links)
+        Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &self.pins)
     }
 
     /// The layout's clock.
@@ -271,6 +277,30 @@ impl Ebpf {
             Err(error) => warn!(%error, "the programs of another version stay attached"),
         }
     }
+}
+
+/// What another version holds whose programs are attached, read before anything is made. Flows stay if what they refer
+/// to is known.
+fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
+    if let Some(former) = pins.former()? {
+        match Taken::read(&former) {
+            Ok(taken) => {
+                pins.discard_tables()?;
+                pins.adopt_flows(&former)?;
+                return Ok(Some((former, taken)));
+            }
+            Err(error) => warn!(
+                version = former.version,
+                reason = shunt_model::with_causes(&error),
+                "the tables of another version cannot be taken over; it serves until the first sync, and open UDP sockets \
+                 and session affinity begin anew"
+            ),
+        }
+    }
+    if !pins.maps.has_tables() {
+        pins.discard_flows()?;
+    }
+    Ok(None)
 }
 
 /// The service ports to write and those to remove; ports refused earlier are tried again.

@@ -14,7 +14,7 @@ mod change;
 mod frontends;
 pub mod pool;
 mod ranges;
-mod rebuild;
+pub(in crate::datapath::ebpf) mod rebuild;
 mod record;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,14 @@
 //! What outlives the daemon: the directory tree of pins on the BPF file system, made and removed.
 //!
-//! `<bpf root>/v<layout version>/{maps,programs,links}/<name>`
+//! `<bpf root>/v<version of the tables>/{maps,programs,links}/<name>` and `<bpf root>/flows-v<version>/maps/<name>`:
+//! what clients got outlives a change of the tables.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
+use proxy_abi::maps::{self, Lifetime, Map};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -40,40 +42,147 @@ pub enum PinError {
     },
 }
 
-/// The directories of one version of the layout.
+/// Where the maps of each lifetime are pinned.
+#[derive(Clone, Debug)]
+pub(super) struct MapPins {
+    tables: PathBuf,
+    flows: PathBuf,
+}
+
+impl MapPins {
+    /// The pin of a map.
+    pub(super) fn of(&self, map: &Map) -> PathBuf {
+        let directory = match map.lifetime {
+            Lifetime::Tables => &self.tables,
+            Lifetime::Flows => &self.flows,
+        };
+        directory.join(map.name)
+    }
+
+    /// Whether a map of the tables is there.
+    pub(super) fn has_tables(&self) -> bool {
+        maps::ALL.iter().any(|map| map.lifetime == Lifetime::Tables && self.of(map).exists())
+    }
+}
+
+/// The directories of the versions that this program works with.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
     root: PathBuf,
     version: PathBuf,
-    pub(super) maps: PathBuf,
+    pub(super) maps: MapPins,
     pub(super) programs: PathBuf,
     pub(super) links: PathBuf,
 }
+
+/// Another version of the tables, whose programs are attached.
+#[derive(Clone, Debug)]
+pub(super) struct Former {
+    pub(super) version: u32,
+    pub(super) maps: MapPins,
+    links: PathBuf,
+}
+
+/// The last version of the tables that had its flows beside them.
+const LAST_WITH_FLOWS: u32 = 2;
 
 impl Pins {
     /// The directories below `root`, made if they are missing.
     pub(super) fn create(root: &Path) -> Result<Self, PinError> {
         mount_bpf(root)?;
-        let version = root.join(format!("v{}", proxy_abi::VERSION));
+        let version = root.join(format!("v{}", Lifetime::Tables.version()));
         let pins = Self {
             root: root.to_owned(),
-            maps: version.join("maps"),
+            maps: MapPins { tables: version.join("maps"), flows: flows(root).join("maps") },
             programs: version.join("programs"),
             links: version.join("links"),
             version,
         };
-        for path in [&pins.maps, &pins.programs, &pins.links] {
+        for path in [&pins.maps.tables, &pins.maps.flows, &pins.programs, &pins.links] {
             let failed = |source| PinError::File { doing: "making the directory", path: path.clone(), source };
             std::fs::create_dir_all(path).map_err(failed)?;
         }
         Ok(pins)
     }
 
-    /// Removes what daemons of other versions of the layout pinned, links first. Returns how many links that were.
+    /// The newest other version whose programs are attached, unless programs of this one are: then it was taken over.
+    pub(super) fn former(&self) -> Result<Option<Former>, PinError> {
+        if !list(&self.links)?.is_empty() {
+            return Ok(None);
+        }
+        let mut found = None;
+        for path in list(&self.root)?.into_iter().filter(|path| *path != self.version) {
+            let Some(version) = number(&path, "v") else { continue };
+            let links = path.join("links");
+            let newer = found.as_ref().is_none_or(|known: &Former| known.version < version);
+            if newer && !list(&links)?.is_empty() {
+                let tables = path.join("maps");
+                let flows = if version <= LAST_WITH_FLOWS { tables.clone() } else { self.maps.flows.clone() };
+                found = Some(Former { version, maps: MapPins { tables, flows }, links });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes tables that no program reads: an earlier start did not get as far.
+    pub(super) fn discard_tables(&self) -> Result<(), PinError> {
+        self.discard(Lifetime::Tables)
+    }
+
+    /// Removes flows: the tables begin anew, and what flows refer to is not in them.
+    pub(super) fn discard_flows(&self) -> Result<(), PinError> {
+        self.discard(Lifetime::Flows)
+    }
+
+    fn discard(&self, lifetime: Lifetime) -> Result<(), PinError> {
+        for map in maps::ALL.iter().filter(|map| map.lifetime == lifetime) {
+            let path = self.maps.of(map);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(PinError::File { doing: "removing the pin", path, source });
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over the flows of `former`, if they are beside its tables and none are here.
+    pub(super) fn adopt_flows(&self, former: &Former) -> Result<(), PinError> {
+        for map in maps::ALL.iter().filter(|map| map.lifetime == Lifetime::Flows) {
+            let (from, to) = (former.maps.of(map), self.maps.of(map));
+            if from != to && from.exists() && !to.exists() {
+                rename(&from, &to)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over the links of `former`, which run its programs until they are switched over.
+    pub(super) fn adopt_links(&self, former: &Former) -> Result<(), PinError> {
+        for from in list(&former.links)? {
+            if let Some(name) = from.file_name() {
+                rename(&from, &self.links.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what daemons of other versions pinned, links first. Returns how many links that were.
     pub(super) fn remove_other_versions(&self) -> Result<usize, PinError> {
-        let others = list(&self.root)?.into_iter().filter(|path| is_version(path) && *path != self.version);
+        let ours = [&self.version, &flows(&self.root)];
+        let others = list(&self.root)?.into_iter().filter(|path| is_version(path) && !ours.contains(&path));
         Ok(remove_versions(&others.collect::<Vec<_>>())?.links)
     }
+}
+
+fn flows(root: &Path) -> PathBuf {
+    root.join(format!("flows-v{}", Lifetime::Flows.version()))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), PinError> {
+    let failed = |source| PinError::File { doing: "taking over the pin", path: from.to_owned(), source };
+    std::fs::rename(from, to).map_err(failed)
 }
 
 /// Whether the nearest existing directory above or at `path` is on a BPF file system.
@@ -130,8 +239,12 @@ fn remove_versions(versions: &[PathBuf]) -> Result<Removed, PinError> {
 }
 
 fn is_version(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    name.and_then(|name| name.strip_prefix('v')).is_some_and(|number| number.parse::<u32>().is_ok())
+    number(path, "v").or_else(|| number(path, "flows-v")).is_some()
+}
+
+/// The number behind `prefix` in the name of a directory.
+fn number(path: &Path, prefix: &str) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix(prefix)?.parse().ok()
 }
 
 fn list(directory: &Path) -> Result<Vec<PathBuf>, PinError> {

@@ -6,3 +6,4 @@ mod agreement;
 pub(super) mod audit;
 pub(super) mod kernel;
 pub mod memory;
+pub(super) mod node;

@@ -10,7 +10,7 @@ use super::backends::{Backends, Restored};
 use super::pool::{Pool, Region, Regions};
 use super::ranges::Ranges;
 use super::record::{Placed, Record};
-use super::write::{FrontendKey, Life, backend_parts};
+use super::write::{FrontendKey, Life, Write, backend_parts};
 use super::{Capacity, Frontends, Layout};
 
 /// Everything that is in the tables.
@@ -84,6 +84,30 @@ impl Layout {
             records,
         }
     }
+}
+
+/// The writes that make empty tables hold what `dump` holds, every element at its index and in its generation, dead
+/// backends too: a reference of theirs must not come to life again. What does not fit into `capacity` is left out.
+pub(in crate::datapath::ebpf) fn image(dump: &Dump, capacity: Capacity) -> Vec<Write> {
+    let mut writes = Vec::new();
+    for (family, backends) in [(Family::V4, &dump.backends4), (Family::V6, &dump.backends6)] {
+        let fitting = backends.iter().filter(|(index, _)| *index < capacity.backends);
+        writes.extend(fitting.map(|(index, words)| Write::Backend { family, index: *index, words: *words }));
+    }
+    let slots = dump.slots.iter().filter(|(index, _)| **index < capacity.slots);
+    writes.extend(slots.map(|(index, slot)| Write::Slot { index: *index, slot: Slot(*slot) }));
+    writes.extend(dump.ranges.iter().map(|(id, prefix)| Write::Range { id: *id, prefix: *prefix }));
+    for (service, words) in dump.directory.iter().filter(|(service, _)| *service < capacity.services) {
+        let ([extent, shape, terms, ranges], service) = (*words, *service);
+        writes.extend([
+            Write::Shape { service, shape: Shape(shape) },
+            Write::Terms { service, terms: Terms(terms) },
+            Write::Ranges { service, ranges: RangesWord(ranges) },
+            Write::Extent { service, extent: Extent(extent) },
+        ]);
+    }
+    writes.extend(dump.frontends.iter().map(|(key, value)| Write::Frontend { key: *key, lead: value.lead() }));
+    writes
 }
 
 /// Joins second entries to those that stand for their service ports. One without the other is broken.

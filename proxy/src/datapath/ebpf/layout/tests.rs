@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use proxy_abi::{Slot, Standing};
+use proxy_abi::{BackendRef, Slot, Standing};
 use shunt_model::{ObjectKey, Protocol};
 
 use super::pool::GRACE;
+use super::rebuild::image;
 use super::*;
 use crate::datapath::ebpf::tables::memory::Memory;
 
@@ -430,4 +431,44 @@ fn a_full_table_of_ranges_refuses_the_newcomer_only() {
     let full = Err(Full { table: "source range", capacity: 8 });
     assert_eq!(layout.upsert(&owner(1, family), &target(4, 2), 0), full);
     assert!(layout.upsert(&owner(1, family), &target(3, 2), 0).is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Another version of the tables takes over what is there: each reference that a socket or a client may hold means
+    /// there what it meant here, and no later change gives it to another endpoint.
+    #[test]
+    fn another_version_keeps_every_id(steps in proptest::collection::vec(step(), 1..30), cut in 0..30_usize) {
+        let (mut layout, mut memory, mut now) = (Layout::new(SMALL), Memory::default(), 0);
+        let mut seen: BTreeMap<BackendRef, (SocketAddr, u32)> = BTreeMap::new();
+        for (at, step) in steps.iter().enumerate() {
+            now += step.wait;
+            if at == cut {
+                let mut other = Memory::default();
+                image(&memory.dump(), SMALL).iter().for_each(|write| other.apply(write));
+                prop_assert_eq!(format!("{:?}", sorted(&other)), format!("{:?}", sorted(&memory)));
+                for reference in seen.keys() {
+                    prop_assert_eq!(other.life(Family::V4, *reference), memory.life(Family::V4, *reference));
+                }
+                (layout, memory) = (Layout::restored(SMALL, &other.dump()), other);
+            }
+            let (owner, wanted) = (owner(step.number, Family::V4), Wanted::of(step, Family::V4));
+            let writes = match (&step.ends, layout.upsert(&owner, &wanted.target(), now)) {
+                (Some(_), Ok(writes)) => writes,
+                (Some(_), Err(Full { .. })) => layout.shrink(&owner, &wanted.target(), now),
+                (None, _) => layout.remove(&owner, now),
+            };
+            for write in &writes {
+                memory.apply(write);
+                let alive = memory.backends.iter().map(|((_, index), words)| (index, write::backend_parts(Family::V4, *words)));
+                for (index, life) in alive.filter(|(_, life)| life.generation != 0) {
+                    let reference = BackendRef::new(*index, life.generation);
+                    let meant = (life.address, life.standing.port());
+                    let known = *seen.entry(reference).or_insert(meant);
+                    prop_assert_eq!(known, meant, "{:?} became another endpoint", reference);
+                }
+            }
+        }
+    }
 }

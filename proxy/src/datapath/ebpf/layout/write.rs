@@ -6,9 +6,10 @@ use std::num::NonZeroU16;
 use ipnet::IpNet;
 use proxy_abi::{
     Address4, Address6, Backend4, Backend6, BackendRef, Extent, FrontendKey4, FrontendKey6, FrontendValue, Lead,
-    RangeKey, RangesWord, Shape, Slot, Standing, Terms,
+    RangeKey, RangePrefix, RangesWord, Shape, Slot, Standing, Terms,
 };
 use shunt_model::{Family, Protocol};
+use zerocopy::transmute;
 
 /// A store that programs see at once. A list of them is safe to stop after any element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,15 +167,13 @@ pub fn address(address: IpAddr) -> Address6 {
 }
 
 fn address6(address: Ipv6Addr) -> Address6 {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address.octets();
-    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+    transmute!(address.octets())
 }
 
-fn address_of(words: Address6) -> Ipv6Addr {
-    let mut octets = [0; 16];
-    for (place, word) in octets.chunks_exact_mut(4).zip(words) {
-        place.copy_from_slice(&word.to_ne_bytes());
-    }
+/// The IPv6 address that tables hold as `words`.
+#[must_use]
+pub fn address_of(words: Address6) -> Ipv6Addr {
+    let octets: [u8; 16] = transmute!(words);
     Ipv6Addr::from(octets)
 }
 
@@ -186,18 +185,14 @@ pub fn range_key(id: u32, prefix: &IpNet) -> [u8; 24] {
         IpNet::V6(_) => RangeKey::BITS_BEFORE6,
     };
     let key = RangeKey { id, address: address(prefix.network()) };
-    key.to_bytes(before.saturating_add(u32::from(prefix.prefix_len())))
+    transmute!(RangePrefix { bits: before.saturating_add(u32::from(prefix.prefix_len())), key })
 }
 
 /// The ranges and the prefix that [`range_key`] made `bytes` of; `None` for a key that it cannot have made.
 #[must_use]
 pub fn range_of(bytes: &[u8; 24]) -> Option<(u32, IpNet)> {
-    let mut words = [0_u32; 6];
-    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
-        *word = u32::from_ne_bytes(<[u8; 4]>::try_from(chunk).ok()?);
-    }
-    let [bits, id, a, b, c, d] = words;
-    let address = address_of([a, b, c, d]);
+    let RangePrefix { bits, key: RangeKey { id, address } } = transmute!(*bytes);
+    let address = address_of(address);
     let (address, before) = match address.to_ipv4_mapped() {
         Some(four) => (IpAddr::V4(four), RangeKey::BITS_BEFORE4),
         None => (IpAddr::V6(address), RangeKey::BITS_BEFORE6),

@@ -13,9 +13,10 @@ use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo, loaded_programs,
 };
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use proxy_abi::maps;
 
 use super::super::pins::Pins;
-use super::super::tables::kernel::{MAPS, TableError, verify};
+use super::super::tables::kernel::{TableError, verify};
 use crate::sys::bpf;
 
 /// Hook and program, in the order in which they are attached: answers are translated back before anything is
@@ -95,37 +96,47 @@ pub struct Links {
     pub attached: usize,
 }
 
-/// Loads the programs of `object` on the pinned maps and sees to it that each is linked to `cgroup`.
-pub(in crate::datapath::ebpf) fn install(object: &[u8], pins: &Pins, cgroup: &Path) -> Result<Links, ProgramsError> {
-    let mut ebpf = load_object(object, pins)?;
-    let opened = |source| ProgramsError::Cgroup { path: cgroup.to_owned(), source };
-    let directory = File::open(cgroup).map_err(opened)?;
-    let cgroup_id = directory.metadata().map_err(opened)?.ino();
-    // All are verified before the first is attached: a kernel that refuses one keeps what it had.
-    for (_, name) in PROGRAMS {
-        load(program(&mut ebpf, name)?, name)?;
-    }
-    let mut links = Links::default();
-    for (hook, name) in PROGRAMS {
-        let mut program = program(&mut ebpf, name)?;
-        let pin = pins.links.join(hook);
-        match existing(&pin, cgroup_id, name)? {
-            Some(link) if same_code(link.program, &program, name)? => {
-                links.kept = links.kept.saturating_add(1);
-                continue;
-            }
-            Some(_) => {
-                replace(&pin, &program, name)?;
-                links.replaced = links.replaced.saturating_add(1);
-            }
-            None => {
-                attach(&pin, &directory, &mut program, name)?;
-                links.attached = links.attached.saturating_add(1);
-            }
+/// The programs of an object, loaded on the pinned maps and accepted by the kernel, but not attached.
+pub(in crate::datapath::ebpf) struct Loaded(Ebpf);
+
+impl Loaded {
+    /// Loads the programs of `object`; maps that are not pinned yet are made. All are verified before the first is
+    /// attached: a kernel that refuses one keeps what it had.
+    pub(in crate::datapath::ebpf) fn load(object: &[u8], pins: &Pins) -> Result<Self, ProgramsError> {
+        let mut ebpf = load_object(object, pins)?;
+        for (_, name) in PROGRAMS {
+            load(program(&mut ebpf, name)?, name)?;
         }
-        pin_program(&pins.programs.join(hook), &mut program, name)?;
+        Ok(Self(ebpf))
     }
-    Ok(links)
+
+    /// Sees to it that each program is linked to `cgroup`.
+    pub(in crate::datapath::ebpf) fn attach(mut self, pins: &Pins, cgroup: &Path) -> Result<Links, ProgramsError> {
+        let opened = |source| ProgramsError::Cgroup { path: cgroup.to_owned(), source };
+        let directory = File::open(cgroup).map_err(opened)?;
+        let cgroup_id = directory.metadata().map_err(opened)?.ino();
+        let mut links = Links::default();
+        for (hook, name) in PROGRAMS {
+            let mut program = program(&mut self.0, name)?;
+            let pin = pins.links.join(hook);
+            match existing(&pin, cgroup_id, name)? {
+                Some(link) if same_code(link.program, &program, name)? => {
+                    links.kept = links.kept.saturating_add(1);
+                    continue;
+                }
+                Some(_) => {
+                    replace(&pin, &program, name)?;
+                    links.replaced = links.replaced.saturating_add(1);
+                }
+                None => {
+                    attach(&pin, &directory, &mut program, name)?;
+                    links.attached = links.attached.saturating_add(1);
+                }
+            }
+            pin_program(&pins.programs.join(hook), &mut program, name)?;
+        }
+        Ok(links)
+    }
 }
 
 /// The ids of the programs that the links pinned in `links` run now.
@@ -139,12 +150,12 @@ fn load_object(object: &[u8], pins: &Pins) -> Result<Ebpf, ProgramsError> {
         return Err(ProgramsError::Missing);
     }
     let mut loader = EbpfLoader::new();
-    for (name, key, value) in MAPS {
-        let pin = pins.maps.join(name);
+    for map in maps::ALL {
+        let pin = pins.maps.of(map);
         if pin.exists() {
-            verify(&pin, key, value)?;
+            verify(&pin, map)?;
         }
-        loader.map_pin_path(name, pin);
+        loader.map_pin_path(map.name, pin);
     }
     loader.load(object).map_err(|error| ProgramsError::Object(Box::new(error)))
 }

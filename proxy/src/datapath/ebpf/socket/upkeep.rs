@@ -9,19 +9,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proxy_abi::{Backend4, Backend6, BackendRef, Config, Namespace as Known};
-use shunt_model::Family;
+use proxy_abi::maps;
+use proxy_abi::{Backend4, Backend6, BackendRef, Namespace as Known};
+use shunt_model::{Family, with_causes};
 use tracing::{debug, info, warn};
 
 use super::super::layout::write::address as words;
-use super::super::tables::kernel::TableError;
+use super::super::pins::Pins;
+use super::super::tables::kernel::{Array, TableError, open};
+use super::super::tables::node::{Namespaces, NodeConfig};
 pub use super::foreign::Foreign;
 use super::foreign::foreign;
 use super::sweep::{self, Maps, Swept};
 use super::{coverage, selftest};
+use crate::datapath::SyncError;
 use crate::host::netns::{Inventory, Namespace, Scanner};
-use crate::sys::bpf;
-use crate::sys::mapped::Mapped;
 
 /// How often the self-test runs and everything is looked at again.
 const CHECKUP: Duration = Duration::from_mins(1);
@@ -71,19 +73,30 @@ pub struct Upkeep {
     links: PathBuf,
     scanner: Scanner,
     inventory: Inventory,
-    namespaces: OwnedFd,
+    namespaces: Namespaces,
     held: BTreeMap<u64, Known>,
-    config: Mapped,
+    config: NodeConfig,
     peers: OwnedFd,
     connected: OwnedFd,
-    backends4: Mapped,
-    backends6: Mapped,
+    backends4: Array,
+    backends6: Array,
     orders: Orders,
     swept: Option<u64>,
     /// Two sweeps have been made for the last departure.
     looked_twice: bool,
     due: Due,
     report: Report,
+}
+
+/// A part of a round failed.
+#[derive(Debug, thiserror::Error)]
+enum UpkeepError {
+    /// Looking at the host.
+    #[error("looking at the host")]
+    Host(#[from] io::Error),
+    /// Telling the programs.
+    #[error(transparent)]
+    Tables(#[from] SyncError),
 }
 
 /// When what is next.
@@ -96,37 +109,23 @@ struct Due {
     rested: Instant,
 }
 
-/// Index of the flags in `CONFIG`.
-const FLAGS: usize = 1;
-
 impl Upkeep {
-    pub(in crate::datapath::ebpf) fn open(
-        cgroup: &Path,
-        covers_all: bool,
-        maps: &Path,
-        links: &Path,
-    ) -> Result<Self, TableError> {
-        let failed = |path: PathBuf| move |source| TableError::Open { path, source };
-        let open = |name: &str| bpf::open_pin(&maps.join(name)).map_err(failed(maps.join(name)));
-        let array = |name: &str, words: usize| {
-            let size = super::super::tables::kernel::size(&maps.join(name))? as usize;
-            Mapped::new(open(name)?.as_fd(), words.saturating_mul(size)).map_err(failed(maps.join(name)))
-        };
+    pub(in crate::datapath::ebpf) fn open(cgroup: &Path, covers_all: bool, pins: &Pins) -> Result<Self, TableError> {
         let named = ["/run/netns", "/var/run/netns"].map(PathBuf::from);
         let now = Instant::now();
         Ok(Self {
             cgroup: cgroup.to_owned(),
             covers_all,
-            links: links.to_owned(),
+            links: pins.links.clone(),
             scanner: Scanner::new(Path::new("/proc"), &named),
             inventory: Inventory::default(),
-            namespaces: open("NAMESPACES")?,
+            namespaces: Namespaces::open(&pins.maps)?,
             held: BTreeMap::new(),
-            config: array("CONFIG", 2)?,
-            peers: open("PEER")?,
-            connected: open("CONNECTED")?,
-            backends4: array("BACKENDS4", 2)?,
-            backends6: array("BACKENDS6", 4)?,
+            config: NodeConfig::open(&pins.maps)?,
+            peers: open(&pins.maps, &maps::PEER)?,
+            connected: open(&pins.maps, &maps::CONNECTED)?,
+            backends4: Array::open(&pins.maps, &maps::BACKENDS4)?,
+            backends6: Array::open(&pins.maps, &maps::BACKENDS6)?,
             orders: Orders::default(),
             swept: None,
             looked_twice: false,
@@ -177,46 +176,37 @@ impl Upkeep {
         &self.report
     }
 
-    fn note(&mut self, doing: &'static str, outcome: io::Result<()>) {
+    fn note(&mut self, doing: &'static str, outcome: Result<(), UpkeepError>) {
         if let Err(error) = outcome {
             self.report.failures = self.report.failures.saturating_add(1);
-            warn!(doing, %error, "upkeep is incomplete and will be tried again");
+            warn!(doing, reason = with_causes(&error), "upkeep is incomplete and will be tried again");
         }
     }
 
     /// Tells the programs which namespaces there are, and forgets those that are gone.
-    fn scan(&mut self) -> io::Result<()> {
+    fn scan(&mut self) -> Result<(), UpkeepError> {
         self.inventory = self.scanner.scan()?;
         let pods = self.inventory.namespaces.iter().filter(|namespace| !namespace.own);
         let wanted: BTreeMap<u64, Known> =
             pods.map(|namespace| (namespace.cookie, known(namespace, &self.orders.opted_out))).collect();
         if self.held.is_empty() {
             // What an earlier life of the daemon left.
-            for cookie in bpf::keys::<8>(self.namespaces.as_fd())? {
-                self.held.insert(u64::from_ne_bytes(cookie), Known::default());
-            }
+            self.held = self.namespaces.all()?.into_iter().collect();
         }
         for (cookie, value) in &wanted {
             if self.held.get(cookie) != Some(value) {
-                bpf::update(self.namespaces.as_fd(), &cookie.to_ne_bytes(), &value.to_bytes())?;
+                self.namespaces.set(*cookie, *value)?;
                 self.held.insert(*cookie, *value);
             }
         }
         let gone: Vec<u64> = self.held.keys().filter(|cookie| !wanted.contains_key(cookie)).copied().collect();
         for cookie in gone {
-            bpf::delete(self.namespaces.as_fd(), &cookie.to_ne_bytes())?;
+            self.namespaces.remove(cookie)?;
             self.held.remove(&cookie);
         }
         self.report.namespaces = self.inventory.namespaces.len();
         self.report.opted_out = wanted.values().filter(|value| value.flags & Known::OPTED_OUT != 0).count();
-        self.switch_opt_outs(self.report.opted_out > 0)
-    }
-
-    /// Programs look for opted-out namespaces only while there are any.
-    fn switch_opt_outs(&self, on: bool) -> io::Result<()> {
-        let flags = self.config.load(FLAGS).unwrap_or_default();
-        let wanted = if on { flags | Config::OPT_OUTS } else { flags & !Config::OPT_OUTS };
-        if flags == wanted { Ok(()) } else { self.config.store(FLAGS, wanted) }
+        Ok(self.config.set_opt_outs(u64::try_from(self.report.opted_out).unwrap_or(u64::MAX))?)
     }
 
     fn sweep(&mut self, began: Instant) {
@@ -250,7 +240,7 @@ impl Upkeep {
         self.report.checkups = self.report.checkups.saturating_add(1);
         let mut reasons = Vec::new();
         if let Err(error) = selftest::probe() {
-            reasons.push(shunt_model::with_causes(&error));
+            reasons.push(with_causes(&error));
         }
         match coverage::uncovered(&self.cgroup, &self.inventory) {
             Ok(uncovered) if self.covers_all => reasons.extend(uncovered.first().map(|(process, cgroup)| {
@@ -262,7 +252,7 @@ impl Upkeep {
                 )
             })),
             Ok(_) => {}
-            Err(error) => self.note("comparing cgroups", Err(error)),
+            Err(error) => self.note("comparing cgroups", Err(error.into())),
         }
         for reason in reasons.iter().filter(|reason| !self.report.not_in_effect.contains(reason)) {
             warn!(reason, "the socket programs are not in effect where they should be");
@@ -275,7 +265,7 @@ impl Upkeep {
                 }
                 self.report.foreign = found;
             }
-            Err(error) => self.note("asking which programs are attached", Err(error)),
+            Err(error) => self.note("asking which programs are attached", Err(error.into())),
         }
     }
 }
@@ -292,11 +282,10 @@ fn known(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> Known {
     }
 }
 
-fn is_alive(four: &Mapped, six: &Mapped, family: Family, reference: BackendRef) -> bool {
-    let index = reference.index() as usize;
+fn is_alive(four: &Array, six: &Array, family: Family, reference: BackendRef) -> bool {
     let generation = match family {
-        Family::V4 => four.load(index.saturating_mul(2)).map(Backend4::generation),
-        Family::V6 => six.load(index.saturating_mul(4).saturating_add(Backend6::LIFE)).map(Backend6::generation),
+        Family::V4 => four.load(reference.index(), 0).map(Backend4::generation),
+        Family::V6 => six.load(reference.index(), Backend6::LIFE).map(Backend6::generation),
     };
     generation == Some(reference.generation())
 }

@@ -3,10 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use proxy_abi::{Address6, AddressValue, NodePorts};
+
 use crate::plan::{FrontendKind, PortPlan};
 
-/// What an address means: accepts node ports, is a cluster IP.
-pub(in crate::datapath::ebpf) type Meaning = (bool, bool);
+/// What an address means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::datapath::ebpf) struct Meaning {
+    pub(in crate::datapath::ebpf) node_ports: Option<NodePorts>,
+    pub(in crate::datapath::ebpf) refuses: bool,
+}
+
+impl Meaning {
+    /// What the map says.
+    pub(in crate::datapath::ebpf) fn of(value: AddressValue) -> Self {
+        Self { node_ports: value.node_ports(), refuses: value.refuses_other_ports() }
+    }
+
+    /// As the map has it under `key`.
+    pub(in crate::datapath::ebpf) fn value(self, key: &Address6) -> AddressValue {
+        AddressValue::new(key, self.node_ports, self.refuses)
+    }
+}
 
 /// What the map is believed to hold, and how many service ports make an address a cluster IP.
 #[derive(Clone, Debug, Default)]
@@ -62,8 +80,12 @@ impl Addresses {
     pub(in crate::datapath::ebpf) fn take_changes(&mut self) -> (Vec<(IpAddr, Meaning)>, Vec<IpAddr>) {
         let (mut set, mut gone) = (Vec::new(), Vec::new());
         for address in std::mem::take(&mut self.touched) {
-            let meaning = (self.nodes.contains(&address), self.clusters.contains_key(&address));
-            if meaning == (false, false) {
+            let node_ports = self.nodes.contains(&address).then_some(match address.is_loopback() {
+                true => NodePorts::FromNodeOnly,
+                false => NodePorts::FromAnywhere,
+            });
+            let meaning = Meaning { node_ports, refuses: self.clusters.contains_key(&address) };
+            if meaning == Meaning::default() {
                 if self.held.remove(&address).is_some() {
                     gone.push(address);
                 }
@@ -90,11 +112,15 @@ mod tests {
 
     #[test]
     fn an_address_means_what_is_claimed_and_nothing_when_read_back() {
-        let found = vec![(ip("10.96.0.1"), (false, true)), (ip("172.18.0.11"), (true, false))];
+        let node = |node_ports| Meaning { node_ports: Some(node_ports), refuses: false };
+        let found = vec![
+            (ip("10.96.0.1"), Meaning { node_ports: None, refuses: true }),
+            (ip("172.18.0.11"), node(NodePorts::FromAnywhere)),
+        ];
         let mut addresses = Addresses::restored(found);
         addresses.set_nodes(&BTreeSet::from([ip("172.18.0.11"), ip("127.0.0.1")]));
         let (set, gone) = addresses.take_changes();
-        assert_eq!(set, [(ip("127.0.0.1"), (true, false))], "what is there already is not written");
+        assert_eq!(set, [(ip("127.0.0.1"), node(NodePorts::FromNodeOnly))], "what is there already is not written");
         assert_eq!(gone, [ip("10.96.0.1")], "nobody claims it");
         assert_eq!(addresses.take_changes(), (vec![], vec![]));
     }

@@ -8,7 +8,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use shunt_model::{Family, Protocol, Snapshot};
 
-use super::memory::{Client, Memory, Outcome};
+use super::memory::{Caller, Memory, Outcome};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
 use crate::plan::{Detect, Packet, Plan, PlanOptions, Source, Verdict, plan};
@@ -26,19 +26,19 @@ fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
 }
 
 /// The node, a pod inside of the source ranges, and one outside of them.
-fn clients(family: Family) -> [Client; 3] {
+fn clients(family: Family) -> [Caller; 3] {
     let [inside, outside] = match family {
         Family::V4 => ["10.1.0.1", "10.1.0.9"],
         Family::V6 => ["fd00::1", "fd00::9"],
     };
-    [Client::Node, Client::Pod(ip(inside)), Client::Pod(ip(outside))]
+    [Caller::Node, Caller::Pod(ip(inside)), Caller::Pod(ip(outside))]
 }
 
 /// The verdict in the words of the tables.
-fn wanted(plan: &Plan, client: Client, to: SocketAddr, protocol: Protocol) -> Outcome {
+fn wanted(plan: &Plan, client: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
     let (source, source_address) = match client {
-        Client::Node => (Source::Node, None),
-        Client::Pod(address) => (Source::Pod, Some(address)),
+        Caller::Node => (Source::Node, None),
+        Caller::Pod(address) => (Source::Pod, Some(address)),
     };
     let decision = plan.decide(&Packet { source, source_address, destination: to.ip(), port: to.port(), protocol });
     match (decision.verdict, decision.reason.map(|reason| reason.spec)) {
@@ -50,7 +50,7 @@ fn wanted(plan: &Plan, client: Client, to: SocketAddr, protocol: Protocol) -> Ou
         (Verdict::Drop, Some("TP-32")) => Outcome::Denied,
         // The one difference on purpose: silence is for packets, a socket leaves alone what no Service has.
         (Verdict::Drop, Some("NE-12")) | (Verdict::NotOurs, _) => Outcome::Foreign,
-        (Verdict::Drop, _) => Outcome::Elsewhere,
+        (Verdict::Drop, _) => Outcome::LeftAlone,
     }
 }
 
@@ -67,7 +67,7 @@ fn planned(snapshot: &Snapshot, dns: bool, exclusive: bool) -> Plan {
 }
 
 /// Everybody's flows to every destination.
-fn flows(plan: &Plan) -> impl Iterator<Item = (Client, SocketAddr, Protocol)> {
+fn flows(plan: &Plan) -> impl Iterator<Item = (Caller, SocketAddr, Protocol)> {
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     destinations(plan).into_iter().flat_map(move |to| {
         let clients = clients(Family::of(&to.ip().to_canonical()));
@@ -102,7 +102,7 @@ fn the_random_clusters_meet_every_outcome() {
             Outcome::Endpoints { sticky: true, .. } => "sticky endpoints",
             Outcome::Endpoints { sticky: false, .. } => "endpoints",
             Outcome::Refused => "refused",
-            Outcome::Elsewhere => "elsewhere",
+            Outcome::LeftAlone => "elsewhere",
             Outcome::Denied => "denied",
             Outcome::Foreign => "foreign",
         }));

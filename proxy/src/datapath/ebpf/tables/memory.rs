@@ -1,17 +1,22 @@
-//! The tables as plain memory, read with the arithmetic of the programs: what a plan comes to without a kernel.
+//! The tables as plain memory, read by the lookup that the programs run: what a plan comes to without a kernel.
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU16;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use proxy_abi::{Backend6, Directory, Extent, FrontendValue, Lead, RangesWord, Slot, Terms};
+use proxy_abi::directory::at;
+use proxy_abi::lookup::{self, Client, Meaning, Refusal, V4, V6, Words};
+use proxy_abi::{
+    Address4, Address6, AffinityKey, AffinityValue, Backend6, BackendRef, Directory, Extent, FrontendKey4,
+    FrontendKey6, FrontendValue, Lead, Port, RangeKey, Slot, Terms,
+};
 use shunt_model::{Family, Protocol};
 
 use super::super::image;
-use super::super::layout::write::{Life, backend_parts};
+use super::super::layout::write::{Life, address, address_of, backend_parts};
 use super::super::layout::{Capacity, Dump, FrontendKey, Full, Layout, Write};
-use super::addresses::{Addresses, Meaning};
+use super::addresses::{self, Addresses};
 use crate::plan::Plan;
 
 /// The tables.
@@ -22,12 +27,14 @@ pub struct Memory {
     pub(in crate::datapath::ebpf) slots: HashMap<u32, u64>,
     pub(in crate::datapath::ebpf) backends: HashMap<(Family, u32), [u64; 4]>,
     pub(in crate::datapath::ebpf) ranges: BTreeSet<(u32, IpNet)>,
-    addresses: HashMap<IpAddr, Meaning>,
+    addresses: HashMap<IpAddr, addresses::Meaning>,
+    /// Which endpoint a client had last; a lookup writes here.
+    affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
 }
 
 /// Who dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Client {
+pub enum Caller {
     /// A process in the node's own network namespace.
     Node,
     /// A pod of this node with this address.
@@ -44,14 +51,137 @@ pub enum Outcome {
         /// A client stays with the one it got.
         sticky: bool,
     },
-    /// ECONNREFUSED: nobody serves, or the Service does not define the port.
+    /// ECONNREFUSED: no endpoint serves, or the Service does not define the port.
     Refused,
-    /// Nobody on this node, and policy Local.
-    Elsewhere,
-    /// The source is outside of the Service's ranges.
+    /// Left alone: no endpoint on this node, policy Local, and the plan says so.
+    LeftAlone,
+    /// EPERM: the source is outside of the Service's source ranges.
     Denied,
-    /// Left alone.
+    /// Left alone: not ours.
     Foreign,
+}
+
+/// A caller at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::datapath::ebpf) struct Call {
+    pub(in crate::datapath::ebpf) caller: Caller,
+    pub(in crate::datapath::ebpf) left_alone: bool,
+    pub(in crate::datapath::ebpf) random: u32,
+    pub(in crate::datapath::ebpf) now: u64,
+}
+
+impl Call {
+    /// At the beginning of time.
+    pub(in crate::datapath::ebpf) fn by(caller: Caller) -> Self {
+        Self { caller, left_alone: false, random: 0, now: 0 }
+    }
+}
+
+impl Client for Call {
+    fn is_of_node(&self) -> bool {
+        self.caller == Caller::Node
+    }
+
+    fn is_left_alone(&self) -> bool {
+        self.left_alone
+    }
+
+    fn source(&self, ipv4: bool) -> Option<Address6> {
+        match self.caller {
+            Caller::Pod(ip) if ip.is_ipv4() == ipv4 => Some(address(ip)),
+            Caller::Pod(_) | Caller::Node => None,
+        }
+    }
+
+    /// A pod is known by its address here; the programs take its network namespace.
+    fn affinity_key(&self, port: u32) -> AffinityKey {
+        match self.caller {
+            Caller::Node => AffinityKey::of_namespace(0, port),
+            Caller::Pod(ip) => AffinityKey { client: address(ip), port, kind: AffinityKey::ADDRESS },
+        }
+    }
+
+    fn random(&self) -> u32 {
+        self.random
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+}
+
+/// The words of an element, padded with zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Element([u64; 4]);
+
+impl Words for Element {
+    fn word(self, at: usize) -> u64 {
+        self.0.get(at).copied().unwrap_or_default()
+    }
+}
+
+impl lookup::Tables for Memory {
+    type Element = Element;
+
+    fn frontend4(&self, key: &FrontendKey4) -> Option<Element> {
+        self.frontends.get(&FrontendKey::V4(*key)).map(|value| Element([value.0, 0, 0, 0]))
+    }
+
+    fn frontend6(&self, key: &FrontendKey6) -> Option<Element> {
+        self.frontends.get(&FrontendKey::V6(*key)).map(|value| Element([value.0, 0, 0, 0]))
+    }
+
+    fn address(&self, key: &Address6) -> Option<Element> {
+        let meaning = self.addresses.get(&IpAddr::V6(address_of(*key)).to_canonical())?;
+        Some(Element([meaning.value(key).0, 0, 0, 0]))
+    }
+
+    fn directory(&self, service: u32) -> Option<Element> {
+        Some(Element(self.entry(service)))
+    }
+
+    fn slot(&self, index: u32) -> Option<Element> {
+        self.slots.get(&index).map(|slot| Element([*slot, 0, 0, 0]))
+    }
+
+    fn backend4(&self, index: u32) -> Option<Element> {
+        self.backends.get(&(Family::V4, index)).map(|words| Element(*words))
+    }
+
+    fn backend6(&self, index: u32) -> Option<Element> {
+        self.backends.get(&(Family::V6, index)).map(|words| Element(*words))
+    }
+
+    fn in_range(&self, key: &RangeKey) -> bool {
+        let ip = IpAddr::V6(address_of(key.address)).to_canonical();
+        self.ranges.iter().any(|(id, prefix)| *id == key.id && prefix.contains(&ip))
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Element> {
+        self.affinity.borrow().get(key).map(|value| Element([value.0, 0, 0, 0]))
+    }
+
+    fn keep_affinity(&self, key: &AffinityKey, value: AffinityValue) {
+        self.affinity.borrow_mut().insert(*key, value);
+    }
+}
+
+/// A family whose addresses have a form for people.
+pub(in crate::datapath::ebpf) trait Readable: lookup::Family {
+    fn socket_address(target: lookup::Target<Self::Address>) -> SocketAddr;
+}
+
+impl Readable for V4 {
+    fn socket_address(target: lookup::Target<Address4>) -> SocketAddr {
+        let ip = std::net::Ipv4Addr::from(target.address.to_ne_bytes());
+        SocketAddr::new(ip.into(), u16::from_be(target.port))
+    }
+}
+
+impl Readable for V6 {
+    fn socket_address(target: lookup::Target<Address6>) -> SocketAddr {
+        SocketAddr::new(address_of(target.address).into(), u16::from_be(target.port))
+    }
 }
 
 impl Memory {
@@ -70,29 +200,53 @@ impl Memory {
         Ok(memory)
     }
 
-    /// What a socket of `client` gets that dials `to`.
+    /// What a socket of `caller` gets that dials `to`, over all random numbers and clients.
     #[must_use]
-    pub fn outcome(&self, client: Client, to: SocketAddr, protocol: Protocol) -> Outcome {
-        let address = to.ip().to_canonical();
-        let Some(port) = NonZeroU16::new(to.port()) else { return Outcome::Foreign };
-        if let Some(lead) = self.lead(&FrontendKey::new(address, port, protocol)) {
-            return self.choices(client, Family::of(&address), lead);
-        }
-        let known = match (address, client) {
-            (address, Client::Pod(_)) if address.is_loopback() => return Outcome::Foreign,
-            (IpAddr::V4(four), Client::Node) if four.is_loopback() => Ipv4Addr::LOCALHOST.into(),
-            (IpAddr::V6(six), Client::Node) if six.is_loopback() => Ipv6Addr::LOCALHOST.into(),
-            (address, Client::Node | Client::Pod(_)) => address,
-        };
-        let (node, cluster) = self.addresses.get(&known).copied().unwrap_or_default();
-        let node_port = FrontendKey::node_port(Family::of(&address), port, protocol);
-        match self.lead(&node_port).filter(|_| node) {
-            Some(lead) => self.choices(client, Family::of(&address), lead),
-            None if cluster => Outcome::Refused,
-            None => Outcome::Foreign,
+    pub fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
+        let (call, port, protocol) = (Call::by(caller), to.port().to_be(), protocol.number());
+        match to.ip().to_canonical() {
+            IpAddr::V4(_) => self.outcome_in::<V4>(call, v4(to.ip()), port, protocol),
+            IpAddr::V6(six) => self.outcome_in::<V6>(call, address(six.into()), port, protocol),
         }
     }
 
+    fn outcome_in<F: Readable>(&self, call: Call, address: F::Address, port: Port, protocol: u8) -> Outcome {
+        let lead = match lookup::meaning::<F, _, _>(self, &call, address, port, protocol) {
+            Meaning::Frontend(lead) => lead,
+            Meaning::Undefined => return Outcome::Refused,
+            Meaning::Foreign => return Outcome::Foreign,
+        };
+        match lookup::endpoint::<F, _, _>(self, &call, lead) {
+            Ok(_) => {}
+            Err(Refusal::Refused) => return Outcome::Refused,
+            Err(Refusal::LeftAlone) => return Outcome::LeftAlone,
+            Err(Refusal::Denied) => return Outcome::Denied,
+        }
+        let entry = self.entry(lead.service);
+        let (extent, terms) = (Extent(word(entry, at::EXTENT)), Terms(word(entry, at::TERMS)));
+        let count = extent.count(lead.local);
+        let seed = |nth: u32| u32::try_from((u64::from(nth) << 32) / u64::from(count) + 1).unwrap_or(u32::MAX);
+        let choose = |nth| lookup::choose::<F, _>(self, Element(entry), lead, terms, seed(nth)).ok();
+        let addresses = (0..count).filter_map(choose).map(F::socket_address).collect();
+        Outcome::Endpoints { addresses, sticky: terms.timeout() != 0 }
+    }
+
+    /// The endpoint of one call.
+    #[cfg(test)]
+    pub(in crate::datapath::ebpf) fn endpoint<F: Readable>(
+        &self,
+        call: Call,
+        address: F::Address,
+        port: u16,
+        protocol: Protocol,
+    ) -> Option<SocketAddr> {
+        match lookup::meaning::<F, _, _>(self, &call, address, port.to_be(), protocol.number()) {
+            Meaning::Frontend(lead) => lookup::endpoint::<F, _, _>(self, &call, lead).ok().map(F::socket_address),
+            Meaning::Undefined | Meaning::Foreign => None,
+        }
+    }
+
+    #[cfg(test)]
     pub(in crate::datapath::ebpf) fn lead(&self, key: &FrontendKey) -> Option<Lead> {
         self.frontends.get(key).map(|value| value.lead())
     }
@@ -101,38 +255,18 @@ impl Memory {
         self.directory.get(&service).copied().unwrap_or_default()
     }
 
-    fn choices(&self, client: Client, family: Family, lead: Lead) -> Outcome {
-        let [extent, _, terms, ranges] = self.entry(lead.service);
-        let (extent, terms, ranges) = (Extent(extent), Terms(terms), RangesWord(ranges));
-        if lead.filtered && !self.is_inside(client, ranges) {
-            return Outcome::Denied;
-        }
-        let count = extent.count(lead.local);
-        if count == 0 {
-            return if lead.local && terms.silent() { Outcome::Elsewhere } else { Outcome::Refused };
-        }
-        // The program draws a random number; here every one of its outcomes is visited once.
-        let random =
-            (0..count).map(|nth| u32::try_from((u64::from(nth) << 32) / u64::from(count) + 1).unwrap_or(u32::MAX));
-        let slots = random.filter_map(|random| self.slots.get(&extent.choice(count, random)));
-        let addresses = slots.filter_map(|slot| self.alive(family, Slot(*slot))).map(|life| life.address).collect();
-        Outcome::Endpoints { addresses, sticky: terms.timeout() != 0 }
-    }
-
-    fn is_inside(&self, client: Client, ranges: RangesWord) -> bool {
-        match client {
-            Client::Node => ranges.node(),
-            Client::Pod(address) => {
-                self.ranges.iter().any(|(id, prefix)| *id == ranges.id() && prefix.contains(&address))
-            }
-        }
-    }
-
     /// The backend behind a slot, unless it is dead.
+    #[cfg(test)]
     pub(in crate::datapath::ebpf) fn alive(&self, family: Family, slot: Slot) -> Option<Life> {
-        let words = self.backends.get(&(family, slot.backend().index()))?;
+        self.life(family, slot.backend())
+    }
+
+    /// The backend behind a reference, unless that life has ended.
+    #[cfg(test)]
+    pub(in crate::datapath::ebpf) fn life(&self, family: Family, reference: BackendRef) -> Option<Life> {
+        let words = self.backends.get(&(family, reference.index()))?;
         let life = backend_parts(family, *words);
-        (life.generation != 0 && life.generation == slot.backend().generation()).then_some(life)
+        (life.generation != 0 && life.generation == reference.generation()).then_some(life)
     }
 
     /// Carries out a write.
@@ -143,10 +277,10 @@ impl Memory {
             }
         };
         match *write {
-            Write::Extent { service, extent } => entry(service, 0, extent.0),
-            Write::Shape { service, shape } => entry(service, 1, shape.0),
-            Write::Terms { service, terms } => entry(service, 2, terms.0),
-            Write::Ranges { service, ranges } => entry(service, 3, ranges.0),
+            Write::Extent { service, extent } => entry(service, at::EXTENT, extent.0),
+            Write::Shape { service, shape } => entry(service, at::SHAPE, shape.0),
+            Write::Terms { service, terms } => entry(service, at::TERMS, terms.0),
+            Write::Ranges { service, ranges } => entry(service, at::RANGES, ranges.0),
             Write::Range { id, prefix } => drop(self.ranges.insert((id, prefix))),
             Write::RangeGone { id, prefix } => drop(self.ranges.remove(&(id, prefix))),
             Write::Backend { family, index, words } => drop(self.backends.insert((family, index), words)),
@@ -180,6 +314,80 @@ impl Memory {
             backends4: of(Family::V4),
             backends6: of(Family::V6),
             ranges: self.ranges.iter().copied().collect(),
+        }
+    }
+}
+
+/// The IPv4 address as a packet has it; 0 for any other.
+fn v4(ip: IpAddr) -> Address4 {
+    let [_, _, _, four] = address(ip.to_canonical());
+    four
+}
+
+fn word(entry: Directory, at: usize) -> u64 {
+    entry.get(at).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::plan::fixture::{cluster, ip, options, service, slice};
+    use crate::plan::plan;
+
+    const SECOND: u64 = 1_000_000_000;
+    const PODS: [&str; 4] = ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"];
+
+    /// The tables of a Service with affinity of 60 s.
+    fn sticky(endpoints: &str, affinity: Memory) -> Memory {
+        let service = service("web", "ip=10.96.0.1 aff=60");
+        let (plan, _) = plan(&cluster([service], [slice("web", "a", "http:80/tcp", endpoints)]), &options());
+        assert_eq!(plan.ports.values().next().unwrap().affinity, NonZeroU32::new(60));
+        Memory { affinity: affinity.affinity, ..Memory::of(&plan).unwrap() }
+    }
+
+    /// Where a pod comes out that dials at `now`.
+    fn dial(memory: &Memory, pod: &str, now: u64) -> Option<SocketAddr> {
+        let call = Call { now, ..Call::by(Caller::Pod(ip(pod))) };
+        memory.endpoint::<V4>(call, v4(ip("10.96.0.1")), 80, Protocol::Tcp)
+    }
+
+    #[test]
+    fn a_client_stays_with_its_endpoint_until_the_timeout_after_its_last_flow() {
+        let memory = sticky("e1:R; e2:R; e3:R", Memory::default());
+        for pod in PODS {
+            let first = dial(&memory, pod, 0);
+            assert!(first.is_some());
+            for now in (1..20).map(|turn| turn * 50 * SECOND) {
+                assert_eq!(dial(&memory, pod, now), first, "{pod} at {now}"); // SA-3
+            }
+        }
+        let met: BTreeSet<_> = (0..100).filter_map(|turn| dial(&memory, PODS[0], turn * 1000 * SECOND)).collect();
+        assert_eq!(met.len(), 3, "after the timeout it is balanced anew: {met:?}");
+    }
+
+    #[test]
+    fn a_record_is_not_followed_to_an_endpoint_that_no_longer_serves() {
+        let memory = sticky("e1:R; e2:R; e3:R", Memory::default());
+        let before: Vec<_> = PODS.iter().map(|pod| dial(&memory, pod, 0).unwrap()).collect();
+        // Another list takes other elements, so the records lead to strangers or to nothing.
+        let memory = sticky("e2:R; e3:R", memory);
+        for (pod, before) in PODS.iter().zip(before) {
+            let now = dial(&memory, pod, SECOND).unwrap();
+            assert_ne!(now.ip(), ip("10.244.0.1"), "{pod} had {before}"); // SA-5
+            assert_eq!(dial(&memory, pod, 2 * SECOND), Some(now), "{pod} stays with the new one");
+        }
+    }
+
+    #[test]
+    fn who_is_left_alone_meets_no_frontend() {
+        let memory = sticky("e1:R", Memory::default());
+        let call = Call { left_alone: true, ..Call::by(Caller::Pod(ip(PODS[0]))) };
+        assert_eq!(memory.endpoint::<V4>(call, v4(ip("10.96.0.1")), 80, Protocol::Tcp), None);
+        for port in [80_u16, 81] {
+            let found = lookup::meaning::<V4, _, _>(&memory, &call, v4(ip("10.96.0.1")), port.to_be(), 6);
+            assert_eq!(found, Meaning::Foreign);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use proxy_abi::Flow;
+use zerocopy::FromBytes;
 
 use super::Maps;
 use crate::host::netlink::Netlink;
@@ -62,8 +63,9 @@ impl Diag {
         let mut found = Vec::new();
         for family in ADDRESS_FAMILIES {
             for id in self.connected_udp(family)? {
-                let flow = bpf::lookup::<8, { Flow::SIZE as usize }>(maps.by_cookie, &cookie(&id))?;
-                let flow = flow.and_then(|bytes| Flow::from_bytes(&bytes)).filter(|flow| is_peer(flow, family, &id));
+                let flow = bpf::lookup::<8, { size_of::<Flow>() }>(maps.by_cookie, &cookie(&id))?;
+                let flow =
+                    flow.and_then(|bytes| Flow::read_from_bytes(&bytes).ok()).filter(|flow| is_peer(flow, family, &id));
                 found.extend(flow.map(|flow| Connected { family, protocol: UDP, id, flow }));
             }
             let mut question = request(family, TCP, SYN_SENT, &[0; ID]);
@@ -149,7 +151,7 @@ fn read(entry: &[u8], family: u8) -> Option<Connected> {
     let id = id(entry)?;
     let storages = inside(entry.get(MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)?;
     let storage = inside(storages, SK_DIAG_BPF_STORAGE)?;
-    let flow = Flow::from_bytes(inside(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE)?)?;
+    let flow = Flow::read_from_bytes(inside(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE)?).ok()?;
     let ours = flow.frontend_port != 0 && is_peer(&flow, family, &id);
     ours.then_some(Connected { family, protocol: TCP, id, flow })
 }

@@ -1,0 +1,323 @@
+//! From what a client dials to an endpoint or a refusal: the one lookup of socket programs, of the reading in memory
+//! that tests and `shunt explain` use, and of every program to come.
+//!
+//! Generic over [`Tables`], which reads elements, and over [`Client`], which says who asks. Both are asked for no more
+//! than the case at hand needs, because in a program each question is a call of the kernel.
+
+use crate::directory::at;
+use crate::{
+    Address4, Address6, AddressValue, AffinityKey, AffinityValue, Backend4, Backend6, BackendRef, Extent, FrontendKey4,
+    FrontendKey6, FrontendValue, Lead, Port, RangeKey, RangesWord, Slot, Standing, Terms, mapped,
+};
+
+/// The words of one element of a table.
+pub trait Words: Copy {
+    /// The word at index `at`: one aligned 64-bit load at each call, as the daemon may store at any moment.
+    fn word(self, at: usize) -> u64;
+}
+
+/// Reads the tables.
+pub trait Tables {
+    /// An element that was found.
+    type Element: Words;
+
+    /// An element of `FRONTENDS4`.
+    fn frontend4(&self, key: &FrontendKey4) -> Option<Self::Element>;
+    /// An element of `FRONTENDS6`.
+    fn frontend6(&self, key: &FrontendKey6) -> Option<Self::Element>;
+    /// An element of `ADDRESSES`.
+    fn address(&self, address: &Address6) -> Option<Self::Element>;
+    /// An element of `DIRECTORY`.
+    fn directory(&self, service: u32) -> Option<Self::Element>;
+    /// An element of `SLOTS`.
+    fn slot(&self, index: u32) -> Option<Self::Element>;
+    /// An element of `BACKENDS4`.
+    fn backend4(&self, index: u32) -> Option<Self::Element>;
+    /// An element of `BACKENDS6`.
+    fn backend6(&self, index: u32) -> Option<Self::Element>;
+    /// Whether `RANGES` has a prefix of `key`.
+    fn in_range(&self, key: &RangeKey) -> bool;
+    /// An element of `AFFINITY`.
+    fn affinity(&self, key: &AffinityKey) -> Option<Self::Element>;
+    /// Writes an element of `AFFINITY`. Without room the client is balanced anew next time.
+    fn keep_affinity(&self, key: &AffinityKey, value: AffinityValue);
+}
+
+/// Who asks.
+pub trait Client {
+    /// The client is in the node's own network namespace.
+    fn is_of_node(&self) -> bool;
+    /// The client's pod has opted out: nothing is a frontend for it.
+    fn is_left_alone(&self) -> bool;
+    /// The client's source address, IPv4-mapped for `ipv4`; `None` if it is not known. Not asked for the node itself.
+    fn source(&self, ipv4: bool) -> Option<Address6>;
+    /// The client's key for the service port that directory entry `port` stands for.
+    fn affinity_key(&self, port: u32) -> AffinityKey;
+    /// An even random number.
+    fn random(&self) -> u32;
+    /// The monotonic clock in nanoseconds.
+    fn now(&self) -> u64;
+}
+
+/// What a destination means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// A frontend.
+    Frontend(Lead),
+    /// A Service's own address at a port that the Service does not define (NE-11).
+    Undefined,
+    /// Not ours: the flow goes on as it is.
+    Foreign,
+}
+
+/// An endpoint to send to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<A> {
+    /// Its address.
+    pub address: A,
+    /// Its port.
+    pub port: Port,
+    /// Its backend.
+    pub reference: BackendRef,
+}
+
+/// Why a flow gets no endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The service port has no endpoint for it (NE-1, NE-2).
+    Refused,
+    /// No endpoint here, where policy Local asks for one, and the operator wants such flows left alone.
+    LeftAlone,
+    /// The source is outside of the Service's source ranges (TP-31).
+    Denied,
+}
+
+/// Addresses of one family, and the tables that hold them.
+pub trait Family {
+    /// An address.
+    type Address: Copy;
+    /// It is IPv4.
+    const IPV4: bool;
+
+    /// Where a frontend leads; `None` for the address is a node port.
+    fn lead<T: Tables>(tables: &T, address: Option<Self::Address>, port: Port, protocol: u8) -> Option<Lead>;
+    /// The address as `ADDRESSES` has it: all of IPv4 loopback is one.
+    fn listed(address: Self::Address) -> Address6;
+    /// The endpoint behind a reference, unless its backend has died.
+    fn alive<T: Tables>(tables: &T, reference: BackendRef) -> Option<Target<Self::Address>>;
+    /// What the backend is in its service port.
+    fn standing<T: Tables>(tables: &T, reference: BackendRef) -> Standing;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug)]
+pub enum V4 {}
+
+/// IPv6.
+#[derive(Clone, Copy, Debug)]
+pub enum V6 {}
+
+/// A removed backend dies only after its slot is out of sight, so a reader that meets a dead one has read an old
+/// extent and finds a living one at its next try. More than two changes during one choice do not happen.
+const TRIES: u32 = 4;
+
+const LOOPBACK4: Address4 = u32::from_ne_bytes([127, 0, 0, 1]);
+
+/// What `address` means to `client`; IPv4-mapped addresses are for [`V4`].
+#[inline(always)]
+pub fn meaning<F: Family, T: Tables, C: Client>(
+    tables: &T,
+    client: &C,
+    address: F::Address,
+    port: Port,
+    protocol: u8,
+) -> Meaning {
+    if let Some(lead) = F::lead(tables, Some(address), port, protocol) {
+        return unless_left_alone(client, Meaning::Frontend(lead));
+    }
+    let value = address_value(tables, &F::listed(address));
+    if value.takes_node_ports()
+        && let Some(lead) = F::lead(tables, None, port, protocol)
+        && (!value.for_node_only() || client.is_of_node())
+    {
+        return unless_left_alone(client, Meaning::Frontend(lead));
+    }
+    // Port 0 is how resolvers ask for the route to an address, and no service port.
+    if value.refuses_other_ports() && port != 0 {
+        return unless_left_alone(client, Meaning::Undefined);
+    }
+    Meaning::Foreign
+}
+
+/// The endpoint for a new flow along `lead`: a random one, or with session affinity the one that the client had last.
+#[inline(always)]
+pub fn endpoint<F: Family, T: Tables, C: Client>(
+    tables: &T,
+    client: &C,
+    lead: Lead,
+) -> Result<Target<F::Address>, Refusal> {
+    let Some(entry) = tables.directory(lead.service) else { return Err(Refusal::Refused) };
+    if lead.filtered && !is_inside(tables, client, RangesWord(entry.word(at::RANGES)), F::IPV4) {
+        return Err(Refusal::Denied);
+    }
+    let terms = Terms(entry.word(at::TERMS));
+    if terms.timeout() == 0 {
+        return choose::<F, T>(tables, entry, lead, terms, client.random());
+    }
+    let (key, now) = (client.affinity_key(terms.port()), client.now());
+    let record = tables.affinity(&key).map(|record| AffinityValue(record.word(0)));
+    let target = match recall::<F, T>(tables, record, lead, terms, now) {
+        Some(target) => target,
+        None => choose::<F, T>(tables, entry, lead, terms, key.seed(record))?,
+    };
+    // Every new flow counts from now (SA-3).
+    tables.keep_affinity(&key, AffinityValue::new(target.reference, now));
+    Ok(target)
+}
+
+/// The one of all endpoints along `lead` that `seed`, out of 2^32, stands for. `entry` is the element of the directory,
+/// `terms` what it says.
+#[inline(always)]
+pub fn choose<F: Family, T: Tables>(
+    tables: &T,
+    entry: T::Element,
+    lead: Lead,
+    terms: Terms,
+    seed: u32,
+) -> Result<Target<F::Address>, Refusal> {
+    for _ in 0..TRIES {
+        let extent = Extent(entry.word(at::EXTENT));
+        let count = extent.count(lead.local);
+        if count == 0 {
+            return Err(if lead.local && terms.leaves_alone() { Refusal::LeftAlone } else { Refusal::Refused });
+        }
+        let Some(slot) = tables.slot(extent.choice(count, seed)) else { return Err(Refusal::Refused) };
+        let slot = Slot(slot.word(0));
+        // A slot that is not local where only local ones were: the extent is stale (see `Slot::local`).
+        if lead.local && !slot.local() {
+            continue;
+        }
+        if let Some(target) = F::alive(tables, slot.backend()) {
+            return Ok(target);
+        }
+    }
+    Err(Refusal::Refused)
+}
+
+/// What the client had last, if that may still serve it.
+#[inline(always)]
+fn recall<F: Family, T: Tables>(
+    tables: &T,
+    record: Option<AffinityValue>,
+    lead: Lead,
+    terms: Terms,
+    now: u64,
+) -> Option<Target<F::Address>> {
+    let record = record?;
+    if !record.is_valid(now, terms.timeout()) {
+        return None;
+    }
+    let target = F::alive(tables, record.backend())?;
+    let standing = F::standing(tables, record.backend());
+    (standing.port() == terms.port() && standing.may_serve(lead.local)).then_some(target)
+}
+
+/// Whether the client lies in the source ranges of a Service.
+#[inline(always)]
+fn is_inside<T: Tables, C: Client>(tables: &T, client: &C, ranges: RangesWord, ipv4: bool) -> bool {
+    if client.is_of_node() {
+        return ranges.node();
+    }
+    match client.source(ipv4) {
+        Some(address) => tables.in_range(&RangeKey { id: ranges.id(), address }),
+        None => false,
+    }
+}
+
+/// What `ADDRESSES` says; an element that is recycled for another address this instant does not count.
+#[inline(always)]
+fn address_value<T: Tables>(tables: &T, address: &Address6) -> AddressValue {
+    let Some(element) = tables.address(address) else { return AddressValue::default() };
+    let value = AddressValue(element.word(0));
+    if value.is_of(address) { value } else { AddressValue::default() }
+}
+
+#[inline(always)]
+fn unless_left_alone<C: Client>(client: &C, meaning: Meaning) -> Meaning {
+    if client.is_left_alone() { Meaning::Foreign } else { meaning }
+}
+
+/// The element may be recycled for another key this instant; the fingerprint tells.
+#[inline(always)]
+fn lead_of<E: Words>(element: E, fingerprint: u32) -> Option<Lead> {
+    let value = FrontendValue(element.word(0));
+    if value.fingerprint() == fingerprint { Some(value.lead()) } else { None }
+}
+
+impl Family for V4 {
+    type Address = Address4;
+    const IPV4: bool = true;
+
+    #[inline(always)]
+    fn lead<T: Tables>(tables: &T, address: Option<Address4>, port: Port, protocol: u8) -> Option<Lead> {
+        let key = FrontendKey4 { address: address.unwrap_or(0), port, protocol, scope: 0 };
+        lead_of(tables.frontend4(&key)?, key.fingerprint())
+    }
+
+    #[inline(always)]
+    fn listed(address: Address4) -> Address6 {
+        let [first, ..] = address.to_ne_bytes();
+        mapped(if first == 127 { LOOPBACK4 } else { address })
+    }
+
+    #[inline(always)]
+    fn alive<T: Tables>(tables: &T, reference: BackendRef) -> Option<Target<Address4>> {
+        let backend = tables.backend4(reference.index())?;
+        let life = backend.word(0);
+        let (address, port) = (Backend4::address(life), Backend4::port(life));
+        let alive = Backend4::generation(life) == reference.generation();
+        if alive { Some(Target { address, port, reference }) } else { None }
+    }
+
+    #[inline(always)]
+    fn standing<T: Tables>(tables: &T, reference: BackendRef) -> Standing {
+        match tables.backend4(reference.index()) {
+            Some(backend) => Standing(backend.word(Backend4::STANDING)),
+            None => Standing::default(),
+        }
+    }
+}
+
+impl Family for V6 {
+    type Address = Address6;
+    const IPV4: bool = false;
+
+    #[inline(always)]
+    fn lead<T: Tables>(tables: &T, address: Option<Address6>, port: Port, protocol: u8) -> Option<Lead> {
+        let key = FrontendKey6 { address: address.unwrap_or([0; 4]), port, protocol, scope: 0 };
+        lead_of(tables.frontend6(&key)?, key.fingerprint())
+    }
+
+    #[inline(always)]
+    fn listed(address: Address6) -> Address6 {
+        address
+    }
+
+    #[inline(always)]
+    fn alive<T: Tables>(tables: &T, reference: BackendRef) -> Option<Target<Address6>> {
+        let backend = tables.backend6(reference.index())?;
+        let life = backend.word(Backend6::LIFE);
+        let (first, second) = (backend.word(0), backend.word(1));
+        let (address, port) = (Backend6::address(first, second), Backend6::port(life));
+        let alive = Backend6::generation(life) == reference.generation();
+        if alive { Some(Target { address, port, reference }) } else { None }
+    }
+
+    #[inline(always)]
+    fn standing<T: Tables>(tables: &T, reference: BackendRef) -> Standing {
+        match tables.backend6(reference.index()) {
+            Some(backend) => Standing(backend.word(Backend6::STANDING)),
+            None => Standing::default(),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The one list of maps: programs declare theirs from it, and the daemon loads, checks, reads and writes by it.
+
+/// How long what a map holds stays meaningful.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Services, endpoints and the node, which the daemon can write anew at any time.
+    Tables,
+    /// What clients got: only they and the kernel know it, so it outlives a change of the tables.
+    Flows,
+}
+
+impl Lifetime {
+    /// The version of the layouts of this lifetime; each has pins of its own.
+    ///
+    /// With a new version of the tables the daemon takes over what the former version holds, with all ids that
+    /// flows refer to ([`BackendRef`](crate::BackendRef), directory entries, service ports).
+    #[must_use]
+    pub const fn version(self) -> u32 {
+        match self {
+            Self::Tables => 3,
+            Self::Flows => 1,
+        }
+    }
+}
+
+/// What the kernel makes of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Elements by key.
+    Hash,
+    /// Elements by key; the longest unused goes when it is full.
+    Lru,
+    /// Elements by index. The daemon maps it to its memory: it writes with plain atomic stores, which an update by
+    /// system call is not.
+    Array,
+    /// Elements by the longest prefix of a key.
+    Prefixes,
+    /// One element for each socket, which goes with the socket.
+    Sockets,
+}
+
+/// A map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// Its name, in programs and as a pin.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Size of a key in bytes.
+    pub key: u32,
+    /// Size of a value in bytes.
+    pub value: u32,
+    /// How many elements it has; for [`Kind::Sockets`] 0, as many as there are sockets.
+    pub capacity: u32,
+    /// How long its content is meaningful.
+    pub lifetime: Lifetime,
+}
+
+impl Map {
+    /// How many 64-bit words a value has.
+    #[must_use]
+    pub const fn words(&self) -> usize {
+        (self.value / 8) as usize
+    }
+}
+
+/// Hands the list to a macro, one row after the other: kind, name, key, value, capacity, lifetime.
+#[macro_export]
+macro_rules! for_each_map {
+    ($consumer:ident) => {
+        $consumer! {
+            /// What clients dial, in IPv4.
+            Hash FRONTENDS4: $crate::FrontendKey4 => u64, $crate::capacity::FRONTENDS, Tables;
+            /// What clients dial, in IPv6.
+            Hash FRONTENDS6: $crate::FrontendKey6 => u64, $crate::capacity::FRONTENDS, Tables;
+            /// What addresses mean besides.
+            Hash ADDRESSES: $crate::Address6 => u64, $crate::capacity::ADDRESSES, Tables;
+            /// Where the slots of a service are.
+            Array DIRECTORY: u32 => $crate::Directory, $crate::capacity::SERVICES, Tables;
+            /// The choices of all services.
+            Array SLOTS: u32 => u64, $crate::capacity::SLOTS, Tables;
+            /// Endpoints in IPv4.
+            Array BACKENDS4: u32 => $crate::Backend4, $crate::capacity::BACKENDS, Tables;
+            /// Endpoints in IPv6.
+            Array BACKENDS6: u32 => $crate::Backend6, $crate::capacity::BACKENDS, Tables;
+            /// Source ranges.
+            Prefixes RANGES: $crate::RangeKey => u32, $crate::capacity::RANGES, Tables;
+            /// What programs must know of the node.
+            Array CONFIG: u32 => $crate::Config, 1, Tables;
+            /// What is known of network namespaces, by cookie.
+            Hash NAMESPACES: u64 => $crate::Namespace, $crate::capacity::NAMESPACES, Tables;
+            /// Which endpoint a client had last.
+            Lru AFFINITY: $crate::AffinityKey => u64, $crate::capacity::AFFINITY, Flows;
+            /// What a connected socket dialled.
+            Sockets PEER: i32 => $crate::Flow, 0, Flows;
+            /// The same for connected UDP sockets, by cookie: the kernel does not show the daemon their storage.
+            Lru CONNECTED: u64 => $crate::Flow, $crate::capacity::CONNECTED, Flows;
+            /// What an unconnected UDP socket dialled.
+            Sockets DATAGRAMS: i32 => $crate::DatagramFlows, 0, Flows;
+            /// What unconnected UDP sockets with many destinations dialled before that.
+            Lru OVERFLOW: $crate::OverflowKey => $crate::Flow, $crate::capacity::OVERFLOW, Flows;
+        }
+    };
+}
+
+/// The size of a key as the kernel has it: a prefix has its length in front.
+const fn key_size(kind: Kind, size: usize) -> u32 {
+    let before = match kind {
+        Kind::Prefixes => 4,
+        Kind::Hash | Kind::Lru | Kind::Array | Kind::Sockets => 0,
+    };
+    bytes(size) + before
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the size of a type of this crate")]
+const fn bytes(size: usize) -> u32 {
+    size as u32
+}
+
+macro_rules! describe {
+    ($($(#[$doc:meta])* $kind:ident $name:ident: $key:ty => $value:ty, $capacity:expr, $lifetime:ident;)*) => {
+        $(
+            $(#[$doc])*
+            pub const $name: Map = Map {
+                name: stringify!($name),
+                kind: Kind::$kind,
+                key: key_size(Kind::$kind, size_of::<$key>()),
+                value: bytes(size_of::<$value>()),
+                capacity: $capacity,
+                lifetime: Lifetime::$lifetime,
+            };
+        )*
+        /// Every map.
+        pub const ALL: &[Map] = &[$($name),*];
+    };
+}
+
+for_each_map!(describe);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is pinned under these versions has these layouts: who changes one takes another version of its lifetime.
+    #[track_caller]
+    fn check(map: Map, key: u32, value: u32) {
+        assert_eq!((map.key, map.value), (key, value), "{}", map.name);
+    }
+
+    #[test]
+    fn layouts_of_these_versions() {
+        assert_eq!((Lifetime::Tables.version(), Lifetime::Flows.version()), (3, 1));
+        check(FRONTENDS4, 8, 8);
+        check(FRONTENDS6, 20, 8);
+        check(ADDRESSES, 16, 8);
+        check(DIRECTORY, 4, 32);
+        check(SLOTS, 4, 8);
+        check(BACKENDS4, 4, 16);
+        check(BACKENDS6, 4, 32);
+        check(RANGES, 24, 4);
+        check(CONFIG, 4, 24);
+        check(NAMESPACES, 8, 24);
+        check(AFFINITY, 24, 8);
+        check(PEER, 4, 44);
+        check(CONNECTED, 8, 44);
+        check(DATAGRAMS, 4, 180);
+        check(OVERFLOW, 32, 44);
+        assert_eq!(ALL.len(), 15);
+    }
+}
