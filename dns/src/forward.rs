@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::Name;
+use shunt_serving::admission::Admission;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::admission::Admission;
 use crate::cache::{Cache, CacheConfig, Key, is_failure};
 use crate::records;
 use crate::stats::{Counters, Peers};

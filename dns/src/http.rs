@@ -1,6 +1,5 @@
 //! `/health`, `/ready` and `/metrics`, by CoreDNS's conventions (rules 11.7 to 11.9 and 12).
 
-mod connections;
 mod self_check;
 
 use std::collections::BTreeMap;
@@ -14,13 +13,14 @@ use axum::response::IntoResponse as _;
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use shunt_serving::http::serve_routes;
+use shunt_serving::metrics::{Process, classic};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::metrics::{Exporter, Process, classic};
+use crate::metrics::Exporter;
 use crate::sockets::{listen, one_for_all};
 use crate::zone::View;
-pub use connections::serve_routes;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 

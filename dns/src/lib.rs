@@ -5,7 +5,6 @@
 //! never comes from a cache.
 #![forbid(unsafe_code)]
 
-mod admission;
 pub mod answer;
 pub mod autopath;
 mod block;
@@ -16,7 +15,6 @@ mod explain;
 mod forward;
 mod hosts;
 pub mod http;
-pub mod limits;
 mod log;
 pub mod metrics;
 mod question;

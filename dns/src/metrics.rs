@@ -2,9 +2,8 @@
 //! dashboards live on.
 
 mod configured;
-mod process;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -23,8 +22,6 @@ use shunt_model::{ClusterIps, Snapshot};
 use crate::block::{Block, Blocks};
 use crate::request::Transport;
 use crate::stats::{Counter, Counters, Dropped, HealthCounters, Kind, Peers, Stats};
-
-pub use process::Process;
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
@@ -155,24 +152,6 @@ impl Exporter {
         registry.sub_registry_with_prefix("coredns").register_collector(Box::new(Coredns(self.clone())));
         registry.sub_registry_with_prefix("shunt_dns").register_collector(Box::new(Own(self.clone())));
     }
-}
-
-/// The text in the older format that every scraper reads: there the type of a counter goes by the name of its sample.
-#[must_use]
-pub fn classic(text: &str) -> String {
-    let counters: HashSet<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
-    let rename = |line: &str| {
-        for word in ["# TYPE ", "# HELP "] {
-            if let Some((name, rest)) = line.strip_prefix(word).and_then(|rest| rest.split_once(' '))
-                && counters.contains(name)
-            {
-                return format!("{word}{name}_total {rest}\n");
-            }
-        }
-        format!("{line}\n")
-    };
-    text.lines().filter(|line| *line != "# EOF").map(rename).collect()
 }
 
 #[derive(Debug)]

@@ -14,13 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shunt_model::Snapshot;
+use shunt_serving::admission::Admission;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
 
-use crate::admission::Admission;
 use crate::block::{Block, BlockConfig};
 use crate::explain::Explainer;
 use crate::forward::{ForwardConfig, Forwarder, TlsError};

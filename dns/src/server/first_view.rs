@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shunt_serving::admission::Admission;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::admission::Admission;
 use crate::zone::View;
 
 /// Questions that wait at once; one client has at most half of the places.

@@ -10,13 +10,13 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{self, FuturesOrdered};
 use futures::{FutureExt as _, StreamExt as _, poll};
+use shunt_serving::admission::{Admission, Place};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::ending::Ending;
 use super::handler::{Begun, Handler};
-use crate::admission::{Admission, Place};
 use crate::request::Transport;
 
 /// A connection without a query is closed after this (rule 9.16).

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
-use shunt_dns::{Answer, ForwardConfig, RecordType, ServerConfig, Upstreams, Zone, limits, serve};
+use shunt_dns::{Answer, ForwardConfig, RecordType, ServerConfig, Upstreams, Zone, serve};
 use shunt_model::Snapshot;
+use shunt_serving::limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
