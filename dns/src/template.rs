@@ -33,16 +33,16 @@ pub struct Template {
 /// A record with holes, in zone-file form: owner, TTL and class if wanted, type, data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordTemplate {
-    owner: Text,
+    owner: TextTemplate,
     ttl: u32,
     /// The type asked for, if none.
     rtype: Option<RecordType>,
-    data: Text,
+    data: TextTemplate,
 }
 
 /// Text with holes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Text(Vec<Part>);
+struct TextTemplate(Vec<Part>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
@@ -80,7 +80,7 @@ impl RecordTemplate {
     pub fn read(text: &str) -> Result<Self, TemplateError> {
         let wrong = || TemplateError::Record(text.to_owned());
         let mut words = words(text).into_iter().peekable();
-        let owner = Text::read(&words.next().ok_or_else(wrong)?)?;
+        let owner = TextTemplate::read(&words.next().ok_or_else(wrong)?)?;
         let mut ttl = None;
         // TTL and class, in either order.
         while let Some(word) = words.peek() {
@@ -98,7 +98,7 @@ impl RecordTemplate {
             Some(rtype.to_ascii_uppercase().parse().map_err(|_unknown| wrong())?)
         };
         let data = words.collect::<Vec<_>>().join(" ");
-        let read = Text::read(&data)?;
+        let read = TextTemplate::read(&data)?;
         if let Some(rtype) = rtype
             && !data.contains("{{")
             && RData::try_from_str(rtype, &data).is_err()
@@ -135,7 +135,7 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-impl Text {
+impl TextTemplate {
     fn read(mut text: &str) -> Result<Self, TemplateError> {
         let mut parts = Vec::new();
         while let Some((before, rest)) = text.split_once("{{") {

@@ -23,14 +23,14 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{text}")]
-    struct Told {
+    struct Nested {
         text: &'static str,
         source: Option<Box<Self>>,
     }
 
     #[track_caller]
     fn check(texts: &[&'static str], expected: &str) {
-        let nested = texts.iter().rev().fold(None, |source, text| Some(Box::new(Told { text, source })));
+        let nested = texts.iter().rev().fold(None, |source, text| Some(Box::new(Nested { text, source })));
         assert_eq!(with_causes(&*nested.unwrap()), expected);
     }
 

@@ -13,25 +13,25 @@ const DEEPEST: usize = 10;
 /// A directive: its words, and the lines between its braces if it has any.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
-    pub(super) at: Place,
+    pub(super) at: Position,
     pub(super) words: Vec<String>,
     pub(super) block: Option<Vec<Self>>,
 }
 
 /// A file and a line in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) file: Arc<Path>,
     pub(super) line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
     }
 }
 
-impl Place {
+impl Position {
     pub(super) fn error(&self, reason: impl Into<String>) -> CorefileError {
         CorefileError::Refused { file: self.file.to_path_buf(), line: self.line, reason: reason.into() }
     }
@@ -138,7 +138,7 @@ impl Reader {
 /// A word, and whether it is the first of its line.
 struct Word {
     text: String,
-    at: Place,
+    at: Position,
     first: bool,
     quoted: bool,
 }
@@ -157,7 +157,7 @@ fn words(text: &str, file: &Arc<Path>) -> Result<Vec<Word>, CorefileError> {
     // Some editors begin a file with a mark of the order of its octets.
     let mut characters = text.trim_start_matches('\u{feff}').chars().peekable();
     while let Some(&next) = characters.peek() {
-        let at = Place { file: Arc::clone(file), line };
+        let at = Position { file: Arc::clone(file), line };
         match next {
             '\n' => line += 1,
             '#' => {
@@ -228,7 +228,7 @@ fn environment(word: &str, variable: impl Fn(&str) -> String) -> String {
 /// Lines up to the end, or to the brace that closes `opened`.
 fn lines(
     words: &mut std::iter::Peekable<std::vec::IntoIter<Word>>,
-    opened: Option<&Place>,
+    opened: Option<&Position>,
 ) -> Result<Vec<Line>, CorefileError> {
     let mut lines = Vec::new();
     while let Some(word) = words.next() {

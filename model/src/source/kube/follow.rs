@@ -38,12 +38,12 @@ pub(super) fn start(
     for kind in wanted {
         let (api, options, outbox) = (api.clone(), options.clone(), outbox.clone());
         match kind {
-            Kind::Service => tasks.spawn(Reflector::<wire::Service>::new(api, options, outbox).run()),
-            Kind::Slice => tasks.spawn(Reflector::<wire::Slice>::new(api, options, outbox).run()),
-            Kind::Node => tasks.spawn(Reflector::<wire::Node>::new(api, options, outbox).run()),
-            Kind::Pod => tasks.spawn(Reflector::<wire::Pod>::new(api, options, outbox).run()),
-            Kind::Namespace => tasks.spawn(Reflector::<wire::Namespace>::new(api, options, outbox).run()),
-            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::ServiceCidr>::new(api, options, outbox).run()),
+            Kind::Service => tasks.spawn(Reflector::<wire::WireService>::new(api, options, outbox).run()),
+            Kind::Slice => tasks.spawn(Reflector::<wire::WireSlice>::new(api, options, outbox).run()),
+            Kind::Node => tasks.spawn(Reflector::<wire::WireNode>::new(api, options, outbox).run()),
+            Kind::Pod => tasks.spawn(Reflector::<wire::WirePod>::new(api, options, outbox).run()),
+            Kind::Namespace => tasks.spawn(Reflector::<wire::WireNamespace>::new(api, options, outbox).run()),
+            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::WireServiceCidr>::new(api, options, outbox).run()),
         };
     }
     let (ready, first) = oneshot::channel();

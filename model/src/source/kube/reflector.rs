@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backoff::Backoff;
 use super::client::{Api, connect};
 use super::failure::Failure;
-use super::wire::{Event, Metadata, Object, Read, Wire};
+use super::wire::{ApiObject, Event, Metadata, Read, Wire};
 use super::{Kind, KubeOptions};
 use crate::key::ObjectKey;
 
@@ -46,7 +46,7 @@ pub(super) enum News {
     /// A list begins: what it does not have is gone.
     Listing,
     /// An object is there, or is there but cannot be read.
-    Present(ObjectKey, Result<Object, String>),
+    Present(ObjectKey, Result<ApiObject, String>),
     /// An object is gone.
     Gone(ObjectKey),
     /// The list was complete.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::reflector::{Message, News};
-use super::wire::Object;
+use super::wire::ApiObject;
 use super::{Kind, KubeOptions};
 use crate::key::{ObjectKey, SliceKey};
 use crate::node::Namespace;
@@ -168,7 +168,7 @@ impl View {
         known
     }
 
-    fn present(&mut self, kind: Kind, key: ObjectKey, object: Result<Object, String>) {
+    fn present(&mut self, kind: Kind, key: ObjectKey, object: Result<ApiObject, String>) {
         let outcome = match object {
             Ok(object) => self.admit(&key, &object).map_err(|Rejection(reason)| {
                 self.remove(kind, &key);
@@ -198,16 +198,16 @@ impl View {
     }
 
     /// Puts an object in its place. What is equal to what is there changes nothing (spec IN-7, IN-13).
-    fn admit(&mut self, key: &ObjectKey, object: &Object) -> Result<(), Rejection> {
+    fn admit(&mut self, key: &ObjectKey, object: &ApiObject) -> Result<(), Rejection> {
         let cx = &mut self.conversion;
         let snapshot = &mut self.snapshot;
         match object {
-            Object::Service(object) => {
+            ApiObject::Service(object) => {
                 let service = convert::service(object, cx)?;
                 self.infer_namespace(&service.key.namespace);
                 place(&mut self.snapshot.services, service.key.clone(), service);
             }
-            Object::Slice(object) => match convert::slice(object, cx)? {
+            ApiObject::Slice(object) => match convert::slice(object, cx)? {
                 Some(slice) => {
                     // Its label may name another Service than before, and with it another place.
                     let owner = self.owners.insert(slice_name(&slice.key), slice.key.service.clone());
@@ -218,21 +218,21 @@ impl View {
                 }
                 None => self.remove(Kind::Slice, key),
             },
-            Object::Node(object) => {
+            ApiObject::Node(object) => {
                 let node = convert::node(object, cx)?;
                 place(&mut snapshot.nodes, Arc::clone(&node.name), node);
             }
-            Object::Pod(object) => match convert::pod(object, cx)? {
+            ApiObject::Pod(object) => match convert::pod(object, cx)? {
                 // A known one stays as it was until it is gone.
                 Some(pod) if convert::is_leaving(object, &pod) => {}
                 Some(pod) => place(&mut snapshot.pods, pod.key.clone(), pod),
                 None => self.remove(Kind::Pod, key),
             },
-            Object::Namespace(object) => {
+            ApiObject::Namespace(object) => {
                 let namespace = convert::namespace(object, cx)?;
                 place(&mut snapshot.namespaces, Arc::clone(&namespace.name), namespace);
             }
-            Object::ServiceCidr(object) => {
+            ApiObject::ServiceCidr(object) => {
                 let range = convert::service_cidr(object, cx)?;
                 place(&mut snapshot.service_cidrs, Arc::clone(&range.name), range);
             }

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::allocate::{Claim, Families, FamilyPolicy, Wish};
 use super::derive::{Candidate, Selection};
-use super::parse::{Fault, Kind, Manifest, Parsed};
+use super::parse::{Fault, KnownKind, Manifest, Parsed};
 use crate::endpoint::EndpointSlice;
 use crate::key::{Family, ObjectKey};
 use crate::node::{Namespace, Node};
@@ -79,13 +79,13 @@ pub(super) struct Draft {
 }
 
 impl ObjectKind {
-    fn of(kind: Kind) -> Self {
+    fn of(kind: KnownKind) -> Self {
         match kind {
-            Kind::Namespace => Self::Namespace,
-            Kind::Service => Self::Service,
-            Kind::Slice => Self::Slice,
-            Kind::Pod => Self::Pod,
-            Kind::Node => Self::Node,
+            KnownKind::Namespace => Self::Namespace,
+            KnownKind::Service => Self::Service,
+            KnownKind::Slice => Self::Slice,
+            KnownKind::Pod => Self::Pod,
+            KnownKind::Node => Self::Node,
         }
     }
 
