@@ -27,27 +27,27 @@ use crate::zone::{LONGEST_ALIAS_CHAIN, View};
 #[derive(Clone, Debug)]
 pub struct BlockConfig {
     /// The domain; the root for whatever no other block takes.
-    pub domain: Name,
+    pub(crate) domain: Name,
     /// Where the cluster's names are answered, if they are.
-    pub kubernetes: Option<Kubernetes>,
+    pub(crate) kubernetes: Option<Kubernetes>,
     /// Who is asked for other names.
     pub forward: ForwardConfig,
     /// Fixed names, which come before the cluster's.
-    pub hosts: Option<HostsConfig>,
+    pub(crate) hosts: Option<HostsConfig>,
     /// Names that are asked for under another name.
-    pub rewrites: Vec<Rewrite>,
+    pub(crate) rewrites: Vec<Rewrite>,
     /// Answers made of the question, which come before all others.
-    pub templates: Vec<Template>,
+    pub(crate) templates: Vec<Template>,
     /// Which queries are logged.
-    pub log: Option<LogConfig>,
+    pub(crate) log: Option<LogConfig>,
     /// Queries that nobody could answer are logged, this way.
-    pub errors: Option<ErrorsConfig>,
+    pub(crate) errors: Option<ErrorsConfig>,
     /// The search path of pods is completed here, for names in this domain.
-    pub autopath: Option<autopath::Config>,
+    pub(crate) autopath: Option<autopath::AutopathConfig>,
     /// Who may have whole zones.
     pub transfer: Option<Transfer>,
     /// The longest reply over UDP, in octets.
-    pub udp_payload: u16,
+    pub(crate) udp_payload: u16,
 }
 
 /// Zones that are given as a whole.
@@ -61,18 +61,18 @@ pub struct Transfer {
 
 /// Where the cluster's names are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kubernetes {
+pub(crate) struct Kubernetes {
     /// The cluster domain and the reverse zones.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// In these, what does not exist is looked for elsewhere (rule 3.11).
-    pub fallthrough: Vec<Name>,
+    pub(crate) fallthrough: Vec<Name>,
 }
 
 impl Kubernetes {
     /// The cluster domain and all addresses; those that are not the cluster's are looked for elsewhere (the stock
     /// setting, rule 5.5).
     #[must_use]
-    pub fn usual(domain: Name) -> Self {
+    pub(crate) fn usual(domain: Name) -> Self {
         let reverse = reverse_trees();
         Self { zones: std::iter::once(domain).chain(reverse.clone()).collect(), fallthrough: reverse.into() }
     }

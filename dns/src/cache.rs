@@ -21,41 +21,41 @@ const USUAL_SIZE: usize = 2048;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
     /// Answers with records.
-    pub success: Bounds,
+    pub(crate) success: Bounds,
     /// Answers that there is nothing.
-    pub denial: Bounds,
+    pub(crate) denial: Bounds,
     /// How long a failure that an upstream reports is kept (RFC 9520; rule 14.2).
-    pub failure: Duration,
+    pub(crate) failure: Duration,
     /// Which answers are asked for again before they run out, if any.
-    pub prefetch: Option<Prefetch>,
+    pub(crate) prefetch: Option<Prefetch>,
     /// How long after its end an answer still serves when no upstream answers (RFC 8767); zero for never.
-    pub stale: Duration,
+    pub(crate) stale: Duration,
     /// Domains of which no answers with records are kept.
-    pub no_success: Vec<Name>,
+    pub(crate) no_success: Vec<Name>,
     /// Domains of which no denials are kept.
-    pub no_denial: Vec<Name>,
+    pub(crate) no_denial: Vec<Name>,
 }
 
 /// What bounds a kind of answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// How many are kept; one that takes more than 2 KiB of memory counts several times.
-    pub capacity: u64,
+    pub(crate) capacity: u64,
     /// No answer is kept for less, whatever its TTL. Zero leaves TTL 0 out of the cache.
-    pub shortest: Duration,
+    pub(crate) shortest: Duration,
     /// No answer is kept for longer.
-    pub longest: Duration,
+    pub(crate) longest: Duration,
 }
 
 /// When an answer is in demand (rule 14.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prefetch {
+pub(crate) struct Prefetch {
     /// It was asked for so often,
-    pub hits: u32,
+    pub(crate) hits: u32,
     /// with no longer gap than this,
-    pub gap: Duration,
+    pub(crate) gap: Duration,
     /// and less than this share of its time is left.
-    pub percent: u32,
+    pub(crate) percent: u32,
 }
 
 impl Default for CacheConfig {

@@ -65,7 +65,7 @@ pub struct Corefile {
     /// Where `/health` is served.
     pub health: Option<SocketAddr>,
     /// How long queries are still answered after the word to stop.
-    pub lameduck: Duration,
+    pub(crate) lameduck: Duration,
     /// Where `/ready` is served.
     pub ready: Option<SocketAddr>,
     /// Where `/metrics` is served.
@@ -87,15 +87,15 @@ pub struct KubernetesSettings {
     /// Names of pods.
     pub pods: PodMode,
     /// Endpoints are named after their pods.
-    pub endpoint_pod_names: bool,
+    pub(crate) endpoint_pod_names: bool,
     /// Only these namespaces; none means all.
-    pub namespaces: BTreeSet<String>,
+    pub(crate) namespaces: BTreeSet<String>,
     /// Services without a ready endpoint do not exist.
-    pub ignore_empty_service: bool,
+    pub(crate) ignore_empty_service: bool,
     /// Credentials of the API.
     pub kubeconfig: Option<PathBuf>,
     /// How long questions wait for the first view of the cluster.
-    pub startup_timeout: Duration,
+    pub(crate) startup_timeout: Duration,
 }
 
 impl Corefile {
@@ -197,3 +197,6 @@ impl Corefile {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod corpus;

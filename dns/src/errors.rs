@@ -15,25 +15,25 @@ const TARGET: &str = "plugin/errors";
 
 /// How failures are told of: each by itself, but for these.
 #[derive(Clone, Debug, Default)]
-pub struct ErrorsConfig {
+pub(crate) struct ErrorsConfig {
     /// The first that fits a failure counts.
-    pub consolidate: Vec<Consolidation>,
+    pub(crate) consolidate: Vec<Consolidation>,
 }
 
 /// Failures that are counted, and told of together.
 #[derive(Clone, Debug)]
-pub struct Consolidation {
+pub(crate) struct Consolidation {
     /// How long they are counted.
-    pub every: Duration,
+    pub(crate) every: Duration,
     /// Those whose text matches, in our words or in CoreDNS's.
-    pub pattern: Regex,
+    pub(crate) pattern: Regex,
     /// How loud they are told of.
-    pub level: Level,
+    pub(crate) level: Level,
 }
 
 /// A level of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
+pub(crate) enum Level {
     /// Something is wrong.
     Error,
     /// Something may be wrong.

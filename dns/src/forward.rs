@@ -27,7 +27,7 @@ use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
 use group::Group;
-pub use group::Policy;
+pub(crate) use group::Policy;
 use peer::Peer;
 pub use tls::TlsError;
 
@@ -50,18 +50,18 @@ pub struct ForwardConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The domain; the root for all names.
-    pub from: Name,
+    pub(crate) from: Name,
     /// Domains in it that are left to other routes.
-    pub except: Vec<Name>,
+    pub(crate) except: Vec<Name>,
     /// Who is asked; without any, the names are refused. Servers that lead back here (an address the server listens on,
     /// or one of the DNS service's own) are left out.
-    pub upstreams: Upstreams,
+    pub(crate) upstreams: Upstreams,
     /// Whom of several.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// They are asked over TCP only.
     pub force_tcp: bool,
     /// PEM file with the authorities of upstreams that are asked over TLS; without one, the system's.
-    pub authorities: Option<PathBuf>,
+    pub(crate) authorities: Option<PathBuf>,
     /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1). One
     /// client gets at most half of them, and less while others wait too.
     pub max_concurrent: usize,
@@ -135,9 +135,9 @@ impl ForwardConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StubDomain {
     /// The domain, absolute.
-    pub domain: Name,
+    pub(crate) domain: Name,
     /// Who is asked for its names.
-    pub upstreams: Vec<Upstream>,
+    pub(crate) upstreams: Vec<Upstream>,
 }
 
 impl FromStr for StubDomain {

@@ -17,21 +17,21 @@ use crate::stats::Author;
 
 /// Which names, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostsConfig {
+pub(crate) struct HostsConfig {
     /// A file of more names.
-    pub file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
     /// Lines of such a file.
-    pub lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
     /// Only names in these domains; the addresses' own names are answered anyway.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// Seconds for which an answer may be kept.
-    pub ttl: u32,
+    pub(crate) ttl: u32,
     /// How often the file is read again; zero for never.
-    pub reload: Duration,
+    pub(crate) reload: Duration,
     /// No names of addresses.
-    pub no_reverse: bool,
+    pub(crate) no_reverse: bool,
     /// Domains in which a name that is not here is looked for elsewhere; else it does not exist.
-    pub fallthrough: Vec<Name>,
+    pub(crate) fallthrough: Vec<Name>,
 }
 
 /// The names now.

@@ -5,8 +5,8 @@
 //! never comes from a cache.
 #![forbid(unsafe_code)]
 
-pub mod answer;
-pub mod autopath;
+mod answer;
+mod autopath;
 mod block;
 mod cache;
 pub mod corefile;
@@ -16,32 +16,31 @@ mod forward;
 mod hosts;
 pub mod http;
 mod log;
-pub mod metrics;
+mod metrics;
 mod question;
 mod records;
 mod reply;
 mod request;
-pub mod rewrite;
-pub mod server;
+mod rewrite;
+mod server;
 mod sockets;
-pub mod stats;
-pub mod template;
-pub mod upstream;
-pub mod zone;
+mod stats;
+mod template;
+mod upstream;
+mod zone;
 
 pub use answer::{Absence, Answer, Records};
-pub use block::{BlockConfig, Kubernetes, Transfer};
-pub use cache::{Bounds, CacheConfig, Prefetch};
+pub use block::{BlockConfig, Transfer};
+pub use cache::CacheConfig;
 pub use corefile::{Corefile, CorefileError, KubernetesSettings};
-pub use errors::{Consolidation, ErrorsConfig, Level};
 pub use explain::{Explainer, Explanation};
-pub use forward::{ForwardConfig, Policy, Route, StubDomain, TlsError};
-pub use hosts::HostsConfig;
-pub use log::{Class, LogConfig};
+pub use forward::{ForwardConfig, Route, StubDomain, TlsError};
+pub use metrics::Exporter;
 pub use records::absolute;
+pub use request::Transport;
 pub use server::{Answerer, ServeError, Server, ServerConfig, serve};
 pub use stats::Stats;
-pub use upstream::{ResolvConf, Upstream, UpstreamError, Upstreams, upstreams_from_resolv_conf};
+pub use upstream::{Upstream, UpstreamError, Upstreams};
 pub use zone::{PodMode, View, Zone, ZoneConfig};
 
 /// The DNS vocabulary of this crate's interface.

@@ -10,18 +10,18 @@ use crate::reply::Reply;
 
 /// One rule.
 #[derive(Clone, Debug)]
-pub struct Rewrite {
+pub(crate) struct Rewrite {
     /// Which names, and what becomes of them.
-    pub rule: NameRule,
+    pub(crate) rule: NameRule,
     /// What becomes of the other names in the answer.
-    pub answers: Vec<AnswerRule>,
+    pub(crate) answers: Vec<AnswerRule>,
     /// Later rules apply too, to the new name.
-    pub goes_on: bool,
+    pub(crate) goes_on: bool,
 }
 
 /// What names are made into.
 #[derive(Clone, Debug)]
-pub enum NameRule {
+pub(crate) enum NameRule {
     /// This very name.
     Exact(Name, Name),
     /// Names that begin so, as text; what follows stays.
@@ -36,18 +36,18 @@ pub enum NameRule {
 
 /// What names of an answer are made into, if they match.
 #[derive(Clone, Debug)]
-pub struct AnswerRule {
+pub(crate) struct AnswerRule {
     /// Which names.
-    pub part: AnswerPart,
+    pub(crate) part: AnswerPart,
     /// What they must match, as text with the final dot.
-    pub pattern: Regex,
+    pub(crate) pattern: Regex,
     /// What becomes of them; `{1}` stands for the first group.
-    pub to: String,
+    pub(crate) to: String,
 }
 
 /// Where names stand in an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerPart {
+pub(crate) enum AnswerPart {
     /// Owners of records.
     Name,
     /// What records lead to: targets of aliases, of services, of mail.

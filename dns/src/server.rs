@@ -26,7 +26,7 @@ use crate::explain::Explainer;
 use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
-pub use crate::request::Transport;
+use crate::request::Transport;
 use crate::sockets::{datagram_socket, listen};
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};

@@ -11,28 +11,28 @@ use crate::stats::Author;
 
 /// What is answered to which questions.
 #[derive(Clone, Debug)]
-pub struct Template {
+pub(crate) struct Template {
     /// The type asked for; ANY for all.
-    pub rtype: RecordType,
+    pub(crate) rtype: RecordType,
     /// Only names in these domains.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// One of these must match the name, as text with its final dot; without any, all do.
-    pub patterns: Vec<Regex>,
+    pub(crate) patterns: Vec<Regex>,
     /// The answer section.
-    pub answers: Vec<RecordTemplate>,
+    pub(crate) answers: Vec<RecordTemplate>,
     /// The authority section.
-    pub authorities: Vec<RecordTemplate>,
+    pub(crate) authorities: Vec<RecordTemplate>,
     /// The additional section.
-    pub additionals: Vec<RecordTemplate>,
+    pub(crate) additionals: Vec<RecordTemplate>,
     /// The rcode.
-    pub rcode: ResponseCode,
+    pub(crate) rcode: ResponseCode,
     /// Domains in which a name that does not match is looked for elsewhere; else it is a failure, as in CoreDNS.
-    pub fallthrough: Vec<Name>,
+    pub(crate) fallthrough: Vec<Name>,
 }
 
 /// A record with holes, in zone-file form: owner, TTL and class if wanted, type, data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordTemplate {
+pub(crate) struct RecordTemplate {
     owner: TextTemplate,
     ttl: u32,
     /// The type asked for, if none.
@@ -60,7 +60,7 @@ enum Part {
 
 /// What a template cannot be.
 #[derive(Debug, thiserror::Error)]
-pub enum TemplateError {
+pub(crate) enum TemplateError {
     /// A hole that we do not know.
     #[error(
         "{{{{{0}}}}} cannot be filled in; known are .Name, .Type, .Class, .Zone, .Remote, .Match, index .Match N \
@@ -77,7 +77,7 @@ pub enum TemplateError {
 
 impl RecordTemplate {
     /// Reads a record with holes. Data without holes must fit their type.
-    pub fn read(text: &str) -> Result<Self, TemplateError> {
+    pub(crate) fn read(text: &str) -> Result<Self, TemplateError> {
         let wrong = || TemplateError::Record(text.to_owned());
         let mut words = words(text).into_iter().peekable();
         let owner = TextTemplate::read(&words.next().ok_or_else(wrong)?)?;

@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use shunt_dns::metrics::Exporter;
+use shunt_dns::Exporter;
 use shunt_serving::metrics::Process;
 
 use crate::datapath::ebpf::upkeep::Report;

@@ -294,7 +294,7 @@ fn transfer(line: &Line, domains: &[Name]) -> Result<Transfer, CorefileError> {
     Ok(Transfer { zones: zones_of(line, line.arguments(), domains)?, to })
 }
 
-fn search_path(line: &Line) -> Result<autopath::Config, CorefileError> {
+fn search_path(line: &Line) -> Result<autopath::AutopathConfig, CorefileError> {
     no_block(line)?;
     let Some((from, zones)) = line.arguments().split_last() else {
         return Err(line.error("takes domains and @kubernetes"));
@@ -303,7 +303,7 @@ fn search_path(line: &Line) -> Result<autopath::Config, CorefileError> {
         return Err(line.error(format!("{from}: search paths are those of pods, written @kubernetes")));
     }
     let zones = zones_of(line, zones, &[])?;
-    Ok(autopath::Config::with_search_of(zones, Path::new(RESOLV_CONF)))
+    Ok(autopath::AutopathConfig::with_search_of(zones, Path::new(RESOLV_CONF)))
 }
 
 fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {

@@ -17,7 +17,7 @@ const MIN_TRIES: usize = 3;
 
 /// Which upstream is asked first (rule 15.1). Those that failed come after those that answer, whatever the policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
+pub(crate) enum Policy {
     /// The first of the list, as the resolver library does with resolv.conf.
     #[default]
     Sequential,

@@ -281,7 +281,8 @@ async fn loops_through_a_domain_of_its_own_are_found() {
     let (place, upstream) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), Scripted::start(plain, Tcp::Mute).await);
     let at_place = place.local_addr().unwrap();
     let to = |address: SocketAddr| ForwardConfig::to(Upstreams::Servers(vec![address.into()]));
-    let corp = BlockConfig { forward: to(at_place), ..BlockConfig::new(name("corp.test.")) };
+    let mut corp = BlockConfig::new(name("corp.test."));
+    corp.forward = to(at_place);
     let by_block = vec![BlockConfig::usual(name("cluster.local."), to(upstream.address)), corp];
     let by_route = vec![BlockConfig::usual(
         name("cluster.local."),
