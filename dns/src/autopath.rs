@@ -9,7 +9,7 @@ use crate::records;
 use crate::request::Request;
 use crate::zone::View;
 
-/// For whom search paths are completed: pods of the cluster, known by their address, so pod mode must be verified.
+/// Search paths are completed for pods of the cluster, which are found by their address, so pod mode must be verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AutopathConfig {
     /// Only names in these domains; none means all.

@@ -1,8 +1,8 @@
 //! Cluster DNS: a pure zone over the model, a forwarder, and the server that joins them.
 //!
-//! `server` gives a query to the block that its name belongs to, which asks its templates and hosts, then [`Zone::answer`];
-//! what is not the cluster's goes to the forwarder. The zone has no clock, no I/O and no randomness, and what it answers
-//! never comes from a cache.
+//! `server` gives a query to the block that its name belongs to. The block asks its templates and hosts, then
+//! [`Zone::answer`]; names outside of the cluster go to the forwarder. The zone has no clock, no I/O and no randomness,
+//! and its answers never come from a cache.
 #![forbid(unsafe_code)]
 
 mod answer;

@@ -1,4 +1,4 @@
-//! Answers made of the question by a pattern (rule 13.6).
+//! Answers made from the question by a template (rule 13.6).
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
@@ -58,7 +58,7 @@ enum Part {
     Remote,
 }
 
-/// What a template cannot be.
+/// Why a template is invalid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TemplateError {
     /// A hole that we do not know.
@@ -203,7 +203,7 @@ struct Filling<'a> {
 }
 
 impl Template {
-    /// `None` if the question is for others.
+    /// `None` if the template has no answer and the next handler must be asked.
     pub(crate) fn answer(&self, query: &Query, request: &Request) -> Option<Reply> {
         let of_type = self.rtype == RecordType::ANY || self.rtype == query.query_type;
         if !of_type || query.query_class != DNSClass::IN {

@@ -18,7 +18,7 @@ const TLS_PORT: u16 = 853;
 pub struct Upstream {
     /// Where it is.
     pub(crate) address: SocketAddr,
-    /// Whom its certificate must name, if it is asked over TLS.
+    /// The name that its certificate must have, if it is asked over TLS.
     pub(crate) tls: Option<ServerName<'static>>,
 }
 

@@ -1,4 +1,5 @@
-//! Bounded places for what has to wait, shared among clients: a client that holds many gets no more once they run short.
+//! Bounded places for what has to wait, shared among clients: a client that holds many gets no more once they run
+//! short.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// After an error that may go away, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers until the future is dropped, which closes its connections. A client gets at most half of the connections, and
-/// one above the limit is closed at once.
+/// Answers until the future is dropped, which closes its connections. A client gets at most half of the connections,
+/// and one above the limit is closed at once.
 pub async fn serve_routes(listener: TcpListener, routes: Router) {
     serve(listener, routes, CONNECTIONS, PATIENCE).await;
 }

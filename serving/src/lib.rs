@@ -1,5 +1,5 @@
-//! What both long-running binaries need and neither owns: HTTP with bounded connections, fair shares of places, metrics of
-//! the process, the text that Prometheus reads, and the limit of open files.
+//! What both long-running binaries need and neither owns: HTTP with bounded connections, fair shares of places, metrics
+//! of the process, the text that Prometheus reads, and the limit of open files.
 #![forbid(unsafe_code)]
 
 pub mod admission;

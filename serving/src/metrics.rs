@@ -10,13 +10,13 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Reads `/proc/self` when asked. A registry has it once, however many servers it tells of.
+/// Reads `/proc/self` at each scrape. A registry has it once, however many servers register there.
 #[derive(Debug)]
 pub struct Process;
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // What cannot be read is left out rather than told wrong.
+        // Without `/proc` the metrics are absent rather than wrong.
         let Some(Facts { cpu, resident, virtual_memory, started }) = facts() else { return Ok(()) };
         let cpu_help = "User and system CPU time spent";
         let descriptor = encoder.encode_descriptor("process_cpu_seconds", cpu_help, None, MetricType::Counter)?;

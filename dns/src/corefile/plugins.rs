@@ -81,9 +81,10 @@ pub(super) fn understand(
         "forward" => {
             let route = forward::forward(line)?;
             if block.forward.routes.iter().any(|earlier| earlier.leaves_nothing_to(&route)) {
-                return Err(
-                    line.error(format!("all of {} is asked of others already, so nobody asks these", route.from))
-                );
+                return Err(line.error(format!(
+                    "an earlier forward takes all of {}, so these upstreams would never be asked",
+                    route.from
+                )));
             }
             block.forward.routes.push(route);
         }
@@ -93,7 +94,7 @@ pub(super) fn understand(
         "loadbalance" => match line.arguments() {
             [] => no_block(line)?,
             [policy] if policy == "round_robin" => no_block(line)?,
-            _ => return Err(line.error("only round_robin is in this server")),
+            _ => return Err(line.error("only round_robin is supported")),
         },
         "log" => block.log = Some(logs::log(line, domains)?),
         // Loops are looked for by the forwarder, always; what CoreDNS does on a panic has no counterpart here.
@@ -107,7 +108,7 @@ pub(super) fn understand(
         "rewrite" => block.rewrites.push(names::rewrite(line)?),
         "template" => block.templates.push(names::template(line, domains)?),
         "transfer" => block.transfer = Some(transfer(line, domains)?),
-        other => return Err(line.at.error(format!("{other} is not in this server; known are {KNOWN}"))),
+        other => return Err(line.at.error(format!("{other} is not supported; supported are {KNOWN}"))),
     }
     Ok(())
 }
@@ -157,7 +158,7 @@ fn unknown(line: &Line, option: &Line) -> CorefileError {
         "transfer" => "to",
         _ => "none",
     };
-    option.at.error(format!("{}: {} is not in this server; known are {known}", line.name(), option.name()))
+    option.at.error(format!("{}: {} is not supported; supported are {known}", line.name(), option.name()))
 }
 
 fn options(line: &Line) -> &[Line] {

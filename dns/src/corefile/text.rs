@@ -1,4 +1,4 @@
-//! The text of a Corefile as lines of words, each with its place; files and snippets that it imports are put in.
+//! The text of a Corefile as lines of words, each with its position; imported files and snippets are inserted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{CorefileError, glob};
 
-/// Imports in imports, after which they lead round in circles.
+/// The deepest nesting of imports; deeper ones are taken for a circle.
 const DEEPEST: usize = 10;
 
 /// A directive: its words, and the lines between its braces if it has any.
@@ -54,7 +54,7 @@ impl Line {
 /// A file that was read, with its text, or none if it could not be read.
 pub(super) type Source = (PathBuf, Option<String>);
 
-/// What a Corefile says, with all imports, and all that was read for it, of a bad one too.
+/// A Corefile with all imports, and every file that was read for it, also if it is refused.
 #[derive(Debug)]
 pub(super) struct Text {
     pub(super) lines: Result<Vec<Line>, CorefileError>,
@@ -110,10 +110,12 @@ impl Reader {
 
     fn import(&mut self, line: &Line, directory: &Path, depth: usize) -> Result<Vec<Line>, CorefileError> {
         let [what] = line.arguments() else {
-            return Err(line.error("takes one file, pattern or snippet; arguments are not in this version"));
+            return Err(line.error("takes one file, pattern or snippet; arguments are not supported"));
         };
         if depth >= DEEPEST {
-            return Err(line.error(format!("{what} is imported by what it imports")));
+            return Err(
+                line.error(format!("{what} is imported more than {DEEPEST} files deep; does it import itself?"))
+            );
         }
         if let Some(snippet) = self.snippets.get(what) {
             return self.expand(snippet.clone(), directory, depth + 1);

@@ -51,12 +51,12 @@ impl Group {
         &self.peers
     }
 
-    /// None of them answered lately, nor answers probes.
+    /// All of them failed and do not answer probes, or lead back here.
     pub(super) fn is_down(&self) -> bool {
         self.peers.iter().all(|peer| peer.loops() || peer.health() == Health::Down)
     }
 
-    /// What the first of them says that says anything; `last` is the one that failed last, and why.
+    /// The answer of the first upstream that answers; `last` is the one that failed last, and why.
     pub(super) async fn ask(
         &self,
         outgoing: &Outgoing,
@@ -79,7 +79,7 @@ impl Group {
         None
     }
 
-    /// Somebody asked us for `name`, which may tell that an upstream leads back here; says whether it does.
+    /// A client asked us for `name`. Returns whether that is the token of an upstream, which therefore leads back here.
     pub(super) fn meet(&self, name: &Name) -> bool {
         self.peers.iter().any(|peer| peer.meet(name))
     }

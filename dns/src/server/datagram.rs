@@ -19,7 +19,7 @@ pub(super) struct Datagrams {
     any: bool,
 }
 
-/// To whom a reply goes, and from where.
+/// The client that a reply goes to, and the address that it comes from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReplyPath {
     pub(super) client: SocketAddr,

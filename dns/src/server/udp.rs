@@ -1,4 +1,5 @@
-//! UDP: what can be answered at once is answered on the spot, what has to wait for others waits in a task of its own.
+//! UDP: a query that can be answered at once is answered in place; one that waits for an upstream gets a task of its
+//! own.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ const LONGEST: usize = 65_535;
 /// After so many datagrams in a row, others get their turn on this thread.
 const IN_A_ROW: usize = 64;
 
-/// Answers for ever. How much waits at once is bounded where it waits: in front of the upstreams.
+/// Answers until the server ends. The number of waiting queries is bounded where they wait: before the upstreams.
 pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>, ending: Ending) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; LONGEST];
