@@ -79,15 +79,16 @@ impl Follower {
         let Some(server) = self.server.upgrade() else { return };
         match take(&self.path, text, &self.now, &server, &self.dns_addresses) {
             Ok(new) => {
-                tracing::info!(corefile = %self.path.display(), "the new Corefile is in force");
                 server.runs(version(&self.seen));
+                self.lameduck.send_replace(new.lameduck);
+                // Logged only when all that the file asks for holds.
+                tracing::info!(corefile = %self.path.display(), "the new Corefile is in force");
                 if new.reload != self.now.reload {
                     self.every = new.reload;
                     if self.every.is_none() {
                         tracing::info!("the new Corefile has no `reload`, so later changes are not noticed");
                     }
                 }
-                self.lameduck.send_replace(new.lameduck);
                 self.now = new;
             }
             Err(error) => {
