@@ -1,8 +1,8 @@
-//! Errors told on one line.
+//! Errors with their causes on one line.
 
 use std::error::Error;
 
-/// The error and its causes, as `a: b: c`. Some libraries repeat a cause in their own text; it is told once.
+/// The error and its causes, as `a: b: c`. Some libraries repeat a cause in their own text; it is printed once.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_is_printed_once() {
         check(&["a"], "a");
         check(&["a", "b", "c"], "a: b: c");
         check(&["a", "b: c", "c"], "a: b: c");

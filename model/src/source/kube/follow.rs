@@ -1,4 +1,4 @@
-//! Runs the reflectors, and publishes the view that they amount to.
+//! Runs the reflectors, and publishes the view that results from their messages.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::snapshot::Snapshot;
 use crate::source::SourceHealth;
 use crate::source::report;
 
-/// Messages on their way; a reflector that is ahead of the view waits.
+/// The capacity of the channel; a reflector that is ahead of the view waits.
 const QUEUE: usize = 1024;
 /// A flood of changes is published this often, a single change at once.
 const BATCH: Duration = Duration::from_millis(5);
-/// How long resources that can be done without are waited for (spec SY-13).
+/// How long the first view waits for resources that it can do without (spec SY-13).
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ends the work when dropped.
@@ -105,10 +105,10 @@ impl Follower {
             if let Some(ready) = self.ready.take()
                 && ready.send(self.snapshots.subscribe()).is_err()
             {
-                tracing::debug!("nobody waits for the cluster any more");
+                tracing::debug!("the first view has no receiver any more");
             }
         }
-        // After the view is out: readers need not wait for the report.
+        // After the view is published: readers need not wait for the report.
         if self.view.take_reported() {
             let (unreachable, problems) = (self.view.unreachable(), self.view.problems());
             self.health.send_if_modified(|health| report::update(health, unreachable, problems));

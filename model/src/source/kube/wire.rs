@@ -1,6 +1,6 @@
-//! What is read of the API's objects: a Pod has a thousand fields, of which this needs five.
+//! The fields of the API's objects that are read: a Pod has a thousand fields, of which this needs five.
 //!
-//! Each object is decoded by itself, so that one that is not as it should be costs only itself.
+//! Each object is decoded by itself, so that a malformed one affects no other.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Read<T> {
         let object = serde_json::from_str::<T>(text.get());
         match (head, object) {
             (Ok(Head { metadata }), object) => Ok(Self { metadata, object: object.map_err(|error| error.to_string()) }),
-            // Not even a name: all that can be said is that something is there.
+            // Not even a name can be read: only that an object exists is known.
             (Err(error), _) => Ok(Self { metadata: Metadata::default(), object: Err(error.to_string()) }),
         }
     }
@@ -64,7 +64,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Event<T> {
             "ERROR" => serde_json::from_str(object.get()).map(Self::Error),
             other => return Err(D::Error::custom(format!("events of type {other:?} are not known"))),
         };
-        // Not as it is: an object that ends too soon is no line that does.
+        // Not passed on as it is: an object that ends too soon must not be taken for a line that does.
         event.map_err(D::Error::custom)
     }
 }
@@ -74,7 +74,7 @@ struct Head {
     metadata: Metadata,
 }
 
-/// Metadata without what nobody reads, `managedFields` above all: it is often larger than the object.
+/// Metadata without the fields that are not read here: `managedFields` alone is often larger than the object.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Metadata {

@@ -1,4 +1,5 @@
-//! What a manifest file declares: objects in the model's terms, with what only this source needs besides.
+//! The declarations of a manifest file: objects in the model's terms, with the extra fields that only this source
+//! needs.
 
 use std::sync::Arc;
 
@@ -25,12 +26,12 @@ pub(super) struct Declared {
     pub(super) object: Option<Object>,
     /// Why it or a part of it is left out.
     pub(super) notes: Vec<String>,
-    /// Why it cannot be read as what it says it is; then the assembly decides what of it is in force.
+    /// Why it cannot be read as its kind; then the assembly decides which version is in force.
     pub(super) unreadable: Option<String>,
 }
 
 impl Declared {
-    /// Why it is of no use as a whole, if it is not.
+    /// Why the whole object is unusable, if it is.
     pub(super) fn useless(&self) -> Option<&str> {
         let rejected = || self.object.is_none().then(|| self.notes.last()).flatten();
         self.unreadable.as_ref().or_else(rejected).map(String::as_str)

@@ -35,16 +35,16 @@ pub(super) struct Parsed {
     pub(super) manifest: Result<Manifest, Fault>,
 }
 
-/// Why a well-formed document or list item is no object. That costs nothing but itself.
+/// Why a well-formed document or list item is not an object. Other documents are not affected.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
-    /// It is none of the kinds that are read, with what becomes of it.
+    /// It is not an object of a kind that is read; with the reason and the consequence.
     NoObject(String),
     /// A field is of another type than its kind has.
     Mistyped {
         /// Unknown if the mistake is in the kind itself.
         kind: Option<KnownKind>,
-        /// Only namespace and name, if they can be told.
+        /// Only namespace and name, if they can be read.
         metadata: Box<ObjectMeta>,
         reason: String,
     },
@@ -85,7 +85,7 @@ pub(super) fn parse(text: &str, format: Format, mut sink: impl FnMut(Parsed)) ->
 /// Of a list in a list.
 const NESTED: &str = "a list within a list is not read";
 
-/// Who takes the objects.
+/// The receiver of the objects.
 type Sink<'a> = &'a mut dyn FnMut(Parsed);
 
 /// A piece of the file and the number of lines before it.
@@ -103,7 +103,7 @@ impl Piece<'_> {
     }
 }
 
-/// What decides how the rest is read.
+/// The fields that decide how the rest is read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct TypeMeta {
@@ -304,8 +304,8 @@ fn yaml_document(piece: Piece<'_>, sink: Sink<'_>) -> Result<(), ParseError> {
     Ok(())
 }
 
-/// A mapping with a field of a wrong type costs itself only. Whatever is no mapping, or no YAML, is no manifest at all,
-/// and neither is the file that it stands in.
+/// A mapping with a field of a wrong type is skipped by itself. A document that is not a mapping, or not YAML, makes
+/// the whole file invalid.
 fn mistyped_yaml(
     kind: Option<KnownKind>,
     piece: Piece<'_>,
