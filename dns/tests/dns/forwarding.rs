@@ -39,7 +39,7 @@ impl FakeUpstream {
         tasks.spawn(async move {
             let mut buffer = [0; 4096];
             while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
-                // The search for loops and probes of health are told apart by their types, and not counted.
+                // Loop detection and health probes are recognised by their types, and not counted.
                 let query = &Message::from_vec(&buffer[..length]).unwrap().queries[0];
                 let own = [RecordType::HINFO, RecordType::NS].contains(&query.query_type);
                 count.fetch_add(usize::from(!own), Ordering::Relaxed);
@@ -253,7 +253,7 @@ async fn an_external_name_is_resolved_upstream() {
 }
 
 #[tokio::test]
-async fn an_external_name_is_resolved_by_whoever_is_asked_for_its_target() {
+async fn an_external_name_is_resolved_by_the_upstreams_of_its_target() {
     let (general, stub) = (FakeUpstream::start().await, FakeUpstream::start().await);
     let to = |upstream: &FakeUpstream| ForwardConfig::to(Upstreams::Servers(vec![upstream.address.into()]));
     let place = tempfile::tempdir().unwrap();
@@ -300,7 +300,7 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
     assert_eq!((first.asked(), second.asked()), (1, 0));
     // A file that is away or empty changes nothing, however often it is looked at.
     std::fs::remove_file(&file).unwrap();
-    write("# nobody\n".to_owned());
+    write("# no server\n".to_owned());
     tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
     assert_eq!(shape(&ask(address, "still.example.", RecordType::A).await).0, ResponseCode::NoError);
     assert_eq!((first.asked(), second.asked()), (2, 0));
@@ -321,7 +321,7 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
 }
 
 #[tokio::test]
-async fn replies_over_tcp_keep_the_order_of_their_questions_whoever_answers_first() {
+async fn replies_over_tcp_keep_the_order_of_their_questions() {
     let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     // More than are worked on at once; those of the cluster are ready while the others are being asked for.

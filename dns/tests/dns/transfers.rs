@@ -39,7 +39,7 @@ fn ask(rtype: RecordType) -> Message {
     client::question(&name("cluster.local."), rtype)
 }
 
-/// An IXFR of somebody who has the zone of `serial`.
+/// An IXFR of a client that has the zone of `serial`.
 fn changes_since(serial: u32) -> Message {
     let data = SOA::new(name("ns.dns.cluster.local."), name("hostmaster.cluster.local."), serial, 0, 0, 0, 0);
     let mut message = ask(RecordType::IXFR);

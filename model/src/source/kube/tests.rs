@@ -158,7 +158,7 @@ fn what_cannot_be_read_keeps_its_last_good_version_and_is_told_of() {
     assert_eq!(told.services(), "a b", "a list that has it does not remove it");
     told.list(Kind::Service, [service("b", "10.0.0.2")]);
     assert_eq!((told.services(), told.problems()), ("b".to_owned(), String::new()));
-    // An object without even a name is told of and harms nothing.
+    // An object without even a name is reported and affects no other.
     told.tell(Kind::Service, [read::<wire::WireService>(json!({"metadata": 7}))]);
     assert_eq!(told.services(), "b");
     assert!(told.problems().contains("cannot be read"));

@@ -230,7 +230,7 @@ fn each_write_starts_the_wait_anew_and_no_other_look_comes_before() {
 }
 
 #[test]
-fn a_closed_file_is_doubted_until_it_is_clear_that_nobody_opened_it_again() {
+fn a_closed_file_is_doubted_until_it_is_certain_that_it_was_not_opened_again() {
     let folder = WatchedFolder::new();
     folder.write("a.yaml", &service("a"));
     let (outbox, inbox) = channel();
