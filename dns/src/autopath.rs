@@ -9,19 +9,19 @@ use crate::records;
 use crate::request::Request;
 use crate::zone::View;
 
-/// For whom search paths are completed: pods of the cluster, known by their address, so pod mode must be verified.
+/// Search paths are completed for pods of the cluster, which are found by their address, so pod mode must be verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct AutopathConfig {
     /// Only names in these domains; none means all.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// What comes after the cluster's own domains: the search list of the node, which the kubelet appends too.
-    pub search: Vec<Name>,
+    pub(crate) search: Vec<Name>,
 }
 
-impl Config {
+impl AutopathConfig {
     /// Reads the search list from a resolv.conf; a file that cannot be read has none.
     #[must_use]
-    pub fn with_search_of(zones: Vec<Name>, resolv_conf: &Path) -> Self {
+    pub(crate) fn with_search_of(zones: Vec<Name>, resolv_conf: &Path) -> Self {
         let text = std::fs::read_to_string(resolv_conf).unwrap_or_default();
         let last = text.lines().filter_map(|line| line.trim().strip_prefix("search")).next_back();
         let domain = |word: &str| records::absolute(word).ok();

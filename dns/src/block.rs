@@ -1,4 +1,4 @@
-//! A server block: what becomes of the queries for a domain, handler by handler in CoreDNS's order (rule 13.4).
+//! A server block: how the queries for a domain are answered, handler by handler in CoreDNS's order (rule 13.4).
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -23,37 +23,37 @@ use crate::stats::{Author, Counters, Peers};
 use crate::template::Template;
 use crate::zone::{LONGEST_ALIAS_CHAIN, View};
 
-/// What becomes of the queries for a domain.
+/// How the queries for a domain are answered.
 #[derive(Clone, Debug)]
 pub struct BlockConfig {
-    /// The domain; the root for whatever no other block takes.
-    pub domain: Name,
+    /// The domain; the root for names that no other block takes.
+    pub(crate) domain: Name,
     /// Where the cluster's names are answered, if they are.
-    pub kubernetes: Option<Kubernetes>,
-    /// Who is asked for other names.
+    pub(crate) kubernetes: Option<Kubernetes>,
+    /// The upstreams for other names.
     pub forward: ForwardConfig,
     /// Fixed names, which come before the cluster's.
-    pub hosts: Option<HostsConfig>,
+    pub(crate) hosts: Option<HostsConfig>,
     /// Names that are asked for under another name.
-    pub rewrites: Vec<Rewrite>,
-    /// Answers made of the question, which come before all others.
-    pub templates: Vec<Template>,
+    pub(crate) rewrites: Vec<Rewrite>,
+    /// Templates, which answer before everything else.
+    pub(crate) templates: Vec<Template>,
     /// Which queries are logged.
-    pub log: Option<LogConfig>,
-    /// Queries that nobody could answer are logged, this way.
-    pub errors: Option<ErrorsConfig>,
+    pub(crate) log: Option<LogConfig>,
+    /// How failed queries are logged, if they are.
+    pub(crate) errors: Option<ErrorsConfig>,
     /// The search path of pods is completed here, for names in this domain.
-    pub autopath: Option<autopath::Config>,
-    /// Who may have whole zones.
+    pub(crate) autopath: Option<autopath::AutopathConfig>,
+    /// Which clients may transfer which zones.
     pub transfer: Option<Transfer>,
     /// The longest reply over UDP, in octets.
-    pub udp_payload: u16,
+    pub(crate) udp_payload: u16,
 }
 
-/// Zones that are given as a whole.
+/// Zones that clients may transfer as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// These, and what lies in them.
+    /// These zones and all below them.
     pub zones: Vec<Name>,
     /// To these clients.
     pub to: Vec<IpNet>,
@@ -61,18 +61,18 @@ pub struct Transfer {
 
 /// Where the cluster's names are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kubernetes {
+pub(crate) struct Kubernetes {
     /// The cluster domain and the reverse zones.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// In these, what does not exist is looked for elsewhere (rule 3.11).
-    pub fallthrough: Vec<Name>,
+    pub(crate) fallthrough: Vec<Name>,
 }
 
 impl Kubernetes {
     /// The cluster domain and all addresses; those that are not the cluster's are looked for elsewhere (the stock
     /// setting, rule 5.5).
     #[must_use]
-    pub fn usual(domain: Name) -> Self {
+    pub(crate) fn usual(domain: Name) -> Self {
         let reverse = reverse_trees();
         Self { zones: std::iter::once(domain).chain(reverse.clone()).collect(), fallthrough: reverse.into() }
     }
@@ -160,8 +160,7 @@ impl Block {
         Ok(Self { config, forwarder, hosts, errors, counters })
     }
 
-    /// The reply to a question that this block is for.
-    /// `blocks` are all, for aliases that lead elsewhere.
+    /// The reply to a question for this block. `blocks` are all blocks of the server: an alias may lead to another one.
     pub(crate) async fn answer(&self, blocks: &[Arc<Self>], request: &Request, view: &View) -> Reply {
         let query = &request.query;
         if query.query_type == RecordType::HINFO && self.forwarder.meet(&query.name) {
@@ -180,7 +179,7 @@ impl Block {
         reply
     }
 
-    /// What is asked in place of a question.
+    /// The question after the rewrite rules.
     pub(crate) fn rewritten(&self, query: &Query) -> (Option<Rewritten<'_>>, Query) {
         let rewritten = Rewritten::new(&self.config.rewrites, &query.name);
         let name = rewritten.as_ref().map_or(&query.name, |rewritten| &rewritten.name);
@@ -188,7 +187,7 @@ impl Block {
         (rewritten, query)
     }
 
-    /// The client may have the zone that it asks for.
+    /// Whether the client may transfer the zone that it asks for.
     pub(crate) fn transfers_to(&self, client: IpAddr, zone: &Name) -> bool {
         let allowed = self.config.transfer.as_ref().is_some_and(|Transfer { zones, to }| {
             zones.iter().any(|allowed| allowed.zone_of(zone))
@@ -198,7 +197,7 @@ impl Block {
     }
 }
 
-/// A block asked by somebody, at a moment.
+/// One query to a block, with the view of the cluster at that moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Asker<'a> {
     pub(crate) blocks: &'a [Arc<Block>],
@@ -207,7 +206,7 @@ pub(crate) struct Asker<'a> {
     pub(crate) view: &'a View,
     /// Aliases that have been followed.
     pub(crate) hops: usize,
-    /// Nobody else is asked, and nothing is counted.
+    /// For explanations: no upstream is asked, and nothing is counted.
     pub(crate) dry: bool,
 }
 
@@ -231,7 +230,7 @@ impl Asker<'_> {
                 first.get_or_insert(reply);
                 continue;
             }
-            // Nobody can say what the rest of the path would have given.
+            // After a failure it is unknown what the rest of the path would have given.
             if reply.rcode != ResponseCode::NoError {
                 return first.filter(|_| reply.rcode == ResponseCode::Refused).unwrap_or(reply);
             }
@@ -245,8 +244,9 @@ impl Asker<'_> {
         first.unwrap_or_default()
     }
 
-    /// An alias with what is said about its target by whoever is asked for that (rules 2.6.2, 2.6.5): whatever it is, the
-    /// alias exists. Only if nobody can tell the client is told to ask again.
+    /// The alias together with the answer for its target, from the block that is for the target (rules 2.6.2, 2.6.5).
+    /// The alias exists whatever that answer is. If that block fails, its failure is the reply, so that the client
+    /// retries.
     fn follow<'a>(&'a self, mut alias: Reply, query: &'a Query, target: Name) -> BoxFuture<'a, Reply> {
         Box::pin(async move {
             let next = block_of(self.blocks, &target).filter(|_| self.hops < LONGEST_ALIAS_CHAIN);
@@ -284,7 +284,7 @@ impl Asker<'_> {
         }
     }
 
-    /// Turns the zone's verdict into a reply, with an upstream's help where the verdict asks for it.
+    /// Turns the zone's answer into a reply; asks an upstream where the zone's answer requires it.
     async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Reply {
         let cluster = Reply::cluster(Author::Kubernetes);
         // A reverse zone may be a part of the tree that the address lies in (rule 5.4).
@@ -348,8 +348,8 @@ impl Asker<'_> {
         }
     }
 
-    /// The upstream's reply as ours. AA stays clear, so that it is the same from the cache; AD is passed on to those who
-    /// asked for it (RFC 6840 5.8).
+    /// The upstream's reply as ours. AA stays clear, so that it is the same from the cache; AD is passed on to those
+    /// who asked for it (RFC 6840 5.8).
     fn pass_on(&self, Told { message, cached }: Told) -> Reply {
         let Message { metadata, answers, authorities, additionals, .. } = message;
         let wants_ad = self.request.metadata.authentic_data || self.request.dnssec_ok();

@@ -1,5 +1,5 @@
-//! What upstreams said: as long as it may be believed, and a while longer for when none of them answers. Only forwarded
-//! names are ever in here; cluster names change without notice.
+//! Answers of upstreams: kept for their TTL, and some time longer in case no upstream answers. Only forwarded names are
+//! in here; cluster names change without notice.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use moka::sync::Cache as Table;
 
 use crate::stats::{Counters, Kind};
 
-/// A stale answer may be kept by its client for so long (RFC 8767 section 4).
+/// The TTL of a stale answer (RFC 8767 section 4).
 const STALE_TTL: u32 = 30;
 /// An entry counts once for each of these octets of memory, so that the capacity bounds that too.
 const USUAL_SIZE: usize = 2048;
@@ -21,41 +21,41 @@ const USUAL_SIZE: usize = 2048;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
     /// Answers with records.
-    pub success: Bounds,
+    pub(crate) success: Bounds,
     /// Answers that there is nothing.
-    pub denial: Bounds,
+    pub(crate) denial: Bounds,
     /// How long a failure that an upstream reports is kept (RFC 9520; rule 14.2).
-    pub failure: Duration,
-    /// Which answers are asked for again before they run out, if any.
-    pub prefetch: Option<Prefetch>,
-    /// How long after its end an answer still serves when no upstream answers (RFC 8767); zero for never.
-    pub stale: Duration,
+    pub(crate) failure: Duration,
+    /// Which answers are refreshed before they expire, if any.
+    pub(crate) prefetch: Option<Prefetch>,
+    /// How long after its expiry an answer is still used when no upstream answers (RFC 8767); zero for never.
+    pub(crate) stale: Duration,
     /// Domains of which no answers with records are kept.
-    pub no_success: Vec<Name>,
+    pub(crate) no_success: Vec<Name>,
     /// Domains of which no denials are kept.
-    pub no_denial: Vec<Name>,
+    pub(crate) no_denial: Vec<Name>,
 }
 
 /// What bounds a kind of answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// How many are kept; one that takes more than 2 KiB of memory counts several times.
-    pub capacity: u64,
+    pub(crate) capacity: u64,
     /// No answer is kept for less, whatever its TTL. Zero leaves TTL 0 out of the cache.
-    pub shortest: Duration,
+    pub(crate) shortest: Duration,
     /// No answer is kept for longer.
-    pub longest: Duration,
+    pub(crate) longest: Duration,
 }
 
 /// When an answer is in demand (rule 14.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prefetch {
+pub(crate) struct Prefetch {
     /// It was asked for so often,
-    pub hits: u32,
+    pub(crate) hits: u32,
     /// with no longer gap than this,
-    pub gap: Duration,
+    pub(crate) gap: Duration,
     /// and less than this share of its time is left.
-    pub percent: u32,
+    pub(crate) percent: u32,
 }
 
 impl Default for CacheConfig {
@@ -73,7 +73,7 @@ impl Default for CacheConfig {
     }
 }
 
-/// What tells answers apart (rule 14.1). Names are equal in any case.
+/// The key of an answer (rule 14.1). Upper and lower case are equal in names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) name: Name,
@@ -82,16 +82,16 @@ pub(crate) struct Key {
     pub(crate) checking_disabled: bool,
 }
 
-/// An answer that may be believed.
+/// An answer whose TTL has not expired.
 #[derive(Debug)]
 pub(crate) struct Hit {
     /// Aged, its owner names spelled as asked (rule 9.3).
     pub(crate) message: Message,
-    /// The caller is to ask for it again; nobody else is told to.
+    /// The caller must ask the upstream again; no other caller gets this flag for this entry.
     pub(crate) refresh: bool,
 }
 
-/// The two tables: a flood of names that do not exist shall not push out those that do.
+/// Two tables, so that many names that do not exist cannot evict those that do.
 pub(crate) struct Cache {
     success: Table<Key, Arc<Entry>>,
     denial: Table<Key, Arc<Entry>>,
@@ -116,7 +116,7 @@ struct Demand {
 impl Cache {
     pub(crate) fn new(config: CacheConfig, counters: Arc<Counters>) -> Self {
         let table = |bounds: Bounds, kind: Kind| {
-            // The longest an entry is of use; moka forgets it then.
+            // The longest that an entry can be used; moka drops it then.
             let used = bounds.longest.max(bounds.shortest).max(config.failure) + config.stale;
             let builder = Table::builder().max_capacity(bounds.capacity).time_to_live(used);
             let counted = Arc::clone(&counters);
@@ -132,7 +132,7 @@ impl Cache {
         Self { success, denial, config, counters }
     }
 
-    /// The answer, if it may still be believed.
+    /// The answer, if its TTL has not expired.
     pub(crate) fn get(&self, key: &Key, now: Instant) -> Option<Hit> {
         self.counters.cache_requests.add_one();
         let (kind, entry) = self.find(key)?;
@@ -146,20 +146,20 @@ impl Cache {
         Some(Hit { message: entry.told(key, |ttl| aged(ttl, entry.lifetime, age)), refresh })
     }
 
-    /// There is an answer that may be given when no upstream gives a better one.
+    /// Whether there is an expired answer for when no upstream answers.
     pub(crate) fn has_stale(&self, key: &Key, now: Instant) -> bool {
         self.find_stale(key, now).is_some()
     }
 
-    /// The answer, if it may be given when no upstream gives a better one.
+    /// The expired answer, for when no upstream answers.
     pub(crate) fn get_stale(&self, key: &Key, now: Instant) -> Option<Message> {
         let entry = self.find_stale(key, now)?;
         self.counters.cache_stale.add_one();
         Some(entry.told(key, |_| STALE_TTL))
     }
 
-    /// Keeps `message` if it says for how long it may be kept (rules 14.2, 14.3), and brings its TTLs to that: its client
-    /// shall not keep it for longer than ours. A failure does not replace an answer that can still serve.
+    /// Keeps `message` if it has a TTL (rules 14.2, 14.3), and lowers its TTLs to the time that it is kept: the client
+    /// must not keep it longer than we do. A failure does not replace an answer that can still be used.
     pub(crate) fn put(&self, key: Key, message: &mut Message, now: Instant) {
         let Some((kind, lifetime)) = self.config.lifetime(key.rtype, message) else { return };
         let least = match kind {
@@ -235,7 +235,7 @@ impl CacheConfig {
 }
 
 impl Entry {
-    /// How long it may still be believed.
+    /// The time until its TTL expires.
     fn left(&self, now: Instant) -> Option<Duration> {
         let left = self.lifetime.checked_sub(now.saturating_duration_since(self.stored))?;
         (!left.is_zero()).then_some(left)
@@ -267,7 +267,7 @@ fn seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// A TTL as it is `age` after it was received; a client shall not keep what we would not.
+/// A TTL `age` after it was received; a client must not keep an answer longer than we do.
 fn aged(ttl: u32, lifetime: Duration, age: Duration) -> u32 {
     ttl.min(seconds(lifetime)).saturating_sub(seconds(age))
 }

@@ -1,5 +1,5 @@
-//! A familiar face: an existing Corefile as configuration (rules 13.1 to 13.6). What this server cannot do is refused by
-//! name and line, so that nobody believes in a setting that has no effect.
+//! An existing Corefile as configuration (rules 13.1 to 13.6). A directive that this server does not support is refused
+//! by name and line, so that no setting is silently without effect.
 
 mod glob;
 mod plugins;
@@ -24,7 +24,7 @@ use plugins::Shared;
 pub use reload::{Follower, follow};
 use text::{Line, Source, Text};
 
-/// Of blocks that name none.
+/// The port of blocks that name none.
 pub const PORT: u16 = 53;
 
 /// Why a Corefile cannot be used.
@@ -39,7 +39,7 @@ pub enum CorefileError {
         #[source]
         source: io::Error,
     },
-    /// Something in it cannot be done, or makes no sense.
+    /// Something in it is not supported or is wrong.
     #[error("{}:{line}: {reason}", .file.display())]
     Refused {
         /// The file.
@@ -64,15 +64,15 @@ pub struct Corefile {
     pub bind: Vec<IpAddr>,
     /// Where `/health` is served.
     pub health: Option<SocketAddr>,
-    /// How long queries are still answered after the word to stop.
-    pub lameduck: Duration,
+    /// How long queries are still answered after the signal to stop.
+    pub(crate) lameduck: Duration,
     /// Where `/ready` is served.
     pub ready: Option<SocketAddr>,
     /// Where `/metrics` is served.
     pub prometheus: Option<SocketAddr>,
     /// How often the file is looked at for changes.
     pub reload: Option<Duration>,
-    /// All that was read for it.
+    /// All files that were read for it, with their texts.
     sources: Vec<Source>,
     default_port: u16,
 }
@@ -87,15 +87,15 @@ pub struct KubernetesSettings {
     /// Names of pods.
     pub pods: PodMode,
     /// Endpoints are named after their pods.
-    pub endpoint_pod_names: bool,
+    pub(crate) endpoint_pod_names: bool,
     /// Only these namespaces; none means all.
-    pub namespaces: BTreeSet<String>,
+    pub(crate) namespaces: BTreeSet<String>,
     /// Services without a ready endpoint do not exist.
-    pub ignore_empty_service: bool,
+    pub(crate) ignore_empty_service: bool,
     /// Credentials of the API.
     pub kubeconfig: Option<PathBuf>,
     /// How long questions wait for the first view of the cluster.
-    pub startup_timeout: Duration,
+    pub(crate) startup_timeout: Duration,
 }
 
 impl Corefile {
@@ -197,3 +197,6 @@ impl Corefile {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod corpus;

@@ -1,4 +1,4 @@
-//! Queries that nobody could answer, told of in the log: each by itself, or many at once (rules 13.6, 16.3).
+//! Logs queries that failed: one line each, or one line for many (rules 13.6, 16.3).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,41 +13,41 @@ use crate::forward::ForwardError;
 
 const TARGET: &str = "plugin/errors";
 
-/// How failures are told of: each by itself, but for these.
+/// How failures are logged: one line each, except for these.
 #[derive(Clone, Debug, Default)]
-pub struct ErrorsConfig {
-    /// The first that fits a failure counts.
-    pub consolidate: Vec<Consolidation>,
+pub(crate) struct ErrorsConfig {
+    /// The first that matches a failure applies.
+    pub(crate) consolidate: Vec<Consolidation>,
 }
 
-/// Failures that are counted, and told of together.
+/// Failures that are counted and logged in one line.
 #[derive(Clone, Debug)]
-pub struct Consolidation {
+pub(crate) struct Consolidation {
     /// How long they are counted.
-    pub every: Duration,
+    pub(crate) every: Duration,
     /// Those whose text matches, in our words or in CoreDNS's.
-    pub pattern: Regex,
-    /// How loud they are told of.
-    pub level: Level,
+    pub(crate) pattern: Regex,
+    /// The level of that line.
+    pub(crate) level: Level,
 }
 
 /// A level of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
+pub(crate) enum Level {
     /// Something is wrong.
     Error,
     /// Something may be wrong.
     Warning,
     /// Nothing is wrong.
     Info,
-    /// For those who look for a fault.
+    /// For debugging.
     Debug,
 }
 
 /// Failures as they come.
 pub(crate) struct Errors {
     sums: Vec<Arc<Sum>>,
-    /// They end with this; what they have not told of yet is told then.
+    /// Dropping this ends the tasks; each logs its remaining count first.
     tellers: Mutex<JoinSet<()>>,
 }
 
@@ -62,7 +62,7 @@ impl Errors {
         Self { sums: config.consolidate.into_iter().map(sum).collect(), tellers: Mutex::default() }
     }
 
-    /// As CoreDNS writes it, whose name for this is found in many a search of logs.
+    /// In CoreDNS's format and under its target, because saved searches of logs look for them.
     pub(crate) fn tell(&self, query: &Query, rcode: ResponseCode, why: &ForwardError) {
         let Some(sum) = self.sums.iter().find(|sum| sum.config.fits(why)) else {
             let (rcode, name) = (u16::from(rcode), query.name.to_lowercase());
@@ -70,7 +70,7 @@ impl Errors {
             return;
         };
         if sum.count.fetch_add(1, Ordering::Relaxed) > 0 {
-            return; // somebody waits to tell of it
+            return; // a task already waits to log this sum
         }
         let sum = Arc::clone(sum);
         let mut tellers = self.tellers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What becomes of a question and why, told without asking anybody else and without counting it.
+//! The answer to a question and the reason for it, without asking an upstream and without counting the question.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
@@ -16,9 +16,9 @@ use crate::zone::View;
 /// A reply with its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// Its registered name, such as `NXDOMAIN`; absent if upstreams have the last word.
+    /// Its registered name, such as `NXDOMAIN`; absent if an upstream would decide.
     pub rcode: Option<String>,
-    /// What is known without them.
+    /// What is known without asking an upstream.
     pub answers: Vec<Record>,
     /// The authority section.
     pub authorities: Vec<Record>,
@@ -28,7 +28,7 @@ pub struct Explanation {
     pub reason: String,
 }
 
-/// Explains what a running server does; keeps nothing of it alive.
+/// Explains what a running server does. Does not keep the server alive.
 #[derive(Clone)]
 pub struct Explainer {
     pub(crate) blocks: Weak<Blocks>,
@@ -36,8 +36,8 @@ pub struct Explainer {
 }
 
 impl Explainer {
-    /// What a client that is no pod would be told over TCP. `None` before the first view of the cluster, and once the
-    /// server is gone.
+    /// The reply that a client outside of the cluster would get over TCP. `None` before the first view of the cluster,
+    /// and after the server has stopped.
     pub async fn explain(&self, name: Name, rtype: RecordType) -> Option<Explanation> {
         let blocks = self.blocks.upgrade()?.now();
         let view = self.views.borrow().clone();
@@ -60,7 +60,7 @@ async fn explain(blocks: &[Arc<Block>], request: &Request, view: &View) -> Expla
         Some(block) => explain_block(block, blocks, request, view).await,
         None => {
             let reason = "no server block of the Corefile is for this name".to_owned();
-            told(Reply::error(ResponseCode::Refused), reason)
+            explanation(Reply::error(ResponseCode::Refused), reason)
         }
     }
 }
@@ -75,12 +75,12 @@ async fn explain_block(block: &Block, blocks: &[Arc<Block>], request: &Request, 
     }
     let asked_as = rewritten.map(|rewritten| format!("asked as {} (rewrite): ", rewritten.name)).unwrap_or_default();
     match asks {
-        None => told(reply, asked_as + &reason),
-        Some(who) => Explanation { rcode: None, ..told(reply, format!("{asked_as}{reason}: asked of {who}")) },
+        None => explanation(reply, asked_as + &reason),
+        Some(who) => Explanation { rcode: None, ..explanation(reply, format!("{asked_as}{reason}: asked of {who}")) },
     }
 }
 
-fn told(reply: Reply, reason: String) -> Explanation {
+fn explanation(reply: Reply, reason: String) -> Explanation {
     let Reply { rcode, answers, authorities, additionals, .. } = reply;
     Explanation { rcode: Some(rcode_name(rcode)), answers, authorities, additionals, reason }
 }

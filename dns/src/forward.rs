@@ -17,17 +17,17 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::Name;
+use shunt_serving::admission::Admission;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::admission::Admission;
 use crate::cache::{Cache, CacheConfig, Key, is_failure};
 use crate::records;
 use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
 use group::Group;
-pub use group::Policy;
+pub(crate) use group::Policy;
 use peer::Peer;
 pub use tls::TlsError;
 
@@ -37,33 +37,33 @@ const OVERALL: Duration = Duration::from_secs(5);
 /// How long the client waits for a new answer where an old one can stand in (RFC 8767 section 5).
 const BEFORE_STALE: Duration = Duration::from_millis(1800);
 
-/// Who is asked for names that are not the cluster's, and how.
+/// The upstreams for names outside of the cluster, and how they are asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardConfig {
     /// The first that a name lies in counts; a name in none of them is refused.
     pub routes: Vec<Route>,
-    /// What is kept of the answers, if anything.
+    /// How answers are cached, if they are.
     pub cache: Option<CacheConfig>,
 }
 
-/// Who is asked for the names of a domain.
+/// The upstreams for the names of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The domain; the root for all names.
-    pub from: Name,
+    pub(crate) from: Name,
     /// Domains in it that are left to other routes.
-    pub except: Vec<Name>,
-    /// Who is asked; without any, the names are refused. Servers that lead back here (an address the server listens on,
-    /// or one of the DNS service's own) are left out.
-    pub upstreams: Upstreams,
-    /// Whom of several.
-    pub policy: Policy,
+    pub(crate) except: Vec<Name>,
+    /// The upstreams; without any, the names are refused. Servers that lead back here (an address the server listens
+    /// on, or one of the DNS service's own) are left out.
+    pub(crate) upstreams: Upstreams,
+    /// Which of several upstreams is asked first.
+    pub(crate) policy: Policy,
     /// They are asked over TCP only.
     pub force_tcp: bool,
     /// PEM file with the authorities of upstreams that are asked over TLS; without one, the system's.
-    pub authorities: Option<PathBuf>,
-    /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1). One
-    /// client gets at most half of them, and less while others wait too.
+    pub(crate) authorities: Option<PathBuf>,
+    /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1).
+    /// One client gets at most half of them, and less while others wait too.
     pub max_concurrent: usize,
 }
 
@@ -82,8 +82,8 @@ impl Route {
         }
     }
 
-    /// Somebody is asked over TLS, or a file of authorities is to be read, be it to find it wrong. A file of upstreams
-    /// names none.
+    /// Whether TLS must be set up: an upstream uses it, or a file of authorities is given, which is read also to report
+    /// a bad one. A resolv.conf cannot name upstreams over TLS.
     fn needs_tls(&self) -> bool {
         let over_tls = match &self.upstreams {
             Upstreams::Servers(servers) => servers.iter().any(|upstream| upstream.tls.is_some()),
@@ -92,8 +92,8 @@ impl Route {
         over_tls || self.authorities.is_some()
     }
 
-    /// Whatever a later route could take, this one takes: it lies in the domain, and what this one leaves out of that the
-    /// later one leaves out too.
+    /// Whether no name is left for `later`: its domain lies in ours, and each of our exceptions there is one of its
+    /// own.
     pub(crate) fn leaves_nothing_to(&self, later: &Self) -> bool {
         let touches = |left: &&Name| left.zone_of(&later.from) || later.from.zone_of(left);
         let left_by_later = |left: &Name| later.except.iter().any(|domain| domain.zone_of(left));
@@ -135,9 +135,9 @@ impl ForwardConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StubDomain {
     /// The domain, absolute.
-    pub domain: Name,
-    /// Who is asked for its names.
-    pub upstreams: Vec<Upstream>,
+    pub(crate) domain: Name,
+    /// The upstreams for its names.
+    pub(crate) upstreams: Vec<Upstream>,
 }
 
 impl FromStr for StubDomain {
@@ -165,23 +165,23 @@ pub(crate) struct Outgoing {
     pub(crate) authentic_data: bool,
     /// The DO bit, if the client speaks EDNS.
     pub(crate) dnssec_ok: Option<bool>,
-    /// Who wants to know, and shares the places with others.
+    /// The client, which shares the places with other clients.
     pub(crate) client: IpAddr,
 }
 
-/// Why there is no answer to hand on.
+/// Why there is no answer to pass on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ForwardError {
     #[error("no upstreams are configured")]
     NoUpstreams,
     #[error("too many queries are waiting for upstreams already")]
     Busy,
-    /// With the last that was asked, and what became of it.
+    /// With the upstream that was asked last, and its error.
     #[error("no upstream answered{}{}", .0.as_ref().map_or("", |_| "; the last was "), .0.as_deref().unwrap_or_default())]
     NoAnswer(Option<Arc<str>>),
 }
 
-/// What an upstream said, and how we know.
+/// An upstream's answer, and where it comes from.
 #[derive(Debug)]
 pub(crate) struct Told {
     pub(crate) message: Message,
@@ -198,12 +198,12 @@ pub(crate) struct Forwarder {
 /// A route in use.
 struct Way {
     route: Route,
-    /// What is asked of the upstreams below this, and comes back, comes back to this route.
+    /// The domain of the names that detect loops: a question below it that comes back to us belongs to this route.
     domain: Name,
-    /// If any of the upstreams is asked over TLS.
+    /// Present if TLS is needed.
     tls: Option<TlsConnector>,
     group: RwLock<Arc<Group>>,
-    /// Whom a server would ask, if this is none.
+    /// The upstreams that a server would ask; set only for explanations without a server.
     planned: OnceLock<Vec<Upstream>>,
     places: Arc<Admission>,
 }
@@ -244,7 +244,7 @@ impl Forwarder {
         self.ways.iter().map(|way| &way.route.upstreams)
     }
 
-    /// Other upstreams for a route; those that stay keep their connections and what is known of them.
+    /// Replaces the upstreams of a route. Those that stay keep their connections and their health.
     pub(crate) fn set_upstreams(&self, route: usize, upstreams: &[Upstream]) {
         let Some(way) = self.ways.get(route) else { return };
         let new = |upstream: &Upstream| {
@@ -255,18 +255,18 @@ impl Forwarder {
         *group = Arc::new(group.with(upstreams, way.route.policy, new));
     }
 
-    /// A client asks for the HINFO of `name`: perhaps an upstream that leads back here (rule 16.1). Says whether it is one:
-    /// then the question must not go round once more.
+    /// A client asks for the HINFO of `name`. Returns whether the question is our own, sent back by an upstream that
+    /// forwards to this server (rule 16.1): then it must not be forwarded again.
     pub(crate) fn meet(&self, name: &Name) -> bool {
         self.ways.iter().any(|way| way.group().meet(name))
     }
 
-    /// Somebody could be asked for `name`.
+    /// Whether there is an upstream for `name`.
     pub(crate) fn has_upstreams(&self, name: &Name) -> bool {
         self.way(name).is_some_and(|way| !way.group().is_empty())
     }
 
-    /// Reads whom a server would ask; nobody is asked by this.
+    /// Reads which upstreams a server would ask, without asking them.
     pub(crate) fn plan(&self) -> Result<(), UpstreamError> {
         for way in &self.ways {
             let upstreams = way.route.upstreams.read()?.upstreams;
@@ -275,7 +275,8 @@ impl Forwarder {
         Ok(())
     }
 
-    /// Who would be asked for `name`, for people: those in use with how they are, or those that are planned.
+    /// The upstreams that would be asked for `name`, as text: those in use with their health, or those that are
+    /// planned.
     pub(crate) fn would_ask(&self, name: &Name) -> Option<String> {
         let way = self.way(name)?;
         let group = way.group();
@@ -290,7 +291,7 @@ impl Forwarder {
         self.cache.as_ref().map(Cache::entries).unwrap_or_default()
     }
 
-    /// What an upstream says, or said recently, or if none answers, said once.
+    /// The answer from the cache or from an upstream; if no upstream answers, an expired one from the cache.
     pub(crate) async fn resolve(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Told, ForwardError> {
         let way = self.way(&outgoing.query.name).ok_or(ForwardError::NoUpstreams)?;
         let group = way.group();
@@ -298,7 +299,7 @@ impl Forwarder {
             return Err(ForwardError::NoUpstreams);
         }
         self.counters.forwarded.add_one();
-        // Without RD an upstream says what it has, which is not the answer for everybody.
+        // Without RD an upstream answers from its own data only, which is not the answer for other clients.
         let Some(cache) = self.cache.as_ref().filter(|_| outgoing.recursion_desired) else {
             return self.ask(&group, &way.places, outgoing).await.map(fresh);
         };
@@ -323,14 +324,15 @@ impl Forwarder {
         }
     }
 
-    /// Asks for what is about to run out, while it is still there for others.
+    /// Refreshes an answer before it expires, while other clients still get the old one.
     fn refresh(self: &Arc<Self>, group: Arc<Group>, places: Arc<Admission>, outgoing: Outgoing) {
         let this = Arc::clone(self);
-        // Ends by itself in OVERALL; who fails is known by its counters.
+        // Ends by itself after OVERALL; failures are counted.
         tokio::spawn(async move { this.ask_and_keep(&group, &places, &outgoing).await });
     }
 
-    /// Asks where an old answer can stand in: the client waits a moment only, the question goes on without it.
+    /// Asks when an expired answer is available: the client waits for BEFORE_STALE only, the question to the upstream
+    /// goes on.
     async fn ask_for_a_moment(
         self: &Arc<Self>,
         group: Arc<Group>,
@@ -338,7 +340,7 @@ impl Forwarder {
         outgoing: Outgoing,
     ) -> Result<Message, ForwardError> {
         if group.is_down() {
-            return Err(ForwardError::NoAnswer(None)); // probes will tell when one is back
+            return Err(ForwardError::NoAnswer(None)); // probes notice when one answers again
         }
         let this = Arc::clone(self);
         let asking = tokio::spawn(async move { this.ask_and_keep(&group, &places, &outgoing).await });

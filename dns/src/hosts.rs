@@ -17,28 +17,28 @@ use crate::stats::Author;
 
 /// Which names, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostsConfig {
+pub(crate) struct HostsConfig {
     /// A file of more names.
-    pub file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
     /// Lines of such a file.
-    pub lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
     /// Only names in these domains; the addresses' own names are answered anyway.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// Seconds for which an answer may be kept.
-    pub ttl: u32,
+    pub(crate) ttl: u32,
     /// How often the file is read again; zero for never.
-    pub reload: Duration,
+    pub(crate) reload: Duration,
     /// No names of addresses.
-    pub no_reverse: bool,
+    pub(crate) no_reverse: bool,
     /// Domains in which a name that is not here is looked for elsewhere; else it does not exist.
-    pub fallthrough: Vec<Name>,
+    pub(crate) fallthrough: Vec<Name>,
 }
 
 /// The names now.
 pub(crate) struct Hosts {
     config: HostsConfig,
     table: RwLock<Arc<Table>>,
-    /// The file could not be read the last time, which the log has been told.
+    /// The last read of the file failed, and that has been logged.
     unreadable: AtomicBool,
     /// The file in force.
     seen: RwLock<Option<Stamp>>,
@@ -68,12 +68,12 @@ impl Hosts {
         self.table().addresses.values().map(Vec::len).sum()
     }
 
-    /// When the file was written that is in force, if there is one.
+    /// The modification time of the file in force, if there is one.
     pub(crate) fn written(&self) -> Option<SystemTime> {
         self.seen.read().unwrap_or_else(PoisonError::into_inner).and_then(|stamp| stamp.modified())
     }
 
-    /// Takes what the file says now, if it is another one; while it cannot be read, what it said before stays.
+    /// Reads the file if it changed. While it cannot be read, its last entries stay in force.
     pub(crate) fn read_again(&self) {
         let mut text = String::new();
         if let Some(path) = &self.config.file {
@@ -86,13 +86,13 @@ impl Hosts {
                 Ok(read) => {
                     text = read;
                     self.unreadable.store(false, Ordering::Relaxed);
-                    // What was written after that look is seen at the next.
+                    // A change after the stamp was taken is found by the next read.
                     *self.seen.write().unwrap_or_else(PoisonError::into_inner) = now;
                 }
                 Err(error) => {
                     if !self.unreadable.swap(true, Ordering::Relaxed) {
                         let path = path.display();
-                        tracing::warn!(%path, %error, "the file of hosts cannot be read; what it said before stays in force");
+                        tracing::warn!(%path, %error, "the hosts file cannot be read; its last entries stay in force");
                     }
                     if self.entries() > 0 {
                         return;
@@ -108,7 +108,7 @@ impl Hosts {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// `None` if the question is for others.
+    /// `None` if these hosts have no answer and the next handler must be asked.
     pub(crate) fn answer(&self, query: &Query) -> Option<Reply> {
         let (name, ttl, table) = (&query.name, self.config.ttl, self.table());
         if query.query_type == RecordType::PTR {
@@ -119,7 +119,7 @@ impl Hosts {
         if !self.config.zones.iter().any(|zone| zone.zone_of(name)) {
             return None;
         }
-        // Whatever the type: a name is either here or not.
+        // For any type: a name that is here exists.
         let Some(addresses) = table.addresses.get(name) else {
             let passes = self.config.fallthrough.iter().any(|zone| zone.zone_of(name));
             return (!passes).then(|| self.nothing(name, ResponseCode::NXDomain));

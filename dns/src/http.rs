@@ -1,6 +1,5 @@
 //! `/health`, `/ready` and `/metrics`, by CoreDNS's conventions (rules 11.7 to 11.9 and 12).
 
-mod connections;
 mod self_check;
 
 use std::collections::BTreeMap;
@@ -14,22 +13,23 @@ use axum::response::IntoResponse as _;
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use shunt_serving::http::serve_routes;
+use shunt_serving::metrics::{Process, classic};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::metrics::{Exporter, Process, classic};
+use crate::metrics::Exporter;
 use crate::sockets::{listen, one_for_all};
 use crate::zone::View;
-pub use connections::serve_routes;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Where each is served, if it is.
+/// The addresses on which each is served; `None` for not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HttpConfig {
     /// `/health`: 200 as long as queries are answered.
     pub health: Option<SocketAddr>,
-    /// `/ready`: 200 from the first complete view of the cluster until the word to stop, else 503.
+    /// `/ready`: 200 from the first complete view of the cluster until the signal to stop, else 503.
     pub ready: Option<SocketAddr>,
     /// `/metrics`, for Prometheus.
     pub metrics: Option<SocketAddr>,
@@ -44,17 +44,17 @@ pub struct HttpError {
     source: io::Error,
 }
 
-/// What is served is read from.
+/// Where the replies come from.
 pub struct HttpState {
-    /// What is being answered; nothing is waited for if there is no cluster to know.
+    /// The view of the cluster; `None` if no cluster is served, which is ready at once.
     pub views: Option<watch::Receiver<View>>,
-    /// True after the word to stop.
+    /// True after the signal to stop.
     pub stopping: watch::Receiver<bool>,
     /// The counters.
     pub exporter: Exporter,
 }
 
-/// Serves until the tasks are dropped; says where.
+/// Serves until the tasks are dropped; returns the addresses.
 pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAddr>, JoinSet<()>), HttpError> {
     let HttpState { views, stopping, exporter } = state;
     let counters = Arc::clone(&exporter.metrics);

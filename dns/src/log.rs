@@ -11,18 +11,18 @@ use crate::request::{Request, Transport};
 
 /// Which queries are logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogConfig {
+pub(crate) struct LogConfig {
     /// Names in these domains.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// Replies of these classes.
-    pub classes: Vec<Class>,
+    pub(crate) classes: Vec<Class>,
     /// With the opcode at the end (`{combined}`).
-    pub opcode: bool,
+    pub(crate) opcode: bool,
 }
 
 /// What a reply says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub(crate) enum Class {
     /// Anything.
     All,
     /// There are records.

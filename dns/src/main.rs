@@ -13,11 +13,12 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use shunt_dns::corefile::Follower;
 use shunt_dns::http::{self, HttpConfig, HttpState};
-use shunt_dns::{PodMode, Server, ServerConfig, limits, serve};
+use shunt_dns::{PodMode, Server, ServerConfig, serve};
 use shunt_model::source::Source;
 use shunt_model::source::kube::{self, KubeOptions};
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_model::{Snapshot, with_causes};
+use shunt_serving::limits;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,7 +26,8 @@ use tracing_subscriber::EnvFilter;
 
 use flags::{Flags, Plan};
 
-/// The source tells of an API server that cannot be reached, once and in full; nobody wants to read of every odd packet.
+/// The source itself reports an API server that cannot be reached, once and in full; hickory would log every malformed
+/// packet.
 const QUIET: &str = "info,kube_client=off,hickory_proto=error";
 
 fn main() -> ExitCode {
@@ -83,7 +85,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     stop.send_replace(true);
     let lameduck = lameduck.map(|lameduck| *lameduck.borrow()).unwrap_or_default();
     if !lameduck.is_zero() {
-        tracing::info!(seconds = lameduck.as_secs_f64(), "not ready any more, and answering a while longer");
+        tracing::info!(seconds = lameduck.as_secs_f64(), "no longer ready, still answering until lameduck ends");
         tokio::select! {
             () = tokio::time::sleep(lameduck) => {}
             () = signals.stop() => {}
@@ -100,7 +102,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     outcome
 }
 
-/// A part that ends by itself is a failure: what it kept in step would be old for ever. Pends as long as there is none.
+/// Waits for a task that ends by itself, which is a failure: what it kept up to date would be old for ever.
 async fn ended(tasks: &mut JoinSet<()>) -> anyhow::Error {
     match tasks.join_next().await {
         Some(Ok(())) => anyhow::anyhow!("a part of the server ended by itself"),
@@ -113,7 +115,7 @@ async fn ended(tasks: &mut JoinSet<()>) -> anyhow::Error {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Says nothing to this program, and would end it if nobody listened.
+    /// Ignored; without a listener the signal would end the program.
     _hangup: Signal,
 }
 
@@ -133,7 +135,7 @@ impl Signals {
     }
 }
 
-/// Follows the Corefile as it says itself, and looks at once when told to by SIGUSR1, as CoreDNS does (rule 11.10).
+/// Follows the Corefile at the interval that it sets, and reads it at once on SIGUSR1, as CoreDNS does (rule 11.10).
 async fn follow(mut follower: Follower, mut read_again: Signal) {
     loop {
         tokio::select! {
@@ -182,7 +184,7 @@ async fn start_source(
         .await
         .context("following the cluster (of --kubeconfig, or with --manifests of a folder)")?;
     tasks.spawn(async move {
-        // The log tells what it waits for.
+        // The source logs what it waits for.
         if let Some(source) = starting.complete().await {
             sender.send_replace(Some(source.snapshots.borrow().clone()));
             relay(source, sender).await;

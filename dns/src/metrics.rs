@@ -1,10 +1,9 @@
-//! What is counted, for Prometheus: under CoreDNS's names and labels where the meaning is the same (rule 12), so that
-//! dashboards live on.
+//! The counters as Prometheus metrics: under CoreDNS's names and labels where the meaning is the same (rule 12), so
+//! that dashboards still work.
 
 mod configured;
-mod process;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -24,11 +23,9 @@ use crate::block::{Block, Blocks};
 use crate::request::Transport;
 use crate::stats::{Counter, Counters, Dropped, HealthCounters, Kind, Peers, Stats};
 
-pub use process::Process;
-
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
-/// The counters of a server, which outlive its blocks.
+/// The counters of a server; a reload replaces its blocks, but not these.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Where it listens, as CoreDNS writes it.
@@ -36,7 +33,7 @@ pub(crate) struct Metrics {
     blocks: Mutex<BTreeMap<Name, Arc<Counters>>>,
     pub(crate) peers: Arc<Peers>,
     /// Of queries that no block takes.
-    pub(crate) nobodys: Arc<Counters>,
+    pub(crate) unmatched: Arc<Counters>,
     pub(crate) dropped: Dropped,
     programming: [(&'static str, Histogram); 3],
     /// Older triggers are those of changes that were made before this server started.
@@ -64,7 +61,7 @@ impl Metrics {
             server: server_label(listen),
             peers: Arc::default(),
             blocks: Mutex::default(),
-            nobodys: Arc::default(),
+            unmatched: Arc::default(),
             dropped: Dropped::default(),
             programming: ["cluster_ip", "headless_with_selector", "headless_without_selector"].map(histogram),
             started: SystemTime::now(),
@@ -80,7 +77,7 @@ impl Metrics {
         Arc::clone(blocks.entry(domain.clone()).or_default())
     }
 
-    /// Begins to count what becomes of `/health`.
+    /// The counters of `/health`, which are exported from the first call on.
     pub(crate) fn health(&self) -> &HealthCounters {
         self.health.get_or_init(HealthCounters::default)
     }
@@ -123,7 +120,7 @@ impl Metrics {
             tcp_rejects: self.dropped.tcp_rejects.get(),
             ..Stats::default()
         };
-        self.nobodys.add_to(&mut stats);
+        self.unmatched.add_to(&mut stats);
         for counters in self.blocks.lock().unwrap_or_else(PoisonError::into_inner).values() {
             counters.add_to(&mut stats);
         }
@@ -136,7 +133,7 @@ impl Metrics {
     }
 }
 
-/// Gives the counters of a server to whoever asks, without keeping the server alive.
+/// Registers the counters of a server as metrics, without keeping the server alive.
 #[derive(Clone)]
 pub struct Exporter {
     pub(crate) metrics: Arc<Metrics>,
@@ -157,24 +154,6 @@ impl Exporter {
     }
 }
 
-/// The text in the older format that every scraper reads: there the type of a counter goes by the name of its sample.
-#[must_use]
-pub fn classic(text: &str) -> String {
-    let counters: HashSet<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
-    let rename = |line: &str| {
-        for word in ["# TYPE ", "# HELP "] {
-            if let Some((name, rest)) = line.strip_prefix(word).and_then(|rest| rest.split_once(' '))
-                && counters.contains(name)
-            {
-                return format!("{word}{name}_total {rest}\n");
-            }
-        }
-        format!("{line}\n")
-    };
-    text.lines().filter(|line| *line != "# EOF").map(rename).collect()
-}
-
 #[derive(Debug)]
 struct Own(Exporter);
 
@@ -184,9 +163,9 @@ impl Collector for Own {
         for (name, help, value) in [
             ("malformed", "Messages that were not one question", stats.malformed),
             ("send_failures", "Replies that could not be sent", stats.send_failures),
-            ("tcp_rejects", "TCP clients that were sent away or too slow", stats.tcp_rejects),
-            ("forwards", "Queries for names of others", stats.forwarded),
-            ("forward_failures", "Queries for names of others that no upstream answered", stats.forward_failures),
+            ("tcp_rejects", "TCP clients that were rejected or too slow", stats.tcp_rejects),
+            ("forwards", "Queries that were forwarded", stats.forwarded),
+            ("forward_failures", "Forwarded queries that no upstream answered", stats.forward_failures),
         ] {
             plain(&mut encoder, name, help, value)?;
         }
@@ -202,9 +181,9 @@ impl Collector for Coredns {
         let Exporter { metrics, blocks } = &self.0;
         let of_blocks = metrics.blocks();
         // CoreDNS's word for them.
-        let nobodys = ("dropped".to_owned(), Arc::clone(&metrics.nobodys));
-        let used = metrics.nobodys.requests().next().is_some();
-        let all: Vec<_> = of_blocks.iter().cloned().chain(used.then_some(nobodys)).collect();
+        let unmatched = ("dropped".to_owned(), Arc::clone(&metrics.unmatched));
+        let used = metrics.unmatched.requests().next().is_some();
+        let all: Vec<_> = of_blocks.iter().cloned().chain(used.then_some(unmatched)).collect();
         queries(&mut encoder, metrics, &all)?;
         sizes_and_times(&mut encoder, metrics, &all)?;
         cache(&mut encoder, metrics, &of_blocks)?;
@@ -216,11 +195,11 @@ impl Collector for Coredns {
             ),
             (
                 "forward_max_concurrent_rejects",
-                "Queries refused as too many waited",
+                "Queries refused because too many were waiting",
                 sum(&of_blocks, |c| &c.forward_rejects),
             ),
             ("reload_failed", "Configurations that could not be used", metrics.failed_reloads.get()),
-            ("panics", "Queries that showed a bug", metrics.dropped.panics.get()),
+            ("panics", "Queries that made the server panic", metrics.dropped.panics.get()),
         ] {
             plain(&mut encoder, name, help, value)?;
         }
@@ -229,7 +208,7 @@ impl Collector for Coredns {
         counters(&mut encoder, "autopath_success", "Search paths completed", autopath)?;
         let mut programming = encoder.encode_descriptor(
             "kubernetes_dns_programming_duration_seconds",
-            "From the change of an endpoint to its being answered",
+            "From the change of an endpoint until DNS answers with it",
             None,
             MetricType::Histogram,
         )?;
@@ -333,8 +312,8 @@ fn cache(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[(Stri
             let hits = block.cache_hits.of(Kind::Success).get() + block.cache_hits.of(Kind::Denial).get();
             block.cache_requests.get().saturating_sub(hits)
         }),
-        ("cache_prefetch", "Answers asked for again before they ran out", |block| block.cache_prefetches.get()),
-        ("cache_served_stale", "Answers that had run out", |block| block.cache_stale.get()),
+        ("cache_prefetch", "Answers refreshed before they expired", |block| block.cache_prefetches.get()),
+        ("cache_served_stale", "Expired answers that were served", |block| block.cache_stale.get()),
     ];
     for (name, help, of) in plain {
         let values = blocks
@@ -345,7 +324,7 @@ fn cache(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[(Stri
     type OfKind = fn(&Counters, Kind) -> u64;
     let by_kind: [(&str, &str, OfKind); 2] = [
         ("cache_hits", "Look-ups that found something", |block, kind| block.cache_hits.of(kind).get()),
-        ("cache_evictions", "Entries that had to go for others", |block, kind| block.cache_evictions.of(kind).get()),
+        ("cache_evictions", "Entries evicted to make room", |block, kind| block.cache_evictions.of(kind).get()),
     ];
     for (name, help, of) in by_kind {
         let values = blocks.iter().flat_map(|(zone, block)| {

@@ -26,7 +26,7 @@ pub(crate) struct Reply {
     pub(crate) author: Author,
     /// Why there is no better one, for the log.
     pub(crate) why: Option<ForwardError>,
-    /// Of a question that is only to be explained: who would have the last word.
+    /// For explanations: the upstreams that would be asked.
     pub(crate) asks: Option<String>,
     pub(crate) truncated: bool,
     pub(crate) answers: Vec<Record>,
@@ -34,7 +34,7 @@ pub(crate) struct Reply {
     pub(crate) additionals: Vec<Record>,
 }
 
-/// Who says so, which decides the AA and AD bits (rules 9.1, 9.2).
+/// Where the answer comes from, which decides the AA and AD bits (rules 9.1, 9.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The server itself: an error.
@@ -44,7 +44,7 @@ pub(crate) enum Origin {
     Cluster,
     /// An upstream.
     Upstream {
-        /// It has checked the data, and the client wants to know.
+        /// It has validated the data, and the client asked for that.
         authentic: bool,
     },
 }
@@ -54,12 +54,12 @@ impl Reply {
         Self { rcode, ..Self::default() }
     }
 
-    /// Cluster data, or what stands for it.
+    /// Cluster data, or hosts and templates, which count as such.
     pub(crate) fn cluster(author: Author) -> Self {
         Self { origin: Origin::Cluster, author, ..Self::default() }
     }
 
-    /// It says only that nothing is known of the cluster yet (rule 11.3).
+    /// It only reports that there is no view of the cluster yet (rule 11.3).
     pub(crate) fn is_ignorant(&self) -> bool {
         self.rcode == ResponseCode::ServFail && self.author == Author::Kubernetes
     }
@@ -75,7 +75,7 @@ impl Reply {
         metadata
     }
 
-    /// Every client shall meet the addresses in another order, and the mail servers (rule 10.1); all else keeps its place.
+    /// Shuffles addresses and mail servers for each client (rule 10.1); all other records keep their place.
     pub(crate) fn shuffle(&mut self) {
         if self.answers.len() < 2 && self.additionals.len() < 2 {
             return;
@@ -167,7 +167,7 @@ fn shuffle_types(section: &mut [Record], types: &[RecordType]) {
     }
 }
 
-/// A reply to what could not be read as a question, which is therefore not repeated (rules 9.4, 9.6).
+/// A reply to a message that could not be parsed, so it does not repeat the question (rules 9.4, 9.6).
 pub(crate) fn header_only(asked: &Metadata, rcode: ResponseCode) -> Vec<u8> {
     let mut metadata = Metadata::response_from_request(asked);
     metadata.response_code = rcode;

@@ -1,4 +1,4 @@
-//! A query as it came: read and checked, or told apart from what is none (rules 9.4–9.6).
+//! A query as it was received: parsed and checked, or refused (rules 9.4–9.6).
 
 use std::net::SocketAddr;
 
@@ -24,7 +24,7 @@ pub(crate) struct Request {
     pub(crate) metadata: Metadata,
     pub(crate) query: Query,
     pub(crate) edns: Option<Edns>,
-    /// What the client has, if it asks for what is new (RFC 1995).
+    /// The serial that the client has, if it asks for a transfer of changes (RFC 1995).
     pub(crate) serial: Option<u32>,
     pub(crate) client: SocketAddr,
     pub(crate) transport: Transport,
@@ -32,12 +32,12 @@ pub(crate) struct Request {
     pub(crate) length: usize,
 }
 
-/// Why a message is no question that could be answered.
+/// Why a message is not a question that can be answered.
 #[derive(Debug)]
 pub(crate) enum NoQuestion {
-    /// Not for us to say anything: scraps, and replies, which would be answered with replies for ever.
+    /// Gets no reply: a fragment, or a reply, since two servers would otherwise answer each other for ever.
     Silent,
-    /// To be answered with this code and nothing but a header.
+    /// Gets a reply of this code that is a header only.
     Refused(Metadata, ResponseCode),
 }
 

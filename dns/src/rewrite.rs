@@ -1,5 +1,6 @@
 //! Names that are asked for under another name (rule 13.6). The client gets its own name back, in the question and as
-//! owner of the records, so that it knows the reply for its own; other names in the answer stay, unless a rule says more.
+//! owner of the records, so that it knows the reply for its own; other names in the answer stay, unless a rule says
+//! more.
 
 use hickory_proto::rr::rdata::{CNAME, NS};
 use hickory_proto::rr::{Name, RData, Record};
@@ -10,18 +11,18 @@ use crate::reply::Reply;
 
 /// One rule.
 #[derive(Clone, Debug)]
-pub struct Rewrite {
-    /// Which names, and what becomes of them.
-    pub rule: NameRule,
-    /// What becomes of the other names in the answer.
-    pub answers: Vec<AnswerRule>,
+pub(crate) struct Rewrite {
+    /// Which names, and what they are rewritten to.
+    pub(crate) rule: NameRule,
+    /// How other names in the answer are rewritten.
+    pub(crate) answers: Vec<AnswerRule>,
     /// Later rules apply too, to the new name.
-    pub goes_on: bool,
+    pub(crate) goes_on: bool,
 }
 
-/// What names are made into.
+/// How the name of a question is rewritten.
 #[derive(Clone, Debug)]
-pub enum NameRule {
+pub(crate) enum NameRule {
     /// This very name.
     Exact(Name, Name),
     /// Names that begin so, as text; what follows stays.
@@ -34,20 +35,20 @@ pub enum NameRule {
     Regex(Regex, String),
 }
 
-/// What names of an answer are made into, if they match.
+/// How names of an answer are rewritten, if they match.
 #[derive(Clone, Debug)]
-pub struct AnswerRule {
+pub(crate) struct AnswerRule {
     /// Which names.
-    pub part: AnswerPart,
+    pub(crate) part: AnswerPart,
     /// What they must match, as text with the final dot.
-    pub pattern: Regex,
-    /// What becomes of them; `{1}` stands for the first group.
-    pub to: String,
+    pub(crate) pattern: Regex,
+    /// What they are rewritten to; `{1}` stands for the first group.
+    pub(crate) to: String,
 }
 
 /// Where names stand in an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerPart {
+pub(crate) enum AnswerPart {
     /// Owners of records.
     Name,
     /// What records lead to: targets of aliases, of services, of mail.
@@ -89,7 +90,7 @@ impl AnswerRule {
     }
 }
 
-/// The pattern's groups put in; what would be no name is none.
+/// `to` with the pattern's groups inserted; `None` if the result is not a name.
 fn replaced(pattern: &Regex, to: &str, text: &str) -> Option<Name> {
     let groups = pattern.captures(text)?;
     let group = |at| groups.get(at).map_or("", |group| group.as_str());
@@ -98,7 +99,7 @@ fn replaced(pattern: &Regex, to: &str, text: &str) -> Option<Name> {
 }
 
 /// The name that a record leads to, if it is of a type of which it is rewritten.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the other types lead to no name, or to one that nobody follows")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other types contain no name, or one that no client looks up")]
 fn value(record: &mut Record) -> Option<&mut Name> {
     match &mut record.data {
         RData::CNAME(CNAME(name)) | RData::NS(NS(name)) => Some(name),
@@ -109,7 +110,7 @@ fn value(record: &mut Record) -> Option<&mut Name> {
 }
 
 impl<'a> Rewritten<'a> {
-    /// The first rule that fits applies, and those after it if it says so.
+    /// The first rule that matches applies, and those after it if that rule says so.
     pub(crate) fn new(rules: &'a [Rewrite], asked: &Name) -> Option<Self> {
         let (mut now, mut answer_rules) = (None, Vec::new());
         for Rewrite { rule, answers, goes_on } in rules {

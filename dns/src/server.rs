@@ -14,19 +14,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shunt_model::Snapshot;
+use shunt_serving::admission::Admission;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
 
-use crate::admission::Admission;
 use crate::block::{Block, BlockConfig};
 use crate::explain::Explainer;
 use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
-pub use crate::request::Transport;
+use crate::request::Transport;
 use crate::sockets::{datagram_socket, listen};
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
@@ -37,7 +37,7 @@ use worker::Worker;
 
 /// How often a file of upstreams is read.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How often a port that the kernel chose for TCP is found taken for UDP before we give up.
+/// How often to try again when the port that the kernel chose for TCP is in use for UDP.
 const PORT_TRIES: usize = 16;
 
 /// What to serve, where.
@@ -47,9 +47,10 @@ pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
     /// The cluster's part.
     pub zone: ZoneConfig,
-    /// What becomes of queries; the block with the longest domain that a name lies in counts.
+    /// How queries are answered, by the block with the longest domain that the name lies in.
     pub blocks: Vec<BlockConfig>,
-    /// How long after the start questions about the cluster wait for its first view (rule 11.1); then they are SERVFAIL.
+    /// How long after the start questions about the cluster wait for its first view (rule 11.1); then they are
+    /// SERVFAIL.
     pub startup_timeout: Duration,
 }
 
@@ -110,9 +111,9 @@ pub struct Server {
     metrics: Arc<Metrics>,
     zone: watch::Sender<ZoneConfig>,
     views: watch::Receiver<View>,
-    /// What keeps upstreams and hosts in step with their files.
+    /// The tasks that follow the files of upstreams and hosts.
     followers: Mutex<JoinSet<()>>,
-    /// What accepts connections, and keeps the view in step; all end with this.
+    /// The tasks that accept connections and follow the snapshots; dropping this ends them.
     tasks: JoinSet<()>,
     /// Datagrams.
     workers: Vec<Worker>,
@@ -178,7 +179,7 @@ impl Server {
         Exporter { metrics: Arc::clone(&self.metrics), blocks: Arc::downgrade(self.handler.blocks()) }
     }
 
-    /// What becomes of a question, and why.
+    /// Explains the answer to a question.
     #[must_use]
     pub fn explainer(&self) -> Explainer {
         self.handler.explainer()
@@ -190,7 +191,8 @@ impl Server {
         self.views.clone()
     }
 
-    /// Takes another configuration, for all queries from now on, or none of it. Queries in progress end as they began.
+    /// Applies another configuration to all queries from now on, or, on an error, none of it. Queries in progress keep
+    /// the old one.
     pub fn reconfigure(&self, zone: ZoneConfig, blocks: Vec<BlockConfig>) -> Result<(), ServeError> {
         self.set_blocks(blocks).inspect_err(|_| self.reload_failed())?;
         self.zone.send_if_modified(|now| std::mem::replace(now, zone.clone()) != zone);
@@ -224,7 +226,7 @@ impl Server {
         Ok(())
     }
 
-    /// Hears nobody new, waits until everybody has been answered or for so long, and shuts down (rule 11.9).
+    /// Accepts no new query, waits for the answers in progress, `patience` at most, and shuts down (rule 11.9).
     pub async fn drain(mut self, patience: Duration) {
         self.tasks.shutdown().await;
         self.ending.begin(patience).await;
@@ -241,7 +243,7 @@ impl Server {
     }
 }
 
-/// A server without sockets: messages in, messages out. What is to be forwarded is refused.
+/// A server without sockets: messages in, messages out. It refuses what a server would forward.
 pub struct Answerer {
     handler: Arc<Handler>,
 }
@@ -268,7 +270,7 @@ impl Answerer {
         Ok(Self { handler: Arc::new(handler) })
     }
 
-    /// What becomes of a question, and why.
+    /// Explains the answer to a question.
     #[must_use]
     pub fn explainer(&self) -> Explainer {
         self.handler.explainer()
@@ -319,14 +321,14 @@ fn bind_error(address: SocketAddr, protocol: &'static str, source: io::Error) ->
     ServeError::Bind { address, protocol, source }
 }
 
-/// Addresses at which a question would come back to this server, for ever.
+/// Addresses of this server: a question to them would come back for ever.
 struct Ours {
     listen: Vec<SocketAddr>,
     service: Vec<IpAddr>,
 }
 
 impl Ours {
-    /// What is left of the servers of a route; the rest is told of, and what in a file looks like a mistake.
+    /// The servers of a route without those that lead back here. Logs those, and likely mistakes in the file.
     fn of(&self, conf: &ResolvConf, from: &Upstreams) -> Vec<Upstream> {
         for line in &conf.ignored {
             tracing::warn!(line, "ignoring a nameserver that is not an address");
@@ -342,7 +344,7 @@ impl Ours {
         for upstream in left.iter().filter(|upstream| in_a_pod && upstream.address.ip().is_loopback()) {
             tracing::warn!(
                 %file, %upstream,
-                "the nameserver is a loopback address: in a pod nobody listens there; give the pod `dnsPolicy: Default` \
+                "the nameserver is a loopback address: in a pod no server listens there; give the pod `dnsPolicy: Default` \
                  and the kubelet a --resolv-conf with real servers, such as /run/systemd/resolve/resolv.conf"
             );
         }
@@ -379,17 +381,16 @@ fn follow_upstreams(
     Ok(())
 }
 
-/// Reads the file again and again: it may be a mount that tells of no changes. The last servers stay while it cannot be
-/// read.
+/// Polls the file, since a mount may send no events of changes. While it cannot be read, the last servers stay.
 async fn follow_file(file: Upstreams, first: ResolvConf, ours: Arc<Ours>, forwarder: Arc<Forwarder>, route: usize) {
     let mut before = Some(first).filter(|conf| !conf.upstreams.is_empty());
     loop {
         sleep(LOOK_AGAIN).await;
         let now = match file.read() {
-            // Nobody means it: it is being written, or whoever writes it is at a loss.
+            // Hardly meant: the file is being written, or its writer knows no server at the moment.
             Ok(now) if now.upstreams.is_empty() => {
                 if before.is_some() {
-                    tracing::warn!("the file of upstreams names none; the last ones stay in force");
+                    tracing::warn!("the file names no upstream; the last ones stay in force");
                 }
                 None
             }
@@ -421,7 +422,7 @@ async fn follow_hosts(block: Arc<Block>, every: Duration) {
         match read.await {
             Ok(_) => {}
             Err(error) if error.is_panic() => {
-                tracing::error!(%error, "reading a file of hosts, which is a bug: its last names stay in force");
+                tracing::error!(%error, "reading the hosts file panicked, which is a bug of shunt; its last entries stay in force");
             }
             Err(_cancelled) => return, // the program ends
         }

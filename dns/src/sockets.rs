@@ -7,7 +7,7 @@ use std::path::Path;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-/// Connections that nobody has accepted yet.
+/// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 /// Queries that wait in a socket while all processors are busy; the kernel may allow less.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -17,7 +17,7 @@ pub(crate) fn any_address() -> IpAddr {
     if Path::new("/proc/net/if_inet6").exists() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
-/// All addresses of this host are one address, however they are written.
+/// Both spellings of "all addresses of this host" become one.
 pub(crate) fn one_for_all(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { SocketAddr::new(any_address(), address.port()) } else { address }
 }

@@ -15,7 +15,7 @@ use crate::request::Transport;
 
 /// Rcodes 0–15 fit the header; of the extended ones only BADVERS (16) is ever sent by us.
 const RCODES: usize = 24;
-/// The types that CoreDNS tells apart (rule 12).
+/// The types that CoreDNS counts separately (rule 12).
 const TYPES: [RecordType; 18] = [
     RecordType::A,
     RecordType::AAAA,
@@ -63,7 +63,7 @@ pub struct Stats {
     pub forward_rejects: u64,
     /// Messages that are not one question.
     pub malformed: u64,
-    /// TCP clients that were sent away, or were too slow.
+    /// TCP clients that were rejected or too slow.
     pub tcp_rejects: u64,
     /// Replies that could not be sent.
     pub send_failures: u64,

@@ -1,4 +1,4 @@
-//! Answers made of the question by a pattern (rule 13.6).
+//! Answers made from the question by a template (rule 13.6).
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
@@ -11,38 +11,38 @@ use crate::stats::Author;
 
 /// What is answered to which questions.
 #[derive(Clone, Debug)]
-pub struct Template {
+pub(crate) struct Template {
     /// The type asked for; ANY for all.
-    pub rtype: RecordType,
+    pub(crate) rtype: RecordType,
     /// Only names in these domains.
-    pub zones: Vec<Name>,
+    pub(crate) zones: Vec<Name>,
     /// One of these must match the name, as text with its final dot; without any, all do.
-    pub patterns: Vec<Regex>,
+    pub(crate) patterns: Vec<Regex>,
     /// The answer section.
-    pub answers: Vec<RecordTemplate>,
+    pub(crate) answers: Vec<RecordTemplate>,
     /// The authority section.
-    pub authorities: Vec<RecordTemplate>,
+    pub(crate) authorities: Vec<RecordTemplate>,
     /// The additional section.
-    pub additionals: Vec<RecordTemplate>,
+    pub(crate) additionals: Vec<RecordTemplate>,
     /// The rcode.
-    pub rcode: ResponseCode,
+    pub(crate) rcode: ResponseCode,
     /// Domains in which a name that does not match is looked for elsewhere; else it is a failure, as in CoreDNS.
-    pub fallthrough: Vec<Name>,
+    pub(crate) fallthrough: Vec<Name>,
 }
 
 /// A record with holes, in zone-file form: owner, TTL and class if wanted, type, data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordTemplate {
-    owner: Text,
+pub(crate) struct RecordTemplate {
+    owner: TextTemplate,
     ttl: u32,
     /// The type asked for, if none.
     rtype: Option<RecordType>,
-    data: Text,
+    data: TextTemplate,
 }
 
 /// Text with holes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Text(Vec<Part>);
+struct TextTemplate(Vec<Part>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
@@ -58,9 +58,9 @@ enum Part {
     Remote,
 }
 
-/// What a template cannot be.
+/// Why a template is invalid.
 #[derive(Debug, thiserror::Error)]
-pub enum TemplateError {
+pub(crate) enum TemplateError {
     /// A hole that we do not know.
     #[error(
         "{{{{{0}}}}} cannot be filled in; known are .Name, .Type, .Class, .Zone, .Remote, .Match, index .Match N \
@@ -77,10 +77,10 @@ pub enum TemplateError {
 
 impl RecordTemplate {
     /// Reads a record with holes. Data without holes must fit their type.
-    pub fn read(text: &str) -> Result<Self, TemplateError> {
+    pub(crate) fn read(text: &str) -> Result<Self, TemplateError> {
         let wrong = || TemplateError::Record(text.to_owned());
         let mut words = words(text).into_iter().peekable();
-        let owner = Text::read(&words.next().ok_or_else(wrong)?)?;
+        let owner = TextTemplate::read(&words.next().ok_or_else(wrong)?)?;
         let mut ttl = None;
         // TTL and class, in either order.
         while let Some(word) = words.peek() {
@@ -98,7 +98,7 @@ impl RecordTemplate {
             Some(rtype.to_ascii_uppercase().parse().map_err(|_unknown| wrong())?)
         };
         let data = words.collect::<Vec<_>>().join(" ");
-        let read = Text::read(&data)?;
+        let read = TextTemplate::read(&data)?;
         if let Some(rtype) = rtype
             && !data.contains("{{")
             && RData::try_from_str(rtype, &data).is_err()
@@ -135,7 +135,7 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-impl Text {
+impl TextTemplate {
     fn read(mut text: &str) -> Result<Self, TemplateError> {
         let mut parts = Vec::new();
         while let Some((before, rest)) = text.split_once("{{") {
@@ -203,7 +203,7 @@ struct Filling<'a> {
 }
 
 impl Template {
-    /// `None` if the question is for others.
+    /// `None` if the template has no answer and the next handler must be asked.
     pub(crate) fn answer(&self, query: &Query, request: &Request) -> Option<Reply> {
         let of_type = self.rtype == RecordType::ANY || self.rtype == query.query_type;
         if !of_type || query.query_class != DNSClass::IN {

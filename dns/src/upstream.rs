@@ -17,9 +17,9 @@ const TLS_PORT: u16 = 853;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// Where it is.
-    pub address: SocketAddr,
-    /// Whom its certificate must name, if it is asked over TLS.
-    pub tls: Option<ServerName<'static>>,
+    pub(crate) address: SocketAddr,
+    /// The name that its certificate must have, if it is asked over TLS.
+    pub(crate) tls: Option<ServerName<'static>>,
 }
 
 impl From<SocketAddr> for Upstream {
@@ -61,11 +61,11 @@ impl FromStr for Upstream {
 
 /// What a resolv.conf says about upstreams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResolvConf {
+pub(crate) struct ResolvConf {
     /// The name servers, port 53 unless given, in order.
-    pub upstreams: Vec<Upstream>,
+    pub(crate) upstreams: Vec<Upstream>,
     /// `nameserver` lines whose value is no address, to be logged; libc ignores them too.
-    pub ignored: Vec<String>,
+    pub(crate) ignored: Vec<String>,
 }
 
 /// Why upstreams are unusable.
@@ -124,7 +124,7 @@ impl FromStr for Upstreams {
 
 impl Upstreams {
     /// The servers now.
-    pub fn read(&self) -> Result<ResolvConf, UpstreamError> {
+    pub(crate) fn read(&self) -> Result<ResolvConf, UpstreamError> {
         match self {
             Self::Servers(servers) => Ok(ResolvConf { upstreams: servers.clone(), ignored: Vec::new() }),
             Self::File(path) => match std::fs::read_to_string(path) {
@@ -137,7 +137,7 @@ impl Upstreams {
 
 /// Reads the `nameserver` lines of a resolv.conf. Unlike libc it takes `IP:PORT` too.
 #[must_use]
-pub fn upstreams_from_resolv_conf(text: &str) -> ResolvConf {
+fn upstreams_from_resolv_conf(text: &str) -> ResolvConf {
     let mut conf = ResolvConf::default();
     for line in text.lines() {
         let line = line.split(['#', ';']).next().unwrap_or_default();

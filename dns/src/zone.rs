@@ -28,7 +28,7 @@ pub struct View {
     /// The zone; without data until `synced`.
     pub zone: Arc<Zone>,
     /// The snapshot of `zone`, absent until the first complete one: until then a cluster name that is not found is
-    /// SERVFAIL, because nobody can say that it does not exist (rule 11.3).
+    /// SERVFAIL, because its absence is not certain (rule 11.3).
     pub snapshot: Option<Arc<Snapshot>>,
 }
 

@@ -1,8 +1,8 @@
-//! Errors told on one line.
+//! Errors with their causes on one line.
 
 use std::error::Error;
 
-/// The error and its causes, as `a: b: c`. Some libraries repeat a cause in their own text; it is told once.
+/// The error and its causes, as `a: b: c`. Some libraries repeat a cause in their own text; it is printed once.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -23,19 +23,19 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{text}")]
-    struct Told {
+    struct Nested {
         text: &'static str,
         source: Option<Box<Self>>,
     }
 
     #[track_caller]
     fn check(texts: &[&'static str], expected: &str) {
-        let nested = texts.iter().rev().fold(None, |source, text| Some(Box::new(Told { text, source })));
+        let nested = texts.iter().rev().fold(None, |source, text| Some(Box::new(Nested { text, source })));
         assert_eq!(with_causes(&*nested.unwrap()), expected);
     }
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_is_printed_once() {
         check(&["a"], "a");
         check(&["a", "b", "c"], "a: b: c");
         check(&["a", "b: c", "c"], "a: b: c");

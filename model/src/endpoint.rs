@@ -20,7 +20,7 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// Carries the label `service.kubernetes.io/headless`: in DNS, but not balanced (spec IN-2).
     pub headless: bool,
-    /// When whatever led to this version of the slice happened, if its writer says so (spec SY-20).
+    /// The time of the change that led to this version of the slice, if its writer gives it (spec SY-20).
     pub triggered: Option<SystemTime>,
 }
 

@@ -47,7 +47,7 @@ pub struct Problem {
     pub line: Option<usize>,
     /// `Kind namespace/name`, if known.
     pub object: Option<String>,
-    /// What is wrong and what becomes of it, lower case, no full stop.
+    /// What is wrong and its consequence, lower case, no full stop.
     pub reason: String,
 }
 

@@ -1,23 +1,23 @@
-//! Tells a file from the one that was there before.
+//! Detects whether a file has changed since it was read.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
-/// What differs whenever a file's content does, short of a rewrite within one tick of the clock by one who keeps the
-/// length.
+/// Metadata that change whenever a file's content does. Not noticed: a rewrite of the same length within one tick of
+/// the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     device: u64,
     inode: u64,
     length: u64,
     modified: Option<SystemTime>,
-    /// Seconds and nanoseconds; unlike the time before, nobody can set it.
+    /// Seconds and nanoseconds; unlike `modified`, programs cannot set it.
     changed: (i64, i64),
 }
 
 impl Stamp {
-    /// Of the file that the metadata are of.
+    /// The stamp of the file with these metadata.
     #[must_use]
     pub fn of(metadata: &Metadata) -> Self {
         Self {

@@ -13,7 +13,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use shunt_dns::metrics::{Exporter, Process};
+use shunt_dns::Exporter;
+use shunt_serving::metrics::Process;
 
 use crate::datapath::ebpf::socket::upkeep::Report;
 use crate::status::Status;

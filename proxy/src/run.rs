@@ -45,7 +45,7 @@ const PATIENCE: Duration = Duration::from_millis(800);
 pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let options = check_prerequisites(&config)?;
     adjust_oom_score(config.oom_score_adj);
-    shunt_dns::limits::raise_open_files();
+    shunt_serving::limits::raise_open_files();
     let mut daemon = Daemon::bind(config).await?;
     if let Some(file) = file {
         daemon.tasks.spawn(reload::until_changed(file, daemon.stop.clone())?);

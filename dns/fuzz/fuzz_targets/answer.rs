@@ -6,8 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use libfuzzer_sys::fuzz_target;
-use shunt_dns::server::{Answerer, Transport};
-use shunt_dns::{BlockConfig, ForwardConfig, Name, Upstreams, ZoneConfig};
+use shunt_dns::{Answerer, BlockConfig, ForwardConfig, Name, Transport, Upstreams, ZoneConfig};
 use shunt_model::{
     ClusterIps, Endpoint, EndpointPort, EndpointSlice, Family, Namespace, ObjectKey, Protocol, Service, ServiceKind,
     ServicePort, SliceKey, Snapshot, TrafficPolicy,

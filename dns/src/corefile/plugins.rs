@@ -81,9 +81,10 @@ pub(super) fn understand(
         "forward" => {
             let route = forward::forward(line)?;
             if block.forward.routes.iter().any(|earlier| earlier.leaves_nothing_to(&route)) {
-                return Err(
-                    line.error(format!("all of {} is asked of others already, so nobody asks these", route.from))
-                );
+                return Err(line.error(format!(
+                    "an earlier forward takes all of {}, so these upstreams would never be asked",
+                    route.from
+                )));
             }
             block.forward.routes.push(route);
         }
@@ -93,7 +94,7 @@ pub(super) fn understand(
         "loadbalance" => match line.arguments() {
             [] => no_block(line)?,
             [policy] if policy == "round_robin" => no_block(line)?,
-            _ => return Err(line.error("only round_robin is in this server")),
+            _ => return Err(line.error("only round_robin is supported")),
         },
         "log" => block.log = Some(logs::log(line, domains)?),
         // Loops are looked for by the forwarder, always; what CoreDNS does on a panic has no counterpart here.
@@ -107,7 +108,7 @@ pub(super) fn understand(
         "rewrite" => block.rewrites.push(names::rewrite(line)?),
         "template" => block.templates.push(names::template(line, domains)?),
         "transfer" => block.transfer = Some(transfer(line, domains)?),
-        other => return Err(line.at.error(format!("{other} is not in this server; known are {KNOWN}"))),
+        other => return Err(line.at.error(format!("{other} is not supported; supported are {KNOWN}"))),
     }
     Ok(())
 }
@@ -157,7 +158,7 @@ fn unknown(line: &Line, option: &Line) -> CorefileError {
         "transfer" => "to",
         _ => "none",
     };
-    option.at.error(format!("{}: {} is not in this server; known are {known}", line.name(), option.name()))
+    option.at.error(format!("{}: {} is not supported; supported are {known}", line.name(), option.name()))
 }
 
 fn options(line: &Line) -> &[Line] {
@@ -294,7 +295,7 @@ fn transfer(line: &Line, domains: &[Name]) -> Result<Transfer, CorefileError> {
     Ok(Transfer { zones: zones_of(line, line.arguments(), domains)?, to })
 }
 
-fn search_path(line: &Line) -> Result<autopath::Config, CorefileError> {
+fn search_path(line: &Line) -> Result<autopath::AutopathConfig, CorefileError> {
     no_block(line)?;
     let Some((from, zones)) = line.arguments().split_last() else {
         return Err(line.error("takes domains and @kubernetes"));
@@ -303,7 +304,7 @@ fn search_path(line: &Line) -> Result<autopath::Config, CorefileError> {
         return Err(line.error(format!("{from}: search paths are those of pods, written @kubernetes")));
     }
     let zones = zones_of(line, zones, &[])?;
-    Ok(autopath::Config::with_search_of(zones, Path::new(RESOLV_CONF)))
+    Ok(autopath::AutopathConfig::with_search_of(zones, Path::new(RESOLV_CONF)))
 }
 
 fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {

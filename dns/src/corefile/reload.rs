@@ -13,19 +13,19 @@ use super::text::{Source, Text};
 use super::{Corefile, CorefileError};
 use crate::server::Server;
 
-/// Takes over what the file and all that it imports say, whenever that has changed. What cannot be used leaves in force
-/// what was; so does what only a restart can give.
+/// Applies the file and all that it imports whenever they change. A text that is refused, or that needs a restart,
+/// leaves the last one in force.
 pub async fn follow(path: PathBuf, now: Corefile, server: Weak<Server>, dns_addresses: Vec<IpAddr>, every: Duration) {
     let mut follower = Follower::new(path, now, server, dns_addresses);
     follower.every = Some(every);
     follower.follow().await;
 }
 
-/// Keeps a server in step with a Corefile.
+/// Applies the changes of a Corefile to a server.
 pub struct Follower {
     path: PathBuf,
     now: Corefile,
-    /// Good or bad: each text is told of once.
+    /// The last text, good or bad: each is logged once.
     seen: Vec<Source>,
     server: Weak<Server>,
     dns_addresses: Vec<IpAddr>,
@@ -46,18 +46,18 @@ impl Follower {
         Self { path, now, seen, server, dns_addresses, every, lameduck }
     }
 
-    /// How long queries are still answered after the word to stop, as the file says now.
+    /// How long queries are still answered after the signal to stop, as the file says now.
     #[must_use]
     pub fn lameduck(&self) -> watch::Receiver<Duration> {
         self.lameduck.subscribe()
     }
 
-    /// Looks at the file as often as it says itself, until it says nothing of that any more. Can be interrupted at any
-    /// time, and called again.
+    /// Reads the file at the interval that it sets, until it no longer sets one. Can be cancelled at any time, and
+    /// called again.
     pub async fn follow(&mut self) {
         while let Some(every) = self.every {
             sleep(every).await;
-            // All of it again: a pattern may fit other files now.
+            // With all imports: a pattern may match other files now.
             let text = Text::read(&self.path);
             if text.sources == self.seen {
                 continue;
@@ -69,7 +69,7 @@ impl Follower {
         }
     }
 
-    /// Takes what it says now, be it the same as before: somebody has asked for it.
+    /// Applies the file now, also if it did not change: for an operator's request.
     pub fn read_again(&mut self) {
         self.take(Text::read(&self.path));
     }
@@ -79,15 +79,16 @@ impl Follower {
         let Some(server) = self.server.upgrade() else { return };
         match take(&self.path, text, &self.now, &server, &self.dns_addresses) {
             Ok(new) => {
-                tracing::info!(corefile = %self.path.display(), "the new Corefile is in force");
                 server.runs(version(&self.seen));
+                self.lameduck.send_replace(new.lameduck);
+                // Logged only when all that the file asks for holds.
+                tracing::info!(corefile = %self.path.display(), "the new Corefile is in force");
                 if new.reload != self.now.reload {
                     self.every = new.reload;
                     if self.every.is_none() {
-                        tracing::info!("the Corefile is not followed any more: `reload` is not in it");
+                        tracing::info!("the new Corefile has no `reload`, so later changes are not noticed");
                     }
                 }
-                self.lameduck.send_replace(new.lameduck);
                 self.now = new;
             }
             Err(error) => {
@@ -98,7 +99,7 @@ impl Follower {
     }
 }
 
-/// Tells texts apart, and is the same wherever they are the same (FNV-1a).
+/// A hash of the texts, the same on every server that runs the same texts (FNV-1a).
 fn version(sources: &[Source]) -> String {
     let texts = sources.iter().filter_map(|(_, text)| text.as_deref());
     let hash = texts

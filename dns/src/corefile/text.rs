@@ -1,4 +1,4 @@
-//! The text of a Corefile as lines of words, each with its place; files and snippets that it imports are put in.
+//! The text of a Corefile as lines of words, each with its position; imported files and snippets are inserted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,31 +7,31 @@ use std::sync::Arc;
 
 use super::{CorefileError, glob};
 
-/// Imports in imports, after which they lead round in circles.
+/// The deepest nesting of imports; deeper ones are taken for a circle.
 const DEEPEST: usize = 10;
 
 /// A directive: its words, and the lines between its braces if it has any.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
-    pub(super) at: Place,
+    pub(super) at: Position,
     pub(super) words: Vec<String>,
     pub(super) block: Option<Vec<Self>>,
 }
 
 /// A file and a line in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) file: Arc<Path>,
     pub(super) line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
     }
 }
 
-impl Place {
+impl Position {
     pub(super) fn error(&self, reason: impl Into<String>) -> CorefileError {
         CorefileError::Refused { file: self.file.to_path_buf(), line: self.line, reason: reason.into() }
     }
@@ -54,7 +54,7 @@ impl Line {
 /// A file that was read, with its text, or none if it could not be read.
 pub(super) type Source = (PathBuf, Option<String>);
 
-/// What a Corefile says, with all imports, and all that was read for it, of a bad one too.
+/// A Corefile with all imports, and every file that was read for it, also if it is refused.
 #[derive(Debug)]
 pub(super) struct Text {
     pub(super) lines: Result<Vec<Line>, CorefileError>,
@@ -110,10 +110,12 @@ impl Reader {
 
     fn import(&mut self, line: &Line, directory: &Path, depth: usize) -> Result<Vec<Line>, CorefileError> {
         let [what] = line.arguments() else {
-            return Err(line.error("takes one file, pattern or snippet; arguments are not in this version"));
+            return Err(line.error("takes one file, pattern or snippet; arguments are not supported"));
         };
         if depth >= DEEPEST {
-            return Err(line.error(format!("{what} is imported by what it imports")));
+            return Err(
+                line.error(format!("{what} is imported more than {DEEPEST} files deep; does it import itself?"))
+            );
         }
         if let Some(snippet) = self.snippets.get(what) {
             return self.expand(snippet.clone(), directory, depth + 1);
@@ -138,7 +140,7 @@ impl Reader {
 /// A word, and whether it is the first of its line.
 struct Word {
     text: String,
-    at: Place,
+    at: Position,
     first: bool,
     quoted: bool,
 }
@@ -157,7 +159,7 @@ fn words(text: &str, file: &Arc<Path>) -> Result<Vec<Word>, CorefileError> {
     // Some editors begin a file with a mark of the order of its octets.
     let mut characters = text.trim_start_matches('\u{feff}').chars().peekable();
     while let Some(&next) = characters.peek() {
-        let at = Place { file: Arc::clone(file), line };
+        let at = Position { file: Arc::clone(file), line };
         match next {
             '\n' => line += 1,
             '#' => {
@@ -228,7 +230,7 @@ fn environment(word: &str, variable: impl Fn(&str) -> String) -> String {
 /// Lines up to the end, or to the brace that closes `opened`.
 fn lines(
     words: &mut std::iter::Peekable<std::vec::IntoIter<Word>>,
-    opened: Option<&Place>,
+    opened: Option<&Position>,
 ) -> Result<Vec<Line>, CorefileError> {
     let mut lines = Vec::new();
     while let Some(word) = words.next() {

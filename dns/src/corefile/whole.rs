@@ -1,13 +1,13 @@
-//! What only a whole block or file tells to be wrong.
+//! Mistakes that show only in a whole block or file.
 
 use super::text::Line;
 use super::{Corefile, CorefileError};
 use crate::zone::PodMode;
 
-/// Directives that may stand in a block more than once: they add up, or have nothing to say.
+/// Directives that may stand in a block more than once: their settings add up, or they have none.
 const REPEATED: [&str; 6] = ["debug", "forward", "loadbalance", "loop", "rewrite", "template"];
 
-/// Of two that do not add up one would be without effect.
+/// Refuses a second directive whose settings do not add up: one of the two would have no effect.
 pub(super) fn once(directives: &[Line]) -> Result<(), CorefileError> {
     for (at, directive) in directives.iter().enumerate() {
         let name = directive.name();

@@ -1,7 +1,7 @@
 //! What of an upstream's answer belongs to the question: nothing else is passed on or kept.
 //!
 //! An upstream speaks for the name that it was asked for, for the names that this one is an alias of, and for addresses
-//! of hosts that its records name. Anything more may be somebody's attempt to plant names in a cache behind us.
+//! of hosts that its records name. Anything else may be an attempt to plant names in a cache behind us.
 
 use std::collections::HashSet;
 

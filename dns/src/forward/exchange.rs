@@ -13,8 +13,8 @@ use super::Outgoing;
 /// What we can take in one datagram (DNS flag day 2020).
 pub(crate) const UDP_PAYLOAD: u16 = 1232;
 
-/// Room for a reply: servers that send more than they are allowed to are few, and whatever is cut off is asked for again
-/// over TCP.
+/// Room for a reply: servers that send more than they are allowed to are few, and whatever is cut off is asked for
+/// again over TCP.
 const REPLY_ROOM: usize = 4096;
 
 /// Why one try failed.
@@ -35,8 +35,8 @@ pub(super) enum TryError {
 }
 
 impl TryError {
-    /// Whether the upstream could have helped it. One that hands on what it cannot help, such as the broken records of a
-    /// domain that anybody may own, is not worse than others.
+    /// Whether the upstream is to blame. An upstream that passes on what others broke, such as the records of some
+    /// domain, is as good as its alternatives.
     pub(super) fn is_the_upstreams(&self) -> bool {
         match self {
             Self::Timeout | Self::Io(_) | Self::Nonsense => true,
@@ -45,10 +45,10 @@ impl TryError {
     }
 }
 
-/// What came.
+/// How a received message relates to the question.
 enum Arrival {
     Answer(Box<Message>),
-    /// It is for the question, but nobody can read it.
+    /// It is for the question, but cannot be parsed.
     Unreadable,
     /// It is not for the question.
     Foreign,
@@ -77,8 +77,8 @@ impl Exchange {
         Ok(Self { request, wire })
     }
 
-    /// Over UDP. A socket per query: a random port besides the random id makes a forged reply hard to hit (RFC 5452), and
-    /// connecting it turns ICMP errors into immediate ones.
+    /// Over UDP. A socket per query: a random port besides the random id makes a forged reply hard to hit (RFC 5452),
+    /// and connecting it turns ICMP errors into immediate ones.
     pub(super) async fn over_udp(&self, upstream: SocketAddr) -> Result<Message, TryError> {
         let any = match upstream {
             SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
@@ -99,7 +99,7 @@ impl Exchange {
         }
     }
 
-    /// Over a stream that nobody else uses meanwhile, each message after its length (RFC 1035 section 4.2.2).
+    /// Over a stream that no other question uses meanwhile, each message after its length (RFC 1035 section 4.2.2).
     pub(super) async fn over(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Message, TryError> {
         let length = u16::try_from(self.wire.len()).or(Err(TryError::TooLong))?;
         stream.write_all(&[length.to_be_bytes().as_slice(), &self.wire].concat()).await?;
@@ -114,7 +114,7 @@ impl Exchange {
         }
     }
 
-    /// What `wire` is to this question. The id, the question and the port were chosen by us, and have to be right.
+    /// How `wire` relates to this question. We chose the id, the question and the port, so all of them must match.
     fn arrival(&self, wire: &[u8]) -> Arrival {
         let mut decoder = BinDecoder::new(wire);
         let Ok(Header { metadata, counts }) = Header::read(&mut decoder) else { return Arrival::Foreign };
@@ -122,7 +122,7 @@ impl Exchange {
             return Arrival::Foreign;
         }
         let question = (counts.queries == 1).then(|| Query::read(&mut decoder).ok()).flatten();
-        // Servers that understood nothing send the error without the question.
+        // Servers that cannot parse the query send an error without the question.
         let bare_error = counts.queries == 0
             && [ResponseCode::FormErr, ResponseCode::NotImp, ResponseCode::Refused, ResponseCode::ServFail]
                 .contains(&metadata.response_code);

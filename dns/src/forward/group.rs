@@ -17,7 +17,7 @@ const MIN_TRIES: usize = 3;
 
 /// Which upstream is asked first (rule 15.1). Those that failed come after those that answer, whatever the policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
+pub(crate) enum Policy {
     /// The first of the list, as the resolver library does with resolv.conf.
     #[default]
     Sequential,
@@ -51,12 +51,12 @@ impl Group {
         &self.peers
     }
 
-    /// None of them answered lately, nor answers probes.
+    /// All of them failed and do not answer probes, or lead back here.
     pub(super) fn is_down(&self) -> bool {
         self.peers.iter().all(|peer| peer.loops() || peer.health() == Health::Down)
     }
 
-    /// What the first of them says that says anything; `last` is the one that failed last, and why.
+    /// The answer of the first upstream that answers; `last` is the one that failed last, and why.
     pub(super) async fn ask(
         &self,
         outgoing: &Outgoing,
@@ -79,7 +79,7 @@ impl Group {
         None
     }
 
-    /// Somebody asked us for `name`, which may tell that an upstream leads back here; says whether it does.
+    /// A client asked us for `name`. Returns whether that is the token of an upstream, which therefore leads back here.
     pub(super) fn meet(&self, name: &Name) -> bool {
         self.peers.iter().any(|peer| peer.meet(name))
     }

@@ -45,7 +45,8 @@ pub(super) enum Health {
     Down,
 }
 
-/// Failures in a row that make an upstream [`Health::Down`]: a query's, and more than `max_fails` of probes (rule 15.5).
+/// Failures in a row that make an upstream [`Health::Down`]: a query's, and more than `max_fails` of probes (rule
+/// 15.5).
 const DOWN: u32 = 4;
 
 /// An upstream.
@@ -56,11 +57,11 @@ pub(crate) struct Peer {
     metrics: Arc<PeerCounters>,
     state: Mutex<State>,
     resting: Mutex<Vec<Resting>>,
-    /// A name that only this upstream is asked for: whoever asks us for it has it from there.
+    /// A name that we ask only this upstream for: if a client asks us for it, the upstream leads back here.
     token: Name,
-    /// The token was asked of us since it was last sent.
+    /// We were asked for the token since we last sent it.
     met: AtomicBool,
-    /// What we ask it comes back to us.
+    /// The upstream forwards our questions back to us.
     loops: AtomicBool,
 }
 
@@ -68,7 +69,7 @@ pub(crate) struct Peer {
 struct State {
     /// In a row.
     failures: u32,
-    /// Somebody asks whether it is back.
+    /// A task probes whether it answers again.
     probed: bool,
 }
 
@@ -85,7 +86,7 @@ trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Peer {
-    /// An upstream about which nothing is known yet. Whether questions to it come back here is asked in the background
+    /// An upstream in unknown state. Whether questions to it come back here is checked in the background
     /// (rule 16.1).
     pub(super) fn start(
         upstream: Upstream,
@@ -113,7 +114,7 @@ impl Peer {
         &self.upstream
     }
 
-    /// Somebody asked us for `name`; says whether it was this upstream.
+    /// A client asked us for `name`. Returns whether that is this upstream's token.
     pub(super) fn meet(&self, name: &Name) -> bool {
         let met = *name == self.token;
         if met {
@@ -122,7 +123,7 @@ impl Peer {
         met
     }
 
-    /// What people should know beside its name.
+    /// Its state, as text behind its name.
     pub(super) fn standing(&self) -> &'static str {
         match self.health() {
             _ if self.loops() => " (left out: it leads back here)",
@@ -136,7 +137,7 @@ impl Peer {
         self.loops.load(Ordering::Relaxed)
     }
 
-    /// Remembers and tells whether the token came back; says whether it did.
+    /// Stores, logs on a change, and returns whether the token came back.
     fn judge(&self) -> bool {
         let met = self.met.swap(false, Ordering::Relaxed);
         let before = self.loops.swap(met, Ordering::Relaxed);
@@ -271,7 +272,7 @@ impl Peer {
     }
 }
 
-/// Asks until there is any answer at all (rule 15.5), or nobody needs the upstream any more.
+/// Probes until the upstream answers anything at all (rule 15.5), or is no longer configured.
 async fn probe(peer: Weak<Peer>) {
     let outgoing = question(Name::root(), RecordType::NS);
     loop {
@@ -288,7 +289,7 @@ async fn probe(peer: Weak<Peer>) {
     }
 }
 
-/// Sends the token until there is an answer, and then again as long as it comes back.
+/// Sends the token until the upstream answers, and then repeatedly as long as the token comes back.
 async fn look_for_loop(peer: Weak<Peer>) {
     let mut tries = 0;
     while let Some(peer) = peer.upgrade() {

@@ -1,4 +1,4 @@
-//! Whom to trust as an upstream over TLS.
+//! Which certificates of upstreams to trust over TLS.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,8 +29,8 @@ pub enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
-/// With the authorities in `file`, or those that the system trusts. A system without any is no error: every upstream over
-/// TLS then fails, and says why.
+/// With the authorities in `file`, or those that the system trusts. A system without any is no error: every upstream
+/// over TLS then fails, and says why.
 pub(super) fn connector(file: Option<&Path>) -> Result<TlsConnector, TlsError> {
     let mut roots = RootCertStore::empty();
     match file {

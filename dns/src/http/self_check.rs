@@ -1,4 +1,4 @@
-//! `/health`, asked by the server itself: how long that takes tells of too much work (rule 11.7).
+//! The server requests its own `/health`: the time that takes shows whether it is overloaded (rule 11.7).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 const REQUEST: &[u8] = b"GET /health HTTP/1.0\r\n\r\n";
 
-/// Asks for ever.
+/// Requests it every second, until the task is cancelled.
 pub(super) async fn every_second(address: SocketAddr, metrics: Arc<Metrics>) {
     let counters = metrics.health();
     let mut ticks = interval(EVERY);
@@ -31,7 +31,7 @@ pub(super) async fn every_second(address: SocketAddr, metrics: Arc<Metrics>) {
     }
 }
 
-/// Where IPv6 is switched off, all of this host is reached by IPv4 only.
+/// An unspecified address is replaced by IPv4's loopback, which exists also where IPv6 is switched off.
 async fn is_healthy(mut address: SocketAddr) -> io::Result<bool> {
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());

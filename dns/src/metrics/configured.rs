@@ -1,4 +1,4 @@
-//! What the configuration asks for, and what became of it: parts in use, texts in force, `/health`.
+//! Metrics about the configuration: plugins in use, texts in force, `/health`.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -62,7 +62,7 @@ pub(super) fn hosts(encoder: &mut DescriptorEncoder<'_>, blocks: &[Arc<Block>]) 
     ConstGauge::new(i64::try_from(entries).unwrap_or(i64::MAX)).encode(descriptor)?;
     let Some(written) = hosts.iter().filter_map(|hosts| hosts.written()).max() else { return Ok(()) };
     let since = written.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let help = "When the file of hosts that is in force was written";
+    let help = "Modification time of the hosts file in force";
     let descriptor = encoder.encode_descriptor("hosts_reload_timestamp_seconds", help, None, MetricType::Gauge)?;
     ConstGauge::new(since).encode(descriptor)
 }
@@ -72,5 +72,5 @@ pub(super) fn health(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics) -> 
     let name = "health_request_duration_seconds";
     let help = "How long /health took to answer the server itself";
     health.duration.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)?;
-    plain(encoder, "health_request_failures", "Times that it did not answer", health.failures.get())
+    plain(encoder, "health_request_failures", "Times that /health did not answer", health.failures.get())
 }

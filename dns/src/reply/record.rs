@@ -1,7 +1,7 @@
 //! A record on its way into a reply: its owner is written as a pointer where it is the name in the question.
 //!
-//! hickory writes every name in full, looks for it among those before, and takes it back; and it does so for 120 names of
-//! a message only, so that 2,000 endpoints would not fit what TCP takes. Here it is known where the name stands.
+//! hickory writes every name in full, looks for it among those before, and takes it back; and it does so for 120 names
+//! of a message only, so that 2,000 endpoints would not fit what TCP takes. Here it is known where the name stands.
 
 use hickory_proto::ProtoError;
 use hickory_proto::rr::{Name, Record};

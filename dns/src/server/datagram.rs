@@ -19,9 +19,9 @@ pub(super) struct Datagrams {
     any: bool,
 }
 
-/// To whom a reply goes, and from where.
+/// The client that a reply goes to, and the address that it comes from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
+pub(super) struct ReplyPath {
     pub(super) client: SocketAddr,
     asked: Option<Asked>,
 }
@@ -48,10 +48,10 @@ impl Datagrams {
     }
 
     /// The next datagram if there is one; else [`io::ErrorKind::WouldBlock`].
-    pub(super) fn try_receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
+    pub(super) fn try_receive(&self, buffer: &mut [u8]) -> io::Result<(usize, ReplyPath)> {
         if !self.any {
             let (length, client) = self.socket.try_recv_from(buffer)?;
-            return Ok((length, Peer { client, asked: None }));
+            return Ok((length, ReplyPath { client, asked: None }));
         }
         self.socket.try_io(Interest::READABLE, || {
             let mut control = cmsg_space!(in6_pktinfo);
@@ -60,12 +60,12 @@ impl Datagrams {
                 recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
             let client = received.address.as_ref().and_then(inet).ok_or(io::ErrorKind::InvalidData)?;
             let asked = received.cmsgs()?.find_map(asked);
-            Ok((received.bytes, Peer { client, asked }))
+            Ok((received.bytes, ReplyPath { client, asked }))
         })
     }
 
     /// Sends a reply, waiting for room.
-    pub(super) async fn send(&self, reply: &[u8], to: Peer) -> io::Result<()> {
+    pub(super) async fn send(&self, reply: &[u8], to: ReplyPath) -> io::Result<()> {
         loop {
             match self.try_send(reply, to) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
@@ -74,7 +74,7 @@ impl Datagrams {
         }
     }
 
-    fn try_send(&self, reply: &[u8], to: Peer) -> io::Result<()> {
+    fn try_send(&self, reply: &[u8], to: ReplyPath) -> io::Result<()> {
         let Some(asked) = to.asked else { return self.socket.try_send_to(reply, to.client).map(drop) };
         self.socket.try_io(Interest::WRITABLE, || {
             let client = SockaddrStorage::from(to.client);

@@ -1,4 +1,4 @@
-//! The end of a server: nobody new is heard, and whoever is being answered gets the answer.
+//! The end of a server: it accepts no new query, and answers those in progress.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// Starts what ends with an answer, or with a connection, or with the server.
+    /// Starts a task for an answer or a connection; the end of the server cancels it.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let over = self.over.clone();
         drop(self.answering.spawn(async move {
@@ -23,29 +23,29 @@ impl Ending {
         }));
     }
 
-    /// Nobody is answered any more once this is dropped.
+    /// Dropping this cancels all answers.
     pub(super) fn guard(&self) -> DropGuard {
         self.over.clone().drop_guard()
     }
 
-    /// Waits until that has come about.
+    /// Cancels all answers and waits until their tasks have ended.
     pub(super) async fn over(&self) {
         self.over.cancel();
         self.answering.close();
         self.answering.wait().await;
     }
 
-    /// Waits for the word to hear nobody new.
+    /// Waits for the signal to accept no new query.
     pub(super) fn begun(&self) -> impl Future<Output = ()> + Send + use<> {
         self.begun.clone().cancelled_owned()
     }
 
-    /// Gives it, and waits until everybody has been answered, though not for ever.
+    /// Gives that signal, and waits for the answers in progress, `patience` at most.
     pub(super) async fn begin(&self, patience: Duration) {
         self.begun.cancel();
         self.answering.close();
         if timeout(patience, self.answering.wait()).await.is_err() {
-            tracing::warn!(left = self.answering.len(), "some are not answered in time");
+            tracing::warn!(left = self.answering.len(), "queries or connections were not answered in time");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! What questions about the cluster wait for while nothing is known of it yet: an error would reach the program that asks,
-//! silence is bridged by its resolver (rule 11.1).
+//! Makes questions about the cluster wait for the first view of it: an error would reach the program that asks, while
+//! its resolver retries after silence (rule 11.1).
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shunt_serving::admission::Admission;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::admission::Admission;
 use crate::zone::View;
 
 /// Questions that wait at once; one client has at most half of the places.
@@ -22,12 +22,12 @@ pub(super) struct FirstView {
 }
 
 impl FirstView {
-    /// Waited for from now on, for so long.
+    /// Questions wait until `patience` from now.
     pub(super) fn new(views: watch::Receiver<View>, patience: Duration) -> Self {
         Self { views, until: Instant::now() + patience, places: Admission::new(PLACES) }
     }
 
-    /// The view once there is one; `None` if that takes too long, or too many wait already.
+    /// The first view; `None` if it does not come in time, or too many questions wait already.
     pub(super) async fn wait(&self, client: IpAddr) -> Option<View> {
         if Instant::now() >= self.until {
             return None;

@@ -29,11 +29,11 @@ pub(crate) struct Handler {
     first_view: FirstView,
     blocks: Arc<Blocks>,
     metrics: Arc<Metrics>,
-    /// One zone is written at a time; who asks for another waits.
+    /// Only one transfer is written at a time; others wait.
     transfers: Arc<Semaphore>,
 }
 
-/// What there is to do about a message.
+/// How to react to a message.
 pub(crate) enum Begun {
     Nothing,
     Reply(Vec<u8>),
@@ -83,7 +83,7 @@ impl Handler {
         self.unbroken(request, self.reply(request)).await.unwrap_or_else(failure)
     }
 
-    /// A panic is a bug of ours, and costs the query that shows it: others are answered by the same thread.
+    /// A panic is a bug of ours and must only fail the query that caused it: the same thread answers other queries.
     async fn unbroken<T>(&self, request: &Request, work: impl Future<Output = T>) -> Option<T> {
         let done = AssertUnwindSafe(work).catch_unwind().await;
         done.inspect_err(|_| self.panicked(&request.query.to_string())).ok()
@@ -112,10 +112,10 @@ impl Handler {
     }
 
     fn counters<'a>(&'a self, block: Option<&'a Arc<Block>>) -> &'a Counters {
-        block.map_or(&self.metrics.nobodys, |block| &block.counters)
+        block.map_or(&self.metrics.unmatched, |block| &block.counters)
     }
 
-    /// Counts a reply, and tells of it as the block says.
+    /// Counts a reply, and logs it if the block's configuration says so.
     fn replied(&self, block: Option<&Arc<Block>>, request: &Request, reply: &Reply, length: usize, start: Instant) {
         let took = start.elapsed();
         self.counters(block).replied(reply.author, reply.rcode, request.transport, length, took);
@@ -175,8 +175,8 @@ impl Handler {
         Some(messages)
     }
 
-    /// The messages of a whole zone, written where they keep no other query waiting. `None` at the end of the program, and
-    /// after a panic.
+    /// The messages of a whole zone, written where they keep no other query waiting. `None` at the end of the program,
+    /// and after a panic.
     async fn whole(&self, request: Request, zone: Arc<Zone>, payload: u16) -> Option<Vec<Vec<u8>>> {
         let turn = Arc::clone(&self.transfers).acquire_owned().await.ok()?;
         let write = move || {
@@ -204,8 +204,8 @@ impl Handler {
         tracing::debug!(%error, %client, "sending a DNS reply");
     }
 
-    /// A TCP client was sent away, or was too slow.
-    pub(super) fn sent_away(&self) {
+    /// A TCP client was rejected or too slow.
+    pub(super) fn rejected(&self) {
         self.metrics.dropped.tcp_rejects.add_one();
     }
 }
@@ -217,7 +217,7 @@ fn asked(counters: &Counters, request: &Request) {
     }
 }
 
-/// Served over TCP only, and only to those who may have it (rule 4.5).
+/// Served over TCP only, and only to the clients that are allowed (rule 4.5).
 fn is_transfer(rtype: RecordType) -> bool {
     [RecordType::AXFR, RecordType::IXFR].contains(&rtype)
 }

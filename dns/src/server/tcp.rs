@@ -10,37 +10,38 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{self, FuturesOrdered};
 use futures::{FutureExt as _, StreamExt as _, poll};
+use shunt_serving::admission::{Admission, Place};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::ending::Ending;
 use super::handler::{Begun, Handler};
-use crate::admission::{Admission, Place};
 use crate::request::Transport;
 
 /// A connection without a query is closed after this (rule 9.16).
 const IDLE: Duration = Duration::from_secs(10);
-/// A message that has begun must be whole after this.
+/// A message must be complete this long after its first octet.
 const READ: Duration = Duration::from_secs(3);
-/// A client that does not take a reply for so long is not there.
+/// A client that does not read a reply for this long is disconnected.
 const WRITE: Duration = Duration::from_secs(5);
 /// Queries of a connection that are worked on at once.
 const AT_ONCE: usize = 8;
-/// Octets of replies that a connection holds while an earlier one is still worked on; then it reads no further question.
+/// Octets of replies that a connection holds while an earlier one is still worked on; then it reads no further
+/// question.
 const MOST_HELD: usize = 64 * 1024;
 /// After an error that may go away, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Connections at once, in all; one client gets at most half.
 pub(super) const CONNECTIONS: usize = 1024;
 
-/// Accepts for ever.
+/// Accepts connections until the task is cancelled.
 pub(super) async fn serve(listener: TcpListener, handler: Arc<Handler>, connections: Arc<Admission>, ending: Ending) {
     loop {
         match listener.accept().await {
             Ok((stream, client)) => match connections.enter(client.ip()) {
                 Some(place) => ending.spawn(converse(stream, client, Arc::clone(&handler), ending.begun(), place)),
-                None => handler.sent_away(),
+                None => handler.rejected(),
             },
             Err(error) => {
                 tracing::debug!(%error, "accepting a TCP connection for DNS");
@@ -111,7 +112,7 @@ async fn answers(handler: Arc<Handler>, wire: Vec<u8>, client: SocketAddr) -> Re
     }
 }
 
-/// Breaks off if the client does not take them.
+/// Fails if the client does not read them in time.
 async fn send(
     writing: &mut (impl AsyncWrite + Unpin),
     replies: &[Vec<u8>],
@@ -126,7 +127,7 @@ async fn send(
                 return ControlFlow::Break(());
             }
             Err(_too_slow) => {
-                handler.sent_away();
+                handler.rejected();
                 return ControlFlow::Break(());
             }
         }

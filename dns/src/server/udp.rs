@@ -1,4 +1,5 @@
-//! UDP: what can be answered at once is answered on the spot, what has to wait for others waits in a task of its own.
+//! UDP: a query that can be answered at once is answered in place; one that waits for an upstream gets a task of its
+//! own.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::task::Poll;
 
 use futures::poll;
 
-use super::datagram::{Datagrams, Peer};
+use super::datagram::{Datagrams, ReplyPath};
 use super::ending::Ending;
 use super::handler::{Begun, Handler};
 use crate::request::Transport;
@@ -16,7 +17,7 @@ const LONGEST: usize = 65_535;
 /// After so many datagrams in a row, others get their turn on this thread.
 const IN_A_ROW: usize = 64;
 
-/// Answers for ever. How much waits at once is bounded where it waits: in front of the upstreams.
+/// Answers until the server ends. The number of waiting queries is bounded where they wait: before the upstreams.
 pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>, ending: Ending) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; LONGEST];
@@ -27,8 +28,8 @@ pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>, ending: Endi
         }
         for _ in 0..IN_A_ROW {
             match socket.try_receive(&mut buffer) {
-                Ok((length, peer)) => {
-                    answer(&socket, &handler, &ending, buffer.get(..length).unwrap_or_default(), peer).await;
+                Ok((length, path)) => {
+                    answer(&socket, &handler, &ending, buffer.get(..length).unwrap_or_default(), path).await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP error of some client that went away.
@@ -39,10 +40,10 @@ pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>, ending: Endi
     }
 }
 
-async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, ending: &Ending, wire: &[u8], peer: Peer) {
-    let request = match handler.begin(wire, peer.client, Transport::Udp) {
+async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, ending: &Ending, wire: &[u8], path: ReplyPath) {
+    let request = match handler.begin(wire, path.client, Transport::Udp) {
         Begun::Nothing => return,
-        Begun::Reply(reply) => return send(socket, handler, &reply, peer).await,
+        Begun::Reply(reply) => return send(socket, handler, &reply, path).await,
         Begun::Question(request) => request,
     };
     let mut work = Box::pin({
@@ -50,16 +51,16 @@ async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, ending: &Ending
         async move { handler.answer(&request).await }
     });
     match poll!(&mut work) {
-        Poll::Ready(reply) => send(socket, handler, &reply, peer).await,
+        Poll::Ready(reply) => send(socket, handler, &reply, path).await,
         Poll::Pending => {
             let (socket, handler) = (Arc::clone(socket), Arc::clone(handler));
-            ending.spawn(async move { send(&socket, &handler, &work.await, peer).await });
+            ending.spawn(async move { send(&socket, &handler, &work.await, path).await });
         }
     }
 }
 
-async fn send(socket: &Datagrams, handler: &Handler, reply: &[u8], peer: Peer) {
-    if let Err(error) = socket.send(reply, peer).await {
-        handler.unsent(peer.client, &error);
+async fn send(socket: &Datagrams, handler: &Handler, reply: &[u8], path: ReplyPath) {
+    if let Err(error) = socket.send(reply, path).await {
+        handler.unsent(path.client, &error);
     }
 }

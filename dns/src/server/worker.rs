@@ -1,5 +1,5 @@
-//! A thread for each UDP socket: whatever else the process has to do, the kernel gives queries their share of the
-//! processors, and a crowd of TCP clients with large answers delays nobody else.
+//! A thread for each UDP socket: however busy the process is, the kernel gives queries their share of the
+//! processors, and many TCP clients with large answers delay no other client.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The whole zone, for whoever keeps a copy of it (rule 4.5, RFC 5936).
+//! The whole zone, for servers that keep a copy of it (rule 4.5, RFC 5936).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,8 +61,8 @@ impl Zone {
         }
     }
 
-    /// The names of a Service's endpoints, and for a headless one its own addresses and ports: in one pass, for there may
-    /// be many thousands.
+    /// The names of a Service's endpoints, and for a headless one its own addresses and ports: in one pass, for there
+    /// may be many thousands.
     fn of_members(&self, own: &Name, service: &Service) -> Vec<Record> {
         let headless = service.cluster_ips == ClusterIps::Headless;
         let (mut addresses, mut endpoints) = (BTreeSet::new(), BTreeSet::new());

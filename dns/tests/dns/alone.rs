@@ -42,7 +42,7 @@ async fn it_serves_a_cluster_whose_api_server_comes_later_and_goes_again() {
     let program = Program::start(&arguments);
     let server = program.dns();
     let (web, none) = ("web.shop.svc.cluster.local.", "none.shop.svc.cluster.local.");
-    // Nobody can say yet that a name does not exist; what is no data is answered.
+    // It is not certain yet that a name does not exist; names without data are answered.
     assert_eq!(rcode(server, web).await, ResponseCode::ServFail);
     assert_eq!(rcode(server, "svc.cluster.local.").await, ResponseCode::NoError);
     api.resume().unwrap();

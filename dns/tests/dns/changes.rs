@@ -71,8 +71,9 @@ fn the_serial_moves_with_changes_only_and_never_back() {
 async fn absence_is_a_fact_only_once_the_cluster_is_known() {
     let (sender, snapshots) = watch::channel(None);
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let nobody = ForwardConfig::to(Upstreams::Servers(vec![]));
-    let config = ServerConfig { startup_timeout: Duration::ZERO, ..ServerConfig::usual(listen, zone_config(), nobody) };
+    let no_upstreams = ForwardConfig::to(Upstreams::Servers(vec![]));
+    let config =
+        ServerConfig { startup_timeout: Duration::ZERO, ..ServerConfig::usual(listen, zone_config(), no_upstreams) };
     let server = serve(config, snapshots).await.unwrap();
     let address = server.local_addresses()[0];
     let rcode = async |text: &str, rtype| {
@@ -106,8 +107,8 @@ async fn questions_about_the_cluster_wait_for_its_first_view_but_not_for_ever() 
         let startup_timeout = Duration::from_millis(startup_timeout);
         let (sender, snapshots) = watch::channel(None);
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
-        let nobody = ForwardConfig::to(Upstreams::Servers(vec![]));
-        let config = ServerConfig { startup_timeout, ..ServerConfig::usual(listen, zone_config(), nobody) };
+        let no_upstreams = ForwardConfig::to(Upstreams::Servers(vec![]));
+        let config = ServerConfig { startup_timeout, ..ServerConfig::usual(listen, zone_config(), no_upstreams) };
         let server = serve(config, snapshots).await.unwrap();
         let at = server.local_addresses()[0];
         let waiting = tokio::spawn({

@@ -1,4 +1,4 @@
-//! A server that is told by a Corefile what to do, asked over the wire.
+//! A server that is configured by a Corefile, asked over the wire.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -248,7 +248,7 @@ async fn transfer(server: SocketAddr, rtype: RecordType) -> (ResponseCode, Vec<S
 
 async fn transfer_of(server: SocketAddr, question: Message) -> (ResponseCode, Vec<String>) {
     let wire = question.to_vec().unwrap();
-    // To whoever has the zone already its SOA is all.
+    // A client that has the zone already gets its SOA only.
     let whole = question.authorities.is_empty();
     let mut stream = TcpStream::connect(server).await.unwrap();
     stream.write_u16(u16::try_from(wire.len()).unwrap()).await.unwrap();
@@ -380,7 +380,7 @@ async fn a_reverse_zone_may_be_a_part_of_its_tree() {
         ("9.9.96.10.in-addr.arpa.", RecordType::PTR, "NXDomain", "", "96.10.in-addr.arpa."), // 5.5
         ("1.0.96.10.in-addr.arpa.", RecordType::TXT, "NoError", "", "96.10.in-addr.arpa."),
         ("96.10.in-addr.arpa.", RecordType::A, "NoError", "", "96.10.in-addr.arpa."),
-        ("1.1.1.10.in-addr.arpa.", RecordType::PTR, "Refused", "", ""), // of nobody here
+        ("1.1.1.10.in-addr.arpa.", RecordType::PTR, "Refused", "", ""), // of no block here
     ];
     for (text, rtype, rcode, target, soa) in rows {
         let reply = client::udp(server.local_addresses()[0], &client::question(&name(text), rtype)).await;

@@ -8,7 +8,7 @@ use shunt_dns::{Answerer, Corefile, Explanation, Record};
 use crate::corefile::COREFILE;
 use crate::fixture::{cluster, name};
 
-/// Reaches nobody: were one of them asked, the test would take seconds, and the reason would be another.
+/// No server listens there: if one of them were asked, the test would take seconds, and the reason would be another.
 const UPSTREAMS: &str = "
 corp.test:53 {
     forward . 127.0.0.1:9
@@ -56,7 +56,7 @@ const ROWS: [(&str, RecordType, &str, &str, &str); 16] = [
         "192.0.2.71",
         "an alias of www.example.test., which is not of the cluster",
     ),
-    // Hosts have the last word, and nobody else is asked.
+    // Hosts decide, and no upstream is asked.
     ("outer.shop.svc.cluster.local.", RecordType::AAAA, "NOERROR", "www.example.test.", "not of the cluster"),
     ("www.corp.test.", RecordType::A, "", "", "not a name of the cluster: asked of 127.0.0.1:9"),
     (

@@ -18,14 +18,14 @@ use crate::client;
 use crate::fixture::{cluster, external, key, name, zone_config};
 
 /// Answers by the first label of the name; counts what it is asked.
-struct Upstream {
+struct FakeUpstream {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
-impl Upstream {
+impl FakeUpstream {
     async fn start() -> Self {
         Self::at("127.0.0.1:0".parse().unwrap()).await
     }
@@ -39,7 +39,7 @@ impl Upstream {
         tasks.spawn(async move {
             let mut buffer = [0; 4096];
             while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
-                // The search for loops and probes of health are told apart by their types, and not counted.
+                // Loop detection and health probes are recognised by their types, and not counted.
                 let query = &Message::from_vec(&buffer[..length]).unwrap().queries[0];
                 let own = [RecordType::HINFO, RecordType::NS].contains(&query.query_type);
                 count.fetch_add(usize::from(!own), Ordering::Relaxed);
@@ -127,7 +127,7 @@ fn shape(message: &Message) -> (ResponseCode, usize, usize) {
 
 #[tokio::test]
 async fn what_the_upstream_says_is_passed_on() {
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     let at = server.local_addresses()[0];
     let rows = [
@@ -154,7 +154,7 @@ async fn what_the_upstream_says_is_passed_on() {
 
 #[tokio::test]
 async fn plain_answers_are_kept_and_respelled() {
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     let at = server.local_addresses()[0];
     let rows = [("www", 300), ("WWW", 30), ("absent", 300), ("Absent", 30)];
@@ -174,7 +174,7 @@ async fn plain_answers_are_kept_and_respelled() {
 
 #[tokio::test]
 async fn cluster_names_never_leave() {
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     for snapshot in [Some(cluster()), None] {
         let server = client::start(zone_config(), snapshot, vec![upstream.address]).await;
         for text in
@@ -189,7 +189,7 @@ async fn cluster_names_never_leave() {
 
 #[tokio::test]
 async fn a_cut_answer_is_asked_again_over_tcp() {
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     let at = server.local_addresses()[0];
     let cut = ask(at, "long.example.test.", RecordType::A).await;
@@ -205,7 +205,7 @@ async fn a_dead_upstream_gives_way_to_the_next() {
     // Bound and closed again: refuses at once. Bound and mute: costs one try.
     let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let mute = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     let upstreams = vec![closed, mute.local_addr().unwrap(), upstream.address];
     let server = client::start(zone_config(), Some(cluster()), upstreams).await;
     let at = server.local_addresses()[0];
@@ -237,7 +237,7 @@ async fn without_an_answer_there_is_an_error() {
 
 #[tokio::test]
 async fn an_external_name_is_resolved_upstream() {
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     let at = server.local_addresses()[0];
     let reply = ask(at, "Outer.shop.svc.cluster.local.", RecordType::A).await;
@@ -253,9 +253,9 @@ async fn an_external_name_is_resolved_upstream() {
 }
 
 #[tokio::test]
-async fn an_external_name_is_resolved_by_whoever_is_asked_for_its_target() {
-    let (general, stub) = (Upstream::start().await, Upstream::start().await);
-    let to = |upstream: &Upstream| ForwardConfig::to(Upstreams::Servers(vec![upstream.address.into()]));
+async fn an_external_name_is_resolved_by_the_upstreams_of_its_target() {
+    let (general, stub) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let to = |upstream: &FakeUpstream| ForwardConfig::to(Upstreams::Servers(vec![upstream.address.into()]));
     let place = tempfile::tempdir().unwrap();
     let hosts = "stub.test:53 {\n hosts {\n 192.0.2.50 printer.stub.test\n fallthrough\n }\n}\n.:53 {\n}\n";
     std::fs::write(place.path().join("Corefile"), hosts).unwrap();
@@ -288,7 +288,7 @@ async fn an_external_name_is_resolved_by_whoever_is_asked_for_its_target() {
 
 #[tokio::test]
 async fn a_file_of_upstreams_is_followed_as_it_changes() {
-    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let (first, second) = (FakeUpstream::start().await, FakeUpstream::start().await);
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("resolv.conf");
     let write = |text: String| std::fs::write(&file, text).unwrap();
@@ -300,7 +300,7 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
     assert_eq!((first.asked(), second.asked()), (1, 0));
     // A file that is away or empty changes nothing, however often it is looked at.
     std::fs::remove_file(&file).unwrap();
-    write("# nobody\n".to_owned());
+    write("# no server\n".to_owned());
     tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
     assert_eq!(shape(&ask(address, "still.example.", RecordType::A).await).0, ResponseCode::NoError);
     assert_eq!((first.asked(), second.asked()), (2, 0));
@@ -321,8 +321,8 @@ async fn a_file_of_upstreams_is_followed_as_it_changes() {
 }
 
 #[tokio::test]
-async fn replies_over_tcp_keep_the_order_of_their_questions_whoever_answers_first() {
-    let upstream = Upstream::start().await;
+async fn replies_over_tcp_keep_the_order_of_their_questions() {
+    let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     // More than are worked on at once; those of the cluster are ready while the others are being asked for.
     let names = (0..40).map(|number| match number % 4 {
@@ -338,7 +338,7 @@ async fn replies_over_tcp_keep_the_order_of_their_questions_whoever_answers_firs
 
 #[tokio::test]
 async fn a_connection_is_used_again() {
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     for text in ["long.a.test.", "long.b.test.", "long.c.test."] {
         assert!(ask(server.local_addresses()[0], text, RecordType::A).await.metadata.truncation, "{text}");
@@ -350,8 +350,8 @@ async fn a_connection_is_used_again() {
 
 #[tokio::test]
 async fn a_domain_of_its_own_is_asked_of_its_own_servers() {
-    let (general, corp, lab) = (Upstream::start().await, Upstream::start().await, Upstream::start().await);
-    let stub = |domain: &str, upstream: &Upstream| format!("{domain}={}", upstream.address).parse().unwrap();
+    let (general, corp, lab) = (FakeUpstream::start().await, FakeUpstream::start().await, FakeUpstream::start().await);
+    let stub = |domain: &str, upstream: &FakeUpstream| format!("{domain}={}", upstream.address).parse().unwrap();
     let forward = ForwardConfig::to(Upstreams::Servers(vec![general.address.into()]))
         .with_stub_domains([stub("corp.test", &corp), stub("lab.corp.test.", &lab)]);
     let server = client::start_with(zone_config(), Some(cluster()), forward).await;
@@ -372,7 +372,7 @@ async fn a_domain_of_its_own_is_asked_of_its_own_servers() {
 
 #[tokio::test]
 async fn an_old_answer_is_better_than_none() {
-    let upstream = Upstream::start().await;
+    let upstream = FakeUpstream::start().await;
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     let at = server.local_addresses()[0];
     assert_eq!(ask(at, "brief.example.test.", RecordType::A).await.answers[0].ttl, 1);
@@ -387,7 +387,7 @@ async fn an_old_answer_is_better_than_none() {
 
 #[tokio::test]
 async fn an_upstream_that_comes_back_is_asked_first_again() {
-    let standby = Upstream::start().await;
+    let standby = FakeUpstream::start().await;
     let place = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = place.local_addr().unwrap();
     drop(place);
@@ -395,7 +395,7 @@ async fn an_upstream_that_comes_back_is_asked_first_again() {
     let at = server.local_addresses()[0];
     ask(at, "one.example.test.", RecordType::A).await;
     assert_eq!(standby.asked(), 1);
-    let first = Upstream::at(address).await;
+    let first = FakeUpstream::at(address).await;
     // 15.5: it is asked in the background whether it is back.
     for number in 0_u32.. {
         ask(at, &format!("name-{number}.example.test."), RecordType::A).await;
@@ -448,7 +448,7 @@ async fn upstreams_over_tls_must_be_who_they_say() {
 async fn an_upstream_that_leads_back_here_is_left_out() {
     // It hands on to the server whatever it is asked, as a resolver on the node may do.
     let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-    let (upstream, at_back) = (Upstream::start().await, back.local_addr().unwrap());
+    let (upstream, at_back) = (FakeUpstream::start().await, back.local_addr().unwrap());
     let relayed = Arc::<AtomicUsize>::default();
     let server = client::start(zone_config(), Some(cluster()), vec![at_back, upstream.address]).await;
     let at = server.local_addresses()[0];

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
-use shunt_dns::{Answer, ForwardConfig, RecordType, ServerConfig, Upstreams, Zone, limits, serve};
+use shunt_dns::{Answer, ForwardConfig, RecordType, ServerConfig, Upstreams, Zone, serve};
 use shunt_model::Snapshot;
+use shunt_serving::limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
@@ -75,7 +76,7 @@ async fn every_kind_of_malformed_message_is_met_as_the_rules_say() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.connect(at).await.unwrap();
         socket.send(&wire).await.unwrap();
-        // What is met with silence is told from what is slow by the answer to the next question.
+        // The answer to the next question shows that this one gets no reply, not a late one.
         let next = question("web.shop.svc.cluster.local.");
         if wanted.is_none() {
             socket.send(&next).await.unwrap();
@@ -122,7 +123,7 @@ async fn a_client_that_never_reads_is_let_go() {
     let mut stream = TcpStream::connect(at).await.unwrap();
     let wire = question("many.shop.svc.cluster.local.");
     let framed = [u16::try_from(wire.len()).unwrap().to_be_bytes().as_slice(), &wire].concat();
-    // It asks and asks, until nobody takes its questions any more: the server waits for it to read, and then hangs up.
+    // It sends questions until the server reads no more of them: the server waits for it to read replies, then closes.
     let hung_up = async {
         for _ in 0..1_000_000 {
             if stream.write_all(&framed).await.is_err() {
@@ -195,10 +196,10 @@ async fn one_client_does_not_take_all_connections() {
 
 #[tokio::test]
 async fn a_server_on_all_addresses_replies_from_the_one_that_was_asked() {
-    let nobody = ForwardConfig::to(Upstreams::Servers(vec![]));
+    let no_upstreams = ForwardConfig::to(Upstreams::Servers(vec![]));
     for (listen, asked) in [("0.0.0.0:0", vec!["127.0.0.1", "127.0.0.77"]), ("[::]:0", vec!["::1", "127.0.0.77"])] {
         let (_, snapshots) = watch::channel(Some(Arc::new(cluster())));
-        let config = ServerConfig::usual(vec![listen.parse().unwrap()], zone_config(), nobody.clone());
+        let config = ServerConfig::usual(vec![listen.parse().unwrap()], zone_config(), no_upstreams.clone());
         let server = serve(config, snapshots).await.unwrap();
         for ip in asked {
             // A connected socket takes replies from nowhere else (rule 9.17).

@@ -11,8 +11,6 @@ mod client;
 #[cfg(test)]
 mod corefile;
 #[cfg(test)]
-mod corefiles;
-#[cfg(test)]
 mod explained;
 #[cfg(test)]
 mod fixture;

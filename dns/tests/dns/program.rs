@@ -1,4 +1,4 @@
-//! What somebody sees of the program who runs it in place of CoreDNS: flags, signals, exit codes, health, metrics.
+//! The program as an operator sees it in place of CoreDNS: flags, signals, exit codes, health, metrics.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -165,7 +165,7 @@ async fn answers_on_their_way_arrive_before_it_ends() {
     });
     let asked = asked_for(&upstream, &["udp.test.", "tcp.test."]).await;
     program.tell(Signal::SIGTERM);
-    // Nobody new is heard.
+    // No new query is accepted.
     while tokio::net::TcpStream::connect(server).await.is_ok() {
         tokio::time::sleep(EVERY).await;
     }
@@ -184,7 +184,7 @@ async fn answers_on_their_way_arrive_before_it_ends() {
     for reply in [&udp, &tcp[0]] {
         assert_eq!(reply.metadata.response_code.to_str(), "No Error");
     }
-    // Whoever has asked nothing is not waited for.
+    // A connection without a query is not waited for.
     let (status, log) = program.ended();
     assert_eq!(status.code(), Some(0));
     assert!(!log.contains("not answered in time"), "{log}");
@@ -203,11 +203,11 @@ async fn it_reads_its_corefile_again_when_told_to() {
     std::fs::write(&path, FIXED.replace("one", "two")).unwrap();
     program.tell(Signal::SIGUSR1);
     wait_for_answer(at, "example.test. 5 two").await;
-    // It is told of a moment after the answers have changed.
+    // The metric changes a moment after the answers.
     let changed = |page: &str| version(page).is_some_and(|now| Some(&now) != before.as_ref());
     let after = version(&program.wait_for("/metrics", 200, changed));
     assert!(before.is_some(), "{after:?}");
-    // A bad one changes nothing, and is told of as often as it is asked for.
+    // A bad one changes nothing, and is reported at each request.
     std::fs::write(&path, "nonsense {").unwrap();
     program.tell(Signal::SIGUSR1);
     program.wait_for("/metrics", 200, |body| body.contains("coredns_reload_failed_total 1\n"));

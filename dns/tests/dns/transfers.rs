@@ -25,9 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server that gives its zone to this host.
 async fn start(snapshot: Snapshot) -> Server {
-    let block = BlockConfig::usual(name("cluster.local."), ForwardConfig::to(Upstreams::Servers(vec![])));
+    let mut block = BlockConfig::usual(name("cluster.local."), ForwardConfig::to(Upstreams::Servers(vec![])));
     let transfer = Transfer { zones: vec![Name::root()], to: vec!["127.0.0.0/8".parse().unwrap()] };
-    let block = BlockConfig { transfer: Some(transfer), ..block };
+    block.transfer = Some(transfer);
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
     let (_, snapshots) = watch::channel(Some(Arc::new(snapshot)));
     serve(ServerConfig { listen, zone: zone_config(), blocks: vec![block], startup_timeout: Duration::ZERO }, snapshots)
@@ -39,7 +39,7 @@ fn ask(rtype: RecordType) -> Message {
     client::question(&name("cluster.local."), rtype)
 }
 
-/// An IXFR of somebody who has the zone of `serial`.
+/// An IXFR of a client that has the zone of `serial`.
 fn changes_since(serial: u32) -> Message {
     let data = SOA::new(name("ns.dns.cluster.local."), name("hostmaster.cluster.local."), serial, 0, 0, 0, 0);
     let mut message = ask(RecordType::IXFR);

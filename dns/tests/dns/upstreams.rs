@@ -20,7 +20,7 @@ use crate::fixture::{cluster, name, zone_config};
 /// A reply to a query, or silence.
 type Script = fn(Message) -> Option<Vec<u8>>;
 
-/// What becomes of TCP connections.
+/// How TCP connections are handled.
 #[derive(Clone, Copy)]
 enum Tcp {
     /// They are accepted, and nothing is ever said.
@@ -47,7 +47,7 @@ impl Scripted {
             let mut buffer = [0; 4096];
             while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
                 let query = Message::from_vec(&buffer[..length]).unwrap();
-                // The search for loops and probes of health are told apart by their types, and not counted.
+                // Loop detection and health probes are recognised by their types, and not counted.
                 let own = [RecordType::HINFO, RecordType::NS].contains(&query.queries[0].query_type);
                 count.fetch_add(usize::from(!own), Ordering::Relaxed);
                 if let Some(reply) = script(query) {
@@ -120,7 +120,7 @@ fn unreadable(query: Message) -> Option<Vec<u8>> {
     Some(wire)
 }
 
-/// Names that nobody asked for, before the right one and behind it.
+/// Names that were not asked for, before the right one and after it.
 fn lies(query: Message) -> Option<Vec<u8>> {
     answer_with(query, |message| {
         let asked = message.queries[0].name.clone();
@@ -208,7 +208,7 @@ async fn a_cut_answer_is_better_than_none_when_tcp_is_blocked() {
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_can_read_is_no_fault_of_the_upstream() {
+async fn an_answer_that_cannot_be_parsed_is_no_fault_of_the_upstream() {
     let (upstream, other) =
         (Scripted::start(unreadable, Tcp::MuteAfter(0)).await, Scripted::start(plain, Tcp::Mute).await);
     let server = start(&[upstream.address, other.address]).await;
@@ -225,7 +225,7 @@ async fn an_answer_that_nobody_can_read_is_no_fault_of_the_upstream() {
 }
 
 #[tokio::test]
-async fn records_that_nobody_asked_for_are_not_passed_on() {
+async fn records_that_were_not_asked_for_are_not_passed_on() {
     let upstream = Scripted::start(lies, Tcp::Mute).await;
     let server = start(&[upstream.address]).await;
     for _cached in [false, true] {
@@ -281,7 +281,8 @@ async fn loops_through_a_domain_of_its_own_are_found() {
     let (place, upstream) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), Scripted::start(plain, Tcp::Mute).await);
     let at_place = place.local_addr().unwrap();
     let to = |address: SocketAddr| ForwardConfig::to(Upstreams::Servers(vec![address.into()]));
-    let corp = BlockConfig { forward: to(at_place), ..BlockConfig::new(name("corp.test.")) };
+    let mut corp = BlockConfig::new(name("corp.test."));
+    corp.forward = to(at_place);
     let by_block = vec![BlockConfig::usual(name("cluster.local."), to(upstream.address)), corp];
     let by_route = vec![BlockConfig::usual(
         name("cluster.local."),

@@ -257,11 +257,11 @@ async fn a_taken_address_is_named_with_advice() {
     let server = client::start(zone_config(), Some(cluster()), vec![]).await;
     let listen = vec![server.local_addresses()[0]];
     let (_, snapshots) = watch::channel(None);
-    let nobody = ForwardConfig::to(Upstreams::Servers(vec![]));
-    let config = ServerConfig::usual(listen.clone(), zone_config(), nobody.clone());
+    let no_upstreams = ForwardConfig::to(Upstreams::Servers(vec![]));
+    let config = ServerConfig::usual(listen.clone(), zone_config(), no_upstreams.clone());
     let error = serve(config, snapshots.clone()).await.err().unwrap().to_string();
     assert!(error.contains(&listen[0].to_string()) && error.contains("another DNS server"), "{error}");
-    let config = ServerConfig::usual(vec![], zone_config(), nobody);
+    let config = ServerConfig::usual(vec![], zone_config(), no_upstreams);
     assert!(matches!(serve(config, snapshots).await, Err(ServeError::NoAddress)));
     let listen = server.local_addresses().to_vec();
     server.shutdown().await;

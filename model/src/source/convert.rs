@@ -1,4 +1,5 @@
-//! Kubernetes objects into the model: pure, one object at a time, and lenient where one bad part need not cost the rest.
+//! Kubernetes objects into the model: pure, one object at a time, and lenient where one bad part need not cost the
+//! rest.
 //!
 //! An object that cannot be used at all is a [`Rejection`]; a part that is left out is a note of the [`Conversion`].
 //! Nothing here knows whether an object came from a file or from an API server.
@@ -38,7 +39,7 @@ pub(crate) struct Conversion {
 }
 
 impl Conversion {
-    /// One that keeps these annotations of Pods, and no others: most are long, and nobody reads them.
+    /// Keeps these annotations of Pods, and no others: most are long and not read here.
     pub(crate) fn keeping(pod_annotations: &[String]) -> Self {
         let keys: BTreeSet<&str> = pod_annotations.iter().map(String::as_str).collect();
         Self { pod_annotations: keys.into_iter().map(Arc::from).collect(), ..Self::default() }

@@ -1,7 +1,7 @@
 //! The Kubernetes API as a source: lists, then watches, and keeps only what the model has.
 //!
 //! `reflector` follows one resource each (with `wire` for what is read of its objects and `client` for credentials),
-//! `view` joins what they tell into a snapshot, and `follow` publishes it. Nothing is handed out before Services and
+//! `view` joins their messages into a snapshot, and `follow` publishes it. Nothing is handed out before Services and
 //! EndpointSlices have been listed once (spec SY-1); while the API is away, the last view stays in force.
 
 mod backoff;
@@ -31,8 +31,8 @@ pub struct KubeOptions {
     pub kubeconfig: Option<PathBuf>,
     /// The API server's URL, instead of the one that the credentials name.
     pub master: Option<String>,
-    /// This node: its Node object is followed, and its Pods. Empty for who serves names and no node: then neither Nodes
-    /// nor ServiceCIDRs are followed.
+    /// This node: its Node object is followed, and its Pods. Empty for a server of DNS alone: then neither Nodes nor
+    /// ServiceCIDRs are followed.
     pub node: String,
     /// Names are answered too: headless Services, those of other proxies, and Namespaces are followed as well.
     pub names: bool,
@@ -62,7 +62,7 @@ pub async fn start(options: KubeOptions) -> Result<Starting, ConnectError> {
 }
 
 impl Starting {
-    /// Waits for the first complete view; none if the source ended, which only a bug does.
+    /// Waits for the first complete view; `None` if the source ended, which would be a bug.
     pub async fn complete(self) -> Option<Source> {
         let snapshots = self.first.await.ok()?;
         Some(Source { snapshots, health: self.health, _stop: Box::new(self.tasks) })
@@ -128,7 +128,7 @@ impl Kind {
         }
     }
 
-    /// What is missing while this resource cannot be read; none for those without which there is no view at all.
+    /// What is missing while this resource cannot be read; `None` if there is no view at all without it.
     fn without(self) -> Option<&'static str> {
         match self {
             Self::Service | Self::Slice => None,

@@ -1,8 +1,8 @@
 //! The embedded source: a folder of ordinary Kubernetes manifests.
 //!
 //! `folder` reads files, `parse` turns their text into Kubernetes objects, `object` into the model's, `assemble` joins
-//! all files' objects into a snapshot (with `allocate` for cluster IPs and `derive` for endpoints), and `watch` keeps it
-//! up to date. All but `folder` and `watch` are pure.
+//! all files' objects into a snapshot (with `allocate` for cluster IPs and `derive` for endpoints), and `watch` keeps
+//! it up to date. All but `folder` and `watch` are pure.
 
 mod allocate;
 mod assemble;

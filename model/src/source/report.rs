@@ -1,10 +1,10 @@
-//! Tells of problems when they appear and when they are gone, once each.
+//! Logs each problem once when it appears and once when it is gone.
 
 use std::collections::BTreeSet;
 
 use crate::source::{Problem, SourceHealth};
 
-/// Brings `health` up to date, says what is new, and answers whether anything is.
+/// Updates `health`, logs what is new, and returns whether anything changed.
 pub(crate) fn update(health: &mut SourceHealth, unreachable: Option<String>, problems: Vec<Problem>) -> bool {
     if health.unreachable == unreachable && health.problems == problems {
         return false;

@@ -60,7 +60,7 @@ async fn what_is_forbidden_is_named_with_what_to_allow() {
     assert!(reason.contains("endpointslices.discovery.k8s.io is forbidden"), "{reason}");
     assert!(reason.contains("allow get, list and watch of endpointslices in the ClusterRole"), "{reason}");
     assert!(reason.contains("nothing is served yet"), "{reason}");
-    // kube-proxy's own role lacks Pods: that is told, and does not keep anything back.
+    // kube-proxy's own role lacks Pods: that is reported, and delays nothing.
     api.deny(&[Resource::Pod]);
     let source = starting.complete().await.unwrap();
     assert_eq!(source.snapshots.borrow().services.len(), 2);

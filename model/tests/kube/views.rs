@@ -76,7 +76,7 @@ async fn a_label_hands_a_service_to_another_proxy_and_back_in_3() {
     object["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
     api.apply_object(object).unwrap();
     watched.until_services("a b").await;
-    // With names to answer, the same objects are in the view, marked as somebody else's.
+    // With names to answer, the same objects are in the view, marked as those of another proxy.
     let all = Watched::new(&api).await;
     all.until_services("a[10.1.0.1] b").await;
 }

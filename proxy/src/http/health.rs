@@ -15,8 +15,8 @@ use axum::{Json, Router};
 use hickory_proto::rr::Name;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use shunt_dns::http::serve_routes;
 use shunt_model::with_causes;
+use shunt_serving::http::serve_routes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -228,7 +228,7 @@ async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> R
         }
         Ok(()) => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], shunt_dns::metrics::classic(&text)).into_response()
+            ([(header::CONTENT_TYPE, kind)], shunt_serving::metrics::classic(&text)).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

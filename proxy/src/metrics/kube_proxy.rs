@@ -219,7 +219,7 @@ impl KubeProxy {
 mod tests {
     use super::*;
     use crate::plan::fixture::{cluster, slice};
-    use shunt_dns::metrics::classic;
+    use shunt_serving::metrics::classic;
 
     fn scrape(metrics: &KubeProxy) -> String {
         let mut registry = Registry::default();

@@ -88,6 +88,10 @@ mod tests {
         check(&["shunt-dns: tokio", "tokio: mio", "mio:"], &[]);
         check(&["shunt-dns: tokio", "tokio: rtnetlink", "rtnetlink:"], &["shunt-dns -> tokio -> rtnetlink"]);
         check(&["shunt-dns: aya", "aya: aya-obj", "aya-obj:"], &["shunt-dns -> aya", "shunt-dns -> aya -> aya-obj"]);
+        check(
+            &["shunt-dns: shunt-serving", "shunt-serving: proxy-abi", "proxy-abi:"],
+            &["shunt-dns -> shunt-serving -> proxy-abi"],
+        );
         check(&["shunt-dns: a b", "a: netlink-sys", "b: netlink-sys"], &["shunt-dns -> a -> netlink-sys"]);
     }
 

@@ -10,7 +10,7 @@ use crate::upstream::{Upstream, Upstreams};
 
 pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
     let [from, to @ ..] = line.arguments() else {
-        return Err(line.error("takes a domain and whom to ask"));
+        return Err(line.error("takes a domain and its upstreams"));
     };
     let from = value(line, values::domain(from))?;
     let mut server_name = None;
@@ -20,7 +20,7 @@ pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
         match (option.name(), arguments.as_slice()) {
             ("except", [_, ..]) => route.except.extend(zones_of(option, option.arguments(), &[])?),
             ("force_tcp", []) => route.force_tcp = true,
-            // That is what is done anyway.
+            // This server does so always.
             ("prefer_udp", []) => {}
             ("force_tcp" | "prefer_udp", _) => return Err(option.error("takes no arguments")),
             ("tls", []) => {}
@@ -64,11 +64,11 @@ pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
 fn upstreams(line: &Line, to: &[String], server_name: Option<&str>) -> Result<Upstreams, CorefileError> {
     let is_file = |word: &&String| word.contains('/') && !word.contains("://");
     match (to, to.iter().find(is_file)) {
-        ([], _) => return Err(line.error("names nobody to ask")),
+        ([], _) => return Err(line.error("names no upstream")),
         ([file], Some(_)) => return Ok(Upstreams::File(PathBuf::from(file))),
         (_, Some(file)) => {
             return Err(line.error(format!(
-                "the file {file} cannot be joined with others in this server: name its servers by their addresses"
+                "the file {file} beside other upstreams is not supported: name its servers by their addresses"
             )));
         }
         (_, None) => {}

@@ -21,7 +21,7 @@ pub(super) fn kubernetes(line: &Line, domains: &[Name], shared: &mut Shared) -> 
         [domain] if !domain.is_root() => (*domain).clone(),
         [_] => return Err(line.error("the root cannot be the cluster domain: name it, such as cluster.local")),
         [] => return Err(line.error("names no cluster domain, such as cluster.local")),
-        _ => return Err(line.error("has one cluster domain; several are not in this server")),
+        _ => return Err(line.error("takes one cluster domain; several are not supported")),
     };
     zones.sort_by_key(|zone| is_reverse(zone));
     let mut kubernetes = Kubernetes { zones, fallthrough: Vec::new() };

@@ -41,7 +41,7 @@ pub(super) fn log(line: &Line, domains: &[Name]) -> Result<LogConfig, CorefileEr
     let words: Vec<String> = line.arguments().iter().filter(usual).cloned().collect();
     if let Some(format) = words.iter().find(|word| word.contains('{')) {
         return Err(
-            line.error(format!("the format {format:?} is not in this server: it writes {{common}} and {{combined}}"))
+            line.error(format!("the format {format:?} is not supported; supported are {{common}} and {{combined}}"))
         );
     }
     let mut classes = Vec::new();

@@ -48,7 +48,8 @@ pub(super) fn hosts(line: &Line, domains: &[Name]) -> Result<HostsConfig, Corefi
     Ok(config)
 }
 
-/// `rewrite [continue|stop] name [KIND] FROM TO [answer ...]`; what comes after the first word may be the lines of a block.
+/// `rewrite [continue|stop] name [KIND] FROM TO [answer ...]`; what comes after the first word may be the lines of a
+/// block.
 pub(super) fn rewrite(line: &Line) -> Result<Rewrite, CorefileError> {
     let block = options(line).iter().flat_map(|option| &option.words);
     let words: Vec<&str> = line.arguments().iter().chain(block).map(String::as_str).collect();
@@ -59,7 +60,7 @@ pub(super) fn rewrite(line: &Line) -> Result<Rewrite, CorefileError> {
     };
     let ["name", rest @ ..] = words else {
         return Err(match words.first() {
-            Some(field) => line.error(format!("{field} cannot be rewritten in this server, only name")),
+            Some(field) => line.error(format!("{field} cannot be rewritten: only name is supported")),
             None => line.error("takes a rule, such as name FROM TO"),
         });
     };
@@ -141,7 +142,7 @@ pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, Corefi
             "additional" => template.additionals.extend(records(option)?),
             "rcode" => template.rcode = rcode(option)?,
             "fallthrough" => template.fallthrough = fallthrough(option)?,
-            // An alias is followed without being told to.
+            // An alias is followed always.
             "upstream" => {}
             _ => return Err(unknown(line, option)),
         }

@@ -34,7 +34,8 @@ pub(super) fn check(what: &str, name: &str, rule: Rule) -> Result<(), Rejection>
     Err(Rejection(format!("{what} {name:?} is not a DNS name ({wanted}), so the object is ignored")))
 }
 
-/// Why text is no DNS label, to be put behind it: `is not …`. DNS could not answer for it, or would answer for another.
+/// Why `text` is not a DNS label, as words to follow it: `is not …`. DNS could not answer for such a name, or would
+/// answer for another one.
 pub(super) fn label_fault(text: &str) -> Option<String> {
     let length = text.len();
     if length > 63 {
@@ -45,8 +46,8 @@ pub(super) fn label_fault(text: &str) -> Option<String> {
     })
 }
 
-/// A name that others may own, so it need not be one that Kubernetes would give: letters of both cases and `_` are in
-/// use. What is left can be read in one way only, as labels of 1 to 63 characters between dots.
+/// A name outside of the cluster, which need not follow Kubernetes' rules: capital letters and `_` are in use. It must
+/// be labels of 1 to 63 characters between dots, so that it has one reading only.
 pub(super) fn is_host(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(inner);

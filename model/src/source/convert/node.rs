@@ -52,8 +52,9 @@ pub(crate) fn pod(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Pod>
     }))
 }
 
-/// A Pod that is being deleted has no name unless it had one before (spec DNS 6.3), so what is told of it by now changes
-/// nothing. One with an annotation that is kept counts all the same: as long as it runs, it is left alone or it is not.
+/// Whether the Pod is being deleted and its update must be ignored: such a Pod keeps the name that it had before, and
+/// gets no new one (spec DNS 6.3). A Pod with an annotation that is kept is not ignored: its opt-out holds as long as
+/// it runs.
 pub(crate) fn is_leaving(object: &core::Pod, pod: &Pod) -> bool {
     object.metadata.deletion_timestamp.is_some() && pod.annotations.is_empty()
 }

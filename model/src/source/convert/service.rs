@@ -165,7 +165,7 @@ fn port(object: &core::ServicePort, earlier: &[ServicePort], cx: &mut Conversion
         return Err(format!("port {name:?} repeats {number}/{protocol} of port {:?}", &*other.name));
     }
     if (name.is_empty() && !earlier.is_empty()) || earlier.iter().any(|other| other.name.is_empty()) {
-        // Unambiguous so far, so it is kept; the report tells why another cluster would refuse it.
+        // Unambiguous so far, so it is kept; the note says why an API server would refuse it.
         cx.note("it has several ports but not all are named; name them all, Kubernetes would refuse it");
     }
     let node_port = object.node_port.filter(|number| *number != 0);

@@ -14,7 +14,7 @@ use crate::key::{Family, ObjectKey, SliceKey};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label that keeps a slice out of load balancing (spec IN-2).
 const HEADLESS: &str = "service.kubernetes.io/headless";
-/// The annotation that tells when the change happened that a slice's version is for (spec SY-20).
+/// The annotation with the time of the change that led to this version of the slice (spec SY-20).
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The model of an EndpointSlice; none for addressType FQDN, which nothing here reads (spec IN-31).

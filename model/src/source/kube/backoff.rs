@@ -1,4 +1,4 @@
-//! How long to wait before asking again.
+//! How long to wait before a retry.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use rand::Rng as _;
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Waits that double, each shortened by a random part so that the nodes of a cluster do not ask in step.
+/// Waits that double, each shortened by a random part so that the nodes of a cluster do not retry at the same time.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
@@ -21,7 +21,7 @@ impl Backoff {
         full.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// It worked.
+    /// After a success: the next wait is the shortest.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }

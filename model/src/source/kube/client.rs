@@ -12,7 +12,7 @@ use super::KubeOptions;
 /// Connecting; kube's own 30 s would hide an API server that is away for that long.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Why the API server cannot even be asked.
+/// Why no request to the API server can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The kubeconfig is missing or wrong.
@@ -45,11 +45,11 @@ pub enum ConnectError {
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) client: Client,
-    /// For people who look for the fault; whoever asks about health may read it too, so it has no credentials in it.
+    /// Its URL for messages. Clients of the health endpoints can read it too, so it contains no credentials.
     pub(super) url: Arc<str>,
 }
 
-/// A client with the credentials as they are now. Files are read anew each time, so that what was rotated is found.
+/// A client with the credentials as they are now. Files are read each time, so that rotated credentials are found.
 pub(super) async fn connect(options: &KubeOptions) -> Result<Api, ConnectError> {
     let master = options.master.as_deref().map(url).transpose()?;
     let mut config = match &options.kubeconfig {
@@ -60,7 +60,7 @@ pub(super) async fn connect(options: &KubeOptions) -> Result<Api, ConnectError> 
         config.cluster_url = master;
     }
     config.connect_timeout = Some(CONNECT);
-    // Reflectors wait by themselves, as long as the server asks for, and tell why.
+    // No retries here: reflectors retry, after the delay that the server asks for, and report why.
     config.default_retry = false;
     let url = Arc::from(without_credentials(&config.cluster_url));
     let client = Client::try_from(config).map_err(|source| ConnectError::Client(Box::new(source)))?;

@@ -32,7 +32,7 @@ pub struct NewEvent {
     pub reason: String,
     /// What was attempted, in CamelCase.
     pub action: String,
-    /// What happened, for people.
+    /// What happened, in words.
     pub note: String,
 }
 

@@ -1,4 +1,4 @@
-//! Why a request to the API came to nothing, in words for whoever has to mend it.
+//! Why a request to the API failed, in words for the operator who has to fix it.
 
 use std::time::Duration;
 
@@ -46,12 +46,12 @@ impl Failure {
         self.status().map(|status| status.code)
     }
 
-    /// The history that was asked for is gone, so the list must be read anew.
+    /// The API server no longer has the requested history, so the list must be read again.
     pub(super) fn is_gone(&self) -> bool {
         self.code() == Some(410)
     }
 
-    /// The API server knows us and says no, or has no such resource: asking again soon is no use.
+    /// The API server knows us and refuses, or has no such resource: an early retry is useless.
     pub(super) fn is_denial(&self) -> bool {
         matches!(self.code(), Some(403 | 404))
     }

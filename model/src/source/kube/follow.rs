@@ -1,4 +1,4 @@
-//! Runs the reflectors, and publishes the view that they amount to.
+//! Runs the reflectors, and publishes the view that results from their messages.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::snapshot::Snapshot;
 use crate::source::SourceHealth;
 use crate::source::report;
 
-/// Messages on their way; a reflector that is ahead of the view waits.
+/// The capacity of the channel; a reflector that is ahead of the view waits.
 const QUEUE: usize = 1024;
 /// A flood of changes is published this often, a single change at once.
 const BATCH: Duration = Duration::from_millis(5);
-/// How long resources that can be done without are waited for (spec SY-13).
+/// How long the first view waits for resources that it can do without (spec SY-13).
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ends the work when dropped.
@@ -38,12 +38,12 @@ pub(super) fn start(
     for kind in wanted {
         let (api, options, outbox) = (api.clone(), options.clone(), outbox.clone());
         match kind {
-            Kind::Service => tasks.spawn(Reflector::<wire::Service>::new(api, options, outbox).run()),
-            Kind::Slice => tasks.spawn(Reflector::<wire::Slice>::new(api, options, outbox).run()),
-            Kind::Node => tasks.spawn(Reflector::<wire::Node>::new(api, options, outbox).run()),
-            Kind::Pod => tasks.spawn(Reflector::<wire::Pod>::new(api, options, outbox).run()),
-            Kind::Namespace => tasks.spawn(Reflector::<wire::Namespace>::new(api, options, outbox).run()),
-            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::ServiceCidr>::new(api, options, outbox).run()),
+            Kind::Service => tasks.spawn(Reflector::<wire::WireService>::new(api, options, outbox).run()),
+            Kind::Slice => tasks.spawn(Reflector::<wire::WireSlice>::new(api, options, outbox).run()),
+            Kind::Node => tasks.spawn(Reflector::<wire::WireNode>::new(api, options, outbox).run()),
+            Kind::Pod => tasks.spawn(Reflector::<wire::WirePod>::new(api, options, outbox).run()),
+            Kind::Namespace => tasks.spawn(Reflector::<wire::WireNamespace>::new(api, options, outbox).run()),
+            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::WireServiceCidr>::new(api, options, outbox).run()),
         };
     }
     let (ready, first) = oneshot::channel();
@@ -105,10 +105,10 @@ impl Follower {
             if let Some(ready) = self.ready.take()
                 && ready.send(self.snapshots.subscribe()).is_err()
             {
-                tracing::debug!("nobody waits for the cluster any more");
+                tracing::debug!("the first view has no receiver any more");
             }
         }
-        // After the view is out: readers need not wait for the report.
+        // After the view is published: readers need not wait for the report.
         if self.view.take_reported() {
             let (unreachable, problems) = (self.view.unreachable(), self.view.problems());
             self.health.send_if_modified(|health| report::update(health, unreachable, problems));

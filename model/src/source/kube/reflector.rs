@@ -1,8 +1,8 @@
 //! Follows one resource: lists it page by page, then watches it from there, for ever.
 //!
-//! Not kube's own watcher, because of three things it does: it tells nobody when a watch is open again, it goes on
-//! behind an event that it could not read, and it never lists anew when a watch is refused as too old. The first
-//! would leave an outage on record for ever, the others would lose changes.
+//! Not kube's own watcher, for three reasons: it does not report when a watch is open again, it continues after an
+//! event that it could not read, and it never lists again when a watch is refused as too old. Because of the first an
+//! outage would be reported for ever; because of the others changes would be lost.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backoff::Backoff;
 use super::client::{Api, connect};
 use super::failure::Failure;
-use super::wire::{Event, Metadata, Object, Read, Wire};
+use super::wire::{ApiObject, Event, Metadata, Read, Wire};
 use super::{Kind, KubeOptions};
 use crate::key::ObjectKey;
 
@@ -31,10 +31,10 @@ const SILENCE: Duration = Duration::from_secs(150);
 const WATCH: std::ops::RangeInclusive<u32> = 240..=290;
 /// A watch that ends sooner, without an event, is not opened again at once.
 const SHORT: Duration = Duration::from_secs(1);
-/// So many lists in a row that are older than what was seen are no accident: the cluster's store was put back.
+/// After this many lists in a row that are older than what was seen, the cluster's store was restored from a backup.
 const STALE_LISTS: u32 = 5;
 
-/// What a reflector tells of its resource.
+/// A reflector's message about its resource.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) kind: Kind,
@@ -43,10 +43,10 @@ pub(super) struct Message {
 
 #[derive(Debug)]
 pub(super) enum News {
-    /// A list begins: what it does not have is gone.
+    /// A list begins: objects that are not in it are gone.
     Listing,
-    /// An object is there, or is there but cannot be read.
-    Present(ObjectKey, Result<Object, String>),
+    /// An object exists; with an error if it cannot be read.
+    Present(ObjectKey, Result<ApiObject, String>),
     /// An object is gone.
     Gone(ObjectKey),
     /// The list was complete.
@@ -56,7 +56,7 @@ pub(super) enum News {
     /// A request failed; it will be made again.
     Failing {
         reason: String,
-        /// The API server says no, and will go on saying so.
+        /// The API server refuses, and will refuse again.
         denied: bool,
     },
 }
@@ -73,12 +73,12 @@ pub(super) struct Reflector<T> {
     wire: PhantomData<fn() -> T>,
 }
 
-/// Nobody listens any more.
+/// The receiver of the messages is gone.
 struct Over;
 
-/// Why a watch is not read on.
+/// Why a watch ended.
 enum Ended {
-    /// As watches do.
+    /// Normally.
     Closed,
     /// History was lost, so the list counts.
     Lost(Failure),
@@ -91,7 +91,7 @@ impl<T: Wire> Reflector<T> {
         Self { api, options, outbox, backoff, stale, newest, wire: PhantomData }
     }
 
-    /// Until nobody listens.
+    /// Runs until the receiver of the messages is gone.
     pub(super) async fn run(mut self) {
         while let Ok(()) = self.round().await {}
     }
@@ -132,7 +132,7 @@ impl<T: Wire> Reflector<T> {
         let request = request::<T>().list(params).map_err(Failure::Request)?;
         let asked = timeout(ANSWER, self.api.client.request::<ObjectList<Read<T>>>(request));
         let page = asked.await.map_err(|_elapsed| Failure::Silent(ANSWER))??;
-        // Whatever else has a field `items` must not empty the view.
+        // Another object with a field `items` must not empty the view.
         let wanted = format!("{}List", T::KIND.name());
         if page.types.kind != wanted {
             return Err(Failure::NotAList { wanted, found: page.types.kind });
@@ -150,7 +150,7 @@ impl<T: Wire> Reflector<T> {
         Ok(page)
     }
 
-    /// Watches from `version` until the list must be read anew.
+    /// Watches from `version` until the list must be read again.
     async fn follow(&mut self, mut version: String) -> Result<(), Over> {
         loop {
             let begun = Instant::now();
@@ -166,7 +166,7 @@ impl<T: Wire> Reflector<T> {
                         reason = failure.explain(T::KIND.resource()),
                         "the history of changes is lost, so everything is listed again"
                     );
-                    // A server that always says so must not be asked without pause.
+                    // A server that answers so every time must not be asked without pause.
                     sleep(self.backoff.next_delay()).await;
                     return Ok(());
                 }
@@ -203,8 +203,8 @@ impl<T: Wire> Reflector<T> {
         S: TryStream<Ok = String, Error = std::io::Error> + Unpin,
     {
         loop {
-            // Silence is how a dead connection ends, and a broken line comes before the end: what they held back is
-            // asked for from the same version.
+            // A dead connection is silent, and one that breaks may end within a line: the next watch asks for the
+            // missing events from the same version.
             let Ok(Ok(Some(line))) = timeout(SILENCE, lines.try_next()).await else { return Ok(Ended::Closed) };
             match serde_json::from_str::<Event<T>>(&line) {
                 Ok(Event::Present(read)) => {
@@ -217,7 +217,7 @@ impl<T: Wire> Reflector<T> {
                 }
                 Ok(Event::Bookmark(metadata)) => self.seen(version, &metadata.resource_version),
                 Ok(Event::Error(status)) => return Ok(ended(kube::Error::Api(status).into())),
-                // The last line of a connection that broke: it comes again.
+                // The last line of a connection that broke: the next watch sends it again.
                 Err(error) if error.is_eof() => return Ok(Ended::Closed),
                 Err(error) => return Ok(Ended::Lost(Failure::Garbled(error))),
             }
@@ -225,7 +225,7 @@ impl<T: Wire> Reflector<T> {
     }
 
     fn seen(&mut self, version: &mut String, now: &str) {
-        // Without a version the event itself still counts; the watch begins again where it last knew.
+        // An event without a version still counts; the next watch begins at the last known version.
         if !now.is_empty() {
             now.clone_into(version);
             self.newest = number(now).max(self.newest);
@@ -233,7 +233,7 @@ impl<T: Wire> Reflector<T> {
         }
     }
 
-    /// Says so, waits, and readies another try with credentials as they are by then.
+    /// Reports the failure, waits, and reads the credentials again for the retry.
     async fn failed(&mut self, failure: &Failure) -> Result<(), Over> {
         let resource = T::KIND.resource();
         let (reason, denied) = (failure.explain(resource), failure.is_denial());
@@ -243,7 +243,7 @@ impl<T: Wire> Reflector<T> {
         sleep(failure.retry_after().unwrap_or(delay).max(delay)).await;
         match connect(&self.options).await {
             Ok(api) => self.api = api,
-            Err(error) => tracing::warn!(resource, error = %error, "the former credentials are tried again"),
+            Err(error) => tracing::warn!(resource, error = %error, "the last credentials stay in use"),
         }
         Ok(())
     }

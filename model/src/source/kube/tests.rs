@@ -19,23 +19,23 @@ fn read<T: Wire>(object: Value) -> News {
 }
 
 fn service(name: &str, ip: &str) -> News {
-    read::<wire::Service>(json!({
+    read::<wire::WireService>(json!({
         "metadata": {"namespace": "default", "name": name, "managedFields": [{"manager": "kubectl"}]},
         "spec": {"clusterIP": ip, "ports": [{"port": 80}]},
     }))
 }
 
 fn slice(name: &str, owner: &str) -> News {
-    read::<wire::Slice>(json!({
+    read::<wire::WireSlice>(json!({
         "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": owner}},
         "addressType": "IPv4", "endpoints": null, "ports": [{"name": "", "port": 8080}],
     }))
 }
 
 /// A view with a shorthand for telling it things.
-struct Told(View);
+struct TestView(View);
 
-impl Told {
+impl TestView {
     fn new() -> Self {
         Self(View::new(&options()))
     }
@@ -74,7 +74,7 @@ fn gone(name: &str) -> News {
 
 #[test]
 fn a_view_is_complete_when_everything_wanted_was_listed_in_8() {
-    let mut told = Told::new();
+    let mut told = TestView::new();
     for kind in Kind::ALL {
         assert!(!told.0.is_complete(), "before {}", kind.name());
         told.list(kind, []);
@@ -84,7 +84,7 @@ fn a_view_is_complete_when_everything_wanted_was_listed_in_8() {
 
 #[test]
 fn only_services_and_slices_are_waited_for_without_end() {
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.0.stop_waiting();
     told.list(Kind::Service, []);
     assert!(!told.0.is_complete());
@@ -98,7 +98,7 @@ fn only_services_and_slices_are_waited_for_without_end() {
 
 #[test]
 fn a_role_of_kube_proxy_is_enough() {
-    let mut told = Told::new();
+    let mut told = TestView::new();
     for kind in [Kind::Service, Kind::Slice, Kind::Node, Kind::ServiceCidr] {
         told.list(kind, []);
     }
@@ -111,7 +111,7 @@ fn a_role_of_kube_proxy_is_enough() {
 
 #[test]
 fn what_a_new_list_does_not_have_is_gone_at_its_end() {
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.list(Kind::Service, [service("a", "10.0.0.1"), service("b", "10.0.0.2")]);
     told.tell(Kind::Service, [News::Listing, service("b", "10.0.0.2"), service("c", "10.0.0.3")]);
     assert_eq!(told.services(), "a b c");
@@ -124,7 +124,7 @@ fn what_a_new_list_does_not_have_is_gone_at_its_end() {
 
 #[test]
 fn an_event_that_changes_nothing_leaves_the_view_as_it_is_in_7() {
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.list(Kind::Service, [service("a", "10.0.0.1")]);
     let before = told.0.snapshot();
     told.tell(Kind::Service, [service("a", "10.0.0.1")]).list(Kind::Service, [service("a", "10.0.0.1")]);
@@ -135,7 +135,7 @@ fn an_event_that_changes_nothing_leaves_the_view_as_it_is_in_7() {
 
 #[test]
 fn a_slice_moves_with_its_label() {
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.tell(Kind::Slice, [slice("x", "a"), slice("x", "b")]);
     assert_eq!(told.slices(), "x=b");
     told.tell(Kind::Slice, [gone("x")]);
@@ -145,11 +145,11 @@ fn a_slice_moves_with_its_label() {
 #[test]
 fn what_cannot_be_read_keeps_its_last_good_version_and_is_told_of() {
     let garbled = || {
-        read::<wire::Service>(json!({
+        read::<wire::WireService>(json!({
             "metadata": {"namespace": "default", "name": "a"}, "spec": {"ports": "eighty"},
         }))
     };
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.list(Kind::Service, [service("a", "10.0.0.1"), service("b", "10.0.0.2")]);
     told.tell(Kind::Service, [garbled()]);
     assert_eq!(told.services(), "a b");
@@ -158,8 +158,8 @@ fn what_cannot_be_read_keeps_its_last_good_version_and_is_told_of() {
     assert_eq!(told.services(), "a b", "a list that has it does not remove it");
     told.list(Kind::Service, [service("b", "10.0.0.2")]);
     assert_eq!((told.services(), told.problems()), ("b".to_owned(), String::new()));
-    // An object without even a name is told of and harms nothing.
-    told.tell(Kind::Service, [read::<wire::Service>(json!({"metadata": 7}))]);
+    // An object without even a name is reported and affects no other.
+    told.tell(Kind::Service, [read::<wire::WireService>(json!({"metadata": 7}))]);
     assert_eq!(told.services(), "b");
     assert!(told.problems().contains("cannot be read"));
 }
@@ -167,11 +167,11 @@ fn what_cannot_be_read_keeps_its_last_good_version_and_is_told_of() {
 #[test]
 fn what_is_no_use_goes_and_is_told_of() {
     let portless = || {
-        read::<wire::Service>(
+        read::<wire::WireService>(
             json!({"metadata": {"namespace": "default", "name": "a"}, "spec": {"clusterIP": "10.0.0.1"}}),
         )
     };
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.list(Kind::Service, [service("a", "10.0.0.1")]).tell(Kind::Service, [portless()]);
     assert_eq!(told.services(), "");
     assert!(told.problems().contains("Service default/a: it has no ports"), "{}", told.problems());
@@ -182,13 +182,13 @@ fn what_is_no_use_goes_and_is_told_of() {
 #[test]
 fn a_finished_pod_is_gone_and_a_kept_annotation_stays() {
     let pod = |phase: &str| {
-        read::<wire::Pod>(json!({
+        read::<wire::WirePod>(json!({
             "metadata": {"namespace": "default", "name": "p", "annotations": {"mesh": "yes", "long": "text"}},
             "spec": {"nodeName": "n1", "containers": "not looked at"},
             "status": {"phase": phase, "podIP": "10.1.0.1", "podIPs": [{"ip": "10.1.0.1"}, {"ip": "fd01::1"}]},
         }))
     };
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.tell(Kind::Pod, [pod("Running")]);
     let snapshot = told.0.snapshot();
     let known = snapshot.pods.get(&ObjectKey::new("default", "p")).unwrap();
@@ -201,7 +201,7 @@ fn a_finished_pod_is_gone_and_a_kept_annotation_stays() {
 fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_in_6_3() {
     let pod = |name: &str, ip: &str, leaving: bool, annotations: Value| {
         let deleted = leaving.then_some("2026-01-01T00:00:00Z");
-        read::<wire::Pod>(json!({
+        read::<wire::WirePod>(json!({
             "metadata": {
                 "namespace": "default", "name": name, "deletionTimestamp": deleted, "annotations": annotations,
             },
@@ -211,11 +211,11 @@ fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_in_6_3() {
     };
     let plain = || json!({"long": "text"});
     let mesh = || json!({"mesh": "yes"});
-    let pods = |told: &Told| {
+    let pods = |told: &TestView| {
         let snapshot = told.0.snapshot();
         snapshot.pods.values().map(|pod| format!("{}={:?}", pod.key.name, pod.addresses)).collect::<Vec<_>>().join(" ")
     };
-    let mut told = Told::new();
+    let mut told = TestView::new();
     told.list(Kind::Pod, [pod("old", "10.1.0.1", false, plain()), pod("late", "10.1.0.2", true, plain())]);
     assert_eq!(pods(&told), "old=[10.1.0.1]");
     let before = told.0.snapshot();

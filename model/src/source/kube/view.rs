@@ -1,13 +1,13 @@
-//! What all reflectors told, as a snapshot: pure, one message at a time.
+//! Builds the snapshot from the messages of all reflectors: pure, one message at a time.
 //!
-//! While a resource is listed again the former view stays, and loses at the end of the list what the list did not
-//! have. An object that cannot be read keeps its last good version; one that can be read and is no use goes.
+//! While a resource is listed again its objects stay in the view; the end of the list removes those that were not in
+//! it. An object that cannot be read keeps its last good version; one that can be read but is invalid is removed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::reflector::{Message, News};
-use super::wire::Object;
+use super::wire::ApiObject;
 use super::{Kind, KubeOptions};
 use crate::key::{ObjectKey, SliceKey};
 use crate::node::Namespace;
@@ -63,7 +63,7 @@ impl View {
         self.progress.values().all(|progress| progress.complete)
     }
 
-    /// Resources without which there can be a view are not waited for any longer (spec SY-13).
+    /// Stops waiting for resources that the view can do without (spec SY-13).
     pub(super) fn stop_waiting(&mut self) {
         for (kind, progress) in &mut self.progress {
             progress.complete |= kind.without().is_some();
@@ -143,7 +143,7 @@ impl View {
         }
     }
 
-    /// What the list did not have is gone.
+    /// Removes the objects that were not in the list.
     fn listed(&mut self, kind: Kind) {
         let Some(progress) = self.progress.get_mut(&kind) else { return };
         progress.complete = true;
@@ -153,7 +153,7 @@ impl View {
         }
     }
 
-    /// Every object of a kind that has left a trace.
+    /// Every object of a kind that is in the view or has a note.
     fn known(&self, kind: Kind) -> Vec<ObjectKey> {
         let cluster = |name: &Arc<str>| ObjectKey { namespace: Arc::from(""), name: Arc::clone(name) };
         let mut known: Vec<ObjectKey> = match kind {
@@ -168,7 +168,7 @@ impl View {
         known
     }
 
-    fn present(&mut self, kind: Kind, key: ObjectKey, object: Result<Object, String>) {
+    fn present(&mut self, kind: Kind, key: ObjectKey, object: Result<ApiObject, String>) {
         let outcome = match object {
             Ok(object) => self.admit(&key, &object).map_err(|Rejection(reason)| {
                 self.remove(kind, &key);
@@ -197,19 +197,19 @@ impl View {
         }
     }
 
-    /// Puts an object in its place. What is equal to what is there changes nothing (spec IN-7, IN-13).
-    fn admit(&mut self, key: &ObjectKey, object: &Object) -> Result<(), Rejection> {
+    /// Inserts an object. One that is equal to the known one changes nothing (spec IN-7, IN-13).
+    fn admit(&mut self, key: &ObjectKey, object: &ApiObject) -> Result<(), Rejection> {
         let cx = &mut self.conversion;
         let snapshot = &mut self.snapshot;
         match object {
-            Object::Service(object) => {
+            ApiObject::Service(object) => {
                 let service = convert::service(object, cx)?;
                 self.infer_namespace(&service.key.namespace);
                 place(&mut self.snapshot.services, service.key.clone(), service);
             }
-            Object::Slice(object) => match convert::slice(object, cx)? {
+            ApiObject::Slice(object) => match convert::slice(object, cx)? {
                 Some(slice) => {
-                    // Its label may name another Service than before, and with it another place.
+                    // Its label may name another Service than before, and so its key changes.
                     let owner = self.owners.insert(slice_name(&slice.key), slice.key.service.clone());
                     if let Some(service) = owner.filter(|owner| *owner != slice.key.service) {
                         snapshot.slices.remove(&SliceKey { service, slice: Arc::clone(&slice.key.slice) });
@@ -218,21 +218,21 @@ impl View {
                 }
                 None => self.remove(Kind::Slice, key),
             },
-            Object::Node(object) => {
+            ApiObject::Node(object) => {
                 let node = convert::node(object, cx)?;
                 place(&mut snapshot.nodes, Arc::clone(&node.name), node);
             }
-            Object::Pod(object) => match convert::pod(object, cx)? {
-                // A known one stays as it was until it is gone.
+            ApiObject::Pod(object) => match convert::pod(object, cx)? {
+                // A known Pod stays as it was until it is deleted.
                 Some(pod) if convert::is_leaving(object, &pod) => {}
                 Some(pod) => place(&mut snapshot.pods, pod.key.clone(), pod),
                 None => self.remove(Kind::Pod, key),
             },
-            Object::Namespace(object) => {
+            ApiObject::Namespace(object) => {
                 let namespace = convert::namespace(object, cx)?;
                 place(&mut snapshot.namespaces, Arc::clone(&namespace.name), namespace);
             }
-            Object::ServiceCidr(object) => {
+            ApiObject::ServiceCidr(object) => {
                 let range = convert::service_cidr(object, cx)?;
                 place(&mut snapshot.service_cidrs, Arc::clone(&range.name), range);
             }
@@ -240,7 +240,7 @@ impl View {
         Ok(())
     }
 
-    /// Until Namespaces have been listed, which kube-proxy's own role does not allow, one with a Service exists.
+    /// Until Namespaces have been listed (kube-proxy's role does not allow that), a namespace with a Service exists.
     fn infer_namespace(&mut self, name: &Arc<str>) {
         let listed = self.progress.get(&Kind::Namespace).is_some_and(|p| p.complete && p.failing.is_none());
         if !listed && !self.snapshot.namespaces.contains_key(name) {

@@ -1,6 +1,6 @@
-//! What is read of the API's objects: a Pod has a thousand fields, of which this needs five.
+//! The fields of the API's objects that are read: a Pod has a thousand fields, of which this needs five.
 //!
-//! Each object is decoded by itself, so that one that is not as it should be costs only itself.
+//! Each object is decoded by itself, so that a malformed one affects no other.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Read<T> {
         let object = serde_json::from_str::<T>(text.get());
         match (head, object) {
             (Ok(Head { metadata }), object) => Ok(Self { metadata, object: object.map_err(|error| error.to_string()) }),
-            // Not even a name: all that can be said is that something is there.
+            // Not even a name can be read: only that an object exists is known.
             (Err(error), _) => Ok(Self { metadata: Metadata::default(), object: Err(error.to_string()) }),
         }
     }
@@ -64,7 +64,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Event<T> {
             "ERROR" => serde_json::from_str(object.get()).map(Self::Error),
             other => return Err(D::Error::custom(format!("events of type {other:?} are not known"))),
         };
-        // Not as it is: an object that ends too soon is no line that does.
+        // Not passed on as it is: an object that ends too soon must not be taken for a line that does.
         event.map_err(D::Error::custom)
     }
 }
@@ -74,7 +74,7 @@ struct Head {
     metadata: Metadata,
 }
 
-/// Metadata without what nobody reads, `managedFields` above all: it is often larger than the object.
+/// Metadata without the fields that are not read here: `managedFields` alone is often larger than the object.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Metadata {
@@ -103,7 +103,7 @@ impl From<Metadata> for ObjectMeta {
 
 /// An object on its way to the view.
 #[derive(Debug)]
-pub(super) enum Object {
+pub(super) enum ApiObject {
     Service(Box<core::Service>),
     Slice(Box<discovery::EndpointSlice>),
     Node(Box<core::Node>),
@@ -116,44 +116,44 @@ pub(super) enum Object {
 pub(super) trait Wire: Clone + DeserializeOwned + Send + 'static {
     const KIND: Kind;
 
-    fn object(self, metadata: ObjectMeta) -> Object;
+    fn object(self, metadata: ObjectMeta) -> ApiObject;
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Service {
+pub(super) struct WireService {
     spec: Option<core::ServiceSpec>,
     status: Option<core::ServiceStatus>,
 }
 
-impl Wire for Service {
+impl Wire for WireService {
     const KIND: Kind = Kind::Service;
 
-    fn object(self, metadata: ObjectMeta) -> Object {
-        Object::Service(Box::new(core::Service { metadata, spec: self.spec, status: self.status }))
+    fn object(self, metadata: ObjectMeta) -> ApiObject {
+        ApiObject::Service(Box::new(core::Service { metadata, spec: self.spec, status: self.status }))
     }
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Slice {
+pub(super) struct WireSlice {
     address_type: String,
     // Go writes an empty list as null.
     endpoints: Option<Vec<discovery::Endpoint>>,
     ports: Option<Vec<discovery::EndpointPort>>,
 }
 
-impl Wire for Slice {
+impl Wire for WireSlice {
     const KIND: Kind = Kind::Slice;
 
-    fn object(self, metadata: ObjectMeta) -> Object {
+    fn object(self, metadata: ObjectMeta) -> ApiObject {
         let Self { address_type, endpoints, ports } = self;
         let endpoints = endpoints.unwrap_or_default();
-        Object::Slice(Box::new(discovery::EndpointSlice { metadata, address_type, endpoints, ports }))
+        ApiObject::Slice(Box::new(discovery::EndpointSlice { metadata, address_type, endpoints, ports }))
     }
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Node {
+pub(super) struct WireNode {
     spec: Option<NodeSpec>,
     status: Option<NodeStatus>,
 }
@@ -172,10 +172,10 @@ struct NodeStatus {
     addresses: Option<Vec<core::NodeAddress>>,
 }
 
-impl Wire for Node {
+impl Wire for WireNode {
     const KIND: Kind = Kind::Node;
 
-    fn object(self, metadata: ObjectMeta) -> Object {
+    fn object(self, metadata: ObjectMeta) -> ApiObject {
         let spec = self.spec.map(|NodeSpec { pod_cidr, pod_cidrs, taints }| core::NodeSpec {
             pod_cidr,
             pod_cidrs,
@@ -183,12 +183,12 @@ impl Wire for Node {
             ..core::NodeSpec::default()
         });
         let status = self.status.map(|NodeStatus { addresses }| core::NodeStatus { addresses, ..Default::default() });
-        Object::Node(Box::new(core::Node { metadata, spec, status }))
+        ApiObject::Node(Box::new(core::Node { metadata, spec, status }))
     }
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Pod {
+pub(super) struct WirePod {
     spec: Option<PodSpec>,
     status: Option<PodStatus>,
 }
@@ -209,10 +209,10 @@ struct PodStatus {
     pod_ips: Option<Vec<core::PodIP>>,
 }
 
-impl Wire for Pod {
+impl Wire for WirePod {
     const KIND: Kind = Kind::Pod;
 
-    fn object(self, metadata: ObjectMeta) -> Object {
+    fn object(self, metadata: ObjectMeta) -> ApiObject {
         let spec = self.spec.map(|PodSpec { node_name, host_network }| core::PodSpec {
             node_name,
             host_network,
@@ -224,30 +224,30 @@ impl Wire for Pod {
             pod_ips,
             ..core::PodStatus::default()
         });
-        Object::Pod(Box::new(core::Pod { metadata, spec, status }))
+        ApiObject::Pod(Box::new(core::Pod { metadata, spec, status }))
     }
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Namespace {}
+pub(super) struct WireNamespace {}
 
-impl Wire for Namespace {
+impl Wire for WireNamespace {
     const KIND: Kind = Kind::Namespace;
 
-    fn object(self, metadata: ObjectMeta) -> Object {
-        Object::Namespace(Box::new(core::Namespace { metadata, ..core::Namespace::default() }))
+    fn object(self, metadata: ObjectMeta) -> ApiObject {
+        ApiObject::Namespace(Box::new(core::Namespace { metadata, ..core::Namespace::default() }))
     }
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct ServiceCidr {
+pub(super) struct WireServiceCidr {
     spec: Option<networking::ServiceCIDRSpec>,
 }
 
-impl Wire for ServiceCidr {
+impl Wire for WireServiceCidr {
     const KIND: Kind = Kind::ServiceCidr;
 
-    fn object(self, metadata: ObjectMeta) -> Object {
-        Object::ServiceCidr(Box::new(networking::ServiceCIDR { metadata, spec: self.spec, status: None }))
+    fn object(self, metadata: ObjectMeta) -> ApiObject {
+        ApiObject::ServiceCidr(Box::new(networking::ServiceCIDR { metadata, spec: self.spec, status: None }))
     }
 }

@@ -1,8 +1,8 @@
-//! Cluster IPs: who keeps a contested one, and which one a Service without gets.
+//! Cluster IPs: which Service keeps a contested one, and which one a Service without one gets.
 //!
-//! Every node reads the same files and must come to the same addresses with no word between them, so an address
-//! depends on nothing but the files: a hash of `namespace/name` picks it. A Service therefore moves only if another
-//! one truly wants the same address: an explicit one always wins, else the older Service, else the first by name.
+//! Every node reads the same files and must compute the same addresses without communication, so an address depends on
+//! the files only: a hash of `namespace/name` picks it. A Service therefore moves only if another one wants the same
+//! address: an explicit address always wins, else the older Service, else the first by name.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -48,7 +48,7 @@ pub(super) struct Claim {
     pub(super) wish: Wish,
 }
 
-/// What became of a claim.
+/// The outcome of a claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Assigned {
     pub(super) addresses: Vec<IpAddr>,
@@ -83,7 +83,7 @@ pub(super) fn assign(
     assigned
 }
 
-/// The families a Service without addresses gets, in order, or what stands in the way.
+/// The families that a Service without addresses gets, in order, or why it gets none.
 fn wanted(families: &Families, networks: &[IpNet]) -> (Vec<Family>, Option<String>) {
     let configured: Vec<Family> = networks.iter().map(family).collect();
     let mut wanted = families.listed.clone();
@@ -153,7 +153,8 @@ fn family(network: &IpNet) -> Family {
 
 /// Every address of the network that may be handed out, beginning with the one that the key's hash picks.
 ///
-/// The network's own address, the first one (of the API server) and the IPv4 broadcast are left out, as Kubernetes does.
+/// The network's own address, the first one (of the API server) and the IPv4 broadcast are left out, as Kubernetes
+/// does.
 fn candidates(key: &ObjectKey, network: &IpNet) -> impl Iterator<Item = IpAddr> + use<> {
     const FIRST: u64 = 2;
     let bits = u32::from(network.max_prefix_len() - network.prefix_len());

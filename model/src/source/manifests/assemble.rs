@@ -1,4 +1,4 @@
-//! What all files declare together, as a snapshot: kept up to date file by file, at the price of what changed.
+//! Joins the objects of all files into a snapshot, file by file, at a cost in proportion to the change.
 //!
 //! Files are replaced whole; only objects that really differ go further. A changed object marks what depends on it
 //! (a Pod marks the Services that select it, a Service its addresses), and [`Assembly::settle`] redoes just that.
@@ -33,7 +33,7 @@ pub(super) struct Assembly {
     networks: Vec<IpNet>,
     reserved: Vec<std::net::IpAddr>,
     files: BTreeMap<Arc<str>, File>,
-    /// Who declares an object, in order of file name and place in the file; the first one counts.
+    /// The declarations of an object, in order of file name and line; the first one counts.
     declarers: HashMap<ObjectId, Vec<Declarer>>,
     /// Objects declared more than once.
     contested: BTreeSet<ObjectId>,
@@ -71,7 +71,7 @@ struct Declarer {
     object: Object,
 }
 
-/// What has to be redone.
+/// The parts of the view that must be computed again.
 #[derive(Debug, Default)]
 struct Dirty {
     addresses: bool,
@@ -130,7 +130,7 @@ impl Assembly {
         self.files.get(name).is_some_and(|file| file.declared.iter().any(|declared| declared.object.is_some()))
     }
 
-    /// The file is gone, and all that it declared.
+    /// The file is gone, so its objects are removed.
     pub(super) fn remove(&mut self, name: &Arc<str>) {
         self.faulty.remove(name);
         if let Some(file) = self.files.remove(name) {
@@ -216,7 +216,7 @@ impl Assembly {
         }
     }
 
-    /// Undoes what an object did; `gone` if nothing takes its place.
+    /// Removes the effects of an object; `gone` if no other version replaces it.
     fn withdraw(&mut self, id: &ObjectId, object: Object, gone: bool) {
         match object {
             Object::Namespace(_) => {}
@@ -267,7 +267,7 @@ impl Assembly {
             }
             Object::Pod(pod) => {
                 self.dirty.endpoints.extend(self.pods.selecting(&pod));
-                // A known one stays as it was until it is gone.
+                // A known Pod stays as it was until it is deleted.
                 if !pod.leaving {
                     self.snapshot.pods.insert(id.key.clone(), Arc::clone(&pod.pod));
                 }

@@ -60,7 +60,7 @@ pub(super) struct Candidate {
     pub(super) labels: Vec<Label>,
     ready: bool,
     terminating: bool,
-    /// The view is not told of it, see [`convert::is_leaving`].
+    /// It is left out of the view, see [`convert::is_leaving`].
     pub(super) leaving: bool,
     hostname: Option<Arc<str>>,
     subdomain: Option<Arc<str>>,
@@ -68,7 +68,7 @@ pub(super) struct Candidate {
 }
 
 impl Selection {
-    /// None for a Service without selector: its endpoints are somebody else's business.
+    /// `None` for a Service without a selector: manifests give its endpoints.
     pub(super) fn new(
         object: &core::Service,
         service: &Service,
@@ -103,7 +103,7 @@ impl Candidate {
     pub(super) fn new(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Self>, Rejection> {
         let Some(pod) = convert::pod(object, cx)? else { return Ok(None) };
         let conditions = object.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        // Nobody runs the probes of a Pod written by hand; without any condition it is taken to be up.
+        // No kubelet runs the probes of a Pod in a manifest; without any condition it counts as ready.
         let ready = conditions.is_empty() || conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
         let spec = object.spec.as_ref();
         Ok(Some(Self {
@@ -261,8 +261,8 @@ fn target_ports(spec: &core::ServiceSpec, service: &Service, cx: &mut Conversion
 }
 
 fn hints(object: &core::Service, spec: &core::ServiceSpec) -> Hints {
-    // This older way of asking takes precedence. What it leads to depends on the CPUs of every node; no hints at all is
-    // what the controller itself falls back to.
+    // This older setting takes precedence. Its hints depend on the CPUs of every node; without hints is what the
+    // controller itself falls back to.
     let annotations = object.metadata.annotations.as_ref();
     let mode = annotations.and_then(|annotations| annotations.get("service.kubernetes.io/topology-mode"));
     if mode.is_some_and(|mode| mode.eq_ignore_ascii_case("auto")) {

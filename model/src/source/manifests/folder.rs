@@ -16,7 +16,7 @@ use crate::stamp::Stamp;
 #[derive(Debug)]
 pub(super) struct Folder {
     dir: PathBuf,
-    /// What they do not tell apart, events do: those read the file whatever its stamp.
+    /// A change that leaves the stamp equal is found by its event: events read the file whatever its stamp.
     stamps: BTreeMap<Arc<str>, Stamp>,
     conversion: Conversion,
     pub(super) assembly: Assembly,
@@ -73,7 +73,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Looks at every file but those that are `being_written`, and reads those that changed. Nothing is changed if the
+    /// Checks every file except those that are `being_written`, and reads those that changed. Changes nothing if the
     /// folder cannot be listed.
     pub(super) fn rescan(&mut self, being_written: impl Fn(&str) -> bool) -> io::Result<Vec<Doubtful>> {
         let names = self.listing()?;
@@ -86,8 +86,8 @@ impl Folder {
         Ok(free.filter_map(|name| self.visit(name, Visit::IfStampDiffers)).collect())
     }
 
-    /// Reads one file again, or forgets it if it is gone. Content that may be half of what is meant takes no effect;
-    /// if that cannot be decided yet, it comes back.
+    /// Reads one file again, or forgets it if it is gone. Content that looks incomplete has no effect; if it may still
+    /// be complete, it is returned for a later decision.
     #[must_use]
     pub(super) fn visit(&mut self, name: &Arc<str>, visit: Visit) -> Option<Doubtful> {
         let content = self.content(name, visit)?;
@@ -104,7 +104,8 @@ impl Folder {
         None
     }
 
-    /// Whether nobody has written to the file since. If somebody has, an event or the next look at everything says so.
+    /// Whether the file is unchanged since it was read. A change is found by an event or by the next scan of the
+    /// folder.
     pub(super) fn is_as_read(&self, read: &Doubtful) -> bool {
         let now = std::fs::metadata(self.dir.join(&*read.name)).map(|metadata| Stamp::of(&metadata)).ok();
         now.is_some() && now.as_ref() == self.stamps.get(&read.name)
@@ -119,14 +120,14 @@ impl Folder {
         }
     }
 
-    /// What the file holds, if it has to be read and can be; everything else is settled here.
+    /// The content of the file if it has to be read and can be; all other cases are handled here.
     fn content(&mut self, name: &Arc<str>, visit: Visit) -> Option<Content> {
         let format = format(name)?;
         let path = self.dir.join(&**name);
         // Follows links: mounted ConfigMaps are links into a folder that is swapped as a whole.
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => metadata,
-            // Folders and pipes, whatever they are called.
+            // Folders and pipes are ignored, also with such names.
             Ok(_) => return self.forget(name),
             Err(error) => return self.unread(name, &error),
         };
@@ -134,7 +135,7 @@ impl Folder {
         if visit == Visit::IfStampDiffers && self.stamps.get(name) == Some(&stamp) {
             return None;
         }
-        // The stamp is older than the content, so what is written in between is noticed by the next look.
+        // The stamp is taken before the content is read, so a write in between is found by the next check.
         self.stamps.insert(Arc::clone(name), stamp);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
@@ -171,22 +172,22 @@ pub(super) enum Visit {
     Always,
     /// It may have changed.
     IfStampDiffers,
-    /// It has not been written to for a while, but nobody has closed it.
+    /// Its writer has written nothing for a while, but has not closed it.
     Unclosed,
 }
 
 /// What a file declares, or why it declares nothing.
 type Content = Result<Vec<Declared>, ParseError>;
 
-/// Content that may be half of what is meant, if somebody is writing the file. It was read once: to read it again
-/// would be to meet the next half.
+/// Content that may be incomplete, if the file is being written. It is kept as read: a second read could find another
+/// incomplete state.
 #[derive(Debug)]
 pub(super) struct Doubtful {
     pub(super) name: Arc<str>,
     content: Content,
 }
 
-/// Why content looks like half of a file, if it does: truncated files are empty or end in the middle of an object.
+/// Why content looks incomplete, if it does: truncated files are empty or end in the middle of an object.
 fn half(content: &Content) -> Option<ParseError> {
     match content {
         Err(error) => Some(error.clone()),

@@ -1,4 +1,5 @@
-//! What a manifest file declares: objects in the model's terms, with what only this source needs besides.
+//! The declarations of a manifest file: objects in the model's terms, with the extra fields that only this source
+//! needs.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::allocate::{Claim, Families, FamilyPolicy, Wish};
 use super::derive::{Candidate, Selection};
-use super::parse::{Fault, Kind, Manifest, Parsed};
+use super::parse::{Fault, KnownKind, Manifest, Parsed};
 use crate::endpoint::EndpointSlice;
 use crate::key::{Family, ObjectKey};
 use crate::node::{Namespace, Node};
@@ -25,12 +26,12 @@ pub(super) struct Declared {
     pub(super) object: Option<Object>,
     /// Why it or a part of it is left out.
     pub(super) notes: Vec<String>,
-    /// Why it cannot be read as what it says it is; then the assembly decides what of it is in force.
+    /// Why it cannot be read as its kind; then the assembly decides which version is in force.
     pub(super) unreadable: Option<String>,
 }
 
 impl Declared {
-    /// Why it is of no use as a whole, if it is not.
+    /// Why the whole object is unusable, if it is.
     pub(super) fn useless(&self) -> Option<&str> {
         let rejected = || self.object.is_none().then(|| self.notes.last()).flatten();
         self.unreadable.as_ref().or_else(rejected).map(String::as_str)
@@ -79,13 +80,13 @@ pub(super) struct Draft {
 }
 
 impl ObjectKind {
-    fn of(kind: Kind) -> Self {
+    fn of(kind: KnownKind) -> Self {
         match kind {
-            Kind::Namespace => Self::Namespace,
-            Kind::Service => Self::Service,
-            Kind::Slice => Self::Slice,
-            Kind::Pod => Self::Pod,
-            Kind::Node => Self::Node,
+            KnownKind::Namespace => Self::Namespace,
+            KnownKind::Service => Self::Service,
+            KnownKind::Slice => Self::Slice,
+            KnownKind::Pod => Self::Pod,
+            KnownKind::Node => Self::Node,
         }
     }
 

@@ -35,23 +35,23 @@ pub(super) struct Parsed {
     pub(super) manifest: Result<Manifest, Fault>,
 }
 
-/// Why a well-formed document or list item is no object. That costs nothing but itself.
+/// Why a well-formed document or list item is not an object. Other documents are not affected.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
-    /// It is none of the kinds that are read, with what becomes of it.
+    /// It is not an object of a kind that is read; with the reason and the consequence.
     NoObject(String),
     /// A field is of another type than its kind has.
     Mistyped {
         /// Unknown if the mistake is in the kind itself.
-        kind: Option<Kind>,
-        /// Only namespace and name, if they can be told.
+        kind: Option<KnownKind>,
+        /// Only namespace and name, if they can be read.
         metadata: Box<ObjectMeta>,
         reason: String,
     },
 }
 
 impl Fault {
-    fn mistyped(kind: Option<Kind>, object: &Value, reason: String) -> Self {
+    fn mistyped(kind: Option<KnownKind>, object: &Value, reason: String) -> Self {
         let metadata = object.get("metadata");
         let text = |field| metadata.and_then(|metadata| metadata.get(field)).and_then(Value::as_str).map(str::to_owned);
         let metadata = ObjectMeta { namespace: text("namespace"), name: text("name"), ..ObjectMeta::default() };
@@ -85,7 +85,7 @@ pub(super) fn parse(text: &str, format: Format, mut sink: impl FnMut(Parsed)) ->
 /// Of a list in a list.
 const NESTED: &str = "a list within a list is not read";
 
-/// Who takes the objects.
+/// The receiver of the objects.
 type Sink<'a> = &'a mut dyn FnMut(Parsed);
 
 /// A piece of the file and the number of lines before it.
@@ -103,10 +103,10 @@ impl Piece<'_> {
     }
 }
 
-/// What decides how the rest is read.
+/// The fields that decide how the rest is read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Head {
+struct TypeMeta {
     api_version: Option<String>,
     kind: Option<String>,
 }
@@ -125,16 +125,16 @@ struct JsonList<'a> {
 
 /// How a document is to be read.
 enum Reading {
-    One(Kind),
+    One(KnownKind),
     /// The kind of items that do not say their own.
-    List(Head),
+    List(TypeMeta),
     Skip,
     Bad(String),
 }
 
 /// The kinds of objects that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum KnownKind {
     Namespace,
     Service,
     Slice,
@@ -142,7 +142,7 @@ pub(super) enum Kind {
     Node,
 }
 
-fn reading(head: &Head) -> Reading {
+fn reading(head: &TypeMeta) -> Reading {
     let Some(kind) = head.kind.as_deref().filter(|kind| !kind.is_empty()) else {
         return Reading::Bad("it has no kind, so it is ignored; every document needs apiVersion and kind".to_owned());
     };
@@ -150,14 +150,14 @@ fn reading(head: &Head) -> Reading {
         return Reading::Bad(format!("kind {kind} without apiVersion, so it is ignored"));
     };
     match (version, kind) {
-        ("v1", "Namespace") => Reading::One(Kind::Namespace),
-        ("v1", "Service") => Reading::One(Kind::Service),
-        ("v1", "Pod") => Reading::One(Kind::Pod),
-        ("v1", "Node") => Reading::One(Kind::Node),
-        ("discovery.k8s.io/v1", "EndpointSlice") => Reading::One(Kind::Slice),
-        ("v1", "List") => Reading::List(Head::default()),
+        ("v1", "Namespace") => Reading::One(KnownKind::Namespace),
+        ("v1", "Service") => Reading::One(KnownKind::Service),
+        ("v1", "Pod") => Reading::One(KnownKind::Pod),
+        ("v1", "Node") => Reading::One(KnownKind::Node),
+        ("discovery.k8s.io/v1", "EndpointSlice") => Reading::One(KnownKind::Slice),
+        ("v1", "List") => Reading::List(TypeMeta::default()),
         ("v1", "NamespaceList" | "ServiceList" | "PodList" | "NodeList")
-        | ("discovery.k8s.io/v1", "EndpointSliceList") => Reading::List(Head {
+        | ("discovery.k8s.io/v1", "EndpointSliceList") => Reading::List(TypeMeta {
             api_version: head.api_version.clone(),
             kind: kind.strip_suffix("List").map(str::to_owned),
         }),
@@ -171,13 +171,13 @@ fn reading(head: &Head) -> Reading {
     }
 }
 
-fn typed<E>(kind: Kind, decode: impl Decode<E>) -> Result<Manifest, E> {
+fn typed<E>(kind: KnownKind, decode: impl Decode<E>) -> Result<Manifest, E> {
     Ok(match kind {
-        Kind::Namespace => Manifest::Namespace(Box::new(decode.decode()?)),
-        Kind::Service => Manifest::Service(Box::new(decode.decode()?)),
-        Kind::Slice => Manifest::Slice(Box::new(decode.decode()?)),
-        Kind::Pod => Manifest::Pod(Box::new(decode.decode()?)),
-        Kind::Node => Manifest::Node(Box::new(decode.decode()?)),
+        KnownKind::Namespace => Manifest::Namespace(Box::new(decode.decode()?)),
+        KnownKind::Service => Manifest::Service(Box::new(decode.decode()?)),
+        KnownKind::Slice => Manifest::Slice(Box::new(decode.decode()?)),
+        KnownKind::Pod => Manifest::Pod(Box::new(decode.decode()?)),
+        KnownKind::Node => Manifest::Node(Box::new(decode.decode()?)),
     })
 }
 
@@ -274,7 +274,7 @@ fn yaml_document(piece: Piece<'_>, sink: Sink<'_>) -> Result<(), ParseError> {
     let line = piece.first_line();
     let head = match quick_head(piece.text) {
         Some(head) => head,
-        None => match Yaml(piece).decode::<Option<Head>>() {
+        None => match Yaml(piece).decode::<Option<TypeMeta>>() {
             Ok(Some(head)) => head,
             // An empty document such as `--- ~` is null; that is no object and no mistake.
             Ok(None) => return Ok(()),
@@ -304,9 +304,14 @@ fn yaml_document(piece: Piece<'_>, sink: Sink<'_>) -> Result<(), ParseError> {
     Ok(())
 }
 
-/// A mapping with a field of a wrong type costs itself only. Whatever is no mapping, or no YAML, is no manifest at all,
-/// and neither is the file that it stands in.
-fn mistyped_yaml(kind: Option<Kind>, piece: Piece<'_>, error: ParseError, sink: Sink<'_>) -> Result<(), ParseError> {
+/// A mapping with a field of a wrong type is skipped by itself. A document that is not a mapping, or not YAML, makes
+/// the whole file invalid.
+fn mistyped_yaml(
+    kind: Option<KnownKind>,
+    piece: Piece<'_>,
+    error: ParseError,
+    sink: Sink<'_>,
+) -> Result<(), ParseError> {
     match Yaml(piece).decode::<Value>() {
         Ok(object) if object.is_object() => {
             let line = error.line.unwrap_or_else(|| piece.first_line());
@@ -319,8 +324,8 @@ fn mistyped_yaml(kind: Option<Kind>, piece: Piece<'_>, error: ParseError, sink: 
 
 /// The head of a document in the usual form, without parsing all of it twice: nothing that belongs to a value begins
 /// in the first column. What is read by it is still checked, as the types check their own kind.
-fn quick_head(text: &str) -> Option<Head> {
-    let mut head = Head::default();
+fn quick_head(text: &str) -> Option<TypeMeta> {
+    let mut head = TypeMeta::default();
     for line in text.lines() {
         let (field, value) = match (line.strip_prefix("kind: "), line.strip_prefix("apiVersion: ")) {
             (Some(value), None) => (&mut head.kind, value),
@@ -336,9 +341,9 @@ fn quick_head(text: &str) -> Option<Head> {
     (head.kind.is_some() && head.api_version.is_some()).then_some(head)
 }
 
-fn yaml_item(value: Value, default: &Head, line: usize) -> Option<Parsed> {
+fn yaml_item(value: Value, default: &TypeMeta, line: usize) -> Option<Parsed> {
     let mistyped = |kind, error: &serde_json::Error| Fault::mistyped(kind, &value, one_line(&error.to_string()));
-    let manifest = match Head::deserialize(&value).map(|head| reading(&head.or(default))) {
+    let manifest = match TypeMeta::deserialize(&value).map(|head| reading(&head.or(default))) {
         Ok(Reading::Skip) => return None,
         Ok(Reading::Bad(reason)) => Err(Fault::NoObject(reason)),
         Ok(Reading::List(_)) => Err(Fault::NoObject(NESTED.to_owned())),
@@ -348,7 +353,7 @@ fn yaml_item(value: Value, default: &Head, line: usize) -> Option<Parsed> {
     Some(Parsed { line, manifest })
 }
 
-impl Head {
+impl TypeMeta {
     /// What the item says of itself, else what its list says of all items.
     fn or(self, default: &Self) -> Self {
         Self {
@@ -367,7 +372,7 @@ fn json_documents(text: &str, sink: Sink<'_>) -> Result<(), ParseError> {
 }
 
 /// One document, or with `list` one item of a list of that head.
-fn json_document(file: &str, raw: &RawValue, list: Option<&Head>, sink: Sink<'_>) -> Result<(), ParseError> {
+fn json_document(file: &str, raw: &RawValue, list: Option<&TypeMeta>, sink: Sink<'_>) -> Result<(), ParseError> {
     let piece = Piece { text: raw.get(), before: lines_before(file, raw.get()) };
     let line = piece.before + 1;
     if list.is_none() && !matches!(raw.get().as_bytes(), [b'{', ..] | b"null") {
@@ -378,7 +383,7 @@ fn json_document(file: &str, raw: &RawValue, list: Option<&Head>, sink: Sink<'_>
         let fault = Fault::mistyped(kind, &object, error.reason);
         Parsed { line: error.line.unwrap_or(line), manifest: Err(fault) }
     };
-    let head = match Json(piece).decode::<Option<Head>>() {
+    let head = match Json(piece).decode::<Option<TypeMeta>>() {
         Ok(Some(head)) => list.map_or_else(|| head.clone(), |list| head.clone().or(list)),
         Ok(None) => return Ok(()),
         Err(error) => {

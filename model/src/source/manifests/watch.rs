@@ -1,8 +1,8 @@
 //! Keeps the view up to date: events of the folder and of its parent, gathered for a moment, then read and published.
 //!
-//! A file that is being written may be half of itself: what it held before stays until it is closed, or whole.
+//! A file that is being written may be incomplete: its last content stays in force until it is closed, or complete.
 //! One thread owns the folder. It watches the parent too, so that a folder that vanishes and comes back is noticed;
-//! meanwhile the last view stays. A slow look at everything catches what no event told.
+//! meanwhile the last view stays. A slow scan of everything finds changes without an event.
 
 mod events;
 
@@ -25,11 +25,12 @@ use crate::snapshot::Snapshot;
 use crate::source::{Source, SourceHealth, report};
 use events::{Signal, watcher};
 
-/// Nothing new for this long ends a batch: writers that replace several files do so within microseconds.
+/// A pause this long ends a batch: writers that replace several files do so within microseconds.
 const QUIET: Duration = Duration::from_millis(1);
-/// A batch is never kept longer.
+/// The longest batch.
 const BATCH: Duration = Duration::from_millis(5);
-/// Unless files keep vanishing: that is how the removal of a whole folder begins, which must not empty the view.
+/// The longest batch while files are being removed: so the removal of a whole folder begins, which must not empty the
+/// view.
 const REMOVAL: Duration = Duration::from_millis(500);
 /// How long a folder must stay empty, or back, until that counts.
 const GRACE: Duration = Duration::from_millis(100);
@@ -38,14 +39,14 @@ const RETURN: Duration = Duration::from_secs(2);
 /// A file is read when its writer closes it, or has written nothing for so long. A stalled copy takes a second or two
 /// to send its lost packets again.
 const UNCLOSED: Duration = Duration::from_secs(2);
-/// A new file that nobody writes to is a link, and is read after this long.
+/// A new file without a write is a link, and is read after this long.
 const LINKED: Duration = Duration::from_millis(200);
 /// How long a file that lost its objects is doubted although it was closed: the next writer may have emptied it before
 /// it was read, and the event that says so is on its way. 10 ms were too few on a busy machine.
 const DOUBT: Duration = Duration::from_millis(100);
-/// The slow look at everything.
+/// The interval of the slow scan.
 const RESCAN: Duration = Duration::from_secs(30);
-/// Looks for a folder that is away.
+/// How often to look for a missing folder.
 const RETRY: Duration = Duration::from_secs(1);
 
 type Readers = (watch::Receiver<Arc<Snapshot>>, watch::Receiver<SourceHealth>);
@@ -96,7 +97,7 @@ struct Reader<'a> {
     health: watch::Sender<SourceHealth>,
     /// Files that are being written.
     unclosed: BTreeMap<Arc<str>, Unclosed>,
-    /// What was told while a file was doubted.
+    /// Signals that arrived while the content of a file was in doubt.
     waiting: VecDeque<Signal>,
     next_rescan: Instant,
     /// Since when the folder is empty although files of it are in force.
@@ -105,12 +106,12 @@ struct Reader<'a> {
     returned: Option<Instant>,
 }
 
-/// A file that nobody has closed since it was written to, or came into being.
+/// A file that was written to, or created, and has not been closed since.
 #[derive(Clone, Copy, Debug)]
 struct Unclosed {
     /// Known to be written; a link is not, and will never be closed.
     written: bool,
-    /// When it is looked at; never again once that was in vain.
+    /// When it is read without being closed; `None` after that was tried.
     look: Option<Instant>,
 }
 
@@ -124,10 +125,10 @@ impl Unclosed {
     }
 }
 
-/// Tells a folder from another one at the same place.
+/// Device and inode: they differ between a folder and another one of the same name.
 type Identity = (u64, u64);
 
-/// What a few milliseconds of events amount to.
+/// What to read after a few milliseconds of events.
 #[derive(Default)]
 struct Batch {
     files: BTreeMap<Arc<str>, Visit>,
@@ -146,7 +147,7 @@ impl<'a> Reader<'a> {
             Ok(both) => both,
             Err(error) => {
                 if ready.send(Err(error)).is_err() {
-                    tracing::debug!("nobody waits for the manifests any more");
+                    tracing::debug!("the first view has no receiver any more");
                 }
                 return;
             }
@@ -157,7 +158,7 @@ impl<'a> Reader<'a> {
         drop(parent);
     }
 
-    /// Reads the folder for the first time. The watch is set before, so nothing falls between.
+    /// Reads the folder for the first time. The watch is set before, so that no change is missed.
     fn first(options: &ManifestsOptions, outbox: &'a Sender<Signal>) -> Result<Self, ManifestsError> {
         let failed = |source| ManifestsError::Folder { dir: options.dir.clone(), source };
         let identity = identity(&options.dir).map_err(failed)?;
@@ -212,7 +213,7 @@ impl<'a> Reader<'a> {
         self.waiting.pop_front().map_or_else(|| inbox.recv_timeout(wait), Ok)
     }
 
-    /// Collects what belongs together; false when told to stop.
+    /// Collects the signals of one batch; false after the signal to stop.
     fn gather(&mut self, first: Signal, inbox: &Receiver<Signal>, batch: &mut Batch) -> bool {
         let begin = Instant::now();
         let mut signal = first;
@@ -233,7 +234,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What a signal adds to the batch, or takes from it; false when told to stop.
+    /// Adds a signal's file to the batch, or removes it; false after the signal to stop.
     fn note(&mut self, signal: Signal, batch: &mut Batch) -> bool {
         match signal {
             Signal::Stop => return false,
@@ -241,7 +242,7 @@ impl<'a> Reader<'a> {
                 self.unclosed.remove(&name);
                 batch.files.insert(name, Visit::Always);
             }
-            // What is there now is not what was closed.
+            // The content that was closed is being replaced.
             Signal::Opened(name) => {
                 batch.files.remove(&name);
                 self.unclosed.insert(name, Unclosed::written());
@@ -268,14 +269,14 @@ impl<'a> Reader<'a> {
         let now = Instant::now();
         let overdue = self.unclosed.iter_mut().filter(|(_, unclosed)| unclosed.look.is_some_and(|at| at <= now));
         for (name, unclosed) in overdue {
-            // In case that now is not the time.
+            // For the case that the batch is postponed.
             unclosed.look = Some(now + UNCLOSED);
             batch.files.entry(Arc::clone(name)).or_insert(Visit::Unclosed);
         }
         batch.rescan |= self.next_rescan <= now;
     }
 
-    /// Brings the view up to date with a batch, or finds that now is not the time.
+    /// Updates the view with a batch, or postpones it while the folder is missing or being filled.
     fn take(&mut self, mut batch: Batch, inbox: &Receiver<Signal>) {
         if batch.files.is_empty() && !batch.rescan {
             return;
@@ -283,7 +284,7 @@ impl<'a> Reader<'a> {
         match self.present() {
             Ok(Presence::Same) => {}
             Ok(Presence::Returned) => {
-                // Whoever makes the folder anew needs a moment to fill it.
+                // The creator of the new folder needs a moment to fill it.
                 let since = *self.returned.get_or_insert_with(Instant::now);
                 self.next_rescan = Instant::now() + GRACE.min(RETURN.saturating_sub(since.elapsed()));
                 return;
@@ -298,7 +299,7 @@ impl<'a> Reader<'a> {
         self.publish();
     }
 
-    /// Whether the folder is there, and still the one that is watched.
+    /// Whether the folder exists and is still the watched one.
     fn present(&mut self) -> io::Result<Presence> {
         let identity = identity(&self.dir)?;
         if self.watched.as_ref().is_some_and(|(_, watched)| *watched == identity) {
@@ -319,7 +320,7 @@ impl<'a> Reader<'a> {
     }
 
     fn read(&mut self, batch: &Batch) -> io::Result<Vec<Doubtful>> {
-        // From something to nothing: perhaps the folder itself is about to go.
+        // All files are gone: perhaps the folder itself is being removed.
         if !self.folder.is_empty() && self.folder.listing()?.is_empty() {
             let since = *self.empty_since.get_or_insert_with(Instant::now);
             if since.elapsed() < GRACE {
@@ -343,7 +344,7 @@ impl<'a> Reader<'a> {
         Ok(doubtful)
     }
 
-    /// One look at an unclosed file is enough: what it still lacks comes with an event.
+    /// An unclosed file is read once: further content comes with an event.
     fn looked_at(&mut self, name: &str) {
         match self.unclosed.get_mut(name) {
             Some(unclosed) if unclosed.written => unclosed.look = None,
@@ -351,7 +352,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes doubtful content once it is clear that nobody is writing the file.
+    /// Applies doubtful content once it is certain that the file is not being written.
     fn doubt(&mut self, doubtful: Vec<Doubtful>, inbox: &Receiver<Signal>) {
         if doubtful.is_empty() {
             return;
@@ -361,8 +362,8 @@ impl<'a> Reader<'a> {
             self.waiting.push_back(signal);
         }
         for read in doubtful {
-            let told = self.waiting.iter().any(|signal| signal.file() == Some(&*read.name));
-            if !told && self.folder.is_as_read(&read) {
+            let signalled = self.waiting.iter().any(|signal| signal.file() == Some(&*read.name));
+            if !signalled && self.folder.is_as_read(&read) {
                 self.folder.take(read);
             }
         }
@@ -377,7 +378,7 @@ impl<'a> Reader<'a> {
             }
             changed
         });
-        // After the view is out: readers need not wait for the report.
+        // After the view is published: readers need not wait for the report.
         self.report(None);
     }
 
@@ -402,9 +403,9 @@ impl<'a> Reader<'a> {
 enum Presence {
     /// The folder that is watched.
     Same,
-    /// A new one at its place, or one that came back and is being filled.
+    /// A new folder of that name, which is perhaps being filled.
     Returned,
-    /// One that came back and had its time.
+    /// A new folder that had time to be filled.
     Settled,
 }
 

@@ -37,7 +37,7 @@ fn check(wishes: &[(&str, Option<i64>, Wish)], cidrs: &[&str], name: &str, expec
 
 #[test]
 fn addresses_never_change_between_versions() {
-    // Pinned: whoever changes the hash moves every address of every user.
+    // Pinned: a change of the hash moves every address of every user.
     let wish = Wish::Allocate(Families { listed: Vec::new(), policy: FamilyPolicy::PreferDual });
     let cidrs = ["10.96.0.0/12", "fd00:10:96::/112"];
     check(&[("web", None, wish)], &cidrs, "web", &PINNED, "");
@@ -112,7 +112,7 @@ proptest! {
         let before = assign(&claims(&all), &cidrs, &[]);
         all.push((&newcomer, None, allocate_single()));
         let after = assign(&claims(&all), &cidrs, &[]);
-        // The newcomer ranks last, so it moves nobody at all.
+        // The newcomer ranks last, so no other Service moves.
         for name in &names {
             prop_assert_eq!(&before[&key(name)], &after[&key(name)]);
         }

@@ -8,17 +8,17 @@ use super::super::object::Draft;
 use crate::key::ObjectKey;
 
 /// A label in a namespace.
-type Place = (Arc<str>, Label);
+type NamespacedLabel = (Arc<str>, Label);
 
 /// Pods and selectors by label.
 #[derive(Debug, Default)]
 pub(super) struct PodIndex {
     pods: BTreeMap<ObjectKey, Arc<Candidate>>,
     /// Each Pod under each of its labels.
-    by_label: HashMap<Place, BTreeSet<Arc<str>>>,
+    by_label: HashMap<NamespacedLabel, BTreeSet<Arc<str>>>,
     by_node: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     /// Each Service with a selector under one label of it, the first.
-    services: HashMap<Place, BTreeMap<ObjectKey, Arc<Draft>>>,
+    services: HashMap<NamespacedLabel, BTreeMap<ObjectKey, Arc<Draft>>>,
 }
 
 impl PodIndex {
@@ -101,11 +101,11 @@ impl PodIndex {
     }
 }
 
-fn place(key: &ObjectKey, label: &Label) -> Place {
+fn place(key: &ObjectKey, label: &Label) -> NamespacedLabel {
     (Arc::clone(&key.namespace), label.clone())
 }
 
-fn selection_place(draft: &Draft) -> Option<Place> {
+fn selection_place(draft: &Draft) -> Option<NamespacedLabel> {
     let label = draft.selection.as_ref()?.selector.first()?;
     Some(place(&draft.service.key, label))
 }

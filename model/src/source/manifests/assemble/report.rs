@@ -1,4 +1,4 @@
-//! What is wrong with the files right now, each thing with its file, line and object.
+//! The present problems of the files, each with its file, line and object.
 
 use super::super::object::{ObjectId, ObjectKind};
 use super::{Assembly, File};
@@ -75,7 +75,7 @@ impl Assembly {
                 let mut key = service.clone();
                 key.name = slice.clone();
                 let id = ObjectId { kind: ObjectKind::Slice, key };
-                self.object_problem(&id, format!("there is no Service {service}, so its endpoints serve nobody"))
+                self.object_problem(&id, format!("there is no Service {service}, so its endpoints are not used"))
             }));
         }
     }

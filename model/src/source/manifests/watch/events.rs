@@ -10,7 +10,7 @@ use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
 use super::super::ManifestsError;
 use super::super::folder::format;
 
-/// What the reader's thread is told.
+/// A signal to the reader's thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
     /// A file is complete: closed after writing, or renamed to this name.
@@ -23,7 +23,7 @@ pub(super) enum Signal {
     Touched(Arc<str>),
     /// A file is gone.
     Gone(Arc<str>),
-    /// Something about the folder as a whole, or unknown: look at everything.
+    /// Something about the folder as a whole, or unknown: scan everything.
     Folder,
     /// Events were lost, among them perhaps that a file was closed.
     Missed,
@@ -94,7 +94,7 @@ fn signal(dir: &Path, event: &Event) -> Option<Signal> {
         EventKind::Access(AccessKind::Close(AccessMode::Write))
         | EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Signal::Written(name)),
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => Some(Signal::Gone(name)),
-        // Both halves have been told one by one.
+        // The two halves of a rename have had events of their own.
         EventKind::Modify(ModifyKind::Name(RenameMode::Both)) | EventKind::Access(_) => None,
         EventKind::Create(_) => Some(Signal::Created(name)),
         EventKind::Modify(ModifyKind::Metadata(_)) => Some(Signal::Touched(name)),

@@ -14,12 +14,12 @@ use crate::key::ObjectKey;
 const LONG: Duration = Duration::from_secs(20);
 
 /// A folder within a folder of its own, so that it can vanish.
-struct Place {
+struct WatchedFolder {
     _root: TempDir,
     dir: PathBuf,
 }
 
-impl Place {
+impl WatchedFolder {
     fn new() -> Self {
         let root = TempDir::new().unwrap();
         let dir = root.path().join("manifests");
@@ -71,59 +71,59 @@ async fn health(source: &mut Source, wanted: impl FnMut(&SourceHealth) -> bool) 
 
 #[tokio::test]
 async fn files_come_change_and_go() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
-    let mut source = place.start().await;
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
+    let mut source = folder.start().await;
     services(&mut source, &["a"]).await;
-    place.write("b.yml", &service("b"));
+    folder.write("b.yml", &service("b"));
     services(&mut source, &["a", "b"]).await;
-    place.replace("a.yaml", &service("c"));
+    folder.replace("a.yaml", &service("c"));
     services(&mut source, &["b", "c"]).await;
-    fs::rename(place.dir.join("b.yml"), place.dir.join("b.txt")).unwrap();
+    fs::rename(folder.dir.join("b.yml"), folder.dir.join("b.txt")).unwrap();
     services(&mut source, &["c"]).await;
-    place.write(".hidden.yaml", &service("hidden"));
-    place.write(
+    folder.write(".hidden.yaml", &service("hidden"));
+    folder.write(
         "d.json",
         r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"d"},"spec":{"ports":[{"port":1}]}}"#,
     );
     services(&mut source, &["c", "d"]).await;
-    fs::remove_file(place.dir.join("a.yaml")).unwrap();
+    fs::remove_file(folder.dir.join("a.yaml")).unwrap();
     services(&mut source, &["d"]).await;
-    fs::remove_file(place.dir.join("d.json")).unwrap();
+    fs::remove_file(folder.dir.join("d.json")).unwrap();
     services(&mut source, &[]).await;
-    place.write("a.yaml", &service("a"));
+    folder.write("a.yaml", &service("a"));
     services(&mut source, &["a"]).await;
 }
 
 #[tokio::test]
 async fn a_broken_file_keeps_its_last_good_version_until_repaired() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
-    place.write("never.yaml", "a: [\n");
-    let mut source = place.start().await;
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
+    folder.write("never.yaml", "a: [\n");
+    let mut source = folder.start().await;
     assert!(source.health.borrow().problems[0].reason.contains("nothing of this file is in force"));
-    place.replace("a.yaml", &service("a").replace("ports:", "ports: {"));
+    folder.replace("a.yaml", &service("a").replace("ports:", "ports: {"));
     let found = health(&mut source, |health| health.problems.len() == 2).await;
     assert_eq!((found.problems[0].kind, found.problems[0].line), ("file", Some(4)));
     assert!(found.problems[0].reason.ends_with("the last good version of this file stays in force"));
     assert_eq!(found.counts["file"], 2);
     services(&mut source, &["a"]).await;
-    place.write("b.yaml", &service("b"));
+    folder.write("b.yaml", &service("b"));
     services(&mut source, &["a", "b"]).await;
-    place.replace("a.yaml", &service("z"));
+    folder.replace("a.yaml", &service("z"));
     services(&mut source, &["b", "z"]).await;
-    place.replace("never.yaml", "");
+    folder.replace("never.yaml", "");
     let repaired = health(&mut source, |health| health.problems.is_empty()).await;
     assert_eq!(repaired.counts["file"], 2);
 }
 
 #[tokio::test]
 async fn a_file_that_is_being_written_never_loses_its_last_good_version() {
-    let place = Place::new();
-    place.write("a.yaml", &format!("{}---\n{}", service("a"), service("b")));
-    let mut source = place.start().await;
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &format!("{}---\n{}", service("a"), service("b")));
+    let mut source = folder.start().await;
     let untouched = |source: &Source| !source.snapshots.has_changed().unwrap();
-    let mut file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    let mut file = fs::File::create(folder.dir.join("a.yaml")).unwrap();
     let mut last = String::new();
     for (written, wanted) in [
         ("", "it is still open for writing, and there is no object in it yet"),
@@ -144,18 +144,18 @@ async fn a_file_that_is_being_written_never_loses_its_last_good_version() {
     assert!(closed.problems[0].reason.ends_with("; the last good version of this file stays in force"));
     assert!(untouched(&source));
     // Closed, it means what it says.
-    place.write("a.yaml", &service("c"));
+    folder.write("a.yaml", &service("c"));
     services(&mut source, &["c"]).await;
-    place.write("a.yaml", "");
+    folder.write("a.yaml", "");
     services(&mut source, &[]).await;
 }
 
 #[tokio::test]
 async fn an_object_of_no_use_in_a_file_that_is_being_written_takes_nothing_out_of_force() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
-    let mut source = place.start().await;
-    let mut file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
+    let mut source = folder.start().await;
+    let mut file = fs::File::create(folder.dir.join("a.yaml")).unwrap();
     file.write_all(b"apiVersion: v1\nkind: Service\nmetadata:\n  name: a\nspec:\n  ports:").unwrap();
     let found = health(&mut source, |health| health.problems.len() == 1).await;
     assert!(found.problems[0].reason.contains("Service default/a: it has no ports"), "{:?}", found.problems);
@@ -164,10 +164,10 @@ async fn an_object_of_no_use_in_a_file_that_is_being_written_takes_nothing_out_o
 
 #[tokio::test]
 async fn a_file_that_is_never_closed_is_taken_when_it_is_whole() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
-    let mut source = place.start().await;
-    let mut file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
+    let mut source = folder.start().await;
+    let mut file = fs::File::create(folder.dir.join("a.yaml")).unwrap();
     file.write_all(service("b").as_bytes()).unwrap();
     services(&mut source, &["b"]).await;
     file.write_all(format!("---\n{}", service("c")).as_bytes()).unwrap();
@@ -178,10 +178,10 @@ async fn a_file_that_is_never_closed_is_taken_when_it_is_whole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_view_lacks_what_a_file_has_before_and_after_it_is_rewritten_in_place() {
-    let place = Place::new();
+    let folder = WatchedFolder::new();
     let text = |other: usize| format!("{}---\n{}", service("a"), service(&format!("b{other}")));
-    place.write("a.yaml", &text(0));
-    let mut source = place.start().await;
+    folder.write("a.yaml", &text(0));
+    let mut source = folder.start().await;
     let mut views = source.snapshots.clone();
     let watching = tokio::spawn(async move {
         while views.changed().await.is_ok() {
@@ -190,7 +190,7 @@ async fn no_view_lacks_what_a_file_has_before_and_after_it_is_rewritten_in_place
         }
     });
     const TIMES: usize = 2000;
-    let dir = place.dir.clone();
+    let dir = folder.dir.clone();
     let writing = move || (1..=TIMES).for_each(|n| fs::write(dir.join("a.yaml"), text(n)).unwrap());
     tokio::task::spawn_blocking(writing).await.unwrap();
     services(&mut source, &["a", &format!("b{TIMES}")]).await;
@@ -199,19 +199,19 @@ async fn no_view_lacks_what_a_file_has_before_and_after_it_is_rewritten_in_place
 }
 
 /// What the thread would have, without the thread.
-fn reader<'a>(place: &Place, outbox: &'a Sender<Signal>) -> Reader<'a> {
-    Reader::first(&ManifestsOptions { dir: place.dir.clone(), ..ManifestsOptions::default() }, outbox).unwrap()
+fn reader<'a>(folder: &WatchedFolder, outbox: &'a Sender<Signal>) -> Reader<'a> {
+    Reader::first(&ManifestsOptions { dir: folder.dir.clone(), ..ManifestsOptions::default() }, outbox).unwrap()
 }
 
 #[test]
 fn each_write_starts_the_wait_anew_and_no_other_look_comes_before() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
     let (outbox, _inbox) = channel();
-    let mut reader = reader(&place, &outbox);
+    let mut reader = reader(&folder, &outbox);
     let (name, mut batch): (Arc<str>, Batch) = (Arc::from("a.yaml"), Batch::default());
     let look = |reader: &Reader<'_>| reader.unclosed.get(&name).and_then(|unclosed| unclosed.look);
-    let file = fs::File::create(place.dir.join("a.yaml")).unwrap();
+    let file = fs::File::create(folder.dir.join("a.yaml")).unwrap();
     assert!(reader.note(Signal::Opened(name.clone()), &mut batch));
     let first = look(&reader).unwrap();
     assert!(reader.note(Signal::Opened(name.clone()), &mut batch));
@@ -230,11 +230,11 @@ fn each_write_starts_the_wait_anew_and_no_other_look_comes_before() {
 }
 
 #[test]
-fn a_closed_file_is_doubted_until_it_is_clear_that_nobody_opened_it_again() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
+fn a_closed_file_is_doubted_until_it_is_certain_that_it_was_not_opened_again() {
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
     let (outbox, inbox) = channel();
-    let mut reader = reader(&place, &outbox);
+    let mut reader = reader(&folder, &outbox);
     let name: Arc<str> = Arc::from("a.yaml");
     let read = |reader: &mut Reader<'_>| {
         let batch = Batch { files: BTreeMap::from([(name.clone(), Visit::Always)]), rescan: false };
@@ -244,7 +244,7 @@ fn a_closed_file_is_doubted_until_it_is_clear_that_nobody_opened_it_again() {
     };
     reader.watched = None; // its events would decide before the test does
     while inbox.recv_timeout(DOUBT).is_ok() {}
-    fs::write(place.dir.join("a.yaml"), "").unwrap();
+    fs::write(folder.dir.join("a.yaml"), "").unwrap();
     outbox.send(Signal::Opened(name.clone())).unwrap();
     assert_eq!(read(&mut reader), ["a"]);
     assert_eq!(reader.waiting.pop_front(), Some(Signal::Opened(name.clone())), "it is not lost");
@@ -253,85 +253,85 @@ fn a_closed_file_is_doubted_until_it_is_clear_that_nobody_opened_it_again() {
 
 #[tokio::test]
 async fn a_vanished_folder_leaves_the_last_view_and_is_picked_up_again() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
-    place.write("b.yaml", &service("b"));
-    let mut source = place.start().await;
-    fs::remove_dir_all(&place.dir).unwrap();
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
+    folder.write("b.yaml", &service("b"));
+    let mut source = folder.start().await;
+    fs::remove_dir_all(&folder.dir).unwrap();
     let lost = health(&mut source, |health| health.unreachable.is_some()).await;
     assert!(lost.unreachable.unwrap().contains("the last good view stays in force"));
     services(&mut source, &["a", "b"]).await;
     assert!(!source.snapshots.has_changed().unwrap(), "no view without the files came between");
 
-    fs::create_dir(&place.dir).unwrap();
-    place.write("a.yaml", &service("a"));
-    place.write("c.yaml", &service("c"));
+    fs::create_dir(&folder.dir).unwrap();
+    folder.write("a.yaml", &service("a"));
+    folder.write("c.yaml", &service("c"));
     services(&mut source, &["a", "c"]).await;
     health(&mut source, |health| health.unreachable.is_none()).await;
     // The new folder is watched like the old one.
-    place.write("d.yaml", &service("d"));
+    folder.write("d.yaml", &service("d"));
     services(&mut source, &["a", "c", "d"]).await;
 }
 
 #[tokio::test]
 async fn a_folder_exchanged_by_rename_is_followed() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
-    let mut source = place.start().await;
-    let other = place.dir.with_file_name("other");
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
+    let mut source = folder.start().await;
+    let other = folder.dir.with_file_name("other");
     fs::create_dir(&other).unwrap();
     fs::write(other.join("b.yaml"), service("b")).unwrap();
-    fs::rename(&place.dir, place.dir.with_file_name("old")).unwrap();
-    fs::rename(&other, &place.dir).unwrap();
+    fs::rename(&folder.dir, folder.dir.with_file_name("old")).unwrap();
+    fs::rename(&other, &folder.dir).unwrap();
     services(&mut source, &["b"]).await;
-    place.write("c.yaml", &service("c"));
+    folder.write("c.yaml", &service("c"));
     services(&mut source, &["b", "c"]).await;
 }
 
 #[tokio::test]
 async fn a_mounted_config_map_is_followed() {
-    let place = Place::new();
+    let folder = WatchedFolder::new();
     for version in ["..1", "..2"] {
-        fs::create_dir(place.dir.join(version)).unwrap();
-        fs::write(place.dir.join(version).join("a.yaml"), service(&version.replace("..", "v"))).unwrap();
+        fs::create_dir(folder.dir.join(version)).unwrap();
+        fs::write(folder.dir.join(version).join("a.yaml"), service(&version.replace("..", "v"))).unwrap();
     }
-    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, place.dir.join(at)).unwrap();
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, folder.dir.join(at)).unwrap();
     link("..1", "..data");
     link("..data/a.yaml", "a.yaml");
-    let mut source = place.start().await;
+    let mut source = folder.start().await;
     services(&mut source, &["v1"]).await;
     link("..2", "..tmp");
-    fs::rename(place.dir.join("..tmp"), place.dir.join("..data")).unwrap();
+    fs::rename(folder.dir.join("..tmp"), folder.dir.join("..data")).unwrap();
     services(&mut source, &["v2"]).await;
 }
 
 #[tokio::test]
 async fn what_did_not_change_stays_the_same_allocation() {
-    let place = Place::new();
-    place.write("a.yaml", &format!("{}---\n{}", service("a"), service("b")));
-    let mut source = place.start().await;
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &format!("{}---\n{}", service("a"), service("b")));
+    let mut source = folder.start().await;
     let of = |source: &Source, name: &str| source.snapshots.borrow().services[&ObjectKey::new("default", name)].clone();
     let before = of(&source, "a");
-    place.replace("a.yaml", &format!("# moved by a line\n{}---\n{}", service("a"), service("c")));
+    folder.replace("a.yaml", &format!("# moved by a line\n{}---\n{}", service("a"), service("c")));
     services(&mut source, &["a", "c"]).await;
     assert!(Arc::ptr_eq(&before, &of(&source, "a")));
 }
 
 #[tokio::test]
 async fn an_empty_folder_is_a_view_and_a_missing_one_an_error() {
-    let place = Place::new();
-    let source = place.start().await;
+    let folder = WatchedFolder::new();
+    let source = folder.start().await;
     assert_eq!(**source.snapshots.borrow(), Snapshot::default());
-    let dir = place.dir.join("missing");
+    let dir = folder.dir.join("missing");
     let error = start(ManifestsOptions { dir: dir.clone(), ..ManifestsOptions::default() }).await.err().unwrap();
     assert!(error.to_string().contains(&dir.display().to_string()), "{error}");
 }
 
 #[tokio::test]
 async fn dropping_the_source_ends_the_thread_and_keeps_the_view() {
-    let place = Place::new();
-    place.write("a.yaml", &service("a"));
-    let Source { mut snapshots, _stop, .. } = place.start().await;
+    let folder = WatchedFolder::new();
+    folder.write("a.yaml", &service("a"));
+    let Source { mut snapshots, _stop, .. } = folder.start().await;
     drop(_stop);
     assert!(timeout(LONG, snapshots.changed()).await.unwrap().is_err());
     assert_eq!(names(&snapshots.borrow()), ["a"]);

@@ -1,9 +1,7 @@
 //! Corefiles as clusters have them, under `tests/corpus/corefiles`, and what is understood of each.
 
-use std::net::SocketAddr;
-use std::path::Path;
-
-use shunt_dns::{BlockConfig, Corefile, Upstreams};
+use super::*;
+use crate::upstream::Upstreams;
 
 /// A block in one line: its domain, who is asked, how long answers and denials are kept, and what else it does.
 fn block(block: &BlockConfig) -> String {

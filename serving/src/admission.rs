@@ -1,4 +1,5 @@
-//! Places for what has to wait, shared among clients: whoever already has many gets no more once they run short.
+//! Bounded places for what has to wait, shared among clients: a client that holds many gets no more once they run
+//! short.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// So many places. A client gets another one while it has fewer than are free: alone it can take half of them, beside a
 /// greedy one it still finds some, and nothing has to be configured (the dynamic thresholds of switch buffers).
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub struct Admission {
     places: usize,
     taken: Mutex<Taken>,
 }
@@ -20,17 +21,19 @@ struct Taken {
 
 /// A place, given back when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     of: Arc<Admission>,
     client: IpAddr,
 }
 
 impl Admission {
-    pub(crate) fn new(places: usize) -> Arc<Self> {
+    /// With none taken.
+    pub fn new(places: usize) -> Arc<Self> {
         Arc::new(Self { places, taken: Mutex::default() })
     }
 
-    pub(crate) fn enter(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
+    /// A place for `client`, unless it holds as many as are free.
+    pub fn enter(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
         let client = client.to_canonical();
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let free = self.places.saturating_sub(taken.all);

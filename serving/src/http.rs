@@ -1,4 +1,4 @@
-//! A server of HTTP that nobody can hold up: so many connections, each for one request, and not for long.
+//! An HTTP server that no client can block: a bounded number of connections, each for one request and a few seconds.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,12 +15,13 @@ use crate::admission::{Admission, Place};
 
 /// Connections at once; one client gets at most half.
 const CONNECTIONS: usize = 256;
-/// From the connection to the end of the answer. Whoever says nothing, or takes nothing, is not there.
+/// From the connection to the end of the answer; a client that neither sends nor reads is disconnected then.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After an error that may go away, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers for ever; its connections end with it.
+/// Answers until the future is dropped, which closes its connections. A client gets at most half of the connections,
+/// and one above the limit is closed at once.
 pub async fn serve_routes(listener: TcpListener, routes: Router) {
     serve(listener, routes, CONNECTIONS, PATIENCE).await;
 }
@@ -34,7 +35,7 @@ async fn serve(listener: TcpListener, routes: Router, places: usize, patience: D
             Some(_ended) = connections.join_next() => continue,
         };
         match accepted {
-            // Others are sent away.
+            // Without a place the stream is dropped, which closes the connection.
             Ok((stream, client)) => {
                 if let Some(place) = places.enter(client.ip()) {
                     connections.spawn(answer(stream, client, routes.clone(), patience, place));
@@ -80,7 +81,7 @@ mod tests {
     /// All that is answered until the connection ends.
     async fn rest(stream: &mut TcpStream) -> String {
         let mut answer = Vec::new();
-        // One that is sent away may be reset.
+        // A connection above the limit may be reset.
         let _end = stream.read_to_end(&mut answer).await;
         String::from_utf8(answer).unwrap()
     }
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_nothing_or_half_of_it_is_left() {
+    async fn a_client_that_sends_nothing_or_half_a_request_is_disconnected() {
         let (address, _tasks) = start(8, Duration::from_millis(50)).await;
         for begun in ["", "GET /hea", "GET /health HTTP/1.1\r\nHost: x\r\n"] {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn there_are_so_many_connections_and_no_more() {
+    async fn connections_are_bounded() {
         let (address, _tasks) = start(4, FOREVER).await;
         let mut silent = Vec::new();
         for _ in 0..2 {

@@ -1,5 +1,6 @@
-//! `process_*`: what every exporter tells of its own process.
+//! What every exporter of Prometheus metrics needs: `process_*`, and the older text format.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 
@@ -9,13 +10,13 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Reads `/proc/self` when asked. A registry has it once, however many servers it tells of.
+/// Reads `/proc/self` at each scrape. A registry has it once, however many servers register there.
 #[derive(Debug)]
 pub struct Process;
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // What cannot be read is left out rather than told wrong.
+        // Without `/proc` the metrics are absent rather than wrong.
         let Some(Facts { cpu, resident, virtual_memory, started }) = facts() else { return Ok(()) };
         let cpu_help = "User and system CPU time spent";
         let descriptor = encoder.encode_descriptor("process_cpu_seconds", cpu_help, None, MetricType::Counter)?;
@@ -29,6 +30,24 @@ impl Collector for Process {
         let files = fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or_default();
         gauge("process_open_fds", "Open file descriptors", f64::from(u32::try_from(files).unwrap_or(u32::MAX)))
     }
+}
+
+/// The text in the older format that every scraper reads: there the type of a counter goes by the name of its sample.
+#[must_use]
+pub fn classic(text: &str) -> String {
+    let counters: HashSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let rename = |line: &str| {
+        for word in ["# TYPE ", "# HELP "] {
+            if let Some((name, rest)) = line.strip_prefix(word).and_then(|rest| rest.split_once(' '))
+                && counters.contains(name)
+            {
+                return format!("{word}{name}_total {rest}\n");
+            }
+        }
+        format!("{line}\n")
+    };
+    text.lines().filter(|line| *line != "# EOF").map(rename).collect()
 }
 
 struct Facts {
@@ -54,4 +73,17 @@ fn facts() -> Option<Facts> {
         resident: field(24)? * page,
         started: boot + field(22)? / ticks,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_of_a_counter_goes_by_the_name_of_its_sample() {
+        let text = "# HELP a_b Things.\n# TYPE a_b counter\na_b_total 3\n# HELP c Now.\n# TYPE c gauge\nc 1\n# EOF\n";
+        let wanted =
+            "# HELP a_b_total Things.\n# TYPE a_b_total counter\na_b_total 3\n# HELP c Now.\n# TYPE c gauge\nc 1\n";
+        assert_eq!(classic(text), wanted);
+    }
 }
