@@ -1,8 +1,9 @@
 //! House rules that no compiler checks: file sizes, where unsafe code may stand, names of modules, licences,
-//! what may be linked.
+//! what may be linked, and that every rule ID can be looked up.
 
 mod dependencies;
 mod privileges;
+mod rules;
 mod source;
 
 use std::fs;
@@ -27,6 +28,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     }
     broken.extend(architecture(workspace.root())?);
     broken.extend(strays(workspace.root())?);
+    broken.extend(rules::check(workspace.root(), &self::files(workspace.root())?)?);
     let linked = linked(workspace.root())?;
     broken.extend(dependencies::check(&linked.packages));
     broken.extend(privileges::check(&linked));
