@@ -36,7 +36,7 @@ pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {
         local: &port.local,
         draining,
         affinity: port.affinity.map_or(0, std::num::NonZero::get),
-        silent: port.frontends.iter().any(silent),
+        leaves_alone: port.frontends.iter().any(silent),
         ranges: port.source_ranges.as_ref().map(|ranges| Sources { prefixes: &ranges.ranges, node: ranges.node }),
     })
 }

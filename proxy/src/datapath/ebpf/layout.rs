@@ -86,8 +86,8 @@ pub struct Target<'a> {
     pub draining: Vec<SocketAddr>,
     /// Timeout of session affinity in seconds, 0 without.
     pub affinity: u32,
-    /// Without an endpoint here, policy Local drops.
-    pub silent: bool,
+    /// Without an endpoint here, a socket's flow under policy Local is left alone; it is refused otherwise.
+    pub leaves_alone: bool,
     /// Who may use the filtered frontends.
     pub ranges: Option<Sources<'a>>,
 }

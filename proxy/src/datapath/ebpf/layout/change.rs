@@ -29,8 +29,28 @@ struct Lists<'a> {
 struct Step<'a> {
     wanted: &'a [Endpoint],
     change: Change,
-    /// The slots are written anew, to this region.
-    fresh: Option<Option<Region>>,
+    slots: Slots,
+}
+
+/// How the slots of an entry come to hold another list.
+#[derive(Clone, Copy)]
+enum Slots {
+    /// One by one where they are.
+    InPlace,
+    /// All anew in this region; an empty list has none.
+    Anew(Option<Region>),
+}
+
+/// How much of a service port a change concerns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Its lists alone, which only get shorter.
+    Lists,
+    /// All of it, and each frontend that stays leads to the same entry.
+    Whole,
+    /// All of it, and a frontend that stays leads to another entry: neither old nor new endpoints may be missing until
+    /// all frontends are pointed.
+    Repointed,
 }
 
 /// What a change needs.
@@ -42,7 +62,24 @@ struct Reserved {
 
 /// The terms of the service port that `main` stands for.
 pub(super) fn terms(main: u32, target: &Target<'_>) -> Terms {
-    Terms::new(main, target.affinity, target.silent)
+    Terms::new(main, target.affinity, target.leaves_alone)
+}
+
+impl Slots {
+    /// The region that was taken for them.
+    fn taken(self) -> Option<Region> {
+        match self {
+            Self::InPlace => None,
+            Self::Anew(region) => region,
+        }
+    }
+
+    fn are_anew(self) -> bool {
+        match self {
+            Self::InPlace => false,
+            Self::Anew(_) => true,
+        }
+    }
 }
 
 impl<'a> Lists<'a> {
@@ -91,7 +128,10 @@ impl Layout {
         let lists = Lists::of(target);
         self.with_port(main, |layout, port| match port.is_empty() && lists.second.is_none() {
             true => layout.fill(port, target, lists.main, now),
-            false => layout.apply(port, target, &lists, true, now),
+            false => {
+                let scope = layout.scope(port, target, &lists);
+                layout.apply(port, target, &lists, scope, now)
+            }
         })
         .unwrap_or(Ok(Vec::new()))
     }
@@ -105,8 +145,8 @@ impl Layout {
         wanted: &[Endpoint],
         now: Moment,
     ) -> Result<Vec<Write>, Full> {
-        let step = Step { wanted, change: Change::default(), fresh: None };
-        let fresh = self.region_for(None, &step, false, now)?;
+        let step = Step { wanted, change: Change::default(), slots: Slots::InPlace };
+        let slots = self.slots_for(None, &step, Scope::Whole, now)?;
         let family = port.record.family;
         let full = Full { table: "backend", capacity: self.capacity.backends };
         let taken = self.backends.take(family, wanted.len(), now).ok_or(full);
@@ -121,7 +161,7 @@ impl Layout {
             None => Ok((taken, None)),
         });
         let (taken, ranges) = ranges.inspect_err(|_| {
-            fresh.flatten().into_iter().for_each(|region| self.regions.release(region));
+            slots.taken().into_iter().for_each(|region| self.regions.release(region));
         })?;
         let mut writes = Vec::with_capacity(wanted.len().saturating_mul(2).saturating_add(4));
         let endpoints: Vec<(Endpoint, BackendRef)> = wanted.iter().copied().zip(taken).collect();
@@ -129,7 +169,7 @@ impl Layout {
             let standing = Standing::new(reference.generation(), port.main, true, end.local);
             writes.push(backend(family, end.address, *reference, standing));
         }
-        if let Some(region) = fresh {
+        if let Slots::Anew(region) = slots {
             port.record.switch(port.main, region, &endpoints, &mut writes);
         }
         self.settle(port, target, None, ranges, now, &mut writes);
@@ -148,7 +188,7 @@ impl Layout {
         let shrunk = self.with_port(main, |layout, port| {
             let (held, second) = (kept(&port.record), port.second.as_ref().map(|(_, record)| kept(record)));
             let lists = Lists { main: &held, second: second.as_deref() };
-            layout.apply(port, target, &lists, false, now)
+            layout.apply(port, target, &lists, Scope::Lists, now)
         });
         // Nothing is added, so nothing can be full.
         shrunk.and_then(Result::ok).unwrap_or_default()
@@ -165,42 +205,40 @@ impl Layout {
         Some(result)
     }
 
-    /// `whole`: not only lists but frontends, terms and ranges too.
     fn apply(
         &mut self,
         port: &mut Port,
         target: &Target<'_>,
         lists: &Lists<'_>,
-        whole: bool,
+        scope: Scope,
         now: Moment,
     ) -> Result<Vec<Write>, Full> {
-        let moves = whole && self.moves(port, target, lists);
-        let mut main = Step { wanted: lists.main, change: port.record.change(lists.main), fresh: None };
+        let mut main = Step { wanted: lists.main, change: port.record.change(lists.main), slots: Slots::InPlace };
         let held = port.second.as_ref().map(|(_, record)| record);
         let mut second = lists.second.map(|wanted| Step {
             wanted,
             change: held.map_or_else(|| all(wanted), |record| record.change(wanted)),
-            fresh: None,
+            slots: Slots::InPlace,
         });
-        let reserved = self.reserve(port, target, (&mut main, second.as_mut()), (whole, moves), now)?;
+        let reserved = self.reserve(port, target, (&mut main, second.as_mut()), scope, now)?;
         let mut writes = Vec::new();
         let references = self.enliven(port, &reserved, (&main, second.as_ref()), &mut writes);
         lower(port, &target.draining, (&main, second.as_ref()), &mut writes);
-        let mut left = self.show((port.main, &mut port.record), &main, moves, &references, &mut writes, now);
+        let mut left = self.show((port.main, &mut port.record), &main, scope, &references, &mut writes, now);
         if let Some(step) = &second {
             let (service, record) = port.second.get_or_insert_with(|| {
                 let record = Record::new(port.record.family, port.record.owner.clone());
                 (reserved.second.unwrap_or_default(), record)
             });
-            left.extend(self.show((*service, record), step, moves, &references, &mut writes, now));
+            left.extend(self.show((*service, record), step, scope, &references, &mut writes, now));
         }
         let gone = if second.is_none() { port.second.take() } else { None };
-        if whole {
+        if scope != Scope::Lists {
             self.settle(port, target, gone.as_ref(), reserved.ranges, now, &mut writes);
         }
-        left.extend(self.hide((port.main, &mut port.record), &main, moves, &mut writes, now));
+        left.extend(self.hide((port.main, &mut port.record), &main, scope, &mut writes, now));
         if let (Some(step), Some((service, record))) = (&second, &mut port.second) {
-            left.extend(self.hide((*service, record), step, moves, &mut writes, now));
+            left.extend(self.hide((*service, record), step, scope, &mut writes, now));
         }
         if let Some((service, record)) = gone {
             writes.extend(zero(service));
@@ -212,9 +250,13 @@ impl Layout {
         Ok(writes)
     }
 
-    /// Whether a frontend that is there changes what it leads to. Then neither old nor new endpoints may be missing
-    /// until all frontends are pointed.
-    fn moves(&self, port: &Port, target: &Target<'_>, lists: &Lists<'_>) -> bool {
+    /// The scope of a change of the whole service port.
+    fn scope(&self, port: &Port, target: &Target<'_>, lists: &Lists<'_>) -> Scope {
+        if self.repoints(port, target, lists) { Scope::Repointed } else { Scope::Whole }
+    }
+
+    /// Whether a frontend that is there changes what it leads to.
+    fn repoints(&self, port: &Port, target: &Target<'_>, lists: &Lists<'_>) -> bool {
         lists.second.is_some() != port.second.is_some()
             || target
                 .frontends
@@ -228,16 +270,16 @@ impl Layout {
         port: &Port,
         target: &Target<'_>,
         steps: (&mut Step<'_>, Option<&mut Step<'_>>),
-        (whole, moves): (bool, bool),
+        scope: Scope,
         now: Moment,
     ) -> Result<Reserved, Full> {
         let (main, mut second) = steps;
         let mut reserved = Reserved { second: None, backends: HashMap::new(), ranges: None };
         let outcome = (|| {
-            main.fresh = self.region_for(Some(&port.record), main, moves, now)?;
+            main.slots = self.slots_for(Some(&port.record), main, scope, now)?;
             if let Some(step) = &mut second {
                 let record = port.second.as_ref().map(|(_, record)| record);
-                step.fresh = self.region_for(record, step, moves, now)?;
+                step.slots = self.slots_for(record, step, scope, now)?;
                 if record.is_none() {
                     reserved.second = Some(self.services.take(now).ok_or_else(|| self.full_of_services())?);
                 }
@@ -246,7 +288,7 @@ impl Layout {
             let full = Full { table: "backend", capacity: self.capacity.backends };
             let taken = self.backends.take(port.record.family, new.len(), now).ok_or(full)?;
             reserved.backends = new.into_iter().zip(taken).collect();
-            if let Some(sources) = target.ranges.filter(|_| whole)
+            if let Some(sources) = target.ranges.filter(|_| scope != Scope::Lists)
                 && (port.record.ranges.id() == 0 || port.record.prefixes != sources.prefixes)
             {
                 reserved.ranges = Some(self.ranges.take(sources.prefixes.len(), now)?);
@@ -258,7 +300,7 @@ impl Layout {
             steps
                 .into_iter()
                 .flatten()
-                .filter_map(|step| step.fresh.flatten())
+                .filter_map(|step| step.slots.taken())
                 .for_each(|region| self.regions.release(region));
             reserved.second.into_iter().for_each(|service| self.services.untake(service));
             reserved.backends.into_values().for_each(|reference| self.backends.untake(port.record.family, reference));
@@ -267,25 +309,25 @@ impl Layout {
         Ok(reserved)
     }
 
-    fn region_for(
+    fn slots_for(
         &mut self,
         record: Option<&Record>,
         step: &Step<'_>,
-        moves: bool,
+        scope: Scope,
         now: Moment,
-    ) -> Result<Option<Option<Region>>, Full> {
+    ) -> Result<Slots, Full> {
         let needed =
             record.map_or(!step.wanted.is_empty(), |record| record.needs_region(&step.change, step.wanted.len()));
-        let keeps = if moves { step.change.removed.len() } else { 0 };
+        let keeps = if scope == Scope::Repointed { step.change.removed.len() } else { 0 };
         let count = step.wanted.len().saturating_add(keeps);
-        if !needed || step.wanted.is_empty() && moves {
-            return Ok(None);
+        if !needed || step.wanted.is_empty() && scope == Scope::Repointed {
+            return Ok(Slots::InPlace);
         }
         let full = Full { table: "slot", capacity: self.capacity.slots };
         let count = u32::try_from(count).ok().filter(|count| *count <= proxy_abi::Extent::MAX_COUNT).ok_or(full)?;
         match count {
-            0 => Ok(Some(None)),
-            _ => Ok(Some(Some(self.regions.take(order_for(count), now).ok_or(full)?))),
+            0 => Ok(Slots::Anew(None)),
+            _ => Ok(Slots::Anew(Some(self.regions.take(order_for(count), now).ok_or(full)?))),
         }
     }
 
@@ -299,7 +341,7 @@ impl Layout {
     ) -> HashMap<Endpoint, BackendRef> {
         let (family, main) = (port.record.family, port.main);
         let mut references = HashMap::new();
-        let rewritten = steps.0.fresh.is_some() || steps.1.is_some() || port.second.is_some();
+        let rewritten = steps.0.slots.are_anew() || steps.1.is_some() || port.second.is_some();
         if rewritten {
             references = port.references();
         }
@@ -333,20 +375,20 @@ impl Layout {
         &mut self,
         (service, record): (u32, &mut Record),
         step: &Step<'_>,
-        moves: bool,
+        scope: Scope,
         references: &HashMap<Endpoint, BackendRef>,
         writes: &mut Vec<Write>,
         now: Moment,
     ) -> Vec<Placed> {
         let with_backend = |end: &Endpoint| Some((*end, references.get(end).copied()?));
-        let Some(region) = step.fresh else {
+        let Slots::Anew(region) = step.slots else {
             for (end, reference) in step.change.added.iter().filter_map(with_backend) {
                 record.insert(service, end, reference, writes);
             }
             return Vec::new();
         };
         let mut endpoints: Vec<(Endpoint, BackendRef)> = step.wanted.iter().filter_map(with_backend).collect();
-        if moves {
+        if scope == Scope::Repointed {
             let leaving =
                 step.change.removed.iter().map(|(address, local)| Endpoint { address: *address, local: *local });
             endpoints.extend(leaving.filter_map(|end| with_backend(&end)));
@@ -432,7 +474,7 @@ impl Layout {
         &mut self,
         (service, record): (u32, &mut Record),
         step: &Step<'_>,
-        moves: bool,
+        scope: Scope,
         writes: &mut Vec<Write>,
         now: Moment,
     ) -> Vec<Placed> {
@@ -442,7 +484,7 @@ impl Layout {
             return left;
         }
         // A switch of regions has taken out already what could not stay.
-        let removed = step.change.removed.iter().filter(|_| step.fresh.is_none() || moves);
+        let removed = step.change.removed.iter().filter(|_| !step.slots.are_anew() || scope == Scope::Repointed);
         removed.filter_map(|(address, local)| record.take_out(service, *address, *local, writes)).collect()
     }
 

@@ -157,7 +157,7 @@ impl Wanted {
             local: &self.local,
             draining: self.draining.clone(),
             affinity: self.affinity,
-            silent: false,
+            leaves_alone: false,
             ranges: self.prefixes.as_ref().map(|prefixes| Sources { prefixes, node: true }),
         }
     }
