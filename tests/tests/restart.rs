@@ -7,9 +7,11 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use cluster::{Cluster, Shop};
+use lab::Client;
 use lab::manifests::PodState;
 use lab::peer::{Mode, now};
 
@@ -86,5 +88,63 @@ fn endpoints_that_changed_while_nobody_watched_are_caught_up_with() {
             let attempts = shop.client.connect(to, mode, 30).unwrap();
             assert!(attempts.iter().all(|a| a.server.as_deref() == Some("shop-1")), "{mode:?} to {to}: {attempts:?}");
         }
+    }
+}
+
+/// Makes the pins look like those of version 2 of the tables, which had its flows beside them.
+fn disguise_as_version_2(root: &Path) {
+    let maps = root.join("v2/maps");
+    fs::rename(root.join("v3"), root.join("v2")).unwrap();
+    for pin in fs::read_dir(root.join("flows-v1/maps")).unwrap() {
+        let pin = pin.unwrap().path();
+        fs::rename(&pin, maps.join(pin.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_them() {
+    let Some(cluster) = Cluster::alone("takenover") else { return };
+    let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready; 3]);
+    let mut clients: Vec<_> = shop
+        .addresses()
+        .into_iter()
+        .flat_map(|to| MODES.map(|mode| (to, mode)))
+        .map(|(to, mode)| (to, mode, shop.client.connect_loop(to, mode, 5).unwrap()))
+        .collect();
+    // One socket each, connected before; among so many each endpoint has some in each family.
+    let keep = ["--same-socket", "--interval", "5", "--timeout", "1000"];
+    let mut sockets: Vec<(SocketAddr, Client, String)> = Vec::new();
+    for to in shop.addresses().into_iter().flat_map(|to| [to; 8]) {
+        let mut socket = shop.client.connect_in_background(to, Mode::Udp, &keep).unwrap();
+        let server = socket.wait_for_attempts(0, 1).unwrap().remove(0).server.unwrap();
+        sockets.push((to, socket, server));
+    }
+    cluster.daemon().kill9().unwrap();
+    disguise_as_version_2(&cluster.bpf_root());
+    let started = now();
+    cluster.daemon().restart().unwrap();
+    assert_eq!(cluster.kernel_writes(), 0, "the successor finds all of it in its own tables");
+    let left: Vec<_> = pins(&cluster.bpf_root()).into_iter().filter(|pin| pin.contains("/v2/")).collect();
+    assert_eq!(left, Vec::<String>::new(), "the former version is retired");
+    for (to, socket, server) in &mut sockets {
+        let attempts = socket.wait_for_attempts(started, 5).unwrap();
+        assert!(attempts.iter().all(|a| a.server.as_ref() == Some(server)), "{to} had {server}: {attempts:?}");
+    }
+    // What the sockets refer to is known: those of an endpoint that leaves are ended, and no others.
+    let removed = now();
+    shop.set(0, PodState::Unready);
+    for (to, socket, server) in sockets.iter_mut().filter(|(_, _, server)| server == "shop-0") {
+        socket.wait_for(removed, "another server", |a| a.server.as_ref().is_some_and(|s| s != server)).unwrap();
+        assert_eq!(socket.failures().unwrap().len(), 1, "{to}: the end of the socket is told once");
+    }
+    let removed = now();
+    for (to, socket, server) in sockets.iter_mut().filter(|(_, _, server)| server != "shop-0") {
+        let attempts = socket.wait_for_attempts(removed, 5).unwrap();
+        assert!(attempts.iter().all(|a| a.server.as_ref() == Some(server)), "{to} had {server}: {attempts:?}");
+        assert_eq!(socket.failures().unwrap(), [], "{to}");
+    }
+    for (to, mode, client) in &mut clients {
+        client.wait_for_attempts(started, 30).unwrap();
+        assert_eq!(client.failures().unwrap(), [], "{mode:?} to {to}");
     }
 }

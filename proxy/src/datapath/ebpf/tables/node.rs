@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use proxy_abi::maps::{self, Map};
+use proxy_abi::maps;
 use proxy_abi::{Config, Namespace};
 use zerocopy::transmute;
 
@@ -68,8 +68,10 @@ impl Namespaces {
 
 /// `CONFIG` as version 2 of the tables had it.
 pub(in crate::datapath::ebpf) mod v2 {
-    use super::{Array, Map, MapPins, TableError, maps};
+    use super::{AsFd as _, MapPins, TableError, bpf, maps};
+    use crate::sys::mapped::Mapped;
 
+    const WORDS: usize = 2;
     /// Index of the flags.
     const FLAGS: usize = 1;
     /// Some namespaces are left alone.
@@ -85,8 +87,9 @@ pub(in crate::datapath::ebpf) mod v2 {
     }
 
     pub(in crate::datapath::ebpf) fn flags(pins: &MapPins) -> Result<Flags, TableError> {
-        const CONFIG: Map = Map { value: 16, ..maps::CONFIG };
-        let flags = Array::open(pins, &CONFIG)?.load(0, FLAGS).unwrap_or_default();
+        let path = pins.of(&maps::CONFIG);
+        let memory = bpf::open_pin(&path).and_then(|map| Mapped::new(map.as_fd(), WORDS));
+        let flags = memory.map_err(|source| TableError::Open { path, source })?.load(FLAGS).unwrap_or_default();
         Ok(Flags { opt_outs: flags & OPT_OUTS != 0, silent: flags & SILENT != 0 })
     }
 }
