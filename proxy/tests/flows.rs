@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use lab::Manifests;
 use lab::flows::{self, Cast, Outcome, Rules, Scene};
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_proxy::datapath::ebpf::memory::{Client, Memory, Outcome as Lookup};
+use shunt_proxy::datapath::ebpf::tables::memory::{Client, Memory, Outcome as Lookup};
 use shunt_proxy::plan::{Decision, Packet, Plan, PlanOptions, Source, Verdict, plan};
 
 /// Plays the whole corpus, or the stories whose title contains `FLOWS`.
