@@ -19,10 +19,10 @@ use shunt_dns::{Corefile, CorefileError, ForwardConfig, PodMode, Upstreams};
 pub use file::ConfigFile;
 use kube_proxy::KubeProxyConfiguration;
 pub use kube_proxy::flags::KubeProxyFlags;
-pub use settings::{EmptyLocal, LogFormat, PodNames, ProxyMode, Settings};
+pub use settings::{LogFormat, PodNames, ProxyMode, Settings};
 pub use values::{Address, Annotation, List, NodePortAddress, Text};
 
-use crate::plan::NodePortAddresses;
+use crate::plan::{EmptyLocal, NodePortAddresses};
 
 /// Port of the DNS server where none is given.
 pub const DNS_PORT: u16 = 53;
@@ -233,7 +233,7 @@ impl Config {
             bind_protection: settings.nodeport_bind_protection.unwrap_or(true),
             external_ips: settings.external_ips.unwrap_or(true),
             opt_out: settings.opt_out_annotation.map_or_else(default_opt_out, |List(annotations)| annotations),
-            empty_local: settings.empty_local.unwrap_or(EmptyLocal::Refuse),
+            empty_local: settings.empty_local.unwrap_or_default(),
             cgroup_root: settings.cgroup_root,
             bpf_root: settings.bpf_root.unwrap_or_else(|| PathBuf::from(BPF_ROOT)),
             bpf_object: settings.bpf_object,

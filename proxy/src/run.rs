@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Annotation, Config, DnsConfig, EmptyLocal};
+use crate::config::{Annotation, Config, DnsConfig};
 use crate::control::{self, Control, Views};
 use crate::datapath::Datapath;
 use crate::datapath::ebpf::socket::upkeep::{Orders, Report, Upkeep};
@@ -31,7 +31,7 @@ use crate::host::{self, privileges};
 use crate::http::health::{self, BindError, DnsState, Health};
 use crate::http::health_checks::{Checks, HealthChecks};
 use crate::metrics::{self, Durations, KubeProxy};
-use crate::plan::{Detect, PlanOptions};
+use crate::plan::{Detect, EmptyLocal, PlanOptions};
 use crate::reconcile::{Input, Output, Reconciler};
 use crate::status::{Pending, Status};
 use crate::{reload, source};
@@ -384,6 +384,7 @@ impl Daemon {
     }
 }
 
+/// Either of kube-proxy's modes may ask for source NAT: its file need not name the data path that serves here.
 fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
     PlanOptions {
         node: Arc::from(config.node.as_str()),
@@ -393,6 +394,8 @@ fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
         node_ports: config.node_ports.clone(),
         external_ips: config.external_ips,
         service_cidrs: config.exclusive_cidrs.clone(),
+        empty_local: config.empty_local,
+        masquerade_all: config.kube_proxy.iptables.masquerade_all || config.kube_proxy.nftables.masquerade_all,
         opt_out: config.opt_out.iter().map(Annotation::to_plan).collect(),
     }
 }

@@ -126,7 +126,7 @@ fn outcome(cast: &Cast, decision: &Decision<'_>) -> Outcome {
         Verdict::Reject => Outcome::Reject,
         Verdict::Drop => Outcome::Drop,
         Verdict::Forward { endpoints, .. } => {
-            let met = decision.reason.and_then(|reason| reason.met);
+            let met = decision.reason.and_then(|reason| reason.met());
             Outcome::Served {
                 by: endpoints.iter().map(|endpoint| cast.server(endpoint.address)).collect(),
                 sticky: met.is_some_and(|met| met.port.affinity.is_some()),

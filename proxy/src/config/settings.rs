@@ -8,6 +8,7 @@ use serde::Deserialize;
 use shunt_dns::{StubDomain, Upstreams};
 
 use super::values::{Address, Annotation, List, NodePortAddress, Text};
+use crate::plan::EmptyLocal;
 
 /// Settings of `shunt run`; `None` where nothing was said. The field names are the flags' and the file's names.
 #[derive(Args, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -114,16 +115,6 @@ pub enum ProxyMode {
     /// iptables rules (not in this version)
     #[value(hide = true)]
     Iptables,
-}
-
-/// `--empty-local`.
-#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum EmptyLocal {
-    /// ECONNREFUSED at once
-    Refuse,
-    /// The address is left as it is, so the packets go unanswered
-    Pass,
 }
 
 /// `--dns-pods`.

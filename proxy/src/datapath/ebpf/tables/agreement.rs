@@ -11,7 +11,7 @@ use shunt_model::{Family, Protocol, Snapshot};
 use super::memory::{Client, Memory, Outcome};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
-use crate::plan::{Detect, Packet, Plan, PlanOptions, Source, Verdict, plan};
+use crate::plan::{Detect, Packet, Plan, PlanOptions, SocketVerdict, Source, Verdict, plan};
 
 /// Every frontend, and what is near them: other ports, loopback, addresses that nobody has, node ports at addresses.
 fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
@@ -34,23 +34,23 @@ fn clients(family: Family) -> [Client; 3] {
     [Client::Node, Client::Pod(ip(inside)), Client::Pod(ip(outside))]
 }
 
-/// The verdict in the words of the tables.
+/// What the plan says a socket gets, in the words of the tables.
 fn wanted(plan: &Plan, client: Client, to: SocketAddr, protocol: Protocol) -> Outcome {
     let (source, source_address) = match client {
         Client::Node => (Source::Node, None),
         Client::Pod(address) => (Source::Pod, Some(address)),
     };
-    let decision = plan.decide(&Packet { source, source_address, destination: to.ip(), port: to.port(), protocol });
-    match (decision.verdict, decision.reason.map(|reason| reason.spec)) {
-        (Verdict::Forward { port, endpoints }, _) => Outcome::Endpoints {
+    let packet = Packet { source, source_address, destination: to.ip(), port: to.port(), protocol };
+    match (plan.decide_at_socket(&packet), plan.verdict(&packet)) {
+        (SocketVerdict::Forward { port, endpoints }, _) => Outcome::Endpoints {
             addresses: endpoints.iter().map(|endpoint| endpoint.address).collect(),
             sticky: plan.ports.get(port).is_some_and(|port| port.affinity.is_some()),
         },
-        (Verdict::Reject, _) => Outcome::Refused,
-        (Verdict::Drop, Some("TP-32")) => Outcome::Denied,
-        // The one difference on purpose: silence is for packets, a socket leaves alone what no Service has.
-        (Verdict::Drop, Some("NE-12")) | (Verdict::NotOurs, _) => Outcome::Foreign,
-        (Verdict::Drop, _) => Outcome::Elsewhere,
+        (SocketVerdict::Deny, _) => Outcome::Denied,
+        (SocketVerdict::Pass, _) => Outcome::Foreign,
+        // The tables tell silence from refusal, whatever `--empty-local` makes of it.
+        (SocketVerdict::Refuse, Verdict::Drop) => Outcome::Elsewhere,
+        (SocketVerdict::Refuse, Verdict::Reject | Verdict::Forward { .. } | Verdict::NotOurs) => Outcome::Refused,
     }
 }
 

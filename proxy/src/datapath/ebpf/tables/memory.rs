@@ -63,9 +63,8 @@ impl Memory {
             if let Some(target) = image::target(port) {
                 layout.upsert(&port.key, &target, 0)?.iter().for_each(|write| memory.apply(write));
             }
-            addresses.follow(None, Some(port));
         }
-        addresses.set_nodes(&plan.node_addresses);
+        addresses.follow(&plan.addresses);
         memory.addresses = addresses.take_changes().0.into_iter().collect();
         Ok(memory)
     }
