@@ -1,7 +1,6 @@
 //! `shunt run`: starts the parts of the daemon in order, watches over them, and stops them.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,10 +206,10 @@ impl Daemon {
         let options = plan_options(&config, listen);
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
         let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
-        let input = Input { snapshots, health, addresses: addresses.clone(), dns_serves };
+        let input = Input { snapshots, health, addresses, dns_serves };
         let (orders, ordered) = watch::channel(Orders::default());
         self.start_upkeep(upkeep, ordered);
-        let health_checks = self.start_health_checks(addresses);
+        let health_checks = self.start_health_checks();
         let (pending, events) = (self.health.pending.clone(), self.events.clone());
         let status = self.status.clone();
         let output = Output { status, reachable, orders, health_checks, pending, events, durations };
@@ -327,10 +326,9 @@ impl Daemon {
     }
 
     /// Servers of health checks follow the plan from a task of their own.
-    fn start_health_checks(&mut self, addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>) -> watch::Sender<Checks> {
+    fn start_health_checks(&mut self) -> watch::Sender<Checks> {
         let (sender, checks) = watch::channel(Checks::default());
-        let own = BTreeSet::clone(&addresses.borrow());
-        let servers = HealthChecks::new(self.health.clone(), self.events.clone(), self.config.node_ports.clone(), own);
+        let servers = HealthChecks::new(self.health.clone(), self.events.clone());
         let serving = servers.run(checks, self.stop.clone());
         self.tasks.spawn(async move {
             serving.await;
