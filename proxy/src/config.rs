@@ -19,10 +19,10 @@ use shunt_dns::{Corefile, CorefileError, ForwardConfig, PodMode, Upstreams};
 pub use file::ConfigFile;
 use kube_proxy::KubeProxyConfiguration;
 pub use kube_proxy::flags::KubeProxyFlags;
-pub use settings::{EmptyLocal, LogFormat, PodNames, ProxyMode, Settings};
-pub use values::{Address, Annotation, List, NodePortAddress, Text};
+pub use settings::{LogFormat, PodNames, ProxyMode, Settings};
+pub use values::{Address, Annotation, CommaSeparated, NodePortAddress, Text};
 
-use crate::plan::NodePortAddresses;
+use crate::plan::{EmptyLocal, NodePortAddresses};
 
 /// Port of the DNS server where none is given.
 pub const DNS_PORT: u16 = 53;
@@ -227,13 +227,15 @@ impl Config {
         Ok(Self {
             node: node_name(name.as_deref())?,
             source: source(&settings, &document, in_cluster || has_document)?,
-            exclusive_cidrs: settings.service_cidr.clone().map_or_else(Vec::new, |List(ranges)| ranges),
+            exclusive_cidrs: settings.service_cidr.clone().map_or_else(Vec::new, |CommaSeparated(ranges)| ranges),
             service_cidrs: service_cidrs(settings.service_cidr),
             node_ports: crate::config::node_ports(Some(node_ports))?,
             bind_protection: settings.nodeport_bind_protection.unwrap_or(true),
             external_ips: settings.external_ips.unwrap_or(true),
-            opt_out: settings.opt_out_annotation.map_or_else(default_opt_out, |List(annotations)| annotations),
-            empty_local: settings.empty_local.unwrap_or(EmptyLocal::Refuse),
+            opt_out: settings
+                .opt_out_annotation
+                .map_or_else(default_opt_out, |CommaSeparated(annotations)| annotations),
+            empty_local: settings.empty_local.unwrap_or_default(),
             cgroup_root: settings.cgroup_root,
             bpf_root: settings.bpf_root.unwrap_or_else(|| PathBuf::from(BPF_ROOT)),
             bpf_object: settings.bpf_object,
@@ -330,11 +332,11 @@ fn servers(settings: &Settings, document: &KubeProxyConfiguration) -> Result<[So
     ])
 }
 
-fn of_document(document: &KubeProxyConfiguration) -> Result<List<NodePortAddress>, ConfigError> {
+fn of_document(document: &KubeProxyConfiguration) -> Result<CommaSeparated<NodePortAddress>, ConfigError> {
     let parsed = document.node_port_addresses.iter().map(|text| text.parse());
     parsed
         .collect::<Result<_, String>>()
-        .map(List)
+        .map(CommaSeparated)
         .map_err(|e| ConfigError::KubeProxy(format!("nodePortAddresses: {e}")))
 }
 
@@ -347,8 +349,10 @@ impl DnsConfig {
     pub fn new(settings: &Settings) -> Result<Self, ConfigError> {
         let listen = match &settings.dns_bind_address {
             None => DnsListen::Default,
-            Some(List(addresses)) if addresses.is_empty() => return Err(ConfigError::NoDnsAddress),
-            Some(List(addresses)) => DnsListen::Given(addresses.iter().map(|a| a.or_port(DNS_PORT)).collect()),
+            Some(CommaSeparated(addresses)) if addresses.is_empty() => return Err(ConfigError::NoDnsAddress),
+            Some(CommaSeparated(addresses)) => {
+                DnsListen::Given(addresses.iter().map(|a| a.or_port(DNS_PORT)).collect())
+            }
         };
         if let Some(path) = &settings.corefile {
             return Self::from_corefile(settings, path, listen);
@@ -414,13 +418,13 @@ pub fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
 
 /// The ranges given, or the default one.
 #[must_use]
-pub fn service_cidrs(given: Option<List<IpNet>>) -> Vec<IpNet> {
-    given.map_or_else(|| vec![SERVICE_CIDR], |List(ranges)| ranges)
+pub fn service_cidrs(given: Option<CommaSeparated<IpNet>>) -> Vec<IpNet> {
+    given.map_or_else(|| vec![SERVICE_CIDR], |CommaSeparated(ranges)| ranges)
 }
 
 /// The DNS service addresses given, or the default one.
-pub fn cluster_dns(given: Option<&List<Address>>) -> Result<Vec<IpAddr>, ConfigError> {
-    let Some(List(addresses)) = given else { return Ok(vec![CLUSTER_DNS]) };
+pub fn cluster_dns(given: Option<&CommaSeparated<Address>>) -> Result<Vec<IpAddr>, ConfigError> {
+    let Some(CommaSeparated(addresses)) = given else { return Ok(vec![CLUSTER_DNS]) };
     let check = |address: &Address| match address.port {
         Some(port) => Err(ConfigError::ClusterDnsPort(SocketAddr::new(address.ip, port))),
         None => Ok(address.ip),
@@ -428,8 +432,10 @@ pub fn cluster_dns(given: Option<&List<Address>>) -> Result<Vec<IpAddr>, ConfigE
     addresses.iter().map(check).collect()
 }
 
-fn node_ports(given: Option<List<NodePortAddress>>) -> Result<NodePortAddresses, ConfigError> {
-    let Some(List(given)) = given.filter(|List(given)| !given.is_empty()) else { return Ok(NodePortAddresses::All) };
+fn node_ports(given: Option<CommaSeparated<NodePortAddress>>) -> Result<NodePortAddresses, ConfigError> {
+    let Some(CommaSeparated(given)) = given.filter(|CommaSeparated(given)| !given.is_empty()) else {
+        return Ok(NodePortAddresses::All);
+    };
     let ranges: Vec<IpNet> = given
         .iter()
         .filter_map(|address| match address {

@@ -1,6 +1,7 @@
 //! The only code that writes to the kernel. Every data path takes the whole plan and writes the difference.
 
 pub mod ebpf;
+pub mod reading;
 
 use crate::plan::{Plan, PortKey};
 

@@ -6,7 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use shunt_model::{Family, ObjectKey, Pod, Protocol, Snapshot};
 
-use crate::plan::{Decision, FrontendKind, List, Met, Packet, Plan, PortPlan, Source, Verdict};
+use crate::plan::{
+    Decision, Empty, FrontendKind, List, Meeting, Met, Packet, Plan, PortPlan, Reason, Rule, RuleId, SocketVerdict,
+    Source, Verdict,
+};
 
 /// Every flow that the destination may mean.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,9 +26,12 @@ pub struct FlowExplanation {
     /// Address, port and protocol: `10.96.0.1:80/tcp`.
     pub destination: String,
     /// What was decided, in order.
-    pub steps: Vec<Step>,
-    /// `forward`, `reject`, `drop` or `pass`.
+    pub steps: Vec<ExplainedStep>,
+    /// What packets get: `forward`, `reject`, `drop` or `pass`.
     pub verdict: String,
+    /// What a socket of this node gets: `forward`, `refuse`, `deny` or `pass`; `None` if the source has none.
+    #[serde(default)]
+    pub at_socket: Option<String>,
     /// Whom the flow may reach; each is as likely for a new client.
     pub endpoints: Vec<SocketAddr>,
 }
@@ -33,10 +39,10 @@ pub struct FlowExplanation {
 /// One decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Step {
+pub struct ExplainedStep {
     /// What was decided.
     pub decided: String,
-    /// By which rule of the specification.
+    /// By which rule of docs/rules.md.
     pub rule: String,
 }
 
@@ -74,52 +80,58 @@ pub fn explain(
 }
 
 /// Who sends.
-struct Origin {
+struct FlowOrigin {
     source: Source,
     address: Option<IpAddr>,
     /// All its addresses, of which the one of the destination's family counts.
     addresses: Vec<IpAddr>,
-    step: Step,
+    step: ExplainedStep,
 }
 
-fn step(decided: impl Into<String>, rule: &str) -> Step {
-    Step { decided: decided.into(), rule: rule.to_owned() }
+fn step(decided: impl Into<String>, rule: RuleId) -> ExplainedStep {
+    ExplainedStep { decided: decided.into(), rule: rule.to_string() }
 }
 
-fn origin(snapshot: &Snapshot, plan: &Plan, node: &str, text: &str) -> Result<Origin, ExplainError> {
+fn origin(snapshot: &Snapshot, plan: &Plan, node: &str, text: &str) -> Result<FlowOrigin, ExplainError> {
     let known = |source, addresses: Vec<IpAddr>, decided: String, rule| {
-        Ok(Origin { source, address: addresses.first().copied(), addresses, step: step(decided, rule) })
+        Ok(FlowOrigin { source, address: addresses.first().copied(), addresses, step: step(decided, rule) })
     };
     match text {
-        "node" => return known(Source::Node, Vec::new(), "the source is this node itself".into(), "3.3"),
-        "outside" => return known(Source::Outside, Vec::new(), "the source is outside of the cluster".into(), "3.3"),
+        "node" => return known(Source::Node, Vec::new(), "the source is this node itself".into(), RuleId::Ld1),
+        "outside" => {
+            return known(Source::Outside, Vec::new(), "the source is outside of the cluster".into(), RuleId::Ld1);
+        }
         _ => {}
     }
     if let Ok(address) = text.parse::<IpAddr>() {
         let address = address.to_canonical();
-        if address.is_loopback() || plan.node_addresses.contains(&address) {
-            return known(Source::Node, vec![address], format!("{address} is an address of this node"), "3.3");
+        if address.is_loopback() || accepts_node_ports(plan, address) {
+            return known(Source::Node, vec![address], format!("{address} is an address of this node"), RuleId::Ld1);
         }
         return match snapshot.pods.values().find(|pod| pod.addresses.contains(&address)) {
             Some(pod) => of_pod(pod, node, vec![address]),
-            None => known(Source::Outside, vec![address], format!("{address} is no pod of this node: outside"), "3.3"),
+            None => {
+                known(Source::Outside, vec![address], format!("{address} is no pod of this node: outside"), RuleId::Ld1)
+            }
         };
     }
     let pod = text.split_once('/').and_then(|(namespace, name)| snapshot.pods.get(&ObjectKey::new(namespace, name)));
     pod.map_or_else(|| Err(ExplainError::Source(text.to_owned())), |pod| of_pod(pod, node, pod.addresses.clone()))
 }
 
-fn of_pod(pod: &Pod, node: &str, addresses: Vec<IpAddr>) -> Result<Origin, ExplainError> {
+fn of_pod(pod: &Pod, node: &str, addresses: Vec<IpAddr>) -> Result<FlowOrigin, ExplainError> {
     let here = pod.node.as_deref() == Some(node);
     let key = &pod.key;
     let (source, decided, rule) = match (here, pod.host_network) {
-        (true, false) => (Source::Pod, format!("the source is pod {key} of this node"), "3.3"),
+        (true, false) => (Source::Pod, format!("the source is pod {key} of this node"), RuleId::Ld1),
         (true, true) => {
-            (Source::Node, format!("pod {key} is in this node's own network: the source is the node"), "SA-2")
+            (Source::Node, format!("pod {key} is in this node's own network: the source is the node"), RuleId::Sa2)
         }
-        (false, _) => (Source::Outside, format!("pod {key} is not on this node: to it the source is outside"), "TP-26"),
+        (false, _) => {
+            (Source::Outside, format!("pod {key} is not on this node: to it the source is outside"), RuleId::Tp26)
+        }
     };
-    Ok(Origin { source, address: addresses.first().copied(), addresses, step: step(decided, rule) })
+    Ok(FlowOrigin { source, address: addresses.first().copied(), addresses, step: step(decided, rule) })
 }
 
 fn protocol(text: &str) -> Option<Protocol> {
@@ -163,9 +175,13 @@ fn first_address(port: &PortPlan) -> Option<SocketAddr> {
     frontends.first().and_then(|frontend| Some(SocketAddr::new(frontend.address?, frontend.port.get())))
 }
 
+fn accepts_node_ports(plan: &Plan, address: IpAddr) -> bool {
+    plan.meaning(address).is_some_and(|meaning| meaning.node_ports.is_some())
+}
+
 fn at_address(plan: &Plan, ip: IpAddr, named: Option<Protocol>) -> Result<Vec<(SocketAddr, Protocol)>, ExplainError> {
     let ports = plan.ports.values().filter(|port| named.is_none_or(|protocol| port.key.protocol == protocol));
-    let node = plan.node_addresses.contains(&ip);
+    let node = accepts_node_ports(plan, ip);
     let found: Vec<_> = ports
         .filter(|port| port.key.family == Family::of(&ip))
         .flat_map(|port| port.frontends.iter().map(move |frontend| (port.key.protocol, frontend)))
@@ -175,102 +191,123 @@ fn at_address(plan: &Plan, ip: IpAddr, named: Option<Protocol>) -> Result<Vec<(S
     if found.is_empty() { Err(ExplainError::NoPorts(ip)) } else { Ok(found) }
 }
 
-fn explain_one(plan: &Plan, from: &Origin, to: SocketAddr, protocol: Protocol) -> FlowExplanation {
+fn explain_one(plan: &Plan, from: &FlowOrigin, to: SocketAddr, protocol: Protocol) -> FlowExplanation {
     let same_family = from.addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).copied();
     let source_address = same_family.or_else(|| from.address.filter(|_| from.addresses.len() == 1));
     let packet = Packet { source: from.source, source_address, destination: to.ip(), port: to.port(), protocol };
     let mut steps = vec![from.step.clone()];
-    let opted_out = from.source == Source::Pod && from.addresses.iter().any(|ip| plan.opted_out.contains(ip));
-    if opted_out {
-        steps.push(step("the pod has opted out: its sockets are left alone", "docs/parity.md"));
-        return FlowExplanation {
-            destination: shown(to, protocol),
-            steps,
-            verdict: "pass".into(),
-            endpoints: Vec::new(),
-        };
+    if from.source == Source::Pod && from.addresses.iter().any(|ip| plan.opted_out.contains(ip)) {
+        steps.push(step("the pod has opted out: its sockets are left alone", RuleId::Dp16));
+        let at_socket = Some(socket_word(&SocketVerdict::Pass).to_owned());
+        return explained(to, protocol, steps, ("pass", Vec::new()), at_socket);
     }
     let Decision { verdict, reason } = plan.decide(&packet);
-    match reason.map(|reason| (reason.met, reason.spec)) {
-        None => steps.push(step("no service port is dialled there", "NE-14")),
-        Some((None, "NE-11")) => {
-            steps.push(step(format!("{} is a cluster IP, and no service port has this port", to.ip()), "NE-11"));
-        }
-        Some((None, spec)) => {
-            steps.push(step(format!("{} is in a range of Services, and no Service has it", to.ip()), spec));
-        }
-        Some((Some(met), spec)) => steps.extend(steps_of(&met, spec, from.source)),
-    }
-    let (word, endpoints) = match verdict {
+    steps.extend(steps_of(reason.as_ref(), to.ip(), from.source));
+    let at_socket = match from.source {
+        Source::Pod | Source::Node => Some(plan.decide_at_socket(&packet)),
+        Source::Outside => None,
+    };
+    steps.extend(at_socket.zip(reason).and_then(|(verdict, reason)| step_at_socket(&verdict, reason.rule)));
+    let verdict = match verdict {
         Verdict::NotOurs => ("pass", Vec::new()),
         Verdict::Reject => ("reject", Vec::new()),
         Verdict::Drop => ("drop", Vec::new()),
         Verdict::Forward { endpoints, .. } => ("forward", endpoints.iter().map(|end| end.address).collect()),
     };
-    FlowExplanation { destination: shown(to, protocol), steps, verdict: word.into(), endpoints }
+    explained(to, protocol, steps, verdict, at_socket.map(|verdict| socket_word(&verdict).to_owned()))
 }
 
-fn shown(to: SocketAddr, protocol: Protocol) -> String {
-    format!("{to}/{protocol}")
+fn explained(
+    to: SocketAddr,
+    protocol: Protocol,
+    steps: Vec<ExplainedStep>,
+    (verdict, endpoints): (&str, Vec<SocketAddr>),
+    at_socket: Option<String>,
+) -> FlowExplanation {
+    FlowExplanation { destination: format!("{to}/{protocol}"), steps, verdict: verdict.into(), at_socket, endpoints }
 }
 
-fn steps_of(met: &Met<'_>, spec: &str, source: Source) -> Vec<Step> {
-    let Met { port, frontend, rule, admitted } = met;
+fn socket_word(verdict: &SocketVerdict<'_>) -> &'static str {
+    match verdict {
+        SocketVerdict::Forward { .. } => "forward",
+        SocketVerdict::Refuse => "refuse",
+        SocketVerdict::Deny => "deny",
+        SocketVerdict::Pass => "pass",
+    }
+}
+
+/// What a socket gets where packets get an answer of another kind, by the same rule.
+fn step_at_socket(verdict: &SocketVerdict<'_>, rule: RuleId) -> Option<ExplainedStep> {
+    let words = match verdict {
+        SocketVerdict::Forward { .. } => return None,
+        SocketVerdict::Refuse => "refused at once (ECONNREFUSED)",
+        SocketVerdict::Deny => "refused at once (EPERM)",
+        SocketVerdict::Pass => "left alone, its packets keep this destination",
+    };
+    Some(step(format!("at a socket of this node: {words}"), rule))
+}
+
+fn steps_of(reason: Option<&Reason<'_>>, to: IpAddr, source: Source) -> Vec<ExplainedStep> {
+    match reason {
+        None => vec![step("no service port is dialled there", RuleId::Ne14)],
+        Some(Reason { meeting: Meeting::Frontend(met), rule }) => steps_at_frontend(met, *rule, source),
+        Some(Reason { meeting: Meeting::UndefinedPort, rule }) => {
+            vec![step(format!("{to} is a cluster IP, and no service port has this port"), *rule)]
+        }
+        Some(Reason { meeting: Meeting::UnusedAddress, rule }) => {
+            vec![step(format!("{to} is in a range of Services, and no Service has it"), *rule)]
+        }
+    }
+}
+
+fn steps_at_frontend(met: &Met<'_>, rule: RuleId, source: Source) -> Vec<ExplainedStep> {
+    let Met { port, frontend, rule: Rule { list, empty, .. }, admitted } = met;
     let (kind, kind_rule) = match frontend.kind {
-        FrontendKind::ClusterIp => ("cluster IP", "TP-1"),
-        FrontendKind::External => ("external IP", "TP-2"),
-        FrontendKind::LoadBalancer => ("load balancer address", "TP-2"),
-        FrontendKind::NodePort => ("node port", "TP-3"),
+        FrontendKind::ClusterIp => ("cluster IP", RuleId::Tp1),
+        FrontendKind::External => ("external IP", RuleId::Tp2),
+        FrontendKind::LoadBalancer => ("load balancer address", RuleId::Tp2),
+        FrontendKind::NodePort => ("node port", RuleId::Tp3),
     };
     let mut steps = vec![step(format!("that is the {kind} of {}", port.key), kind_rule)];
     match admitted {
-        Some(true) => steps.push(step("the source is inside loadBalancerSourceRanges", "TP-30")),
-        Some(false) => steps.push(step("the source is outside of loadBalancerSourceRanges", "TP-31")),
+        Some(true) => steps.push(step("the source is inside loadBalancerSourceRanges", RuleId::Tp30)),
+        Some(false) => {
+            steps.push(step("the source is outside of loadBalancerSourceRanges", RuleId::Tp31));
+            steps.push(step("packets of such a source get no answer", rule));
+            return steps;
+        }
         None => {}
     }
-    if *admitted != Some(false) {
-        steps.push(match (rule.list, frontend.from_outside.list, source) {
-            (List::Cluster, List::Local, Source::Pod | Source::Node) => {
-                step("policy Local, but who is inside the cluster may use every endpoint", spec_or(spec, source))
+    let short_cut = "policy Local, but who is inside the cluster may use every endpoint";
+    steps.push(match (list, frontend.from_outside.list, source) {
+        (List::Cluster, List::Local, Source::Pod) => step(short_cut, RuleId::Tp21),
+        (List::Cluster, List::Local, Source::Node) => step(short_cut, RuleId::Tp22),
+        (List::Cluster, ..) => step("policy Cluster: every usable endpoint may serve", RuleId::Dt2),
+        (List::Local, ..) => step("policy Local: only endpoints of this node may serve", RuleId::Dt3),
+    });
+    match (port.list(*list).len(), empty) {
+        (0, Empty::Reject) => steps.push(step("nobody may serve: refused at once", rule)),
+        (0, Empty::Drop) => steps.push(step("none here, but elsewhere: packets get no answer", rule)),
+        (count, _) => {
+            steps.push(step(format!("{count} of them"), rule));
+            if let Some(seconds) = port.affinity {
+                let kept = format!("a client stays with its endpoint until {seconds} s after its last new flow");
+                steps.push(step(kept, RuleId::Sa3));
             }
-            (List::Cluster, ..) => step("policy Cluster: every usable endpoint may serve", "2.4"),
-            (List::Local, ..) => step("policy Local: only endpoints of this node may serve", "2.4"),
-        });
-    }
-    let endpoints = port.list(rule.list);
-    if !endpoints.is_empty() && *admitted != Some(false) {
-        steps.push(step(format!("{} of them", endpoints.len()), spec));
-        if let Some(seconds) = port.affinity {
-            steps.push(step(
-                format!("a client stays with its endpoint until {seconds} s after its last new flow"),
-                "SA-3",
-            ));
         }
-    } else if *admitted == Some(false) {
-        steps.push(step("who is outside gets no answer", spec));
-    } else {
-        let elsewhere = "none here, but elsewhere: silence, refused at once at a socket of this node";
-        steps.push(step(if spec == "NE-1" { "nobody may serve: refused at once" } else { elsewhere }, spec));
     }
     steps
-}
-
-fn spec_or(spec: &str, source: Source) -> &str {
-    match (spec, source) {
-        ("TP-21" | "TP-22", _) => spec,
-        (_, Source::Pod) => "TP-21",
-        (_, Source::Node | Source::Outside) => "TP-22",
-    }
 }
 
 /// The explanation for people: numbered steps and a last line with the verdict.
 #[must_use]
 pub fn render(explanation: &Explanation) -> String {
     let mut text = String::new();
-    for FlowExplanation { destination, steps, verdict, endpoints } in &explanation.flows {
+    // What a socket gets is in the steps already.
+    for FlowExplanation { destination, steps, verdict, at_socket: _, endpoints } in &explanation.flows {
         // Writing to a String cannot fail.
         writeln!(text, "{destination}").unwrap_or_default();
-        for (number, Step { decided, rule }) in (1..).zip(steps) {
+        for (number, ExplainedStep { decided, rule }) in (1..).zip(steps) {
             writeln!(text, "  {number}. {decided} ({rule})").unwrap_or_default();
         }
         let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
@@ -282,37 +319,94 @@ pub fn render(explanation: &Explanation) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::fixture::{NODE, cluster, options, service, slice};
-    use crate::plan::plan;
+    use crate::plan::fixture::{NODE, cluster, options, pod, service, slice};
+    use crate::plan::{EmptyLocal, PlanOptions, plan};
+
+    #[track_caller]
+    fn flow(options: &PlanOptions, words: &str, endpoints: &str, source: &str, destination: &str) -> FlowExplanation {
+        let mut snapshot = cluster([service("web", words)], [slice("web", "a", "http:80/tcp", endpoints)]);
+        let pods = [
+            pod("here", "10.1.0.1 fd00::1", NODE, ""),
+            pod("meshed", "10.1.0.2", NODE, "mesh=on"),
+            pod("away", "10.1.0.3", "elsewhere", ""),
+        ];
+        snapshot.pods.extend(pods.into_iter().map(|pod| (pod.key.clone(), std::sync::Arc::new(pod))));
+        let (plan, _) = plan(&snapshot, options);
+        let explanation = explain(&snapshot, &plan, NODE, source, destination).unwrap();
+        let [flow] = &explanation.flows[..] else { panic!("{explanation:?}") };
+        assert!(render(&explanation).ends_with(&flow.verdict) || !flow.endpoints.is_empty());
+        flow.clone()
+    }
 
     /// The rules of all steps and the verdict.
     #[track_caller]
-    fn check(words: &str, endpoints: &str, source: &str, destination: &str, rules: &[&str], verdict: &str) {
-        let snapshot = cluster([service("web", words)], [slice("web", "a", "http:80/tcp", endpoints)]);
-        let (plan, _) = plan(&snapshot, &options());
-        let explanation = explain(&snapshot, &plan, NODE, source, destination).unwrap();
-        let [flow] = &explanation.flows[..] else { panic!("{explanation:?}") };
-        assert_eq!(flow.steps.iter().map(|step| step.rule.as_str()).collect::<Vec<_>>(), rules, "{flow:?}");
+    fn check(words: &str, endpoints: &str, source: &str, destination: &str, rules: &str, verdict: &str) {
+        let flow = flow(&options(), words, endpoints, source, destination);
+        let shown: Vec<_> = flow.steps.iter().map(|step| step.rule.as_str()).collect();
+        assert_eq!(shown.join(" "), rules, "{flow:?}");
         assert_eq!(flow.verdict, verdict);
-        assert!(render(&explanation).ends_with(verdict) || !flow.endpoints.is_empty());
     }
 
     #[test]
     fn every_step_names_its_rule() {
         let words = "ip=10.96.0.1 np=30080 vip=192.0.2.1";
-        check(words, "e1:R", "node", "10.96.0.1:80", &["3.3", "TP-1", "2.4", "EP-20"], "forward");
-        check(words, "e1:R", "node", "10.96.0.1:80/tcp", &["3.3", "TP-1", "2.4", "EP-20"], "forward");
-        check(words, "e1:R", "outside", "default/web", &["3.3", "TP-1", "2.4", "EP-20"], "forward");
-        check(words, "e1:R", "outside", "web.default", &["3.3", "TP-1", "2.4", "EP-20"], "forward");
-        check(words, "e1:R", "node", "default/web:http/tcp", &["3.3", "TP-1", "2.4", "EP-20"], "forward");
-        check(words, "", "outside", "192.0.2.1:80", &["3.3", "TP-2", "2.4", "NE-1"], "reject");
-        check(words, "e1:R", "203.0.113.7", "10.96.0.1:81", &["3.3", "NE-11"], "reject");
-        check(words, "e1:R", "203.0.113.7", "198.51.100.1:81", &["3.3", "NE-14"], "pass");
-        check("ip=10.96.0.1 iTP", "e1:R", "node", "10.96.0.1", &["3.3", "TP-1", "2.4", "NE-2"], "drop");
-        check("ip=10.96.0.1 aff=60", "e1:R", "node", "10.96.0.1", &["3.3", "TP-1", "2.4", "EP-20", "SA-3"], "forward");
+        check(words, "e1:R", "node", "10.96.0.1:80", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "e1:R", "node", "10.96.0.1:80/tcp", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "e1:R", "outside", "default/web", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "e1:R", "outside", "web.default", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "e1:R", "node", "default/web:http/tcp", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "", "outside", "192.0.2.1:80", "LD-1 TP-2 DT-2 NE-1", "reject");
+        check(words, "", "node", "192.0.2.1:80", "LD-1 TP-2 DT-2 NE-1 NE-1", "reject");
+        check(words, "e1:R", "203.0.113.7", "10.96.0.1:81", "LD-1 NE-11", "reject");
+        check(words, "e1:R", "10.1.0.1", "10.96.0.1:81", "LD-1 NE-11 NE-11", "reject");
+        check(words, "e1:R", "default/away", "10.96.0.1:81", "TP-26 NE-11", "reject");
+        check(words, "e1:R", "203.0.113.7", "198.51.100.1:81", "LD-1 NE-14", "pass");
+        check("ip=10.96.0.1 iTP", "e1:R", "node", "10.96.0.1", "LD-1 TP-1 DT-3 NE-2 NE-2", "drop");
+        check("ip=10.96.0.1 iTP", "e1:Rl", "node", "10.96.0.1", "LD-1 TP-1 DT-3 EP-21", "forward");
+        check("ip=10.96.0.1 aff=60", "e1:R", "node", "10.96.0.1", "LD-1 TP-1 DT-2 EP-20 SA-3", "forward");
         let local = "ip=10.96.0.1 vip=192.0.2.1 eTP type=lb";
-        check(local, "e1:R", "node", "192.0.2.1", &["3.3", "TP-2", "TP-22", "TP-22"], "forward");
-        check(local, "e1:R", "outside", "192.0.2.1", &["3.3", "TP-2", "2.4", "NE-3"], "drop");
+        check(local, "e1:R", "node", "192.0.2.1", "LD-1 TP-2 TP-22 TP-22", "forward");
+        check(local, "e1:R", "default/here", "192.0.2.1", "LD-1 TP-2 TP-21 TP-21", "forward");
+        check(local, "e1:R", "outside", "192.0.2.1", "LD-1 TP-2 DT-3 NE-3", "drop");
+    }
+
+    /// What packets get, what a socket gets, and the end of the last step.
+    #[track_caller]
+    fn check_socket(words: &str, source: &str, to: &str, verdict: &str, at_socket: Option<&str>, last: &str) {
+        for (empty_local, pass) in [(EmptyLocal::Refuse, false), (EmptyLocal::Pass, true)] {
+            let service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+            let opt_out = vec![("mesh".into(), None)];
+            let options = PlanOptions { empty_local, service_cidrs, opt_out, ..options() };
+            let flow = flow(&options, words, "e1:R", source, to);
+            let words = match at_socket {
+                Some("refuse or pass") => Some(if pass { "pass" } else { "refuse" }),
+                fixed => fixed,
+            };
+            assert_eq!((flow.verdict.as_str(), flow.at_socket.as_deref()), (verdict, words), "{empty_local:?}");
+            let told = match (last, pass) {
+                ("", false) => "at a socket of this node: refused at once (ECONNREFUSED)",
+                ("", true) => "at a socket of this node: left alone, its packets keep this destination",
+                (last, _) => last,
+            };
+            let last = &flow.steps.last().unwrap().decided;
+            assert!(last.ends_with(told), "{last:?} does not end with {told:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_socket_gets_is_told_where_packets_get_something_else() {
+        let (words, either) = ("ip=10.96.0.1 iTP vip=192.0.2.1 from=10.2.0.0/16", Some("refuse or pass"));
+        check_socket(words, "node", "10.96.0.1:80", "drop", either, "");
+        check_socket(words, "default/here", "10.96.0.1:80", "drop", either, "");
+        check_socket(words, "outside", "10.96.0.1:80", "drop", None, "packets get no answer");
+        check_socket(words, "node", "10.96.0.1:81", "reject", Some("refuse"), "refused at once (ECONNREFUSED)");
+        check_socket(words, "default/here", "192.0.2.1:80", "drop", Some("deny"), "refused at once (EPERM)");
+        check_socket(words, "outside", "192.0.2.1:80", "drop", None, "packets of such a source get no answer");
+        let kept = "left alone, its packets keep this destination";
+        check_socket(words, "node", "10.96.0.9:80", "drop", Some("pass"), kept); // NE-12
+        check_socket(words, "node", "192.0.2.9:80", "pass", Some("pass"), "no service port is dialled there");
+        check_socket(words, "default/meshed", "10.96.0.1:80", "pass", Some("pass"), "its sockets are left alone");
+        check_socket("ip=10.96.0.1", "node", "10.96.0.1:80", "forward", Some("forward"), "1 of them");
     }
 
     #[test]

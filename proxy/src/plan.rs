@@ -4,6 +4,7 @@
 //! I/O, no randomness, and the order of the input never matters. [`Plan::verdict`](Plan) is the reference reading
 //! against which every data path is tested.
 
+mod addresses;
 #[cfg(test)]
 mod bad_input;
 mod built_in;
@@ -21,6 +22,7 @@ mod planner;
 #[cfg(test)]
 pub(crate) mod properties;
 mod ranges;
+mod rules;
 mod service;
 mod verdict;
 mod view;
@@ -36,12 +38,14 @@ use ipnet::IpNet;
 use serde::Serialize;
 use shunt_model::{Family, ObjectKey, Protocol};
 
+pub use addresses::{AddressMeaning, NodePorts};
 pub use claims::{Claim, Conflict};
-pub use health_checks::HealthCheck;
-pub use options::{Detect, NodePortAddresses, PlanOptions};
+pub use health_checks::{HealthCheck, HealthCheckAddresses};
+pub use options::{Detect, EmptyLocal, NodePortAddresses, PlanOptions};
 pub use planner::{Planner, plan};
 pub use ranges::SourceRanges;
-pub use verdict::{Decision, Met, Packet, Reason, Source, Verdict};
+pub use rules::RuleId;
+pub use verdict::{Decision, Meeting, Met, Packet, Reason, SocketVerdict, Source, Verdict};
 pub use view::{
     EndpointView, FrontendView, HealthCheckView, PlanView, PortView, RuleView, SourceRangesView, render_json,
     render_table,
@@ -52,15 +56,37 @@ pub use view::{
 pub struct Plan {
     /// One entry per (service port, family).
     pub ports: OrdMap<PortKey, Arc<PortPlan>>,
-    /// The addresses of this node that accept node ports, in canonical form. 127.0.0.1 stands for 127.0.0.0/8; it and
-    /// ::1 count for flows from the node itself only.
-    pub node_addresses: Arc<BTreeSet<IpAddr>>,
+    /// What an address means at other ports than those of the frontends that name it, in canonical form; 127.0.0.1
+    /// stands for 127.0.0.0/8. Every address is here that a frontend names or where node ports are accepted, so one that
+    /// is not here is unused.
+    pub addresses: OrdMap<IpAddr, AddressMeaning>,
     /// Addresses of local Pods whose sockets are left alone.
     pub opted_out: Arc<BTreeSet<IpAddr>>,
     /// The health-check node ports to serve (spec HM-1…3, IN-21).
     pub health_checks: OrdMap<(ObjectKey, Family), HealthCheck>,
-    /// Those of [`PlanOptions::service_cidrs`] and of the cluster's ServiceCIDRs.
+    /// Where they are served.
+    pub health_check_addresses: Arc<HealthCheckAddresses>,
+    /// Those of [`PlanOptions::service_cidrs`] and of the cluster's ServiceCIDRs. A flow to an address in them that is
+    /// not one of [`Plan::addresses`] gets [`Plan::UNUSED_ADDRESS`]; without any, there is no such rule.
     pub service_cidrs: Arc<[IpNet]>,
+}
+
+impl Plan {
+    /// What a new flow gets at a cluster IP whose Service does not define the port (NE-11). Port 0 is left alone: it is
+    /// no flow but a socket that asks for its source address.
+    pub const UNDEFINED_PORT: Unserved = Unserved { packet: Empty::Reject, socket: EmptyAtSocket::Refuse };
+    /// What a new flow gets at an unused address in a range of Services (NE-12): packets are dropped, and sockets leave
+    /// the address alone, so that its packets may meet the former.
+    pub const UNUSED_ADDRESS: Unserved = Unserved { packet: Empty::Drop, socket: EmptyAtSocket::Pass };
+}
+
+/// What a new flow gets that is sent to no frontend and yet is ours to end, by kind of path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unserved {
+    /// As a packet.
+    pub packet: Empty,
+    /// At a socket of this node.
+    pub socket: EmptyAtSocket,
 }
 
 /// Identity of a service port in one family (spec IN-11, IN-12).
@@ -122,8 +148,10 @@ pub struct Frontend {
     pub address: Option<IpAddr>,
     /// The port.
     pub port: NonZeroU16,
-    /// What kind of address this is.
+    /// What kind of address this is; nothing depends on it but counts and explanations.
     pub kind: FrontendKind,
+    /// Only sources inside [`PortPlan::source_ranges`] may dial it (TP-30, TP-36).
+    pub filtered: bool,
     /// For flows from pods.
     pub from_pods: Rule,
     /// For flows from this node itself.
@@ -147,13 +175,27 @@ pub enum FrontendKind {
     NodePort,
 }
 
-/// Which endpoints serve, and what happens if there are none (spec 2.4).
+/// Which endpoints serve, what happens if there are none, and whose address the endpoint sees (DT-1, MX-1, MX-2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The list to pick from.
     pub list: List,
-    /// What happens when that list is empty.
+    /// What a packet gets when that list is empty.
     pub empty: Empty,
+    /// What a socket of this node gets when that list is empty.
+    pub empty_at_socket: EmptyAtSocket,
+    /// A packet's source becomes an address of this node (TP-20…23, TP-40). Not at a socket, where the kernel chooses
+    /// the source after the endpoint (TP-50). Ask [`Rule::masquerades`], which knows the flows that need it always.
+    pub masquerade: bool,
+}
+
+impl Rule {
+    /// Whether the source of a packet from `source` to `endpoint` becomes an address of this node: by the rule, and
+    /// always where the endpoint is the source itself (hairpin, TP-42): its answer would not leave it otherwise.
+    #[must_use]
+    pub fn masquerades(&self, source: IpAddr, endpoint: &Endpoint) -> bool {
+        self.masquerade || source.to_canonical() == endpoint.address.ip().to_canonical()
+    }
 }
 
 /// The two lists of a [`PortPlan`].
@@ -166,7 +208,7 @@ pub enum List {
     Local,
 }
 
-/// What a new flow gets when nobody may answer (spec section 4).
+/// What a packet of a new flow gets when nobody may answer (spec section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Empty {
@@ -174,4 +216,14 @@ pub enum Empty {
     Reject,
     /// Silence: another node may have an endpoint (spec NE-2, NE-3, NE-5).
     Drop,
+}
+
+/// What a socket of this node gets that dials where nobody may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EmptyAtSocket {
+    /// ECONNREFUSED at once.
+    Refuse,
+    /// The address is left as it is, and the packets get what packets get.
+    Pass,
 }

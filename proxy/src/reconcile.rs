@@ -21,6 +21,7 @@ use crate::datapath::ebpf::socket::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::dns::watch as dns_watch;
 use crate::events::Recorder;
+use crate::http::health_checks::Checks;
 use crate::metrics::WithoutLocal;
 use crate::plan::{FrontendKind, List, Plan, PlanOptions, Planner, PortKey, PortPlan, Rule};
 use crate::status::{LastSync, Pending, Status};
@@ -50,7 +51,7 @@ pub struct Output {
     /// What is to be seen to beside the tables.
     pub orders: watch::Sender<Orders>,
     /// The health checks that the kernel's endpoints lead to.
-    pub health_checks: watch::Sender<crate::http::health_checks::Checks>,
+    pub health_checks: watch::Sender<Checks>,
     /// Since when a change waits.
     pub pending: Pending,
     /// Takes what is refused.
@@ -248,10 +249,10 @@ impl Reconciler {
 
     /// After the sync, so that a load balancer sends nobody here too early (spec HM-7).
     fn give_health_checks(&self) {
-        let checks = &self.planner.plan().health_checks;
+        let checks = Checks::from(self.planner.plan());
         self.output.health_checks.send_if_modified(|known| {
-            let modified = known != checks;
-            known.clone_from(checks);
+            let modified = *known != checks;
+            *known = checks;
             modified
         });
     }

@@ -1,7 +1,6 @@
 //! `shunt run`: starts the parts of the daemon in order, watches over them, and stops them.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Annotation, Config, DnsConfig, EmptyLocal};
+use crate::config::{Annotation, Config, DnsConfig};
 use crate::control::{self, Control, Views};
 use crate::datapath::Datapath;
 use crate::datapath::ebpf::socket::upkeep::{Orders, Report, Upkeep};
@@ -81,7 +80,6 @@ fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
         bpf_root: config.bpf_root.clone(),
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
-        silent: config.empty_local == EmptyLocal::Pass,
     })
 }
 
@@ -207,10 +205,10 @@ impl Daemon {
         let options = plan_options(&config, listen);
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
         let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
-        let input = Input { snapshots, health, addresses: addresses.clone(), dns_serves };
+        let input = Input { snapshots, health, addresses, dns_serves };
         let (orders, ordered) = watch::channel(Orders::default());
         self.start_upkeep(upkeep, ordered);
-        let health_checks = self.start_health_checks(addresses);
+        let health_checks = self.start_health_checks();
         let (pending, events) = (self.health.pending.clone(), self.events.clone());
         let status = self.status.clone();
         let output = Output { status, reachable, orders, health_checks, pending, events, durations };
@@ -327,10 +325,9 @@ impl Daemon {
     }
 
     /// Servers of health checks follow the plan from a task of their own.
-    fn start_health_checks(&mut self, addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>) -> watch::Sender<Checks> {
+    fn start_health_checks(&mut self) -> watch::Sender<Checks> {
         let (sender, checks) = watch::channel(Checks::default());
-        let own = BTreeSet::clone(&addresses.borrow());
-        let servers = HealthChecks::new(self.health.clone(), self.events.clone(), self.config.node_ports.clone(), own);
+        let servers = HealthChecks::new(self.health.clone(), self.events.clone());
         let serving = servers.run(checks, self.stop.clone());
         self.tasks.spawn(async move {
             serving.await;
@@ -384,6 +381,7 @@ impl Daemon {
     }
 }
 
+/// Either of kube-proxy's modes may ask for source NAT: its file need not name the data path that serves here.
 fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
     PlanOptions {
         node: Arc::from(config.node.as_str()),
@@ -393,6 +391,8 @@ fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
         node_ports: config.node_ports.clone(),
         external_ips: config.external_ips,
         service_cidrs: config.exclusive_cidrs.clone(),
+        empty_local: config.empty_local,
+        masquerade_all: config.kube_proxy.iptables.masquerade_all || config.kube_proxy.nftables.masquerade_all,
         opt_out: config.opt_out.iter().map(Annotation::to_plan).collect(),
     }
 }

@@ -10,8 +10,8 @@ use anyhow::{Context as _, ensure};
 use lab::Manifests;
 use lab::flows::{self, Cast, Outcome, Rules, Scene};
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_proxy::datapath::ebpf::memory::{Client, Memory, Outcome as Lookup};
-use shunt_proxy::plan::{Decision, Packet, Plan, PlanOptions, Source, Verdict, plan};
+use shunt_proxy::datapath::reading::{Caller, Outcome as Lookup, Reading};
+use shunt_proxy::plan::{Decision, EmptyLocal, Packet, Plan, PlanOptions, Source, Verdict, plan};
 
 /// Plays the whole corpus, or the stories whose title contains `FLOWS`.
 fn read_corpus(rules: impl Rules) {
@@ -36,21 +36,22 @@ fn tables() {
 /// The tables of all nodes for the scene that is on.
 #[derive(Default)]
 struct Tables {
-    nodes: BTreeMap<String, Memory>,
+    nodes: BTreeMap<String, Reading>,
 }
 
 impl Rules for Tables {
     fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
-        let tables = |(node, plan): (String, Plan)| anyhow::Ok((node, Memory::of(&plan)?));
-        self.nodes = plans(scene)?.into_iter().map(tables).collect::<anyhow::Result<_>>()?;
+        let tables = |(node, plan): (String, Plan)| anyhow::Ok((node, Reading::of(&plan)?));
+        // So that a lookup tells where packets get no answer from where they are refused.
+        self.nodes = plans(scene, EmptyLocal::Pass)?.into_iter().map(tables).collect::<anyhow::Result<_>>()?;
         Ok(())
     }
 
     fn meet(&mut self, cast: &Cast, node: &str, packet: &flows::Packet) -> anyhow::Result<Outcome> {
         let memory = self.nodes.get(node).with_context(|| format!("no tables for {node}"))?;
         let client = match packet.source {
-            flows::Source::Pod => Client::Pod(packet.source_address),
-            flows::Source::Node => Client::Node,
+            flows::Source::Pod => Caller::Pod(packet.source_address),
+            flows::Source::Node => Caller::Node,
             flows::Source::Outside => return Ok(Outcome::Unseen("packets from outside meet no socket of this node")),
         };
         let (to, protocol) = (SocketAddr::new(packet.destination, packet.port), planned(packet).protocol);
@@ -59,7 +60,7 @@ impl Rules for Tables {
                 Outcome::Served { by: addresses.into_iter().map(|address| cast.server(address)).collect(), sticky }
             }
             Lookup::Refused => Outcome::Reject,
-            Lookup::Elsewhere | Lookup::Denied => Outcome::Drop,
+            Lookup::LeftAlone | Lookup::Denied => Outcome::Drop,
             Lookup::Foreign => Outcome::Pass,
         })
     }
@@ -73,7 +74,7 @@ struct Verdicts {
 
 impl Rules for Verdicts {
     fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
-        self.plans = plans(scene)?;
+        self.plans = plans(scene, EmptyLocal::Refuse)?;
         Ok(())
     }
 
@@ -84,7 +85,7 @@ impl Rules for Verdicts {
 }
 
 /// What every node plans, read from the objects as the daemon reads them.
-fn plans(scene: &Scene<'_>) -> anyhow::Result<BTreeMap<String, Plan>> {
+fn plans(scene: &Scene<'_>, empty_local: EmptyLocal) -> anyhow::Result<BTreeMap<String, Plan>> {
     let folder = tempfile::tempdir().context("making a folder")?;
     Manifests::new(folder.path())?.put("scene", &scene.objects)?;
     let options = ManifestsOptions { dir: folder.path().to_owned(), ..ManifestsOptions::default() };
@@ -94,7 +95,7 @@ fn plans(scene: &Scene<'_>) -> anyhow::Result<BTreeMap<String, Plan>> {
     let nodes = scene.cast.members.iter().filter(|member| matches!(member.role, flows::Role::Node { zone: _ }));
     Ok(nodes
         .map(|node| {
-            let options = PlanOptions { node: node.name.as_str().into(), ..PlanOptions::default() };
+            let options = PlanOptions { node: node.name.as_str().into(), empty_local, ..PlanOptions::default() };
             (node.name.clone(), plan(&snapshot, &options).0)
         })
         .collect())
@@ -126,7 +127,7 @@ fn outcome(cast: &Cast, decision: &Decision<'_>) -> Outcome {
         Verdict::Reject => Outcome::Reject,
         Verdict::Drop => Outcome::Drop,
         Verdict::Forward { endpoints, .. } => {
-            let met = decision.reason.and_then(|reason| reason.met);
+            let met = decision.reason.and_then(|reason| reason.met());
             Outcome::Served {
                 by: endpoints.iter().map(|endpoint| cast.server(endpoint.address)).collect(),
                 sticky: met.is_some_and(|met| met.port.affinity.is_some()),

@@ -11,7 +11,7 @@ use clap::Args;
 use ipnet::IpNet;
 use shunt_dns::{Answerer, Corefile, ServerConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_proxy::config::{self, Address, DnsConfig, List, PodNames, Settings};
+use shunt_proxy::config::{self, Address, CommaSeparated, DnsConfig, PodNames, Settings};
 use shunt_proxy::control::{DnsReply, Reply, Request, ask, question};
 use shunt_proxy::dns::service::zone_config;
 
@@ -37,10 +37,10 @@ pub(super) struct Arguments {
     cluster_domain: Option<String>,
     /// With --manifests: ranges from which Services without a clusterIP get one [default: 10.96.0.0/12]
     #[arg(long, value_name = "CIDR,...", requires = "manifests")]
-    service_cidr: Option<List<IpNet>>,
+    service_cidr: Option<CommaSeparated<IpNet>>,
     /// With --manifests: service addresses of DNS [default: 10.96.0.10]
     #[arg(long, value_name = "IP,...", requires = "manifests")]
-    cluster_dns: Option<List<Address>>,
+    cluster_dns: Option<CommaSeparated<Address>>,
     /// With --manifests: answers for names of pods [default: insecure]
     #[arg(long, requires = "manifests")]
     dns_pods: Option<PodNames>,

@@ -9,7 +9,7 @@ use clap::Args;
 use ipnet::IpNet;
 use shunt_model::Snapshot;
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_proxy::config::{self, Address, Annotation, DNS_PORT, List};
+use shunt_proxy::config::{self, Address, Annotation, CommaSeparated, DNS_PORT};
 use shunt_proxy::plan::{Detect, Plan, PlanOptions, plan, render_json, render_table};
 use shunt_proxy::source;
 
@@ -59,13 +59,13 @@ pub(super) struct Offline {
     hostname_override: Option<String>,
     /// Ranges from which Services without a clusterIP get one [default: 10.96.0.0/12]
     #[arg(long, value_name = "CIDR,...")]
-    service_cidr: Option<List<IpNet>>,
+    service_cidr: Option<CommaSeparated<IpNet>>,
     /// Service addresses that pods use for DNS [default: 10.96.0.10]
     #[arg(long, value_name = "IP,...")]
-    cluster_dns: Option<List<Address>>,
+    cluster_dns: Option<CommaSeparated<Address>>,
     /// Where the bundled DNS would listen; without it, its service is left out
     #[arg(long, value_name = "IP[:PORT],...")]
-    dns_bind_address: Option<List<Address>>,
+    dns_bind_address: Option<CommaSeparated<Address>>,
 }
 
 /// A plan made without a daemon.
@@ -90,7 +90,7 @@ impl Offline {
             })?,
             From::Cluster(kubeconfig) => source::look(&kubeconfig, &node, &opt_out)?,
         };
-        let listen = self.dns_bind_address.map_or_else(Vec::new, |List(listen)| listen);
+        let listen = self.dns_bind_address.map_or_else(Vec::new, |CommaSeparated(listen)| listen);
         let options = PlanOptions {
             node: Arc::from(node.as_str()),
             detector: Detect::Both,

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use shunt_dns::{StubDomain, Upstreams};
 
-use super::values::{Address, Annotation, List, NodePortAddress, Text};
+use super::values::{Address, Annotation, CommaSeparated, NodePortAddress, Text};
+use crate::plan::EmptyLocal;
 
 /// Settings of `shunt run`; `None` where nothing was said. The field names are the flags' and the file's names.
 #[derive(Args, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub struct Settings {
     pub hostname_override: Option<String>,
     /// Ranges from which Services without a clusterIP get one [default: 10.96.0.0/12]
     #[arg(long, value_name = "CIDR,...")]
-    pub service_cidr: Option<List<IpNet>>,
+    pub service_cidr: Option<CommaSeparated<IpNet>>,
     /// The cgroup2 directory whose processes are served [default: the root of the cgroup2 mount]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
@@ -42,7 +43,7 @@ pub struct Settings {
     pub control_socket: Option<PathBuf>,
     /// Node addresses that accept node ports: ranges, or `primary` alone [default: all, loopback included]
     #[arg(long, value_name = "CIDR,...|primary")]
-    pub nodeport_addresses: Option<List<NodePortAddress>>,
+    pub nodeport_addresses: Option<CommaSeparated<NodePortAddress>>,
     /// Processes of the node cannot bind a node port in use [default: true]
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub nodeport_bind_protection: Option<bool>,
@@ -52,7 +53,7 @@ pub struct Settings {
     /// Pods with one of these annotations are left alone, for service meshes and VMs [default:
     /// shunt.dev/socket-proxy=disabled]
     #[arg(long, value_name = "KEY[=VALUE],...")]
-    pub opt_out_annotation: Option<List<Annotation>>,
+    pub opt_out_annotation: Option<CommaSeparated<Annotation>>,
     /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one [default: refuse]
     #[arg(long)]
     pub empty_local: Option<EmptyLocal>,
@@ -64,10 +65,10 @@ pub struct Settings {
     pub dns: Option<bool>,
     /// Where the DNS server listens; the addresses are put on lo if need be [default: 169.254.20.10:53]
     #[arg(long, value_name = "IP[:PORT],...")]
-    pub dns_bind_address: Option<List<Address>>,
+    pub dns_bind_address: Option<CommaSeparated<Address>>,
     /// Service addresses that pods use for DNS already [default: 10.96.0.10]
     #[arg(long, value_name = "IP,...")]
-    pub cluster_dns: Option<List<Address>>,
+    pub cluster_dns: Option<CommaSeparated<Address>>,
     /// Domain of cluster names [default: cluster.local]
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
@@ -114,16 +115,6 @@ pub enum ProxyMode {
     /// iptables rules (not in this version)
     #[value(hide = true)]
     Iptables,
-}
-
-/// `--empty-local`.
-#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum EmptyLocal {
-    /// ECONNREFUSED at once
-    Refuse,
-    /// The address is left as it is, so the packets go unanswered
-    Pass,
 }
 
 /// `--dns-pods`.

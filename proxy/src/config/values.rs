@@ -108,9 +108,9 @@ impl FromStr for Annotation {
 
 /// Several values: `a,b` on the command line; in the file also a YAML list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct List<T>(pub Vec<T>);
+pub struct CommaSeparated<T>(pub Vec<T>);
 
-impl<T: FromStr> FromStr for List<T>
+impl<T: FromStr> FromStr for CommaSeparated<T>
 where
     T::Err: fmt::Display,
 {
@@ -142,12 +142,12 @@ where
     T::Err: fmt::Display,
 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let List(parts) = List::<String>::deserialize(deserializer)?;
+        let CommaSeparated(parts) = CommaSeparated::<String>::deserialize(deserializer)?;
         parts.join(",").parse().map_err(de::Error::custom)
     }
 }
 
-impl<'de, T: FromStr> Deserialize<'de> for List<T>
+impl<'de, T: FromStr> Deserialize<'de> for CommaSeparated<T>
 where
     T::Err: fmt::Display,
 {
@@ -162,21 +162,21 @@ impl<'de, T: FromStr> Visitor<'de> for ListVisitor<T>
 where
     T::Err: fmt::Display,
 {
-    type Value = List<T>;
+    type Value = CommaSeparated<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list, or text with commas")
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<List<T>, E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<CommaSeparated<T>, E> {
         text.parse().map_err(E::custom)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List<T>, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<CommaSeparated<T>, A::Error> {
         let mut values = Vec::new();
         while let Some(item) = items.next_element::<String>()? {
             values.push(parse(&item).map_err(de::Error::custom)?);
         }
-        Ok(List(values))
+        Ok(CommaSeparated(values))
     }
 }

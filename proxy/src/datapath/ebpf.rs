@@ -63,8 +63,6 @@ pub struct EbpfOptions {
     pub object: Option<PathBuf>,
     /// A process of the node cannot bind a node port in use.
     pub bind_protection: bool,
-    /// Leave a flow alone that policy Local keeps from endpoints on other nodes, where others refuse it.
-    pub silent: bool,
 }
 
 /// Why the data path cannot start.
@@ -253,14 +251,7 @@ impl Ebpf {
     /// After the frontends that join and before those that leave: an address whose Service is not there yet refuses
     /// nothing.
     fn write_addresses(&mut self, plan: &Plan) -> Result<u64, SyncError> {
-        for item in self.synced.ports.diff(&plan.ports) {
-            match item {
-                DiffItem::Add(_, new) => self.addresses.follow(None, Some(new)),
-                DiffItem::Remove(_, old) => self.addresses.follow(Some(old), None),
-                DiffItem::Update { old: (_, old), new: (_, new) } => self.addresses.follow(Some(old), Some(new)),
-            }
-        }
-        self.addresses.set_nodes(&plan.node_addresses);
+        self.addresses.follow(&plan.addresses);
         let (set, gone) = self.addresses.take_changes();
         self.tables.set_addresses(&set)?;
         for address in &gone {

@@ -1,6 +1,7 @@
 //! Servers on health-check node ports: by them load balancers learn which nodes have an endpoint (spec 7.1).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -23,22 +24,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::Recorder;
 use crate::http::health::Health;
-use crate::plan::{HealthCheck, NodePortAddresses};
+use crate::plan::{HealthCheck, HealthCheckAddresses, Plan};
 
 /// A port that is in use is tried again after this, and at every sync (spec HM-8).
 const RETRY: Duration = Duration::from_secs(5);
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
 /// The health checks of a plan.
-pub type Checks = OrdMap<(ObjectKey, Family), HealthCheck>;
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checks {
+    /// As [`Plan::health_checks`].
+    pub wanted: OrdMap<(ObjectKey, Family), HealthCheck>,
+    /// As [`Plan::health_check_addresses`].
+    pub addresses: Arc<HealthCheckAddresses>,
+}
+
+impl From<&Plan> for Checks {
+    fn from(plan: &Plan) -> Self {
+        Self { wanted: plan.health_checks.clone(), addresses: Arc::clone(&plan.health_check_addresses) }
+    }
+}
 
 /// Owner of the servers.
 pub struct HealthChecks {
     health: Health,
     events: Recorder,
-    addresses: NodePortAddresses,
-    /// This node's addresses, for those that `addresses` selects.
-    own: BTreeSet<IpAddr>,
     open: BTreeMap<(ObjectKey, Family), Open>,
     /// Those told of already; a port that stays busy is one event.
     failed: BTreeSet<(ObjectKey, Family)>,
@@ -47,8 +57,10 @@ pub struct HealthChecks {
 struct Open {
     check: HealthCheck,
     endpoints: Arc<AtomicUsize>,
-    // Ends with it.
-    _servers: JoinSet<()>,
+    /// Where it should listen; perhaps it could not, and listens at the wildcard.
+    addresses: Vec<IpAddr>,
+    /// One for each address; they end with it.
+    servers: BTreeMap<IpAddr, JoinSet<()>>,
 }
 
 #[derive(Clone)]
@@ -59,17 +71,17 @@ struct Served {
 }
 
 impl HealthChecks {
-    /// None open yet. `own` are this node's addresses: they count once, at the start (spec HM-1).
+    /// None open yet.
     #[must_use]
-    pub fn new(health: Health, events: Recorder, addresses: NodePortAddresses, own: BTreeSet<IpAddr>) -> Self {
-        Self { health, events, addresses, own, open: BTreeMap::new(), failed: BTreeSet::new() }
+    pub fn new(health: Health, events: Recorder) -> Self {
+        Self { health, events, open: BTreeMap::new(), failed: BTreeSet::new() }
     }
 
     /// Follows the plans until told to stop.
     pub async fn run(mut self, mut checks: watch::Receiver<Checks>, stop: CancellationToken) {
         loop {
             let wanted = checks.borrow_and_update().clone();
-            self.reconcile(&wanted);
+            self.reconcile(&wanted).await;
             let retry = async {
                 match self.failed.is_empty() {
                     false => tokio::time::sleep(RETRY).await,
@@ -86,13 +98,24 @@ impl HealthChecks {
         }
     }
 
-    /// First closes and opens, then counts (spec HM-7).
-    fn reconcile(&mut self, wanted: &Checks) {
-        self.open.retain(|key, open| wanted.get(key).is_some_and(|check| check.port == open.check.port));
+    /// First closes and opens, then counts (HM-7).
+    async fn reconcile(&mut self, Checks { wanted, addresses }: &Checks) {
+        let stale = |key: &_, open: &mut Open| wanted.get(key).is_none_or(|check| check.port != open.check.port);
+        for (_, mut open) in self.open.extract_if(.., stale) {
+            open.close_besides(&[]).await;
+        }
         self.failed.retain(|key| wanted.contains_key(key));
         for (key, check) in wanted {
-            if !self.open.contains_key(key) {
-                match self.open(key, *check) {
+            let addresses = match addresses.of(key.1) {
+                [] => vec![wildcard(key.1)],
+                addresses => addresses.to_vec(),
+            };
+            if self.open.get(key).is_none_or(|open| open.addresses != addresses) {
+                let open = match self.open.remove(key) {
+                    Some(open) => open,
+                    None => Open::new(*check),
+                };
+                match self.listen(key, open, addresses).await {
                     Ok(open) => {
                         self.failed.remove(key);
                         self.open.insert(key.clone(), open);
@@ -117,36 +140,49 @@ impl HealthChecks {
         }
     }
 
-    fn open(&self, (service, family): &(ObjectKey, Family), check: HealthCheck) -> io::Result<Open> {
-        let endpoints = Arc::new(AtomicUsize::new(check.local_endpoints));
+    /// Listens at these addresses and no others. Servers stay open where they are wanted still.
+    async fn listen(&self, key: &(ObjectKey, Family), mut open: Open, addresses: Vec<IpAddr>) -> io::Result<Open> {
+        let (service, family) = key;
         let served =
-            Served { service: service.clone(), endpoints: Arc::clone(&endpoints), health: self.health.clone() };
+            Served { service: service.clone(), endpoints: Arc::clone(&open.endpoints), health: self.health.clone() };
         let routes = Router::new().fallback(answer).with_state(served);
-        let listen = |ip: &IpAddr| listen(SocketAddr::new(*ip, check.port.get()));
-        let any = wildcard(*family);
-        let selected = self.selected(*family);
-        let listeners: io::Result<Vec<TcpListener>> = selected.iter().map(listen).collect();
-        // Those already open are closed again; then the wildcard, as upstream does (spec HM-1).
-        let listeners =
-            listeners.or_else(|error| if selected == [any] { Err(error) } else { Ok(vec![listen(&any)?]) })?;
-        let mut servers = JoinSet::new();
-        for listener in listeners {
-            let routes = routes.clone();
-            servers.spawn(serve_routes(listener, routes));
+        open.close_besides(&addresses).await;
+        let any = [wildcard(*family)];
+        match open.listen_at(&addresses, &routes) {
+            Ok(()) => {}
+            Err(error) if addresses == any => return Err(error),
+            // Those that are open are closed again; then the wildcard, as upstream does (HM-1).
+            Err(_) => {
+                open.close_besides(&any).await;
+                open.listen_at(&any, &routes)?;
+            }
         }
-        Ok(Open { check, endpoints, _servers: servers })
+        open.addresses = addresses;
+        Ok(open)
+    }
+}
+
+impl Open {
+    fn new(check: HealthCheck) -> Self {
+        let endpoints = Arc::new(AtomicUsize::new(check.local_endpoints));
+        Self { check, endpoints, addresses: Vec::new(), servers: BTreeMap::new() }
     }
 
-    fn selected(&self, family: Family) -> Vec<IpAddr> {
-        let own = || self.own.iter().copied().filter(|ip| Family::of(ip) == family);
-        let selected: Vec<IpAddr> = match &self.addresses {
-            NodePortAddresses::All => Vec::new(),
-            NodePortAddresses::Primary => own().filter(|ip| !ip.is_loopback()).take(1).collect(),
-            NodePortAddresses::Within(ranges) => {
-                own().filter(|ip| ranges.iter().any(|range| range.contains(ip))).collect()
+    /// Returns when the sockets are closed: the port of one at the wildcard is taken at every address.
+    async fn close_besides(&mut self, addresses: &[IpAddr]) {
+        for (_, mut server) in self.servers.extract_if(.., |address, _| !addresses.contains(address)) {
+            server.shutdown().await;
+        }
+    }
+
+    fn listen_at(&mut self, addresses: &[IpAddr], routes: &Router) -> io::Result<()> {
+        for address in addresses {
+            if let Entry::Vacant(place) = self.servers.entry(*address) {
+                let listener = listen(SocketAddr::new(*address, self.check.port.get()))?;
+                place.insert(JoinSet::new()).spawn(serve_routes(listener, routes.clone()));
             }
-        };
-        if selected.is_empty() { vec![wildcard(family)] } else { selected }
+        }
+        Ok(())
     }
 }
 

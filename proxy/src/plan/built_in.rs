@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use shunt_model::{Family, ObjectKey, Protocol};
 
-use super::{Empty, Endpoint, Frontend, FrontendKind, List, PlanOptions, PortKey, PortPlan, Rule};
+use super::frontends::{cluster_ip_rules, cluster_rule};
+use super::{Endpoint, Frontend, FrontendKind, PlanOptions, PortKey, PortPlan};
 
 const DNS_PORT: NonZeroU16 = NonZeroU16::new(53).unwrap();
 
@@ -29,7 +30,7 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
     let frontends: Vec<Frontend> = sorted(options.cluster_dns.iter().map(IpAddr::to_canonical))
         .into_iter()
         .filter(|address| Family::of(address) == family)
-        .map(frontend)
+        .map(|address| frontend(address, options, family))
         .collect();
     if cluster.is_empty() || frontends.is_empty() {
         return Vec::new();
@@ -46,16 +47,10 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
     [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)].map(port).into()
 }
 
-fn frontend(address: IpAddr) -> Frontend {
-    let rule = Rule { list: List::Cluster, empty: Empty::Reject };
-    Frontend {
-        address: Some(address),
-        port: DNS_PORT,
-        kind: FrontendKind::ClusterIp,
-        from_pods: rule,
-        from_node: rule,
-        from_outside: rule,
-    }
+fn frontend(address: IpAddr, options: &PlanOptions, family: Family) -> Frontend {
+    let (from_pods, from_node, from_outside) = cluster_ip_rules(cluster_rule, options, family);
+    let (address, kind) = (Some(address), FrontendKind::ClusterIp);
+    Frontend { address, port: DNS_PORT, kind, filtered: false, from_pods, from_node, from_outside }
 }
 
 fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {

@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use shunt_model::{ClusterIps, Family, Service, ServiceKind, ServicePort, TrafficPolicy};
 
 use super::lists::Needs;
-use super::{Empty, Frontend, FrontendKind, List, Rule};
+use super::{Empty, EmptyAtSocket, EmptyLocal, Frontend, FrontendKind, List, PlanOptions, Rule};
 
 /// A frontend before it is known what becomes of a flow to it. Depends on the Service only, not on its endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,41 +68,69 @@ pub(super) fn needs_of(service: &Service, port: &ServicePort, family: Family) ->
     }
 }
 
-/// What the rules depend on besides the kind of frontend.
+/// What the rules depend on besides the Service and the kind of frontend.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Situation {
+pub(super) struct Situation<'a> {
     /// The service port works somewhere (EP-22).
     pub(super) has_endpoints: bool,
-    /// Pods of this family can be told apart (TP-19).
-    pub(super) knows_pods: bool,
+    /// The Service has source ranges of this family.
+    pub(super) restricted: bool,
+    /// Of the service port.
+    pub(super) family: Family,
+    pub(super) options: &'a PlanOptions,
 }
 
-/// Turns a site into a frontend by the decision table of spec 2.4.
-pub(super) fn frontend(site: Site, service: &Service, situation: Situation) -> Frontend {
-    let cluster = Rule { list: List::Cluster, empty: Empty::Reject };
-    let local = Rule {
-        list: List::Local,
-        empty: match situation.has_endpoints {
-            true => Empty::Drop,
-            false => Empty::Reject,
-        },
-    };
+/// The rules for flows from pods, from the node and from outside.
+type Rules = (Rule, Rule, Rule);
+
+/// Turns a site into a frontend by the decision table (DT-1…3) and the matrix of source NAT (MX-2).
+pub(super) fn frontend(site: Site, service: &Service, situation: Situation<'_>) -> Frontend {
+    let Situation { has_endpoints, restricted, family, options } = situation;
+    let local = |masquerade| local_rule(has_endpoints, options.empty_local, masquerade);
     let (from_pods, from_node, from_outside) = match site.kind {
         FrontendKind::ClusterIp => match service.internal_policy {
-            TrafficPolicy::Cluster => (cluster, cluster, cluster),
-            TrafficPolicy::Local => (local, local, local),
+            TrafficPolicy::Cluster => cluster_ip_rules(cluster_rule, options, family),
+            TrafficPolicy::Local => cluster_ip_rules(local, options, family),
         },
         FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort => {
-            match (is_external_local(service), situation.knows_pods) {
-                (false, _) => (cluster, cluster, cluster),
+            match (is_external_local(service), options.detector.covers(family)) {
+                (false, _) => (cluster_rule(true), cluster_rule(true), cluster_rule(true)), // TP-20
                 // Who is inside the cluster need not leave it to reach its own load balancer (TP-21, TP-22, TP-25).
-                (true, true) => (cluster, cluster, local),
-                (true, false) => (local, cluster, local),
+                (true, true) => (cluster_rule(false), cluster_rule(true), local(false)),
+                (true, false) => (local(false), cluster_rule(true), local(false)), // TP-19
             }
         }
     };
+    let filtered = match site.kind {
+        FrontendKind::LoadBalancer => restricted,
+        FrontendKind::ClusterIp | FrontendKind::External | FrontendKind::NodePort => false,
+    };
     let Site { address, port, kind } = site;
-    Frontend { address, port, kind, from_pods, from_node, from_outside }
+    Frontend { address, port, kind, filtered, from_pods, from_node, from_outside }
+}
+
+/// The rules of a cluster IP, which differ in source NAT alone (TP-40).
+pub(super) fn cluster_ip_rules(rule: impl Fn(bool) -> Rule, options: &PlanOptions, family: Family) -> Rules {
+    match (options.masquerade_all, options.detector.covers(family)) {
+        (true, _) => (rule(true), rule(true), rule(true)),
+        (false, true) => (rule(false), rule(true), rule(true)),
+        (false, false) => (rule(false), rule(false), rule(false)),
+    }
+}
+
+/// Policy Cluster.
+pub(super) fn cluster_rule(masquerade: bool) -> Rule {
+    Rule { list: List::Cluster, empty: Empty::Reject, empty_at_socket: EmptyAtSocket::Refuse, masquerade }
+}
+
+/// Policy Local. Silence is for Services that have an endpoint on another node.
+fn local_rule(has_endpoints: bool, empty_local: EmptyLocal, masquerade: bool) -> Rule {
+    let (empty, empty_at_socket) = match (has_endpoints, empty_local) {
+        (false, EmptyLocal::Refuse | EmptyLocal::Pass) => (Empty::Reject, EmptyAtSocket::Refuse),
+        (true, EmptyLocal::Refuse) => (Empty::Drop, EmptyAtSocket::Refuse),
+        (true, EmptyLocal::Pass) => (Empty::Drop, EmptyAtSocket::Pass),
+    };
+    Rule { list: List::Local, empty, empty_at_socket, masquerade }
 }
 
 /// Policy Local counts only for a Service that is meant to be reached from outside (IN-19).

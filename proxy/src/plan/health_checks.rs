@@ -19,6 +19,30 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
+/// Where health-check node ports are served: where the node ports of the family are accepted (HM-1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthCheckAddresses {
+    v4: Vec<IpAddr>,
+    v6: Vec<IpAddr>,
+}
+
+impl HealthCheckAddresses {
+    /// In the order of [`Family::BOTH`].
+    pub(crate) fn new([v4, v6]: [Vec<IpAddr>; 2]) -> Self {
+        Self { v4, v6 }
+    }
+
+    /// The addresses to listen on, sorted. Empty means the wildcard: every address of the family accepts node ports,
+    /// or none does, and a load balancer's probe is answered all the same.
+    #[must_use]
+    pub fn of(&self, family: Family) -> &[IpAddr] {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}
+
 /// The health checks of a Service, one for each family it has.
 pub(super) fn health_checks(service: &Service, slices: &[&EndpointSlice], node: &str) -> Vec<(Family, HealthCheck)> {
     let Some(port) = service.health_check_node_port.filter(|_| wants_check(service)) else { return Vec::new() };

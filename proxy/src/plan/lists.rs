@@ -17,7 +17,7 @@ pub(super) struct Candidate<'a> {
 
 /// This node, as far as topology hints can name it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct NodeAndZone<'a> {
     /// Own node name; empty matches nothing (IN-9).
     pub(super) node: &'a str,
     /// Own zone, if the node has one (EP-12).
@@ -33,7 +33,7 @@ pub(super) struct Needs {
 
 /// The outcome of the choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Lists {
+pub(super) struct ChosenLists {
     /// EP-20; empty if not needed.
     pub(super) cluster: Vec<Endpoint>,
     /// EP-21; empty if not needed.
@@ -45,7 +45,7 @@ pub(super) struct Lists {
 }
 
 /// Fills the lists that are needed, in the order of `candidates`.
-pub(super) fn choose(candidates: &[Candidate<'_>], place: Place<'_>, needs: Needs) -> Lists {
+pub(super) fn choose(candidates: &[Candidate<'_>], place: NodeAndZone<'_>, needs: Needs) -> ChosenLists {
     let topology = Topology::of(candidates, place);
     let cluster = match needs.cluster {
         true => ready_else_terminating(candidates, |candidate| topology.allows(candidate, place), |_| true),
@@ -58,7 +58,7 @@ pub(super) fn choose(candidates: &[Candidate<'_>], place: Place<'_>, needs: Need
     let has_endpoints = !cluster.is_empty()
         || needs.local && candidates.iter().any(|c| c.endpoint.ready || c.serves_while_terminating());
     let draining = serving_besides(candidates, &cluster, &local);
-    Lists { cluster, local, draining, has_endpoints }
+    ChosenLists { cluster, local, draining, has_endpoints }
 }
 
 /// The endpoints that serve but are in neither list: flows to them stay, whatever policy and topology say (CT-3).
@@ -100,11 +100,11 @@ impl Candidate<'_> {
         self.endpoint.serving && self.endpoint.terminating
     }
 
-    fn hinted_to_node(&self, place: Place<'_>) -> bool {
+    fn hinted_to_node(&self, place: NodeAndZone<'_>) -> bool {
         !place.node.is_empty() && self.endpoint.node_hints.iter().any(|hint| **hint == *place.node)
     }
 
-    fn hinted_to_zone(&self, place: Place<'_>) -> bool {
+    fn hinted_to_zone(&self, place: NodeAndZone<'_>) -> bool {
         place.zone.is_some_and(|zone| self.endpoint.zone_hints.iter().any(|hint| **hint == *zone))
     }
 }
@@ -119,7 +119,7 @@ enum Topology {
 
 impl Topology {
     /// Decided by the ready endpoints alone. One of them without a hint switches that kind of hint off (EP-10).
-    fn of(candidates: &[Candidate<'_>], place: Place<'_>) -> Self {
+    fn of(candidates: &[Candidate<'_>], place: NodeAndZone<'_>) -> Self {
         let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
         if ready().any(|c| c.hinted_to_node(place)) && ready().all(|c| !c.endpoint.node_hints.is_empty()) {
             Self::SameNode
@@ -130,7 +130,7 @@ impl Topology {
         }
     }
 
-    fn allows(self, candidate: &Candidate<'_>, place: Place<'_>) -> bool {
+    fn allows(self, candidate: &Candidate<'_>, place: NodeAndZone<'_>) -> bool {
         match self {
             Self::SameNode => candidate.hinted_to_node(place),
             Self::SameZone => candidate.hinted_to_zone(place),
@@ -152,8 +152,10 @@ mod tests {
     #[track_caller]
     fn check(words: &str, place: &str, endpoints: &str, cluster: &str, local: &str, has_endpoints: bool) {
         let (node, zone) = place.split_once('/').unwrap();
-        let place =
-            Place { node: if node.is_empty() { NODE } else { node }, zone: Some(zone).filter(|zone| !zone.is_empty()) };
+        let place = NodeAndZone {
+            node: if node.is_empty() { NODE } else { node },
+            zone: Some(zone).filter(|zone| !zone.is_empty()),
+        };
         let service = service("web", words);
         let slice = slice("web", "web-1", "http:80/tcp", endpoints);
         // Whether an endpoint is on this node is part of the notation, so locality is always judged from NODE.
@@ -202,7 +204,7 @@ mod tests {
         let (service, slice) = (service("web", words), slice("web", "web-1", "http:80/tcp", endpoints));
         let candidates = endpoints_of(&[&slice], &service.ports[0], Family::V4, NODE);
         let needs = needs_of(&service, &service.ports[0], Family::V4);
-        let draining = choose(&candidates, Place { node: NODE, zone }, needs).draining;
+        let draining = choose(&candidates, NodeAndZone { node: NODE, zone }, needs).draining;
         let endpoints: Vec<_> = draining.iter().map(|address| Endpoint { address: *address, local: false }).collect();
         assert_eq!(names(&endpoints), wanted);
         assert_eq!(draining.capacity(), draining.len());

@@ -6,23 +6,25 @@ use std::sync::Arc;
 
 use shunt_model::{Family, Node, Snapshot};
 
-use super::{NodePortAddresses, PlanOptions};
+use super::{HealthCheckAddresses, NodePortAddresses, PlanOptions};
 
 /// Stands for all of 127.0.0.0/8.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// What the plan knows of the node it is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Here {
+pub(super) struct ThisNode {
     /// Own zone, if the node has one.
     pub(super) zone: Option<Arc<str>>,
-    /// The primary address of each family, see [`Here::primary`].
+    /// The primary address of each family, see [`ThisNode::primary`].
     primary: [Option<IpAddr>; 2],
-    /// As [`Plan::node_addresses`](super::Plan::node_addresses).
+    /// The addresses that accept node ports, in canonical form; 127.0.0.1 stands for 127.0.0.0/8.
     pub(super) node_ports: Arc<BTreeSet<IpAddr>>,
+    /// As [`Plan::health_check_addresses`](super::Plan::health_check_addresses).
+    pub(super) health_checks: Arc<HealthCheckAddresses>,
 }
 
-impl Here {
+impl ThisNode {
     /// `observed` are the addresses of this node's interfaces; until they are known, those of the Node object count.
     pub(super) fn new(snapshot: &Snapshot, options: &PlanOptions, observed: Option<&BTreeSet<IpAddr>>) -> Self {
         let node = snapshot.nodes.get(&options.node).map(Arc::as_ref);
@@ -31,10 +33,17 @@ impl Here {
             None => listed(node).collect(),
         };
         let node_ports = LOOPBACK.iter().chain(assigned.iter().filter(|address| !address.is_loopback())).copied();
+        let node_ports: BTreeSet<IpAddr> =
+            node_ports.filter(|address| accepts(&options.node_ports, node, address)).collect();
+        let health_checks = Family::BOTH.map(|family| match accepts_everywhere(&options.node_ports, family) {
+            true => Vec::new(),
+            false => node_ports.iter().filter(|address| Family::of(address) == family).copied().collect(),
+        });
         Self {
             zone: node.and_then(|node| node.zone.clone()),
             primary: Family::BOTH.map(|family| primary(node, family).or_else(|| first(&assigned, family))),
-            node_ports: Arc::new(node_ports.filter(|address| accepts(&options.node_ports, node, address)).collect()),
+            node_ports: Arc::new(node_ports),
+            health_checks: Arc::new(HealthCheckAddresses::new(health_checks)),
         }
     }
 
@@ -56,6 +65,18 @@ pub(super) fn as_listed(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Whether node ports are accepted at every address of `family` (TP-10).
+fn accepts_everywhere(wanted: &NodePortAddresses, family: Family) -> bool {
+    match wanted {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => false,
+        NodePortAddresses::Within(networks) => {
+            let mut of_family = networks.iter().filter(|network| Family::of(&network.addr()) == family).peekable();
+            of_family.peek().is_none() || of_family.any(|network| network.prefix_len() == 0)
+        }
+    }
+}
+
 fn accepts(wanted: &NodePortAddresses, node: Option<&Node>, address: &IpAddr) -> bool {
     let family = Family::of(address);
     match wanted {
@@ -63,8 +84,7 @@ fn accepts(wanted: &NodePortAddresses, node: Option<&Node>, address: &IpAddr) ->
         // Only what the Node object says: a guess would open node ports on an address that nobody named.
         NodePortAddresses::Primary => primary(node, family) == Some(*address),
         NodePortAddresses::Within(networks) => {
-            let mut of_family = networks.iter().filter(|network| Family::of(&network.addr()) == family).peekable();
-            of_family.peek().is_none() || of_family.any(|network| network.contains(address))
+            accepts_everywhere(wanted, family) || networks.iter().any(|network| network.contains(address))
         }
     }
 }
@@ -100,10 +120,47 @@ mod tests {
         let mut snapshot = Snapshot::default();
         set_node(&mut snapshot, None, listed);
         let observed = observed.map(|addresses| addresses.iter().map(|address| ip(address)).collect());
-        let here = Here::new(&snapshot, &PlanOptions { node_ports, ..options() }, observed.as_ref());
+        let here = ThisNode::new(&snapshot, &PlanOptions { node_ports, ..options() }, observed.as_ref());
         let join = |addresses: Vec<&IpAddr>| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         assert_eq!(join(here.node_ports.iter().collect()), wanted, "accepted");
         assert_eq!(join(here.primary.iter().flatten().collect()), primary, "primary");
+    }
+
+    /// Where health checks listen, on a node whose object and interfaces have these addresses; `*` is the wildcard.
+    #[track_caller]
+    fn check_health(node_ports: NodePortAddresses, listed: &[&str], observed: &[&str], wanted: [&str; 2]) {
+        let mut snapshot = Snapshot::default();
+        set_node(&mut snapshot, None, listed);
+        let observed = observed.iter().map(|address| ip(address)).collect();
+        let here = ThisNode::new(&snapshot, &PlanOptions { node_ports, ..options() }, Some(&observed));
+        let shown = Family::BOTH.map(|family| match here.health_checks.of(family) {
+            [] => "*".to_owned(),
+            addresses => {
+                assert!(addresses.iter().all(|address| here.node_ports.contains(address)), "node ports are elsewhere");
+                addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            }
+        });
+        assert_eq!(shown, wanted);
+    }
+
+    #[test]
+    fn health_checks_listen_where_node_ports_are_accepted() {
+        // 10.0.0.1 and fd00::1 are those of a bridge: the first in order, and not the node's primary ones.
+        let observed = &["127.0.0.1", "::1", "10.0.0.1", "192.168.7.5", "fd00::1", "fd00::5"];
+        let listed = &["192.168.7.5", "fd00::5"];
+        check_health(NodePortAddresses::All, listed, observed, ["*", "*"]); // HM-1
+        check_health(NodePortAddresses::Primary, listed, observed, ["192.168.7.5", "fd00::5"]); // TP-13
+        check_health(NodePortAddresses::Primary, &["192.168.7.5"], observed, ["192.168.7.5", "*"]);
+        check_health(NodePortAddresses::Primary, &["192.168.7.6"], observed, ["*", "*"]);
+        check_health(within(&["192.168.0.0/16"]), listed, observed, ["192.168.7.5", "*"]); // TP-10
+        check_health(
+            within(&["127.0.0.0/8", "10.0.0.0/8", "fd00::/16"]),
+            listed,
+            observed,
+            ["10.0.0.1 127.0.0.1", "fd00::1 fd00::5"],
+        );
+        check_health(within(&["0.0.0.0/0", "10.0.0.0/8"]), listed, observed, ["*", "*"]);
+        check_health(within(&["172.16.0.0/12"]), listed, observed, ["*", "*"]);
     }
 
     fn within(networks: &[&str]) -> NodePortAddresses {

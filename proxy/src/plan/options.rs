@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use ipnet::IpNet;
+use serde::Deserialize;
 use shunt_model::Family;
 
 /// What the plan depends on besides the snapshot.
@@ -24,6 +26,10 @@ pub struct PlanOptions {
     /// Ranges that belong to Services alone: a new flow to an address in them that no Service has is dropped (spec
     /// NE-12). Without any the rule is absent.
     pub service_cidrs: Vec<IpNet>,
+    /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one.
+    pub empty_local: EmptyLocal,
+    /// Source NAT for every packet to a cluster IP, whoever sends it (TP-40).
+    pub masquerade_all: bool,
     /// Annotations that take a local Pod out of socket load balancing: key and, if given, the value it must have.
     pub opt_out: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
@@ -38,6 +44,8 @@ impl Default for PlanOptions {
             node_ports: NodePortAddresses::default(),
             external_ips: true,
             service_cidrs: Vec::new(),
+            empty_local: EmptyLocal::default(),
+            masquerade_all: false,
             opt_out: Vec::new(),
         }
     }
@@ -77,4 +85,15 @@ pub enum NodePortAddresses {
     Primary,
     /// Those within a network of their family; all of a family that none of the networks is of (spec TP-10).
     Within(Vec<IpNet>),
+}
+
+/// `--empty-local`.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmptyLocal {
+    /// ECONNREFUSED at once
+    #[default]
+    Refuse,
+    /// The address is left as it is, so the packets go unanswered
+    Pass,
 }

@@ -10,14 +10,15 @@ use ipnet::IpNet;
 use shunt_model::{EndpointSlice, Family, ObjectKey, Protocol, Service, Snapshot};
 use tracing::warn;
 
+use super::addresses::AddressBook;
 use super::built_in::{built_in, built_in_key};
 use super::claims::{Claim, Claimant, Claims, Conflict, Rank};
 use super::frontends::Site;
 use super::health_checks::{HealthCheck, health_checks, newly_without_port};
-use super::node::Here;
+use super::node::ThisNode;
 use super::opt_out::OptedOut;
-use super::service::{claim, has_frontend, plan_service, stakes_of};
-use super::{FrontendKind, Plan, PlanOptions, PortKey, PortPlan};
+use super::service::{claim, plan_service, stakes_of};
+use super::{Plan, PlanOptions, PortKey, PortPlan};
 
 /// The plan for a snapshot, and who was refused a frontend because another has it.
 #[must_use]
@@ -37,7 +38,8 @@ pub struct Planner {
     snapshot: Arc<Snapshot>,
     /// The addresses of this node's interfaces, once they are known.
     observed: Option<Arc<BTreeSet<IpAddr>>>,
-    here: Here,
+    here: ThisNode,
+    addresses: AddressBook,
     opted_out: OptedOut,
     claims: Claims,
     conflicts: BTreeMap<Claim, Vec<Conflict>>,
@@ -48,22 +50,25 @@ impl Planner {
     /// A planner that has seen nothing yet.
     #[must_use]
     pub fn new(options: PlanOptions) -> Self {
-        let mut claims = Claims::default();
+        let (mut claims, mut addresses) = (Claims::default(), AddressBook::default());
         let mut plan = Plan { service_cidrs: options.service_cidrs.as_slice().into(), ..Plan::default() };
         for port in built_in(&options) {
             for frontend in &port.frontends {
                 let site = Site { address: frontend.address, port: frontend.port, kind: frontend.kind };
                 claims.add(claim(site, &port.key), Claimant { rank: Rank::BuiltIn, port: port.key.clone() });
             }
+            addresses.follow(None, Some(&port));
             plan.ports.insert(port.key.clone(), Arc::new(port));
         }
+        plan.addresses = addresses.meanings().clone();
         let reserved = (!plan.ports.is_empty()).then(built_in_key);
         Self {
             options,
             reserved,
             snapshot: Arc::default(),
             observed: None,
-            here: Here::default(),
+            here: ThisNode::default(),
+            addresses,
             opted_out: OptedOut::default(),
             claims,
             conflicts: BTreeMap::new(),
@@ -127,6 +132,7 @@ impl Planner {
         for service in &services {
             self.replan(service);
         }
+        self.plan.addresses = self.addresses.meanings().clone();
         self.judge(contested)
     }
 
@@ -145,13 +151,16 @@ impl Planner {
 
     /// Brings what is known of the node up to date. Returns the services whose plan depends on what changed.
     fn look_around(&mut self) -> Vec<ObjectKey> {
-        let here = Here::new(&self.snapshot, &self.options, self.observed.as_deref());
+        let here = ThisNode::new(&self.snapshot, &self.options, self.observed.as_deref());
         if here == self.here {
             return Vec::new();
         }
         let before = mem::replace(&mut self.here, here);
         if before.node_ports != self.here.node_ports {
-            self.plan.node_addresses = Arc::clone(&self.here.node_ports);
+            self.addresses.set_node_ports(&self.here.node_ports);
+        }
+        if before.health_checks != self.here.health_checks {
+            self.plan.health_check_addresses = Arc::clone(&self.here.health_checks);
         }
         let services = self.snapshot.services.values();
         let depends = |service: &Service| match before.zone == self.here.zone {
@@ -207,7 +216,7 @@ impl Planner {
                 let site = Site { address: frontend.address, port: frontend.port, kind: frontend.kind };
                 self.claims.is_won_by(&claim(site, key), key)
             });
-            source_ranges.take_if(|_| !has_frontend(frontends, FrontendKind::LoadBalancer)); // TP-30
+            source_ranges.take_if(|_| !frontends.iter().any(|frontend| frontend.filtered)); // TP-30
         }
         // Without a frontend nobody can dial it.
         fresh.retain(|port| !port.frontends.is_empty());
@@ -238,10 +247,13 @@ impl Planner {
         let planned = self.plan.ports.range(first..).map(|(key, _)| key).take_while(|key| key.service == *service);
         let gone: Vec<PortKey> = planned.filter(|key| !fresh.iter().any(|port| port.key == **key)).cloned().collect();
         for key in gone {
-            self.plan.ports.remove(&key);
+            let old = self.plan.ports.remove(&key);
+            self.addresses.follow(old.as_deref(), None);
         }
         for port in fresh {
-            if self.plan.ports.get(&port.key).is_none_or(|planned| **planned != port) {
+            let planned = self.plan.ports.get(&port.key);
+            if planned.is_none_or(|planned| **planned != port) {
+                self.addresses.follow(planned.map(Arc::as_ref), Some(&port));
                 self.plan.ports.insert(port.key.clone(), Arc::new(port));
             }
         }
@@ -364,11 +376,11 @@ mod tests {
         let new = planner.update(Arc::new(snapshot.clone())).clone();
         let changed: Vec<_> = old.ports.diff(&new.ports).map(|item| key_of(&item).service.name.to_string()).collect();
         assert_eq!(changed, ["web"]); // TP-34
-        assert!(new.node_addresses.contains(&"10.0.0.5".parse().unwrap()));
+        assert!(new.addresses.contains_key(&crate::plan::fixture::ip("10.0.0.5")));
         crate::plan::fixture::set_node(&mut snapshot, Some("a"), &["172.16.0.5"]);
         let moved = planner.update(Arc::new(snapshot)).clone();
         assert_eq!(moved.ports, old.ports);
-        assert_eq!(moved.node_addresses, new.node_addresses, "interfaces have the last word");
+        assert_eq!(moved.addresses, new.addresses, "interfaces have the last word");
     }
 
     #[test]

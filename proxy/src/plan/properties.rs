@@ -9,8 +9,8 @@ use shunt_model::{EndpointSlice, Family, Pod, Service, Snapshot};
 
 use super::fixture::{NODE, cluster, ip, options, pod, service, set_node, slice};
 use super::{
-    Detect, Empty, Frontend, FrontendKind, NodePortAddresses, Packet, Plan, PlanOptions, Planner, PortPlan, Source,
-    Verdict, plan,
+    Detect, Empty, EmptyLocal, Frontend, FrontendKind, NodePortAddresses, Packet, Plan, PlanOptions, Planner, PortPlan,
+    SocketVerdict, Source, Verdict, plan,
 };
 
 /// None of those that Services use.
@@ -124,10 +124,15 @@ fn any_options() -> impl Strategy<Value = PlanOptions> {
         Just(NodePortAddresses::Within(vec!["198.51.100.0/24".parse().unwrap()])),
     ];
     let external_ips = prop::bool::weighted(0.8);
-    (detector, any::<bool>(), node_ports, external_ips).prop_map(|(detector, dns, node_ports, external_ips)| {
+    let empty_local = prop_oneof![Just(EmptyLocal::Refuse), Just(EmptyLocal::Pass)];
+    let network = (node_ports, external_ips, any::<bool>());
+    (detector, any::<bool>(), network, empty_local).prop_map(|(detector, dns, network, empty_local)| {
+        let (node_ports, external_ips, masquerade_all) = network;
         PlanOptions {
             node_ports,
             external_ips,
+            empty_local,
+            masquerade_all,
             service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
             opt_out: vec![("mesh".into(), Some("on".into()))],
             detector,
@@ -285,7 +290,7 @@ proptest! {
             planner.update(Arc::new(copied(&snapshot)));
             let now = planner.plan();
             prop_assert!(same.ports.ptr_eq(&now.ports) && same.health_checks.ptr_eq(&now.health_checks));
-            prop_assert!(Arc::ptr_eq(&same.node_addresses, &now.node_addresses));
+            prop_assert!(same.addresses.ptr_eq(&now.addresses));
         }
     }
 
@@ -305,6 +310,15 @@ proptest! {
                     (endpoints, _) => Verdict::Forward { port: &port.key, endpoints },
                 };
                 prop_assert_eq!(plan.verdict(&packet), wanted);
+                let at_socket = match wanted {
+                    Verdict::NotOurs => SocketVerdict::Pass,
+                    Verdict::Forward { port, endpoints } => SocketVerdict::Forward { port, endpoints },
+                    _ if kept_out => SocketVerdict::Deny,
+                    Verdict::Drop if options.empty_local == EmptyLocal::Pass => SocketVerdict::Pass,
+                    Verdict::Reject | Verdict::Drop => SocketVerdict::Refuse,
+                };
+                prop_assert_eq!(plan.decide_at_socket(&packet), at_socket);
+                prop_assert_eq!(frontend.filtered, frontend.kind == FrontendKind::LoadBalancer && port.source_ranges.is_some());
             }
         }
     }
@@ -332,8 +346,8 @@ proptest! {
             prop_assert!(!port.draining.iter().any(|address| listed(*address)));
             let ranges = port.source_ranges.as_ref().map(|ranges| &ranges.ranges);
             prop_assert!(ranges.is_none_or(|ranges| !ranges.is_empty() && is_sorted_and_unique(ranges)));
-            let filters = port.frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer);
-            prop_assert!(ranges.is_none() || filters, "ranges without an address they hold for");
+            let filters = port.frontends.iter().any(|frontend| frontend.filtered);
+            prop_assert_eq!(ranges.is_some(), filters, "ranges hold for an address or are not there");
         }
         for conflict in &conflicts {
             let at = conflict.frontend;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use shunt_model::{Family, Service};
 
-use super::{Source, node::Here};
+use super::{Source, node::ThisNode};
 
 /// Who may dial the LoadBalancer frontends of a service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl SourceRanges {
 }
 
 /// The restriction of a Service in one family, if there is one.
-pub(super) fn source_ranges(service: &Service, family: Family, here: &Here) -> Option<Arc<SourceRanges>> {
+pub(super) fn source_ranges(service: &Service, family: Family, here: &ThisNode) -> Option<Arc<SourceRanges>> {
     let of_family = service.source_ranges.iter().filter(|range| Family::of(&range.addr()) == family);
     let ranges: Vec<IpNet> = of_family.copied().collect();
     // Ranges of the other family alone restrict nothing here, nor does a list with one that holds every address.

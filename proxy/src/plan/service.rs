@@ -6,28 +6,32 @@ use shunt_model::{EndpointSlice, Family, Service, ServicePort};
 
 use super::claims::{Age, Claim, Claimant, Rank};
 use super::frontends::{Site, Situation, frontend, needs_of, ports_of, sites_of};
-use super::lists::{Lists, Place, choose};
+use super::lists::{ChosenLists, NodeAndZone, choose};
 use super::merge::endpoints_of;
-use super::node::Here;
+use super::node::ThisNode;
 use super::ranges::source_ranges;
-use super::{Frontend, FrontendKind, PlanOptions, PortKey, PortPlan, SourceRanges};
+use super::{FrontendKind, PlanOptions, PortKey, PortPlan, SourceRanges};
 
 /// All ports of a service, with every frontend it asks for.
 pub(super) fn plan_service(
     service: &Service,
     slices: &[&EndpointSlice],
     options: &PlanOptions,
-    here: &Here,
+    here: &ThisNode,
 ) -> Vec<PortPlan> {
-    let place = Place { node: &options.node, zone: here.zone.as_deref() };
+    let place = NodeAndZone { node: &options.node, zone: here.zone.as_deref() };
     let ranges: [Option<Arc<SourceRanges>>; 2] = Family::BOTH.map(|family| source_ranges(service, family, here));
     let plan_port = |(port, family, cluster_ip)| {
         let candidates = endpoints_of(slices, port, family, place.node);
         let needs = needs_of(service, port, family);
-        let Lists { cluster, local, draining, has_endpoints } = choose(&candidates, place, needs);
-        let situation = Situation { has_endpoints, knows_pods: options.detector.covers(family) };
-        let sites = sites_of(service, (port, family, cluster_ip), options.external_ips);
+        let ChosenLists { cluster, local, draining, has_endpoints } = choose(&candidates, place, needs);
         let [v4, v6] = &ranges;
+        let source_ranges = match family {
+            Family::V4 => v4.clone(),
+            Family::V6 => v6.clone(),
+        };
+        let situation = Situation { has_endpoints, restricted: source_ranges.is_some(), family, options };
+        let sites = sites_of(service, (port, family, cluster_ip), options.external_ips);
         PortPlan {
             key: key(service, port, family),
             frontends: sites.into_iter().map(|site| frontend(site, service, situation)).collect(),
@@ -35,18 +39,10 @@ pub(super) fn plan_service(
             local,
             affinity: service.affinity,
             draining,
-            source_ranges: match family {
-                Family::V4 => v4.clone(),
-                Family::V6 => v6.clone(),
-            },
+            source_ranges,
         }
     };
     ports_of(service).map(plan_port).collect()
-}
-
-/// Whether one of the frontends is of that kind.
-pub(super) fn has_frontend(frontends: &[Frontend], kind: FrontendKind) -> bool {
-    frontends.iter().any(|frontend| frontend.kind == kind)
 }
 
 /// Every frontend a Service asks for. Depends on the Service and the options alone.

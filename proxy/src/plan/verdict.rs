@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use shunt_model::{Family, Protocol};
 
 use super::node::as_listed;
-use super::{Empty, Endpoint, Frontend, FrontendKind, List, Plan, PortKey, PortPlan, Rule};
+use super::{
+    AddressMeaning, Empty, EmptyAtSocket, Endpoint, Frontend, FrontendKind, List, NodePorts, Plan, PortKey, PortPlan,
+    Rule, RuleId, SourceRanges,
+};
 
 /// The first packet of a flow, as far as the plan cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub enum Source {
     Outside,
 }
 
-/// What becomes of a new flow.
+/// What becomes of a new flow as packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// No service port of ours is meant; leave the packet alone.
@@ -51,6 +54,24 @@ pub enum Verdict<'a> {
     Drop,
 }
 
+/// What a socket of this node gets that begins a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketVerdict<'a> {
+    /// One of the endpoints; there is at least one.
+    Forward {
+        /// The service port.
+        port: &'a PortKey,
+        /// Whom to pick from.
+        endpoints: &'a [Endpoint],
+    },
+    /// ECONNREFUSED at once.
+    Refuse,
+    /// EPERM at once: the source ranges keep the source out.
+    Deny,
+    /// The socket is left alone; its packets get what packets get.
+    Pass,
+}
+
 /// A verdict with what led to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision<'a> {
@@ -60,13 +81,24 @@ pub struct Decision<'a> {
     pub reason: Option<Reason<'a>>,
 }
 
-/// Which frontend was met and which rule applied.
+/// What was met and which rule applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason<'a> {
-    /// The frontend that was met; `None` if the address is refused whatever is behind its other ports.
-    pub met: Option<Met<'a>>,
-    /// The rule of the spec behind it: for [`Verdict::Forward`] why this list, else why this refusal.
-    pub spec: &'static str,
+    /// What the flow is sent to.
+    pub meeting: Meeting<'a>,
+    /// The rule behind it: for [`Verdict::Forward`] why this list, else why this refusal.
+    pub rule: RuleId,
+}
+
+/// What of ours a flow is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meeting<'a> {
+    /// A frontend.
+    Frontend(Met<'a>),
+    /// A cluster IP at a port that its Service does not define (NE-11).
+    UndefinedPort,
+    /// An address in a range of Services that nothing uses (NE-12).
+    UnusedAddress,
 }
 
 /// A frontend that a packet has met.
@@ -92,56 +124,80 @@ impl Plan {
     /// As [`Plan::verdict`], with the reason. Looks at every frontend: made to be evident, not fast.
     #[must_use]
     pub fn decide(&self, packet: &Packet) -> Decision<'_> {
-        let packet = Packet { destination: packet.destination.to_canonical(), ..*packet };
-        match self.met_by(&packet) {
-            Some(met) => decide_at(met, packet.source),
-            None => self.decide_elsewhere(&packet),
+        let Some(meeting) = self.meeting(packet) else {
+            return Decision { verdict: Verdict::NotOurs, reason: None };
+        };
+        let (verdict, rule) = match meeting {
+            Meeting::Frontend(met) => decide_at(met, packet.source),
+            Meeting::UndefinedPort => (Verdict::of_nobody(Self::UNDEFINED_PORT.packet), RuleId::Ne11),
+            Meeting::UnusedAddress => (Verdict::of_nobody(Self::UNUSED_ADDRESS.packet), RuleId::Ne12),
+        };
+        Decision { verdict, reason: Some(Reason { meeting, rule }) }
+    }
+
+    /// What a socket of this node gets whose first packet would be `packet`; its source is a pod or the node. The rule
+    /// behind it is that of [`Plan::decide`], except for pods that opted out: their sockets are left alone (DP-16).
+    #[must_use]
+    pub fn decide_at_socket(&self, packet: &Packet) -> SocketVerdict<'_> {
+        if self.has_opted_out(packet) {
+            return SocketVerdict::Pass;
+        }
+        match self.meeting(packet) {
+            Some(Meeting::Frontend(met)) => match met.outcome() {
+                FrontendOutcome::KeptOut => SocketVerdict::Deny,
+                FrontendOutcome::Served(endpoints) => SocketVerdict::Forward { port: &met.port.key, endpoints },
+                FrontendOutcome::Nobody => SocketVerdict::of_nobody(met.rule.empty_at_socket),
+            },
+            Some(Meeting::UndefinedPort) => SocketVerdict::of_nobody(Self::UNDEFINED_PORT.socket),
+            Some(Meeting::UnusedAddress) => SocketVerdict::of_nobody(Self::UNUSED_ADDRESS.socket),
+            None => SocketVerdict::Pass,
         }
     }
 
-    /// The frontend a packet is sent to: addresses come before node ports (spec TP-4).
-    fn met_by(&self, packet: &Packet) -> Option<Met<'_>> {
+    fn has_opted_out(&self, packet: &Packet) -> bool {
+        match packet.source {
+            Source::Pod => {
+                packet.source_address.is_some_and(|address| self.opted_out.contains(&address.to_canonical()))
+            }
+            Source::Node | Source::Outside => false,
+        }
+    }
+
+    /// Addresses come before node ports (TP-4), and both before what an address means at its other ports.
+    fn meeting(&self, packet: &Packet) -> Option<Meeting<'_>> {
+        let packet = Packet { destination: packet.destination.to_canonical(), ..*packet };
         let frontends = || {
             self.frontends_of(Family::of(&packet.destination))
                 .filter(|(port, frontend)| port.key.protocol == packet.protocol && frontend.port.get() == packet.port)
         };
         let at_address = || frontends().find(|(_, frontend)| frontend.address == Some(packet.destination));
         let at_node = || frontends().find(|(_, frontend)| frontend.address.is_none());
-        let (port, frontend) = at_address().or_else(|| at_node().filter(|_| self.accepts_node_ports(packet)))?;
-        Some(Met { port, frontend, rule: frontend.rule_for(packet.source), admitted: admitted(port, frontend, packet) })
+        if let Some((port, frontend)) = at_address().or_else(|| at_node().filter(|_| self.accepts_node_ports(&packet)))
+        {
+            return Some(Meeting::Frontend(Met::new(port, frontend, &packet)));
+        }
+        let in_a_range = || self.service_cidrs.iter().any(|range| range.contains(&packet.destination));
+        match self.meaning(packet.destination) {
+            _ if packet.port == 0 => None,
+            Some(AddressMeaning { refuses_other_ports: true, node_ports: _ }) => Some(Meeting::UndefinedPort),
+            None if in_a_range() => Some(Meeting::UnusedAddress),
+            Some(AddressMeaning { refuses_other_ports: false, node_ports: _ }) | None => None,
+        }
     }
 
-    /// Whether node ports are accepted where the packet is sent (spec 3.2).
+    /// What an address means besides its frontends; `None` if nothing uses it.
+    #[must_use]
+    pub fn meaning(&self, address: IpAddr) -> Option<AddressMeaning> {
+        self.addresses.get(&as_listed(address.to_canonical())).copied()
+    }
+
+    /// Whether node ports are accepted where the packet is sent (TP-10…16).
     #[must_use]
     pub fn accepts_node_ports(&self, packet: &Packet) -> bool {
-        let address = as_listed(packet.destination.to_canonical());
-        let reachable = match packet.source {
-            Source::Node => true,
-            // Every network namespace has a loopback of its own.
-            Source::Pod | Source::Outside => !address.is_loopback(),
-        };
-        reachable && self.node_addresses.contains(&address)
-    }
-
-    /// What becomes of a packet that meets no frontend.
-    fn decide_elsewhere(&self, packet: &Packet) -> Decision<'_> {
-        let refused = |verdict, spec| Decision { verdict, reason: Some(Reason { met: None, spec }) };
-        let not_ours = Decision { verdict: Verdict::NotOurs, reason: None };
-        if packet.port == 0 {
-            return not_ours;
-        }
-        let mut kinds = self
-            .frontends_of(Family::of(&packet.destination))
-            .filter(|(_, frontend)| frontend.address == Some(packet.destination))
-            .map(|(_, frontend)| frontend.kind)
-            .peekable();
-        let in_use = kinds.peek().is_some();
-        if kinds.any(|kind| kind == FrontendKind::ClusterIp) {
-            refused(Verdict::Reject, "NE-11")
-        } else if !in_use && self.service_cidrs.iter().any(|range| range.contains(&packet.destination)) {
-            refused(Verdict::Drop, "NE-12")
-        } else {
-            not_ours
+        match self.meaning(packet.destination).and_then(|meaning| meaning.node_ports) {
+            Some(NodePorts::FromAnywhere) => true,
+            Some(NodePorts::FromNodeOnly) => packet.source == Source::Node,
+            None => false,
         }
     }
 
@@ -151,28 +207,75 @@ impl Plan {
     }
 }
 
-/// Source ranges hold for load balancer addresses only (spec TP-30), and for every source (TP-31).
-fn admitted(port: &PortPlan, frontend: &Frontend, packet: &Packet) -> Option<bool> {
-    match frontend.kind {
-        FrontendKind::LoadBalancer => {
-            port.source_ranges.as_ref().map(|ranges| ranges.admit(packet.source, packet.source_address))
+/// What a frontend has for a flow.
+enum FrontendOutcome<'a> {
+    /// The source is outside of the source ranges.
+    KeptOut,
+    /// At least one endpoint.
+    Served(&'a [Endpoint]),
+    /// The list is empty.
+    Nobody,
+}
+
+impl<'a> Reason<'a> {
+    /// The frontend, if it was one.
+    #[must_use]
+    pub fn met(&self) -> Option<Met<'a>> {
+        match self.meeting {
+            Meeting::Frontend(met) => Some(met),
+            Meeting::UndefinedPort | Meeting::UnusedAddress => None,
         }
-        FrontendKind::ClusterIp | FrontendKind::External | FrontendKind::NodePort => None,
     }
 }
 
-fn decide_at(met: Met<'_>, source: Source) -> Decision<'_> {
-    let Met { port, frontend, rule, admitted } = met;
-    let endpoints = port.list(rule.list);
-    // The ranges come first, so that who is kept out does not learn whether anybody serves (TP-35).
-    let (verdict, spec) = match (admitted, endpoints.is_empty(), rule.empty) {
-        (Some(false), _, _) => (Verdict::Drop, "TP-32"),
-        (_, false, _) => (Verdict::Forward { port: &port.key, endpoints }, spec_of_list(frontend, source)),
-        (_, true, Empty::Reject) => (Verdict::Reject, "NE-1"),
-        (_, true, Empty::Drop) if is_internal(frontend) => (Verdict::Drop, "NE-2"),
-        (_, true, Empty::Drop) => (Verdict::Drop, "NE-3"),
-    };
-    Decision { verdict, reason: Some(Reason { met: Some(met), spec }) }
+impl<'a> Met<'a> {
+    fn new(port: &'a PortPlan, frontend: &'a Frontend, packet: &Packet) -> Self {
+        // For every source (TP-31).
+        let admit = |ranges: &SourceRanges| ranges.admit(packet.source, packet.source_address);
+        let admitted = port.source_ranges.as_deref().filter(|_| frontend.filtered).map(admit);
+        Self { port, frontend, rule: frontend.rule_for(packet.source), admitted }
+    }
+
+    fn outcome(&self) -> FrontendOutcome<'a> {
+        // The ranges come first, so that who is kept out does not learn whether anybody serves (TP-35).
+        match (self.admitted, self.port.list(self.rule.list)) {
+            (Some(false), _) => FrontendOutcome::KeptOut,
+            (Some(true) | None, []) => FrontendOutcome::Nobody,
+            (Some(true) | None, endpoints) => FrontendOutcome::Served(endpoints),
+        }
+    }
+}
+
+impl Verdict<'_> {
+    fn of_nobody(empty: Empty) -> Self {
+        match empty {
+            Empty::Reject => Self::Reject,
+            Empty::Drop => Self::Drop,
+        }
+    }
+}
+
+impl SocketVerdict<'_> {
+    fn of_nobody(empty: EmptyAtSocket) -> Self {
+        match empty {
+            EmptyAtSocket::Refuse => Self::Refuse,
+            EmptyAtSocket::Pass => Self::Pass,
+        }
+    }
+}
+
+fn decide_at(met: Met<'_>, source: Source) -> (Verdict<'_>, RuleId) {
+    match (met.outcome(), met.rule.empty) {
+        (FrontendOutcome::KeptOut, _) => (Verdict::Drop, RuleId::Tp32),
+        (FrontendOutcome::Served(endpoints), _) => {
+            (Verdict::Forward { port: &met.port.key, endpoints }, rule_of_list(met.frontend, source))
+        }
+        (FrontendOutcome::Nobody, empty @ Empty::Reject) => (Verdict::of_nobody(empty), RuleId::Ne1),
+        (FrontendOutcome::Nobody, empty @ Empty::Drop) if is_internal(met.frontend) => {
+            (Verdict::of_nobody(empty), RuleId::Ne2)
+        }
+        (FrontendOutcome::Nobody, empty @ Empty::Drop) => (Verdict::of_nobody(empty), RuleId::Ne3),
+    }
 }
 
 impl PortPlan {
@@ -198,6 +301,7 @@ impl Frontend {
     }
 }
 
+/// Whose policy it is under, for the name of the rule.
 fn is_internal(frontend: &Frontend) -> bool {
     match frontend.kind {
         FrontendKind::ClusterIp => true,
@@ -205,191 +309,18 @@ fn is_internal(frontend: &Frontend) -> bool {
     }
 }
 
-/// The rule of the spec by which this list serves this source.
-fn spec_of_list(frontend: &Frontend, source: Source) -> &'static str {
+/// The rule by which this list serves this source.
+fn rule_of_list(frontend: &Frontend, source: Source) -> RuleId {
     let list = frontend.rule_for(source).list;
     match (is_internal(frontend), frontend.from_outside.list, list, source) {
-        (true, _, List::Cluster, _) => "EP-20",
-        (true, _, List::Local, _) => "EP-21",
-        (false, List::Cluster, _, _) => "TP-20",
-        (false, List::Local, List::Cluster, Source::Pod) => "TP-21",
-        (false, List::Local, List::Cluster, Source::Node | Source::Outside) => "TP-22",
-        (false, List::Local, List::Local, _) => "TP-23",
+        (true, _, List::Cluster, _) => RuleId::Ep20,
+        (true, _, List::Local, _) => RuleId::Ep21,
+        (false, List::Cluster, _, _) => RuleId::Tp20,
+        (false, List::Local, List::Cluster, Source::Pod) => RuleId::Tp21,
+        (false, List::Local, List::Cluster, Source::Node | Source::Outside) => RuleId::Tp22,
+        (false, List::Local, List::Local, _) => RuleId::Tp23,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::fixture::{cluster, ip, names, options, service, set_node, slice};
-    use crate::plan::{Detect, PlanOptions, plan};
-
-    const NODE_IP: &str = "198.51.100.1";
-
-    const ADDRESSES: &str = "ip=10.96.0.1 np=30080 ext=203.0.113.9 vip=192.0.2.1";
-    const SOURCES: [Source; 3] = [Source::Pod, Source::Node, Source::Outside];
-
-    fn shown(verdict: &Verdict<'_>) -> String {
-        match verdict {
-            Verdict::NotOurs => "not ours".to_owned(),
-            Verdict::Forward { endpoints, .. } => names(*endpoints),
-            Verdict::Reject => "reject".to_owned(),
-            Verdict::Drop => "drop".to_owned(),
-        }
-    }
-
-    fn packet(source: Source, to: &str) -> Packet {
-        let (address, port) = to.rsplit_once(':').unwrap();
-        let destination = if address == "node" { ip(NODE_IP) } else { ip(address) };
-        let port = port.parse().unwrap();
-        Packet { source, source_address: None, destination, port, protocol: Protocol::Tcp }
-    }
-
-    /// What flows from pod, node and outside get: at the cluster IP, and at every external frontend.
-    #[track_caller]
-    fn check(words: &str, detector: Detect, endpoints: &str, internal: [&str; 3], external: [&str; 3]) {
-        let service = service("web", &format!("{words} {ADDRESSES}"));
-        let mut snapshot = cluster([service], [slice("web", "web-1", "http:80/tcp", endpoints)]);
-        set_node(&mut snapshot, None, &[NODE_IP]);
-        let (plan, _) = plan(&snapshot, &PlanOptions { detector, ..options() });
-        let at = |to| SOURCES.map(|source| shown(&plan.verdict(&packet(source, to))));
-        assert_eq!(at("10.96.0.1:80"), internal, "cluster IP");
-        for frontend in ["node:30080", "203.0.113.9:80", "192.0.2.1:80"] {
-            assert_eq!(at(frontend), external, "{frontend}");
-        }
-    }
-
-    #[test]
-    fn decision_table() {
-        let (all, one) = ("e1 e2", "e1");
-        let (both, far, gone) = ("e1:Rl; e2:R", "e2:R", "e1:Ul; e2:U");
-        let pods = Detect::Both;
-        check("", pods, both, [all; 3], [all; 3]);
-        check("", pods, gone, ["reject"; 3], ["reject"; 3]); // NE-1
-        check("iTP", pods, both, [one; 3], [all; 3]);
-        check("iTP", pods, far, ["drop"; 3], ["e2"; 3]); // NE-2
-        check("iTP", pods, gone, ["reject"; 3], ["reject"; 3]);
-        check("eTP", pods, both, [all; 3], [all, all, one]); // TP-21…23
-        check("eTP", pods, far, ["e2"; 3], ["e2", "e2", "drop"]); // NE-3
-        check("eTP", pods, gone, ["reject"; 3], ["reject"; 3]);
-        check("iTP eTP", pods, both, [one; 3], [all, all, one]);
-        check("iTP eTP", pods, far, ["drop"; 3], ["e2", "e2", "drop"]);
-    }
-
-    #[test]
-    fn without_detector_pods_are_outside() {
-        for nothing in [Detect::Nothing, Detect::Only(Family::V6)] {
-            check("eTP", nothing, "e1:Rl; e2:R", ["e1 e2"; 3], ["e1", "e1 e2", "e1"]); // TP-19
-            check("eTP", nothing, "e2:R", ["e2"; 3], ["drop", "e2", "drop"]);
-        }
-        check("eTP", Detect::Only(Family::V4), "e1:Rl; e2:R", ["e1 e2"; 3], ["e1 e2", "e1 e2", "e1"]);
-    }
-
-    /// The columns of spec 3.7 that say which endpoints answer.
-    #[test]
-    fn upstream_matrix() {
-        let endpoints = "e1:Rl; e2:R";
-        check("", Detect::Both, endpoints, ["e1 e2"; 3], ["e1 e2"; 3]);
-        check("eTP", Detect::Both, endpoints, ["e1 e2"; 3], ["e1 e2", "e1 e2", "e1"]);
-        check("iTP", Detect::Both, endpoints, ["e1"; 3], ["e1 e2"; 3]);
-    }
-
-    #[track_caller]
-    fn check_decision(words: &str, endpoints: &str, source: Source, to: &str, wanted: (&str, Option<&str>)) {
-        let service = service("web", words);
-        let mut snapshot = cluster([service], [slice("web", "web-1", "http:80/tcp", endpoints)]);
-        set_node(&mut snapshot, None, &[NODE_IP]);
-        let (plan, _) = plan(&snapshot, &options());
-        let decision = plan.decide(&packet(source, to));
-        assert_eq!((shown(&decision.verdict).as_str(), decision.reason.map(|reason| reason.spec)), wanted);
-    }
-
-    #[test]
-    fn decisions_name_the_rule() {
-        let (words, one) = ("ip=10.96.0.1 np=30080", "e1:R");
-        check_decision(words, one, Source::Pod, "10.96.0.1:80", ("e1", Some("EP-20")));
-        check_decision(words, one, Source::Pod, "10.96.0.1:81", ("reject", Some("NE-11")));
-        check_decision(words, one, Source::Pod, "10.96.0.2:80", ("not ours", None));
-        check_decision(words, one, Source::Pod, "10.96.0.1:30080", ("reject", Some("NE-11")));
-        check_decision(words, one, Source::Outside, "node:30080", ("e1", Some("TP-20")));
-        check_decision(words, "", Source::Outside, "node:30080", ("reject", Some("NE-1")));
-        check_decision("ip=10.96.0.1 iTP", one, Source::Node, "10.96.0.1:80", ("drop", Some("NE-2")));
-        check_decision("ip=10.96.0.1 iTP", "e1:Rl", Source::Node, "10.96.0.1:80", ("e1", Some("EP-21")));
-        let local = "ip=10.96.0.1 np=30080 eTP";
-        check_decision(local, one, Source::Pod, "node:30080", ("e1", Some("TP-21")));
-        check_decision(local, one, Source::Node, "node:30080", ("e1", Some("TP-22")));
-        check_decision(local, one, Source::Outside, "node:30080", ("drop", Some("NE-3")));
-        check_decision(local, "e1:Rl", Source::Outside, "node:30080", ("e1", Some("TP-23")));
-    }
-
-    #[track_caller]
-    fn check_packet(words: &str, cidrs: &[&str], packet: Packet, wanted: (&str, Option<&str>)) {
-        let services = [service("web", words), service("silent", "ip=10.96.0.9 vip=192.0.2.9 from=10.1.0.0/16")];
-        let mut snapshot = cluster(services, [slice("web", "web-1", "http:80/tcp", "e1:R")]);
-        set_node(&mut snapshot, None, &[NODE_IP]);
-        let service_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-        let (plan, _) = plan(&snapshot, &PlanOptions { service_cidrs, ..options() });
-        let decision = plan.decide(&packet);
-        assert_eq!((shown(&decision.verdict).as_str(), decision.reason.map(|reason| reason.spec)), wanted);
-    }
-
-    #[test]
-    fn unused_service_addresses_are_dropped_only_where_the_ranges_are_known() {
-        let (words, range) = ("ip=10.96.0.1 np=30080 ext=10.96.0.7", &["10.96.0.0/12", "fd00:96::/112"][..]);
-        for source in SOURCES {
-            check_packet(words, range, packet(source, "10.96.0.2:80"), ("drop", Some("NE-12")));
-            check_packet(words, range, packet(source, "fd00:96::1:80"), ("drop", Some("NE-12")));
-            check_packet(words, &[], packet(source, "10.96.0.2:80"), ("not ours", None));
-            check_packet(words, range, packet(source, "10.96.0.1:81"), ("reject", Some("NE-11")));
-            check_packet(words, range, packet(source, "10.96.0.7:81"), ("not ours", None)); // NE-14
-            check_packet(words, range, packet(source, "192.0.2.9:81"), ("not ours", None)); // NE-14
-            check_packet(words, range, packet(source, "203.0.113.1:80"), ("not ours", None));
-            // A socket that only asks for its source address must not be refused.
-            check_packet(words, range, packet(source, "10.96.0.1:0"), ("not ours", None));
-            check_packet(words, range, packet(source, "10.96.0.2:0"), ("not ours", None));
-            let udp = Packet { protocol: Protocol::Udp, ..packet(source, "10.96.0.1:80") };
-            check_packet(words, range, udp, ("reject", Some("NE-11"))); // IN-14
-        }
-    }
-
-    #[test]
-    fn loopback_node_ports_are_for_the_node_itself() {
-        let words = "ip=10.96.0.1 ip=fd00:96::1 np=30080";
-        for address in ["127.0.0.1:30080", "127.8.8.8:30080"] {
-            check_packet(words, &[], packet(Source::Node, address), ("e1", Some("TP-20"))); // TP-15
-            check_packet(words, &[], packet(Source::Pod, address), ("not ours", None));
-            check_packet(words, &[], packet(Source::Outside, address), ("not ours", None));
-        }
-        check_packet(words, &[], packet(Source::Node, "::1:30080"), ("reject", Some("NE-1")));
-        check_packet(words, &[], packet(Source::Pod, "node:30080"), ("e1", Some("TP-20")));
-        check_packet(words, &[], packet(Source::Pod, "198.51.100.2:30080"), ("not ours", None)); // TP-3
-    }
-
-    #[test]
-    fn source_ranges_come_first_and_hold_for_load_balancer_addresses_alone() {
-        let words = "ip=10.96.0.1 np=30080 vip=192.0.2.1 ext=192.0.2.2 from=10.1.0.0/16";
-        let from = |address: &str, to: &str| Packet { source_address: Some(ip(address)), ..packet(Source::Pod, to) };
-        check_packet(words, &[], from("10.1.0.7", "192.0.2.1:80"), ("e1", Some("TP-20")));
-        check_packet(words, &[], from("10.2.0.7", "192.0.2.1:80"), ("drop", Some("TP-32"))); // TP-31
-        check_packet(words, &[], packet(Source::Pod, "192.0.2.1:80"), ("drop", Some("TP-32")));
-        check_packet(words, &[], packet(Source::Node, "192.0.2.1:80"), ("drop", Some("TP-32")));
-        for open in ["10.96.0.1:80", "192.0.2.2:80", "node:30080"] {
-            let decision = if open == "10.96.0.1:80" { "EP-20" } else { "TP-20" };
-            check_packet(words, &[], from("10.2.0.7", open), ("e1", Some(decision))); // TP-30
-        }
-        check_packet(words, &[], from("10.1.0.7", "192.0.2.9:80"), ("reject", Some("NE-1"))); // TP-35
-        check_packet(words, &[], from("10.2.0.7", "192.0.2.9:80"), ("drop", Some("TP-32"))); // TP-35
-    }
-
-    #[test]
-    fn mapped_addresses_count_as_ipv4_and_addresses_come_before_node_ports() {
-        check_decision("ip=10.96.0.1", "e1:R", Source::Pod, "::ffff:10.96.0.1:80", ("e1", Some("EP-20"))); // IN-24
-        let web = service("web", "ip=10.96.0.1 ext=198.51.100.1 port=http:30080/tcp");
-        let other = service("other", "ip=10.96.0.2 np=30080");
-        let slices = [slice("web", "a", "http:80/tcp", "e1:R"), slice("other", "a", "http:80/tcp", "e2:R")];
-        let mut snapshot = cluster([web, other], slices);
-        set_node(&mut snapshot, None, &[NODE_IP]);
-        let (plan, _) = plan(&snapshot, &options());
-        assert_eq!(shown(&plan.verdict(&packet(Source::Pod, "node:30080"))), "e1"); // TP-4
-    }
-}
+mod tests;

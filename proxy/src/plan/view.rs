@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 use shunt_model::{Family, ObjectKey, Protocol};
 
-use super::{Empty, Endpoint, Frontend, FrontendKind, HealthCheck, List, Plan, PortPlan, Rule, SourceRanges};
+use super::{
+    Empty, EmptyAtSocket, Endpoint, Frontend, FrontendKind, HealthCheck, List, Plan, PortPlan, Rule, SourceRanges,
+};
 
 /// A plan: `{"ports": [...], ...}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +23,8 @@ pub struct PlanView<'a> {
     pub opted_out: Vec<IpAddr>,
     /// Health-check node ports.
     pub health_checks: Vec<HealthCheckView<'a>>,
+    /// Where they are served; without one of a family, at every address of it.
+    pub health_check_addresses: Vec<IpAddr>,
 }
 
 /// A health-check node port of a Service in one family.
@@ -87,6 +91,8 @@ pub struct FrontendView {
     pub port: u16,
     /// `ClusterIP`, `ExternalIP`, `LoadBalancer` or `NodePort`.
     pub kind: FrontendKind,
+    /// Only sources inside the source ranges may dial it.
+    pub filtered: bool,
     /// What serves flows from pods.
     pub from_pods: RuleView,
     /// What serves flows from the node itself.
@@ -101,8 +107,12 @@ pub struct FrontendView {
 pub struct RuleView {
     /// `cluster` or `local`.
     pub list: List,
-    /// What happens when that list is empty: `reject` or `drop`.
+    /// What happens to packets when that list is empty: `reject` or `drop`.
     pub empty: Empty,
+    /// What happens at a socket of this node when that list is empty: `refuse` or `pass`.
+    pub empty_at_socket: EmptyAtSocket,
+    /// A packet's source becomes an address of this node.
+    pub masquerade: bool,
 }
 
 /// An endpoint.
@@ -118,7 +128,8 @@ pub struct EndpointView {
 impl<'a> From<&'a Plan> for PlanView<'a> {
     fn from(plan: &'a Plan) -> Self {
         // What a node does not answer from has no place here: `service_cidrs` is what the caller said.
-        let Plan { ports, node_addresses, opted_out, health_checks, service_cidrs: _ } = plan;
+        let Plan { ports, addresses, opted_out, health_checks, health_check_addresses, service_cidrs: _ } = plan;
+        let of_node = addresses.iter().filter(|(_, meaning)| meaning.node_ports.is_some());
         let check = |((service, family), check): (&'a (ObjectKey, Family), &HealthCheck)| HealthCheckView {
             namespace: &service.namespace,
             name: &service.name,
@@ -128,9 +139,14 @@ impl<'a> From<&'a Plan> for PlanView<'a> {
         };
         Self {
             ports: ports.values().map(|port| PortView::from(&**port)).collect(),
-            node_addresses: node_addresses.iter().copied().collect(),
+            node_addresses: of_node.map(|(address, _)| *address).collect(),
             opted_out: opted_out.iter().copied().collect(),
             health_checks: health_checks.iter().map(check).collect(),
+            health_check_addresses: Family::BOTH
+                .iter()
+                .flat_map(|family| health_check_addresses.of(*family))
+                .copied()
+                .collect(),
         }
     }
 }
@@ -160,12 +176,16 @@ impl<'a> From<&'a PortPlan> for PortView<'a> {
 
 impl From<&Frontend> for FrontendView {
     fn from(frontend: &Frontend) -> Self {
-        let Frontend { address, port, kind, from_pods, from_node, from_outside } = *frontend;
-        let rule = |Rule { list, empty }| RuleView { list, empty };
+        let Frontend { address, port, kind, filtered, from_pods, from_node, from_outside } = *frontend;
+        let rule = |rule| {
+            let Rule { list, empty, empty_at_socket, masquerade } = rule;
+            RuleView { list, empty, empty_at_socket, masquerade }
+        };
         Self {
             address,
             port: port.get(),
             kind,
+            filtered,
             from_pods: rule(from_pods),
             from_node: rule(from_node),
             from_outside: rule(from_outside),
@@ -269,18 +289,19 @@ mod tests {
     #[test]
     fn the_json_keeps_its_field_names() {
         let json: serde_json::Value = serde_json::from_str(&render_json(&example()).unwrap()).unwrap();
-        let cluster = serde_json::json!({ "list": "cluster", "empty": "reject" });
-        let local = serde_json::json!({ "list": "local", "empty": "drop" });
+        let rule = |list, empty, masquerade| serde_json::json!({ "list": list, "empty": empty, "emptyAtSocket": "refuse", "masquerade": masquerade });
+        let [plain, masqueraded] = [false, true].map(|masquerade| rule("cluster", "reject", masquerade));
+        let local = rule("local", "drop", false);
         assert_eq!(json["ports"].as_array().unwrap().len(), 3);
         assert_eq!(
             json["ports"][1],
             serde_json::json!({
                 "namespace": "default", "name": "web", "port": "http", "protocol": "TCP", "family": "IPv4",
                 "frontends": [
-                    { "address": null, "port": 30080, "kind": "NodePort",
-                      "fromPods": cluster, "fromNode": cluster, "fromOutside": local },
-                    { "address": "10.96.0.1", "port": 80, "kind": "ClusterIP",
-                      "fromPods": cluster, "fromNode": cluster, "fromOutside": cluster },
+                    { "address": null, "port": 30080, "kind": "NodePort", "filtered": false,
+                      "fromPods": plain, "fromNode": masqueraded, "fromOutside": local },
+                    { "address": "10.96.0.1", "port": 80, "kind": "ClusterIP", "filtered": false,
+                      "fromPods": plain, "fromNode": masqueraded, "fromOutside": masqueraded },
                 ],
                 "cluster": [{ "address": "10.1.0.1:8080", "local": false }],
                 "local": [{ "address": "10.1.0.3:8080", "local": true }],

@@ -8,7 +8,7 @@ use shunt_model::{Family, ObjectKey, Protocol};
 
 use super::SELF_TEST;
 use super::layout::{Access, FrontendKey, Sources, Target};
-use crate::plan::{Empty, Endpoint, Frontend, FrontendKind, List, PortKey, PortPlan};
+use crate::plan::{EmptyAtSocket, Endpoint, Frontend, List, PortKey, PortPlan};
 
 /// What the tables hold for a service port; `None` if nobody can dial it.
 ///
@@ -27,16 +27,17 @@ pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {
     let used = |address: &SocketAddr| used.clone().any(|(_, list)| list.iter().any(|end| end.address == *address));
     let mut draining = port.draining.clone();
     draining.extend(unused.flat_map(|(_, list)| list).map(|end| end.address).filter(|address| !used(address)));
-    let frontends = port.frontends.iter().map(|frontend| (key(port, frontend), access(port, frontend))).collect();
-    let silent =
-        |frontend: &Frontend| frontend.from_pods.list == List::Local && frontend.from_pods.empty == Empty::Drop;
+    let frontends = port.frontends.iter().map(|frontend| (key(port, frontend), access(frontend))).collect();
+    let leaves_alone = |frontend: &Frontend| {
+        frontend.from_pods.list == List::Local && frontend.from_pods.empty_at_socket == EmptyAtSocket::Pass
+    };
     Some(Target {
         frontends,
         cluster: &port.cluster,
         local: &port.local,
         draining,
         affinity: port.affinity.map_or(0, std::num::NonZero::get),
-        leaves_alone: port.frontends.iter().any(silent),
+        leaves_alone: port.frontends.iter().any(leaves_alone),
         ranges: port.source_ranges.as_ref().map(|ranges| Sources { prefixes: &ranges.ranges, node: ranges.node }),
     })
 }
@@ -48,9 +49,8 @@ fn key(port: &PortPlan, frontend: &Frontend) -> FrontendKey {
     }
 }
 
-fn access(port: &PortPlan, frontend: &Frontend) -> Access {
-    let filtered = port.source_ranges.is_some() && frontend.kind == FrontendKind::LoadBalancer; // TP-30
-    Access { list: frontend.from_pods.list, filtered }
+fn access(frontend: &Frontend) -> Access {
+    Access { list: frontend.from_pods.list, filtered: frontend.filtered }
 }
 
 /// The service ports that the self-test dials: owner, frontend, and the loopback address it leads to.

@@ -22,7 +22,7 @@ fn servers(pending: Pending) -> HealthChecks {
         upkeep: watch::channel(crate::datapath::ebpf::socket::upkeep::Report::default()).1,
     };
     let (events, _) = recorder();
-    HealthChecks::new(health, events, NodePortAddresses::All, BTreeSet::new())
+    HealthChecks::new(health, events)
 }
 
 fn free_port() -> NonZeroU16 {
@@ -32,7 +32,7 @@ fn free_port() -> NonZeroU16 {
 
 fn checks(family: Family, port: NonZeroU16, local_endpoints: usize) -> Checks {
     let key = (ObjectKey::new("shop", "web"), family);
-    OrdMap::unit(key, HealthCheck { port, local_endpoints })
+    Checks { wanted: OrdMap::unit(key, HealthCheck { port, local_endpoints }), ..Checks::default() }
 }
 
 /// The head and the body of the answer to `request`, or that nobody listens.
@@ -51,7 +51,7 @@ const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 #[tokio::test]
 async fn the_answer_is_that_of_kube_proxy_in_2_to_6() {
     let (mut servers, port) = (servers(Pending::default()), free_port());
-    servers.reconcile(&checks(Family::V4, port, 2));
+    servers.reconcile(&checks(Family::V4, port, 2)).await;
     for request in ["GET /", "POST /any/path", "DELETE /x?y=z"] {
         let (head, body) = ask(V4, port, request).await.unwrap();
         assert!(head.starts_with("http/1.1 200"), "{head}");
@@ -65,7 +65,7 @@ async fn the_answer_is_that_of_kube_proxy_in_2_to_6() {
         assert_eq!(serde_json::from_str::<serde_json::Value>(&body).unwrap(), expected);
     }
     // Nobody here: 503, on the same server and with the weight.
-    servers.reconcile(&checks(Family::V4, port, 0));
+    servers.reconcile(&checks(Family::V4, port, 0)).await;
     let (head, body) = ask(V4, port, "GET /").await.unwrap();
     assert!(head.starts_with("http/1.1 503") && head.contains("endpoint-weight: 0"), "{head}");
     assert!(body.contains("\"localEndpoints\": 0"), "{body}");
@@ -74,7 +74,7 @@ async fn the_answer_is_that_of_kube_proxy_in_2_to_6() {
 #[tokio::test]
 async fn an_unhealthy_proxy_gives_503_in_4_and_10() {
     let (mut servers, port) = (servers(Pending::of_age(Duration::from_secs(61))), free_port());
-    servers.reconcile(&checks(Family::V4, port, 2));
+    servers.reconcile(&checks(Family::V4, port, 2)).await;
     let (head, body) = ask(V4, port, "GET /").await.unwrap();
     assert!(head.starts_with("http/1.1 503") && body.contains("\"serviceProxyHealthy\": false"), "{head} {body}");
 }
@@ -82,10 +82,11 @@ async fn an_unhealthy_proxy_gives_503_in_4_and_10() {
 #[tokio::test]
 async fn each_family_has_a_server_of_its_own_in_1() {
     let (mut servers, port) = (servers(Pending::default()), free_port());
-    servers.reconcile(&checks(Family::V6, port, 1));
+    servers.reconcile(&checks(Family::V6, port, 1)).await;
     assert!(ask(V6, port, "GET /").await.unwrap().0.starts_with("http/1.1 200"));
     assert!(ask(V4, port, "GET /").await.is_none());
-    servers.reconcile(&checks(Family::V6, port, 1).union(checks(Family::V4, port, 0)));
+    let both = checks(Family::V6, port, 1).wanted.union(checks(Family::V4, port, 0).wanted);
+    servers.reconcile(&Checks { wanted: both, ..Checks::default() }).await;
     assert!(ask(V4, port, "GET /").await.unwrap().0.starts_with("http/1.1 503"));
     assert!(ask(V6, port, "GET /").await.unwrap().0.starts_with("http/1.1 200"));
 }
@@ -93,23 +94,12 @@ async fn each_family_has_a_server_of_its_own_in_1() {
 #[tokio::test]
 async fn a_server_follows_its_port_and_ends_with_its_service_in_7_and_9() {
     let (mut servers, first, second) = (servers(Pending::default()), free_port(), free_port());
-    servers.reconcile(&checks(Family::V4, first, 1));
-    servers.reconcile(&checks(Family::V4, second, 1));
+    servers.reconcile(&checks(Family::V4, first, 1)).await;
+    servers.reconcile(&checks(Family::V4, second, 1)).await;
     assert!(ask(V4, second, "GET /").await.is_some());
-    gone(first).await;
-    servers.reconcile(&Checks::default());
-    gone(second).await;
-}
-
-async fn gone(port: NonZeroU16) {
-    // Tasks that are aborted end when they are next looked at.
-    for _ in 0..1000 {
-        if ask(V4, port, "GET /").await.is_none() {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-    panic!("{port} is still open");
+    assert!(ask(V4, first, "GET /").await.is_none());
+    servers.reconcile(&Checks::default()).await;
+    assert!(ask(V4, second, "GET /").await.is_none());
 }
 
 #[tokio::test]
@@ -117,23 +107,70 @@ async fn a_busy_port_is_told_of_and_tried_again_in_8() {
     let other = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     let port = NonZeroU16::new(other.local_addr().unwrap().port()).unwrap();
     let mut servers = servers(Pending::default());
-    servers.reconcile(&checks(Family::V4, port, 1));
+    servers.reconcile(&checks(Family::V4, port, 1)).await;
     assert_eq!((servers.open.len(), servers.failed.len()), (0, 1));
     drop(other);
-    servers.reconcile(&checks(Family::V4, port, 1));
+    servers.reconcile(&checks(Family::V4, port, 1)).await;
     assert_eq!((servers.open.len(), servers.failed.len()), (1, 0));
     assert!(ask(V4, port, "GET /").await.is_some());
 }
 
+fn at(addresses: &[IpAddr], checks: &Checks) -> Checks {
+    let v4 = addresses.to_vec();
+    Checks { addresses: Arc::new(HealthCheckAddresses::new([v4, Vec::new()])), ..checks.clone() }
+}
+
+const OTHERS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3))];
+
 #[tokio::test]
-async fn only_selected_addresses_listen_in_1() {
+async fn only_the_planned_addresses_listen_and_a_server_follows_them_in_1() {
     let (mut servers, port) = (servers(Pending::default()), free_port());
-    servers.addresses = NodePortAddresses::Within(vec!["127.0.0.0/8".parse().unwrap()]);
-    servers.own = [V4, "192.0.2.1".parse().unwrap()].into();
-    assert_eq!(servers.selected(Family::V4), [V4]);
-    assert_eq!(servers.selected(Family::V6), [wildcard(Family::V6)]);
-    // An address that is not there after all: the wildcard instead.
-    servers.addresses = NodePortAddresses::Within(vec!["192.0.2.0/24".parse().unwrap()]);
-    servers.reconcile(&checks(Family::V4, port, 1));
-    assert!(ask(V4, port, "GET /").await.is_some());
+    let checks = checks(Family::V4, port, 1);
+    let mut check = async |addresses: &[IpAddr], wanted: [bool; 3]| {
+        servers.reconcile(&at(addresses, &checks)).await;
+        assert_eq!(servers.failed.len(), 0);
+        let mut open = Vec::new();
+        for address in [V4, OTHERS[0], OTHERS[1]] {
+            open.push(ask(address, port, "GET /").await.is_some());
+        }
+        assert_eq!(open, wanted, "{addresses:?}");
+    };
+    check(&[], [true; 3]).await; // the wildcard
+    check(&[V4, OTHERS[0]], [true, true, false]).await;
+    check(&[V4, OTHERS[0]], [true, true, false]).await;
+    check(&OTHERS, [false, true, true]).await;
+    check(&[], [true; 3]).await;
+    // An address that is not there after all: the wildcard instead, as long as it is wanted.
+    let absent = "192.0.2.1".parse().unwrap();
+    check(&[OTHERS[0], absent], [true; 3]).await;
+    check(&[V4], [true, false, false]).await;
+}
+
+#[tokio::test]
+async fn a_server_stays_open_where_it_is_wanted_still_in_1() {
+    let (mut servers, port) = (servers(Pending::default()), free_port());
+    let checks = checks(Family::V4, port, 1);
+    servers.reconcile(&at(&[V4], &checks)).await;
+    // It waits for its request while the other addresses come and go.
+    let mut stream = TcpStream::connect((V4, port.get())).await.unwrap();
+    servers.reconcile(&at(&[V4, OTHERS[0]], &checks)).await;
+    servers.reconcile(&at(&[V4, OTHERS[1]], &checks)).await;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+}
+
+#[tokio::test]
+async fn two_services_may_exchange_their_ports_in_7() {
+    let (mut servers, first, second) = (servers(Pending::default()), free_port(), free_port());
+    let checks = |web, api| {
+        let check = |name, port| ((ObjectKey::new("shop", name), Family::V4), HealthCheck { port, local_endpoints: 1 });
+        Checks { wanted: [check("web", web), check("api", api)].into_iter().collect(), ..Checks::default() }
+    };
+    servers.reconcile(&checks(first, second)).await;
+    servers.reconcile(&checks(second, first)).await;
+    assert_eq!((servers.open.len(), servers.failed.len()), (2, 0));
+    assert!(ask(V4, first, "GET /").await.unwrap().1.contains("api"));
+    assert!(ask(V4, second, "GET /").await.unwrap().1.contains("web"));
 }

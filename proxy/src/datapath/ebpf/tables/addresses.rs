@@ -1,11 +1,13 @@
 //! What addresses mean besides their frontends: which accept node ports, and which are cluster IPs (spec TP-3, NE-11).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use proxy_abi::{Address6, AddressValue, NodePorts};
 
-use crate::plan::{FrontendKind, PortPlan};
+use crate::plan::{self, AddressMeaning};
 
 /// What an address means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +17,16 @@ pub(in crate::datapath::ebpf) struct Meaning {
 }
 
 impl Meaning {
+    /// What the plan says.
+    fn planned(planned: AddressMeaning) -> Self {
+        let AddressMeaning { node_ports, refuses_other_ports } = planned;
+        let node_ports = node_ports.map(|from| match from {
+            plan::NodePorts::FromAnywhere => NodePorts::FromAnywhere,
+            plan::NodePorts::FromNodeOnly => NodePorts::FromNodeOnly,
+        });
+        Self { node_ports, refuses: refuses_other_ports }
+    }
+
     /// What the map says.
     pub(in crate::datapath::ebpf) fn of(value: AddressValue) -> Self {
         Self { node_ports: value.node_ports(), refuses: value.refuses_other_ports() }
@@ -26,65 +38,42 @@ impl Meaning {
     }
 }
 
-/// What the map is believed to hold, and how many service ports make an address a cluster IP.
+/// What the map is believed to hold, and what the plan last said.
 #[derive(Clone, Debug, Default)]
 pub(in crate::datapath::ebpf) struct Addresses {
     held: BTreeMap<IpAddr, Meaning>,
-    clusters: HashMap<IpAddr, u32>,
-    nodes: BTreeSet<IpAddr>,
+    planned: OrdMap<IpAddr, AddressMeaning>,
     /// Addresses whose meaning may differ from what the map holds.
     touched: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
-    /// As read back: no meaning is believed in until somebody claims it.
+    /// As read back: no meaning is believed in until a plan has it.
     pub(in crate::datapath::ebpf) fn restored(found: Vec<(IpAddr, Meaning)>) -> Self {
         let touched = found.iter().map(|(address, _)| *address).collect();
         Self { held: found.into_iter().collect(), touched, ..Self::default() }
     }
 
-    /// A service port came, changed or went.
-    pub(in crate::datapath::ebpf) fn follow(&mut self, old: Option<&PortPlan>, new: Option<&PortPlan>) {
-        let clusters = |port: Option<&PortPlan>| -> Vec<IpAddr> {
-            let frontends = port.into_iter().flat_map(|port| &port.frontends);
-            let clusters = frontends.filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
-            clusters.filter_map(|frontend| frontend.address).collect()
-        };
-        let (before, after) = (clusters(old), clusters(new));
-        if before == after {
-            return;
-        }
-        for address in after {
-            let count = self.clusters.entry(address).or_default();
-            *count = count.saturating_add(1);
-            self.touched.insert(address);
-        }
-        for address in before {
-            if let Some(count) = self.clusters.get_mut(&address) {
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    self.clusters.remove(&address);
+    /// The addresses of a plan, at the cost of what changed since the last one.
+    pub(in crate::datapath::ebpf) fn follow(&mut self, planned: &OrdMap<IpAddr, AddressMeaning>) {
+        for item in self.planned.diff(planned) {
+            match item {
+                DiffItem::Add(address, _)
+                | DiffItem::Remove(address, _)
+                | DiffItem::Update { new: (address, _), .. } => {
+                    self.touched.insert(*address);
                 }
             }
-            self.touched.insert(address);
         }
-    }
-
-    /// The addresses that accept node ports are these.
-    pub(in crate::datapath::ebpf) fn set_nodes(&mut self, nodes: &BTreeSet<IpAddr>) {
-        self.touched.extend(self.nodes.symmetric_difference(nodes));
-        self.nodes.clone_from(nodes);
+        self.planned.clone_from(planned);
     }
 
     /// The changes to the map: new meanings, and addresses that mean nothing any more.
     pub(in crate::datapath::ebpf) fn take_changes(&mut self) -> (Vec<(IpAddr, Meaning)>, Vec<IpAddr>) {
         let (mut set, mut gone) = (Vec::new(), Vec::new());
         for address in std::mem::take(&mut self.touched) {
-            let node_ports = self.nodes.contains(&address).then_some(match address.is_loopback() {
-                true => NodePorts::FromNodeOnly,
-                false => NodePorts::FromAnywhere,
-            });
-            let meaning = Meaning { node_ports, refuses: self.clusters.contains_key(&address) };
+            let meaning =
+                self.planned.get(&address).map_or_else(Meaning::default, |planned| Meaning::planned(*planned));
             if meaning == Meaning::default() {
                 if self.held.remove(&address).is_some() {
                     gone.push(address);
@@ -118,7 +107,13 @@ mod tests {
             (ip("172.18.0.11"), node(NodePorts::FromAnywhere)),
         ];
         let mut addresses = Addresses::restored(found);
-        addresses.set_nodes(&BTreeSet::from([ip("172.18.0.11"), ip("127.0.0.1")]));
+        let planned = |node_ports| AddressMeaning { node_ports: Some(node_ports), refuses_other_ports: false };
+        let planned = [
+            (ip("172.18.0.11"), planned(plan::NodePorts::FromAnywhere)),
+            (ip("127.0.0.1"), planned(plan::NodePorts::FromNodeOnly)),
+            (ip("192.0.2.1"), AddressMeaning::default()),
+        ];
+        addresses.follow(&planned.into_iter().collect());
         let (set, gone) = addresses.take_changes();
         assert_eq!(set, [(ip("127.0.0.1"), node(NodePorts::FromNodeOnly))], "what is there already is not written");
         assert_eq!(gone, [ip("10.96.0.1")], "nobody claims it");

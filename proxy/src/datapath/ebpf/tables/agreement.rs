@@ -8,10 +8,11 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use shunt_model::{Family, Protocol, Snapshot};
 
-use super::memory::{Caller, Memory, Outcome};
+use super::memory::Memory;
+use crate::datapath::reading::{Caller, Outcome};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
-use crate::plan::{Detect, Packet, Plan, PlanOptions, Source, Verdict, plan};
+use crate::plan::{Detect, EmptyLocal, Meeting, Packet, Plan, PlanOptions, SocketVerdict, Source, plan};
 
 /// Every frontend, and what is near them: other ports, loopback, addresses that nobody has, node ports at addresses.
 fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
@@ -34,30 +35,32 @@ fn clients(family: Family) -> [Caller; 3] {
     [Caller::Node, Caller::Pod(ip(inside)), Caller::Pod(ip(outside))]
 }
 
-/// The verdict in the words of the tables.
+/// What the plan says a socket gets, in the words of the tables.
 fn wanted(plan: &Plan, client: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
     let (source, source_address) = match client {
         Caller::Node => (Source::Node, None),
         Caller::Pod(address) => (Source::Pod, Some(address)),
     };
-    let decision = plan.decide(&Packet { source, source_address, destination: to.ip(), port: to.port(), protocol });
-    match (decision.verdict, decision.reason.map(|reason| reason.spec)) {
-        (Verdict::Forward { port, endpoints }, _) => Outcome::Endpoints {
+    let packet = Packet { source, source_address, destination: to.ip(), port: to.port(), protocol };
+    match plan.decide_at_socket(&packet) {
+        SocketVerdict::Forward { port, endpoints } => Outcome::Endpoints {
             addresses: endpoints.iter().map(|endpoint| endpoint.address).collect(),
             sticky: plan.ports.get(port).is_some_and(|port| port.affinity.is_some()),
         },
-        (Verdict::Reject, _) => Outcome::Refused,
-        (Verdict::Drop, Some("TP-32")) => Outcome::Denied,
-        // The one difference on purpose: silence is for packets, a socket leaves alone what no Service has.
-        (Verdict::Drop, Some("NE-12")) | (Verdict::NotOurs, _) => Outcome::Foreign,
-        (Verdict::Drop, _) => Outcome::LeftAlone,
+        SocketVerdict::Refuse => Outcome::Refused,
+        SocketVerdict::Deny => Outcome::Denied,
+        SocketVerdict::Pass => match plan.decide(&packet).reason.map(|reason| reason.meeting) {
+            Some(Meeting::Frontend(_)) => Outcome::LeftAlone,
+            Some(Meeting::UndefinedPort | Meeting::UnusedAddress) | None => Outcome::Foreign,
+        },
     }
 }
 
 /// At sockets, pods are always told apart.
-fn planned(snapshot: &Snapshot, dns: bool, exclusive: bool) -> Plan {
+fn planned(snapshot: &Snapshot, dns: bool, exclusive: bool, empty_local: EmptyLocal) -> Plan {
     let options = PlanOptions {
         detector: Detect::Both,
+        empty_local,
         cluster_dns: vec![ip("10.96.0.10"), ip("fd00:96::2")],
         dns_backends: if dns { vec!["169.254.20.10:53".parse().unwrap()] } else { Vec::new() },
         service_cidrs: if exclusive { vec!["10.96.0.0/16".parse().unwrap()] } else { Vec::new() },
@@ -81,8 +84,9 @@ proptest! {
         snapshot in any_cluster(),
         dns in any::<bool>(),
         exclusive in any::<bool>(),
+        pass in any::<bool>(),
     ) {
-        let plan = planned(&snapshot, dns, exclusive);
+        let plan = planned(&snapshot, dns, exclusive, if pass { EmptyLocal::Pass } else { EmptyLocal::Refuse });
         let memory = Memory::of(&plan).unwrap();
         for (client, to, protocol) in flows(&plan) {
             let found = memory.outcome(client, to, protocol);
@@ -97,7 +101,7 @@ fn the_random_clusters_meet_every_outcome() {
     let mut runner = TestRunner::deterministic();
     let mut met = BTreeSet::new();
     for _ in 0..200 {
-        let plan = planned(&any_cluster().new_tree(&mut runner).unwrap().current(), true, true);
+        let plan = planned(&any_cluster().new_tree(&mut runner).unwrap().current(), true, true, EmptyLocal::Pass);
         met.extend(flows(&plan).map(|(client, to, protocol)| match wanted(&plan, client, to, protocol) {
             Outcome::Endpoints { sticky: true, .. } => "sticky endpoints",
             Outcome::Endpoints { sticky: false, .. } => "endpoints",

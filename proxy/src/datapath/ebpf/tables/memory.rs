@@ -8,15 +8,20 @@ use ipnet::IpNet;
 use proxy_abi::directory::at;
 use proxy_abi::lookup::{self, Client, Meaning, Refusal, V4, V6, Words};
 use proxy_abi::{
-    Address4, Address6, AffinityKey, AffinityValue, Backend6, BackendRef, Directory, Extent, FrontendKey4,
-    FrontendKey6, FrontendValue, Lead, Port, RangeKey, Slot, Terms,
+    Address4, Address6, AffinityKey, AffinityValue, Backend6, Directory, Extent, FrontendKey4, FrontendKey6,
+    FrontendValue, Port, RangeKey, Terms,
 };
+#[cfg(test)]
+use proxy_abi::{BackendRef, Lead, Slot};
 use shunt_model::{Family, Protocol};
 
 use super::super::image;
-use super::super::layout::write::{Life, address, address_of, backend_parts};
+#[cfg(test)]
+use super::super::layout::write::{Life, backend_parts};
+use super::super::layout::write::{address, address_of};
 use super::super::layout::{Capacity, Dump, FrontendKey, Full, Layout, Write};
 use super::addresses::{self, Addresses};
+use crate::datapath::reading::{Caller, Outcome};
 use crate::plan::Plan;
 
 /// The tables.
@@ -30,35 +35,6 @@ pub struct Memory {
     addresses: HashMap<IpAddr, addresses::Meaning>,
     /// Which endpoint a client had last; a lookup writes here.
     affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
-}
-
-/// Who dials.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caller {
-    /// A process in the node's own network namespace.
-    Node,
-    /// A pod of this node with this address.
-    Pod(IpAddr),
-}
-
-/// What a socket gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// One of these endpoints.
-    Endpoints {
-        /// Each is as likely for a new client.
-        addresses: BTreeSet<SocketAddr>,
-        /// A client stays with the one it got.
-        sticky: bool,
-    },
-    /// ECONNREFUSED: no endpoint serves, or the Service does not define the port.
-    Refused,
-    /// Left alone: no endpoint on this node, policy Local, and the plan says so.
-    LeftAlone,
-    /// EPERM: the source is outside of the Service's source ranges.
-    Denied,
-    /// Left alone: not ours.
-    Foreign,
 }
 
 /// A caller at one moment.
@@ -193,9 +169,8 @@ impl Memory {
             if let Some(target) = image::target(port) {
                 layout.upsert(&port.key, &target, 0)?.iter().for_each(|write| memory.apply(write));
             }
-            addresses.follow(None, Some(port));
         }
-        addresses.set_nodes(&plan.node_addresses);
+        addresses.follow(&plan.addresses);
         memory.addresses = addresses.take_changes().0.into_iter().collect();
         Ok(memory)
     }

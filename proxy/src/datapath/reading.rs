@@ -1,0 +1,60 @@
+//! What a socket gets by a plan, read with the lookup that the programs run but without a kernel.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use shunt_model::Protocol;
+
+use super::ebpf::tables::memory::Memory;
+use crate::plan::Plan;
+
+/// The tables of a plan, in memory.
+#[derive(Clone, Debug)]
+pub struct Reading(Memory);
+
+/// The plan does not fit into the tables.
+#[derive(Debug, thiserror::Error)]
+#[error("the plan does not fit into the tables of the socket programs")]
+pub struct ReadingError(#[source] super::ebpf::layout::Full);
+
+/// A process that dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// In the node's own network namespace.
+    Node,
+    /// In a pod of this node with this address.
+    Pod(IpAddr),
+}
+
+/// What a socket gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// One of these endpoints.
+    Endpoints {
+        /// Each is as likely for a new client.
+        addresses: BTreeSet<SocketAddr>,
+        /// A client stays with the one it got.
+        sticky: bool,
+    },
+    /// ECONNREFUSED: no endpoint serves, or the Service does not define the port.
+    Refused,
+    /// Left alone: policy Local, no endpoint on this node, and the plan leaves such flows alone.
+    LeftAlone,
+    /// EPERM: the source is outside of the Service's source ranges.
+    Denied,
+    /// Left alone: not ours.
+    Foreign,
+}
+
+impl Reading {
+    /// The tables that `plan` comes to.
+    pub fn of(plan: &Plan) -> Result<Self, ReadingError> {
+        Memory::of(plan).map(Self).map_err(ReadingError)
+    }
+
+    /// What a socket of `caller` gets that dials `to`, over all random numbers and clients.
+    #[must_use]
+    pub fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
+        self.0.outcome(caller, to, protocol)
+    }
+}
