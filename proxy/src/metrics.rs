@@ -17,8 +17,9 @@ use shunt_dns::metrics::{Exporter, Process};
 
 use crate::datapath::ebpf::socket::upkeep::Report;
 use crate::status::Status;
+use crate::status::census::Counts;
 
-pub use kube_proxy::{KubeProxy, WithoutLocal};
+pub use kube_proxy::KubeProxy;
 
 /// What takes time between a new view of the cluster and the kernel: 0.1 ms to 1.6 s and above.
 #[derive(Clone, Debug)]
@@ -90,9 +91,10 @@ impl Collector for Proxy {
         counter(&mut encoder, "audit_repairs", "Elements that were not as written and were repaired", status.repaired)?;
         gauge(&mut encoder, "refused_ports", "Service ports the data path could not take", status.refused.len())?;
         gauge(&mut encoder, "conflicts", "Service ports without a frontend that another has", status.conflicts.len())?;
-        gauge(&mut encoder, "service_ports", "Service ports planned", status.ports)?;
-        gauge(&mut encoder, "frontends", "Frontends planned", status.frontends)?;
-        gauge(&mut encoder, "endpoints", "Endpoints planned, once per service port", status.endpoints)?;
+        let Counts { ports, frontends, endpoints, filtered: _, without_local: _ } = status.planned;
+        gauge(&mut encoder, "service_ports", "Service ports planned", ports)?;
+        gauge(&mut encoder, "frontends", "Frontends planned", frontends)?;
+        gauge(&mut encoder, "endpoints", "Endpoints planned, once per service port", endpoints)?;
         gauge(&mut encoder, "source_problems", "Objects and files ignored now", status.source.problems.len())?;
         gauge(
             &mut encoder,

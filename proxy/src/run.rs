@@ -24,6 +24,7 @@ use crate::datapath::Datapath;
 use crate::datapath::ebpf::socket::upkeep::{Orders, Report, Upkeep};
 use crate::datapath::ebpf::{self, Adopted, Ebpf, EbpfOptions, Links};
 use crate::dns::addresses::Prepared;
+use crate::dns::choice::PlanChoice;
 use crate::dns::{addresses, service, watch as dns_watch};
 use crate::events::{self, Recorded, Recorder};
 use crate::host::cgroup::{self, CgroupError};
@@ -32,7 +33,7 @@ use crate::http::health::{self, BindError, DnsState, Health};
 use crate::http::health_checks::{Checks, HealthChecks};
 use crate::metrics::{self, Durations, KubeProxy};
 use crate::plan::{Detect, PlanOptions};
-use crate::reconcile::{Input, Output, Reconciler};
+use crate::reconcile::{Input, Reconciler, Sinks};
 use crate::status::{Pending, Status};
 use crate::{reload, source};
 
@@ -199,22 +200,20 @@ impl Daemon {
         self.start_metrics(durations.clone(), dns.as_ref()).await?;
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
-        self.write_events(events);
+        self.start_events(events);
         let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
         let (datapath, upkeep) = opening.await.context("opening the data path")??;
         let mode = datapath.mode();
-        let dns_serves = self.watch_dns(dns.as_ref())?;
-        let options = plan_options(&config, listen);
+        let options = self.choose_dns(dns.as_ref(), plan_options(&config, listen))?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
         let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
-        let input = Input { snapshots, health, addresses: addresses.clone(), dns_serves };
+        let input = Input { snapshots, health, addresses: addresses.clone(), options };
         let (orders, ordered) = watch::channel(Orders::default());
         self.start_upkeep(upkeep, ordered);
         let health_checks = self.start_health_checks(addresses);
-        let (pending, events) = (self.health.pending.clone(), self.events.clone());
-        let status = self.status.clone();
-        let output = Output { status, reachable, orders, health_checks, pending, events, durations };
-        let reconciler = Reconciler::new(options, datapath, input, output);
+        let (status, pending) = (self.status.clone(), self.health.pending.clone());
+        let sinks = Sinks { status, reachable, orders, health_checks, pending, durations };
+        let reconciler = Reconciler::new(datapath, input, sinks);
         let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
         // Syncs block, so they have a thread of their own.
         self.tasks.spawn_blocking(move || {
@@ -288,14 +287,15 @@ impl Daemon {
         });
     }
 
-    /// Whether the bundled DNS answers, from now on; it does not before it knows the cluster.
-    fn watch_dns(&mut self, dns: Option<&Arc<Server>>) -> Result<watch::Receiver<bool>> {
+    /// Whether the bundled DNS answers decides where its address leads, from now on; it does not answer before it knows
+    /// the cluster.
+    fn choose_dns(&mut self, server: Option<&Arc<Server>>, options: PlanOptions) -> Result<PlanChoice> {
         let (sender, serves) = watch::channel(false);
-        if let (Some(config), Some(server)) = (&self.config.dns, dns) {
+        if let (Some(config), Some(server)) = (&self.config.dns, server) {
             let domain = service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
             self.until_stopped(dns_watch::watch(server.local_addresses().to_vec(), domain, server.views(), sender));
         }
-        Ok(serves)
+        Ok(PlanChoice::new(options, serves))
     }
 
     fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {
@@ -339,15 +339,12 @@ impl Daemon {
         sender
     }
 
-    fn write_events(&mut self, events: Option<Events>) {
-        let (Some(recorded), stop) = (self.recorded.take(), self.stop.clone()) else { return };
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = recorded.write(events) => {}
-                () = stop.cancelled() => {}
-            }
-            Ok(())
-        });
+    /// Events go to `events` if the source takes any; what the data path refuses becomes one.
+    fn start_events(&mut self, events: Option<Events>) {
+        if let Some(recorded) = self.recorded.take() {
+            self.until_stopped(recorded.write(events));
+        }
+        self.until_stopped(events::tell_refusals(self.events.clone(), self.status.subscribe()));
     }
 
     /// Until told to stop; a part that ends by itself is a failure.
