@@ -16,7 +16,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::datapath::ebpf::socket::upkeep::Orders;
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::dns::choice::PlanChoice;
 use crate::plan::{Plan, Planner, PortKey};
@@ -45,8 +44,6 @@ pub struct Sinks {
     pub status: watch::Sender<Status>,
     /// The views that the kernel serves, for DNS: a name must not resolve to a service that is not reachable yet.
     pub reachable: watch::Sender<Option<Arc<Snapshot>>>,
-    /// What is to be seen to beside the tables.
-    pub orders: watch::Sender<Orders>,
     /// The health checks that the kernel's endpoints lead to.
     pub health_checks: watch::Sender<crate::http::health_checks::Checks>,
     /// Since when a change waits.
@@ -212,21 +209,6 @@ impl Reconciler {
         }
     }
 
-    /// Says what is to be seen to, now that the tables are as planned.
-    fn give_orders(&mut self, departed: u64) {
-        let plan = self.planner.plan();
-        let orders = Orders {
-            opted_out: Arc::clone(&plan.opted_out),
-            sources: self.status.planned.filtered > 0,
-            departed: self.sinks.orders.borrow().departed.saturating_add(departed),
-        };
-        self.sinks.orders.send_if_modified(|known| {
-            let modified = *known != orders || self.status.syncs == 1;
-            *known = orders;
-            modified
-        });
-    }
-
     /// After the sync, so that a load balancer sends nobody here too early (spec HM-7).
     fn give_health_checks(&self) {
         let checks = &self.planner.plan().health_checks;
@@ -239,8 +221,7 @@ impl Reconciler {
 
     /// True if every service port was taken.
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
-        let Synced { writes, refused, departed } = synced;
-        self.give_orders(departed);
+        let Synced { writes, refused } = synced;
         let generation = self.generation;
         if writes > 0 || self.status.last_sync.is_none() {
             info!(

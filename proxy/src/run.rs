@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,14 +20,11 @@ use tracing::{info, warn};
 
 use crate::config::{Annotation, Config, DnsConfig, EmptyLocal};
 use crate::control::{self, Control, Views};
-use crate::datapath::Datapath;
-use crate::datapath::ebpf::socket::upkeep::{Orders, Report, Upkeep};
-use crate::datapath::ebpf::{self, Adopted, Ebpf, EbpfOptions, Links};
+use crate::datapath::{self, Datapath, HostOptions, Mode, OpenPath, Opened, Options};
 use crate::dns::addresses::Prepared;
 use crate::dns::choice::PlanChoice;
 use crate::dns::{addresses, service, watch as dns_watch};
 use crate::events::{self, Recorded, Recorder};
-use crate::host::cgroup::{self, CgroupError};
 use crate::host::{self, privileges};
 use crate::http::health::{self, BindError, DnsState, Health};
 use crate::http::health_checks::{Checks, HealthChecks};
@@ -39,6 +36,9 @@ use crate::{reload, source};
 
 /// For the tasks, and again for DNS: a stop takes less than two seconds.
 const PATIENCE: Duration = Duration::from_millis(800);
+
+/// The configuration takes no other yet.
+const MODE: Mode = Mode::Ebpf;
 
 /// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (spec SY-17).
 /// `file` is where the configuration came from: when it changes the daemon ends, for its supervisor to start it with
@@ -68,7 +68,7 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
 }
 
 /// What the data path will need; errors that are cheap to find come before anything is touched.
-fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
+fn check_prerequisites(config: &Config) -> Result<Options> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
     let missing = privileges::missing(config.dns.is_some()).context("asking for the capabilities of this process")?;
@@ -76,14 +76,14 @@ fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
         bail!("{name} is missing, which {purpose}; give this process all that docs/privileges.md lists");
     }
     source::check(&config.source)?;
-    Ok(EbpfOptions {
-        cgroup_root: cgroup_root(config.cgroup_root.as_deref())?,
-        cgroup_discovered: config.cgroup_root.is_none(),
-        bpf_root: config.bpf_root.clone(),
+    let options = Options {
+        host: HostOptions { cgroup_root: config.cgroup_root.clone(), bpf_root: config.bpf_root.clone() },
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
         silent: config.empty_local == EmptyLocal::Pass,
-    })
+    };
+    datapath::check(MODE, &options)?;
+    Ok(options)
 }
 
 /// Failure costs nothing but the protection (spec 9.1). A kubelet or a service manager has usually set one already.
@@ -91,27 +91,6 @@ fn adjust_oom_score(score: i32) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
         info!(score, %error, "oom-score-adj stays as it was: lowering it takes CAP_SYS_RESOURCE");
     }
-}
-
-fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
-    let Some(given) = given else {
-        let cgroup::Mount { path, root } = cgroup::discover()?;
-        if root != Path::new("/") {
-            warn!(mounted = %root.display(), "only a part of the cgroup tree is visible here; pods outside it are not served");
-        }
-        return Ok(path);
-    };
-    cgroup::verify(given)?;
-    Ok(given.to_path_buf())
-}
-
-fn open_datapath(options: &EbpfOptions) -> Result<(Box<dyn Datapath>, Upkeep)> {
-    let (ebpf, Adopted { services, frontends, backends, links }) =
-        Ebpf::open(options).context("opening the eBPF data path")?;
-    let Links { kept, replaced, attached } = links;
-    info!(services, frontends, backends, kept, replaced, attached, "data path is open");
-    let upkeep = ebpf.upkeep(options).context("opening the eBPF data path")?;
-    Ok((Box::new(ebpf), upkeep))
 }
 
 /// Sockets, tasks and channels of the daemon.
@@ -126,7 +105,6 @@ struct Daemon {
     health: Health,
     status: watch::Sender<Status>,
     dns: watch::Sender<DnsState>,
-    upkeep: watch::Sender<Report>,
     /// It answers from its start on, and at the end whoever waits gets the answer.
     dns_server: Option<Arc<Server>>,
 }
@@ -142,7 +120,6 @@ impl Daemon {
         let control = Some(control::Listener::open(&config.control_socket)?);
         let (status, _) = watch::channel(Status::default());
         let (dns, _) = watch::channel(DnsState::default());
-        let (upkeep, _) = watch::channel(Report::default());
         let (events, recorded) = events::recorder();
         let health = Health {
             node: Arc::from(config.node.as_str()),
@@ -151,13 +128,12 @@ impl Daemon {
             metrics: KubeProxy::default(),
             status: status.subscribe(),
             dns: dns.subscribe(),
-            upkeep: upkeep.subscribe(),
+            path: OpenPath::default(),
         };
         let config = Arc::new(config);
         let recorded = Some(recorded);
         let dns_server = None;
-        let mut daemon =
-            Self { config, stop, tasks, control, events, recorded, health, status, dns, upkeep, dns_server };
+        let mut daemon = Self { config, stop, tasks, control, events, recorded, health, status, dns, dns_server };
         if let Some(address) = daemon.config.healthz {
             let routes = health::health_routes(daemon.health.clone());
             daemon.serve("--healthz-bind-address", "FailedToStartProxierHealthcheck", address, routes).await?;
@@ -190,7 +166,7 @@ impl Daemon {
     /// Nothing is written before the first view of the cluster is complete (spec SY-1). DNS does not wait for it: what
     /// an earlier life left in the kernel leads here already, and other names need no cluster (spec DNS 11.2).
     /// The source must live as long as the daemon.
-    async fn start(&mut self, options: EbpfOptions) -> Result<Source> {
+    async fn start(&mut self, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
         let (reachable, served) = watch::channel(None);
         let (dns, listen) = self.start_dns(served).await?;
@@ -201,18 +177,15 @@ impl Daemon {
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
         self.start_events(events);
-        let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
-        let (datapath, upkeep) = opening.await.context("opening the data path")??;
+        let datapath = self.open_datapath(options).await?;
         let mode = datapath.mode();
         let options = self.choose_dns(dns.as_ref(), plan_options(&config, listen))?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
         let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
         let input = Input { snapshots, health, addresses: addresses.clone(), options };
-        let (orders, ordered) = watch::channel(Orders::default());
-        self.start_upkeep(upkeep, ordered);
         let health_checks = self.start_health_checks(addresses);
         let (status, pending) = (self.status.clone(), self.health.pending.clone());
-        let sinks = Sinks { status, reachable, orders, health_checks, pending, durations };
+        let sinks = Sinks { status, reachable, health_checks, pending, durations };
         let reconciler = Reconciler::new(datapath, input, sinks);
         let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
         // Syncs block, so they have a thread of their own.
@@ -220,37 +193,25 @@ impl Daemon {
             runtime.block_on(reconciler.run(stop));
             Ok(())
         });
-        info!(node = config.node, mode, "started");
+        info!(node = config.node, %mode, "started");
         self.events.starting(&config.node);
         Ok(source)
     }
 
-    /// Reads and writes block, so this too has a thread of its own.
-    fn start_upkeep(&mut self, mut upkeep: Upkeep, mut orders: watch::Receiver<Orders>) {
-        let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
-        let reports = self.upkeep.clone();
-        let run = async move {
-            // Nothing is in the tables before the first sync.
-            let mut ordered = orders.changed().await;
-            while ordered.is_ok() && !stop.is_cancelled() {
-                upkeep.take(orders.borrow_and_update().clone());
-                while upkeep.next() <= std::time::Instant::now() {
-                    let report = upkeep.round().clone();
-                    reports.send_if_modified(|known| std::mem::replace(known, report.clone()) != report);
-                }
-                ordered = tokio::select! {
-                    () = stop.cancelled() => return,
-                    changed = orders.changed() => changed,
-                    () = tokio::time::sleep_until(upkeep.next().into()) => Ok(()),
-                };
-            }
-            // The reconcile loop is gone; whoever watches over the daemon notices that first.
-            stop.cancelled().await;
-        };
-        self.tasks.spawn_blocking(move || {
-            runtime.block_on(run);
-            Ok(())
-        });
+    /// Opens the data path, and starts what must run beside it.
+    async fn open_datapath(&mut self, options: Options) -> Result<Box<dyn Datapath>> {
+        let opening = tokio::task::spawn_blocking(move || datapath::open(MODE, &options));
+        let Opened { path, mode, adopted, report, beside } = opening.await.context("opening the data path")??;
+        info!(%mode, adopted, "data path is open");
+        self.health.path.publish(mode, report);
+        if let Some(beside) = beside {
+            let stop = self.stop.clone();
+            self.tasks.spawn_blocking(move || {
+                beside(stop);
+                Ok(())
+            });
+        }
+        Ok(path)
     }
 
     async fn start_dns(
@@ -320,9 +281,9 @@ impl Daemon {
 
     async fn start_metrics(&mut self, durations: Durations, dns: Option<&Arc<Server>>) -> Result<()> {
         let Some(address) = self.config.metrics else { return Ok(()) };
-        let dns = dns.map(|server| server.exporter());
-        let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, dns);
-        let routes = health::metrics_routes(registry, ebpf::MODE, self.config.configz());
+        let (dns, path) = (dns.map(|server| server.exporter()), &self.health.path);
+        let registry = metrics::registry(self.status.subscribe(), path.clone(), durations, dns);
+        let routes = health::metrics_routes(registry, path.clone(), self.config.configz());
         self.serve("--metrics-bind-address", "FailedToStartMetricServer", address, routes).await
     }
 

@@ -17,8 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Input, Reconciler, Sinks};
-use crate::datapath::ebpf::socket::upkeep::Orders;
-use crate::datapath::{Datapath, SyncError, Synced};
+use crate::datapath::{Datapath, Mode, SyncError, Synced};
 use crate::dns::choice::PlanChoice;
 use crate::metrics;
 use crate::plan::{Plan, PlanOptions, PortKey, fixture};
@@ -45,8 +44,8 @@ struct Fake {
 }
 
 impl Datapath for Fake {
-    fn mode(&self) -> &'static str {
-        "fake"
+    fn mode(&self) -> Mode {
+        Mode::Ebpf
     }
 
     fn audit(&mut self) -> Result<u64, SyncError> {
@@ -59,10 +58,8 @@ impl Datapath for Fake {
         self.calls.lock().unwrap().push((self.began.elapsed(), plan.ports.len(), known));
         let first = || plan.ports.keys().next().cloned().unwrap();
         match self.says.pop_front().unwrap_or(Says::Done) {
-            Says::Done => Ok(Synced { writes: 1, refused: Vec::new(), departed: 0 }),
-            Says::Refused => {
-                Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())], departed: 0 })
-            }
+            Says::Done => Ok(Synced { writes: 1, refused: Vec::new() }),
+            Says::Refused => Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())] }),
             Says::Failed => Err(SyncError::Write { object: "map SERVICES", source: io::Error::other("no memory") }),
         }
     }
@@ -113,8 +110,7 @@ impl Loop {
         let input = Input { snapshots: snapshots_read, health: health_read, addresses, options };
         let (health_checks, _) = watch::channel(crate::http::health_checks::Checks::default());
         let (pending, durations) = (crate::status::Pending::default(), metrics::Durations::default());
-        let (orders, _) = watch::channel(Orders::default());
-        let sinks = Sinks { status, reachable, orders, health_checks, pending, durations };
+        let sinks = Sinks { status, reachable, health_checks, pending, durations };
         let reconciler = Reconciler::new(Box::new(fake), input, sinks);
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(stop.clone()));

@@ -14,8 +14,6 @@ pub struct Counts {
     pub frontends: usize,
     /// Endpoints, counted once for each service port.
     pub endpoints: usize,
-    /// Service ports that ask for sources.
-    pub filtered: usize,
     /// Service ports with a Local policy and endpoints, but none here.
     pub without_local: WithoutLocal,
 }
@@ -48,13 +46,11 @@ impl Census {
                 DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
             };
             if let Some(port) = gone {
-                counts.filtered -= usize::from(port.source_ranges.is_some());
                 counts.frontends -= port.frontends.len();
                 counts.endpoints -= reachable(port);
                 count_without_local(port, -1, &mut counts.without_local);
             }
             if let Some(port) = come {
-                counts.filtered += usize::from(port.source_ranges.is_some());
                 counts.frontends += port.frontends.len();
                 counts.endpoints += reachable(port);
                 count_without_local(port, 1, &mut counts.without_local);
@@ -106,8 +102,7 @@ mod tests {
         let (plan, _) = plan(&cluster(objects.collect::<Vec<_>>(), slices.collect::<Vec<_>>()), &options());
         let counts = census.count(&plan);
         assert_eq!(counts, Census::default().count(&plan), "as counted from nothing");
-        let Counts { ports, frontends, endpoints, filtered: _, without_local: WithoutLocal { internal, external } } =
-            counts;
+        let Counts { ports, frontends, endpoints, without_local: WithoutLocal { internal, external } } = counts;
         let number = |count: usize| i64::try_from(count).unwrap();
         let found = [number(ports), number(frontends), number(endpoints), internal[0], external[0]];
         assert_eq!(found, wanted, "{plan:?}");
