@@ -1,12 +1,19 @@
 //! Events about objects of the cluster: logged always, and written to the API where there is one.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shunt_model::ObjectKey;
 use shunt_model::source::kube::{Events, NewEvent};
-use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::plan::PortKey;
+use crate::status::Status;
 
 /// More than this many at once are not worth waiting for.
 const QUEUE: usize = 256;
@@ -100,4 +107,30 @@ impl Recorded {
             }
         }
     }
+}
+
+/// Follows the status and tells of each service port that the data path begins to refuse, until the status ends.
+pub async fn tell_refusals(recorder: Recorder, mut status: watch::Receiver<Status>) {
+    let mut known = Vec::new();
+    loop {
+        let refused = status.borrow_and_update().refused.clone();
+        for (port, reason) in new_refusals(&known, &refused) {
+            error!(service = %port.service, port = %port, reason, "service port is not served");
+            let note = format!("port {port} is not served on this node: {reason}");
+            recorder.service_warning(&port.service, "FailedToProgramService", "Sync", note);
+        }
+        known = refused;
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The refusals that were not there before.
+fn new_refusals<'a>(
+    old: &'a [(PortKey, String)],
+    new: &'a [(PortKey, String)],
+) -> impl Iterator<Item = &'a (PortKey, String)> {
+    let known: HashSet<_> = old.iter().collect();
+    new.iter().filter(move |refusal| !known.contains(refusal))
 }

@@ -16,10 +16,11 @@ use tokio::sync::watch;
 use shunt_dns::Exporter;
 use shunt_serving::metrics::Process;
 
-use crate::datapath::ebpf::socket::upkeep::Report;
+use crate::datapath::{Number, NumberKind, OpenPath};
 use crate::status::Status;
+use crate::status::census::Counts;
 
-pub use kube_proxy::{KubeProxy, WithoutLocal};
+pub use kube_proxy::KubeProxy;
 
 /// What takes time between a new view of the cluster and the kernel: 0.1 ms to 1.6 s and above.
 #[derive(Clone, Debug)]
@@ -43,7 +44,7 @@ impl Default for Durations {
 #[must_use]
 pub fn registry(
     status: watch::Receiver<Status>,
-    upkeep: watch::Receiver<Report>,
+    path: OpenPath,
     durations: Durations,
     dns: Option<Exporter>,
 ) -> Registry {
@@ -57,24 +58,23 @@ pub fn registry(
     registry.register("plan_duration_seconds", "Time to plan what a new view changes", durations.plan);
     registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations.sync);
     registry.register_collector(Box::new(Proxy(status)));
-    registry.register_collector(Box::new(Sockets(upkeep)));
+    registry.register_collector(Box::new(PathNumbers(path)));
     all
 }
 
+/// What the open data path counts; nothing before it is open.
 #[derive(Debug)]
-struct Sockets(watch::Receiver<Report>);
+struct PathNumbers(OpenPath);
 
-impl Collector for Sockets {
+impl Collector for PathNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let report = self.0.borrow();
-        counter(&mut encoder, "sockets_destroyed", "Sockets destroyed as their endpoint had left", report.destroyed)?;
-        counter(&mut encoder, "self_tests", "Self-tests of the socket programs", report.checkups)?;
-        counter(&mut encoder, "upkeep_failures", "Rounds of upkeep that were incomplete", report.failures)?;
-        let faults = report.not_in_effect.len();
-        gauge(&mut encoder, "self_test_faults", "Reasons why the socket programs are not in effect", faults)?;
-        gauge(&mut encoder, "foreign_programs", "Programs of other tools at the same hooks", report.foreign.len())?;
-        gauge(&mut encoder, "network_namespaces", "Network namespaces of this node", report.namespaces)?;
-        gauge(&mut encoder, "opted_out_namespaces", "Network namespaces that are left alone", report.opted_out)
+        for Number { name, help, kind, value } in self.0.report().numbers {
+            match kind {
+                NumberKind::Counter => counter(&mut encoder, name, help, value)?,
+                NumberKind::Gauge => gauge(&mut encoder, name, help, value)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -91,9 +91,10 @@ impl Collector for Proxy {
         counter(&mut encoder, "audit_repairs", "Elements that were not as written and were repaired", status.repaired)?;
         gauge(&mut encoder, "refused_ports", "Service ports the data path could not take", status.refused.len())?;
         gauge(&mut encoder, "conflicts", "Service ports without a frontend that another has", status.conflicts.len())?;
-        gauge(&mut encoder, "service_ports", "Service ports planned", status.ports)?;
-        gauge(&mut encoder, "frontends", "Frontends planned", status.frontends)?;
-        gauge(&mut encoder, "endpoints", "Endpoints planned, once per service port", status.endpoints)?;
+        let Counts { ports, frontends, endpoints, without_local: _ } = status.planned;
+        gauge(&mut encoder, "service_ports", "Service ports planned", ports)?;
+        gauge(&mut encoder, "frontends", "Frontends planned", frontends)?;
+        gauge(&mut encoder, "endpoints", "Endpoints planned, once per service port", endpoints)?;
         gauge(&mut encoder, "source_problems", "Objects and files ignored now", status.source.problems.len())?;
         gauge(
             &mut encoder,
@@ -110,8 +111,8 @@ fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u
     ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: usize) -> fmt::Result {
-    let value = i64::try_from(value).unwrap_or(i64::MAX);
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: impl TryInto<i64>) -> fmt::Result {
+    let value = value.try_into().unwrap_or(i64::MAX);
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 

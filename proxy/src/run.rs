@@ -1,413 +1,81 @@
-//! `shunt run`: starts the parts of the daemon in order, watches over them, and stops them.
+//! `shunt run`: the parts of the daemon in the order in which they start.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+mod daemon;
+mod datapath;
+mod dns;
+mod prerequisites;
+mod surfaces;
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use futures::FutureExt as _;
-use shunt_dns::Server;
-use shunt_model::Snapshot;
+use anyhow::{Context as _, Result};
 use shunt_model::source::Source;
-use shunt_model::source::kube::Events;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::config::{Annotation, Config, DnsConfig};
-use crate::control::{self, Control, Views};
-use crate::datapath::Datapath;
-use crate::datapath::ebpf::socket::upkeep::{Orders, Report, Upkeep};
-use crate::datapath::ebpf::{self, Adopted, Ebpf, EbpfOptions, Links};
-use crate::dns::addresses::Prepared;
-use crate::dns::{addresses, service, watch as dns_watch};
-use crate::events::{self, Recorded, Recorder};
-use crate::host::cgroup::{self, CgroupError};
-use crate::host::{self, privileges};
-use crate::http::health::{self, BindError, DnsState, Health};
-use crate::http::health_checks::{Checks, HealthChecks};
-use crate::metrics::{self, Durations, KubeProxy};
-use crate::plan::{Detect, PlanOptions};
-use crate::reconcile::{Input, Output, Reconciler};
-use crate::status::{Pending, Status};
-use crate::{reload, source};
-
-/// For the tasks, and again for DNS: a stop takes less than two seconds.
-const PATIENCE: Duration = Duration::from_millis(800);
+use self::daemon::Parts;
+use self::dns::StartedDns;
+use crate::config::Config;
+use crate::datapath::Options;
+use crate::metrics::Durations;
+use crate::reconcile::{Input, Reconciler, Sinks};
+use crate::{host, reload, source};
 
 /// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (spec SY-17).
 /// `file` is where the configuration came from: when it changes the daemon ends, for its supervisor to start it with
 /// the new one (spec SY-18).
 pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
-    let options = check_prerequisites(&config)?;
-    adjust_oom_score(config.oom_score_adj);
+    let options = prerequisites::check(&config)?;
+    prerequisites::adjust_oom_score(config.oom_score_adj);
     shunt_serving::limits::raise_open_files();
-    let mut daemon = Daemon::bind(config).await?;
+    let mut parts = Parts::bind(config).await?;
     if let Some(file) = file {
-        daemon.tasks.spawn(reload::until_changed(file, daemon.stop.clone())?);
+        parts.tasks.spawn(reload::until_changed(file, parts.stop.clone())?);
     }
-    let stop = daemon.stop.clone();
+    let stop = parts.stop.clone();
     let started = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        started = daemon.start(options) => Some(started),
+        started = parts.start(options) => Some(started),
     };
     // The source lives until everything has ended: it is no source that failed which makes a daemon end.
     let (_source, outcome) = match started {
-        Some(Ok(source)) => (Some(source), daemon.watch_over().await),
+        Some(Ok(source)) => (Some(source), parts.watch_over().await),
         Some(Err(error)) => (None, Err(error)),
         None => (None, Ok(())),
     };
-    daemon.end().await;
+    parts.end().await;
     outcome
 }
 
-/// What the data path will need; errors that are cheap to find come before anything is touched.
-fn check_prerequisites(config: &Config) -> Result<EbpfOptions> {
-    let root = nix::unistd::geteuid().is_root();
-    ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
-    let missing = privileges::missing(config.dns.is_some()).context("asking for the capabilities of this process")?;
-    if let Some(privileges::Capability { name, purpose, .. }) = missing.first() {
-        bail!("{name} is missing, which {purpose}; give this process all that docs/privileges.md lists");
-    }
-    source::check(&config.source)?;
-    Ok(EbpfOptions {
-        cgroup_root: cgroup_root(config.cgroup_root.as_deref())?,
-        cgroup_discovered: config.cgroup_root.is_none(),
-        bpf_root: config.bpf_root.clone(),
-        object: config.bpf_object.clone(),
-        bind_protection: config.bind_protection,
-    })
-}
-
-/// Failure costs nothing but the protection (spec 9.1). A kubelet or a service manager has usually set one already.
-fn adjust_oom_score(score: i32) {
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-        info!(score, %error, "oom-score-adj stays as it was: lowering it takes CAP_SYS_RESOURCE");
-    }
-}
-
-fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
-    let Some(given) = given else {
-        let cgroup::Mount { path, root } = cgroup::discover()?;
-        if root != Path::new("/") {
-            warn!(mounted = %root.display(), "only a part of the cgroup tree is visible here; pods outside it are not served");
-        }
-        return Ok(path);
-    };
-    cgroup::verify(given)?;
-    Ok(given.to_path_buf())
-}
-
-fn open_datapath(options: &EbpfOptions) -> Result<(Box<dyn Datapath>, Upkeep)> {
-    let (ebpf, Adopted { services, frontends, backends, links }) =
-        Ebpf::open(options).context("opening the eBPF data path")?;
-    let Links { kept, replaced, attached } = links;
-    info!(services, frontends, backends, kept, replaced, attached, "data path is open");
-    let upkeep = ebpf.upkeep(options).context("opening the eBPF data path")?;
-    Ok((Box::new(ebpf), upkeep))
-}
-
-/// Sockets, tasks and channels of the daemon.
-struct Daemon {
-    config: Arc<Config>,
-    stop: CancellationToken,
-    /// Every task of the daemon; each ends when `stop` says so.
-    tasks: JoinSet<Result<()>>,
-    control: Option<control::Listener>,
-    events: Recorder,
-    recorded: Option<Recorded>,
-    health: Health,
-    status: watch::Sender<Status>,
-    dns: watch::Sender<DnsState>,
-    upkeep: watch::Sender<Report>,
-    /// It answers from its start on, and at the end whoever waits gets the answer.
-    dns_server: Option<Arc<Server>>,
-}
-
-impl Daemon {
-    /// Takes all sockets before anything else, so that a second daemon by mistake changes nothing; health is served
-    /// from here on (spec HM-11).
-    async fn bind(config: Config) -> Result<Self> {
-        let mut tasks = JoinSet::new();
-        let stop = CancellationToken::new();
-        tasks.spawn(stop_on_signal(stop.clone())?);
-        // The one that tells a second daemon by mistake: servers of HTTP may be tried again (spec HM-23).
-        let control = Some(control::Listener::open(&config.control_socket)?);
-        let (status, _) = watch::channel(Status::default());
-        let (dns, _) = watch::channel(DnsState::default());
-        let (upkeep, _) = watch::channel(Report::default());
-        let (events, recorded) = events::recorder();
-        let health = Health {
-            node: Arc::from(config.node.as_str()),
-            sync_period: config.sync_period,
-            pending: Pending::default(),
-            metrics: KubeProxy::default(),
-            status: status.subscribe(),
-            dns: dns.subscribe(),
-            upkeep: upkeep.subscribe(),
-        };
-        let config = Arc::new(config);
-        let recorded = Some(recorded);
-        let dns_server = None;
-        let mut daemon =
-            Self { config, stop, tasks, control, events, recorded, health, status, dns, upkeep, dns_server };
-        if let Some(address) = daemon.config.healthz {
-            let routes = health::health_routes(daemon.health.clone());
-            daemon.serve("--healthz-bind-address", "FailedToStartProxierHealthcheck", address, routes).await?;
-        }
-        Ok(daemon)
-    }
-
-    /// Serves HTTP, now or as soon as the address is to be had.
-    async fn serve(
-        &mut self,
-        flag: &'static str,
-        reason: &'static str,
-        address: SocketAddr,
-        routes: axum::Router,
-    ) -> Result<()> {
-        let (events, node, stop) = (self.events.clone(), self.config.node.clone(), self.stop.clone());
-        let complain = move |error: &BindError| {
-            events.node_warning(&node, reason, "StartKubeProxy", shunt_model::with_causes(error));
-        };
-        if self.config.bind_address_hard_fail {
-            let listener = health::bind(flag, address).await.inspect_err(&complain)?;
-            self.tasks.spawn(health::serve(listener, routes, stop).map(Ok));
-        } else {
-            let serving = health::serve_in_the_end(flag, address, routes, stop, complain);
-            self.tasks.spawn(serving.map(Ok));
-        }
-        Ok(())
-    }
-
+impl Parts {
     /// Nothing is written before the first view of the cluster is complete (spec SY-1). DNS does not wait for it: what
     /// an earlier life left in the kernel leads here already, and other names need no cluster (spec DNS 11.2).
     /// The source must live as long as the daemon.
-    async fn start(&mut self, options: EbpfOptions) -> Result<Source> {
+    async fn start(&mut self, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
         let (reachable, served) = watch::channel(None);
-        let (dns, listen) = self.start_dns(served).await?;
+        let StartedDns { server, listen } = self.start_dns(served).await?;
         // Whoever asks why nothing comes is answered as well.
-        self.start_control(dns.as_ref());
+        self.start_control(server.as_ref());
         let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
-        self.start_metrics(durations.clone(), dns.as_ref()).await?;
+        self.start_metrics(durations.clone(), server.as_ref()).await?;
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
-        self.write_events(events);
-        let opening = tokio::task::spawn_blocking(move || open_datapath(&options));
-        let (datapath, upkeep) = opening.await.context("opening the data path")??;
-        let mode = datapath.mode();
-        let dns_serves = self.watch_dns(dns.as_ref())?;
-        let options = plan_options(&config, listen);
+        self.start_events(events);
+        let path = self.open_datapath(options).await?;
+        let mode = path.mode();
+        let options = self.choose_dns(server.as_ref(), datapath::plan_options(&config, listen))?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
-        let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
-        let input = Input { snapshots, health, addresses, dns_serves };
-        let (orders, ordered) = watch::channel(Orders::default());
-        self.start_upkeep(upkeep, ordered);
         let health_checks = self.start_health_checks();
-        let (pending, events) = (self.health.pending.clone(), self.events.clone());
-        let status = self.status.clone();
-        let output = Output { status, reachable, orders, health_checks, pending, events, durations };
-        let reconciler = Reconciler::new(options, datapath, input, output);
-        let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
-        // Syncs block, so they have a thread of their own.
-        self.tasks.spawn_blocking(move || {
-            runtime.block_on(reconciler.run(stop));
-            Ok(())
-        });
-        info!(node = config.node, mode, "started");
+        let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
+        let input = Input { snapshots, health, addresses, options };
+        let (status, pending) = (self.status.clone(), self.health.pending.clone());
+        let sinks = Sinks { status, reachable, health_checks, pending, durations };
+        self.start_reconciler(Reconciler::new(path, input, sinks));
+        info!(node = config.node, %mode, "started");
         self.events.starting(&config.node);
         Ok(source)
     }
-
-    /// Reads and writes block, so this too has a thread of its own.
-    fn start_upkeep(&mut self, mut upkeep: Upkeep, mut orders: watch::Receiver<Orders>) {
-        let (stop, runtime) = (self.stop.clone(), tokio::runtime::Handle::current());
-        let reports = self.upkeep.clone();
-        let run = async move {
-            // Nothing is in the tables before the first sync.
-            let mut ordered = orders.changed().await;
-            while ordered.is_ok() && !stop.is_cancelled() {
-                upkeep.take(orders.borrow_and_update().clone());
-                while upkeep.next() <= std::time::Instant::now() {
-                    let report = upkeep.round().clone();
-                    reports.send_if_modified(|known| std::mem::replace(known, report.clone()) != report);
-                }
-                ordered = tokio::select! {
-                    () = stop.cancelled() => return,
-                    changed = orders.changed() => changed,
-                    () = tokio::time::sleep_until(upkeep.next().into()) => Ok(()),
-                };
-            }
-            // The reconcile loop is gone; whoever watches over the daemon notices that first.
-            stop.cancelled().await;
-        };
-        self.tasks.spawn_blocking(move || {
-            runtime.block_on(run);
-            Ok(())
-        });
-    }
-
-    async fn start_dns(
-        &mut self,
-        served: watch::Receiver<Option<Arc<Snapshot>>>,
-    ) -> Result<(Option<Arc<Server>>, Vec<SocketAddr>)> {
-        let Some(config) = &self.config.dns else {
-            self.dns.send_replace(DnsState::Off);
-            return Ok((None, Vec::new()));
-        };
-        let Prepared { listen, on_lo } = addresses::prepare(&config.listen).await?;
-        let cluster_dns = &self.config.cluster_dns;
-        let mut started = service::start(config, listen, cluster_dns, served).await?;
-        let (follow, keep) = (started.follow(cluster_dns), addresses::keep(on_lo)?);
-        let server = started.server;
-        let addresses = server.local_addresses().to_vec();
-        info!(?addresses, "DNS is listening");
-        let state = self.serving(config, &addresses)?;
-        self.dns.send_replace(state);
-        self.until_stopped(keep);
-        if let Some(follow) = follow {
-            self.until_stopped(follow);
-        }
-        self.dns_server = Some(Arc::clone(&server));
-        Ok((Some(server), addresses))
-    }
-
-    /// Work that has no end of its own.
-    fn until_stopped(&mut self, work: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            stop.run_until_cancelled(work).await;
-            Ok(())
-        });
-    }
-
-    /// Whether the bundled DNS answers, from now on; it does not before it knows the cluster.
-    fn watch_dns(&mut self, dns: Option<&Arc<Server>>) -> Result<watch::Receiver<bool>> {
-        let (sender, serves) = watch::channel(false);
-        if let (Some(config), Some(server)) = (&self.config.dns, dns) {
-            let domain = service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
-            self.until_stopped(dns_watch::watch(server.local_addresses().to_vec(), domain, server.views(), sender));
-        }
-        Ok(serves)
-    }
-
-    fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {
-        let domain = service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
-        Ok(DnsState::Serving { addresses: addresses.to_vec(), domain })
-    }
-
-    fn start_control(&mut self, dns: Option<&Arc<Server>>) {
-        if let Some(listener) = self.control.take() {
-            let views = Views {
-                node: Arc::from(self.config.node.as_str()),
-                status: self.status.subscribe(),
-                dns: dns.map(|server| server.explainer()),
-            };
-            let (control, stop) = (Control::new(listener, views), self.stop.clone());
-            self.tasks.spawn(async move {
-                control.run(stop).await;
-                Ok(())
-            });
-        }
-    }
-
-    async fn start_metrics(&mut self, durations: Durations, dns: Option<&Arc<Server>>) -> Result<()> {
-        let Some(address) = self.config.metrics else { return Ok(()) };
-        let dns = dns.map(|server| server.exporter());
-        let registry = metrics::registry(self.status.subscribe(), self.upkeep.subscribe(), durations, dns);
-        let routes = health::metrics_routes(registry, ebpf::MODE, self.config.configz());
-        self.serve("--metrics-bind-address", "FailedToStartMetricServer", address, routes).await
-    }
-
-    /// Servers of health checks follow the plan from a task of their own.
-    fn start_health_checks(&mut self) -> watch::Sender<Checks> {
-        let (sender, checks) = watch::channel(Checks::default());
-        let servers = HealthChecks::new(self.health.clone(), self.events.clone());
-        let serving = servers.run(checks, self.stop.clone());
-        self.tasks.spawn(async move {
-            serving.await;
-            Ok(())
-        });
-        sender
-    }
-
-    fn write_events(&mut self, events: Option<Events>) {
-        let (Some(recorded), stop) = (self.recorded.take(), self.stop.clone()) else { return };
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = recorded.write(events) => {}
-                () = stop.cancelled() => {}
-            }
-            Ok(())
-        });
-    }
-
-    /// Until told to stop; a part that ends by itself is a failure.
-    async fn watch_over(&mut self) -> Result<()> {
-        let stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => Ok(()),
-            ended = self.tasks.join_next() => match ended {
-                Some(ended) if !stop.is_cancelled() => {
-                    ended.context("a part of the daemon died")??;
-                    bail!("a part of the daemon ended by itself")
-                }
-                Some(_) | None => Ok(()),
-            }
-        }
-    }
-
-    async fn end(mut self) {
-        info!("stopping; what is programmed stays in place");
-        self.stop.cancel();
-        let all = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(PATIENCE, all).await.is_err() {
-            warn!("a part of the daemon does not end in time and is left behind");
-        }
-        let Some(server) = self.dns_server.take() else { return };
-        let ended = match Arc::into_inner(server) {
-            Some(server) => tokio::time::timeout(PATIENCE, server.drain(PATIENCE / 2)).await.is_ok(),
-            None => false,
-        };
-        if !ended {
-            warn!("the DNS server does not end in time and is left behind");
-        }
-    }
-}
-
-/// Either of kube-proxy's modes may ask for source NAT: its file need not name the data path that serves here.
-fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
-    PlanOptions {
-        node: Arc::from(config.node.as_str()),
-        detector: Detect::Both,
-        cluster_dns: config.cluster_dns.clone(),
-        dns_backends,
-        node_ports: config.node_ports.clone(),
-        external_ips: config.external_ips,
-        service_cidrs: config.exclusive_cidrs.clone(),
-        empty_local: config.empty_local,
-        masquerade_all: config.kube_proxy.iptables.masquerade_all || config.kube_proxy.nftables.masquerade_all,
-        opt_out: config.opt_out.iter().map(Annotation::to_plan).collect(),
-    }
-}
-
-/// A task that waits for SIGTERM or SIGINT.
-fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = Result<()>>> {
-    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = stop.cancelled() => {}
-        }
-        stop.cancel();
-        Ok(())
-    })
 }

@@ -1,5 +1,7 @@
 //! How the daemon is doing, as health, metrics and the command line see it.
 
+pub mod census;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -8,7 +10,7 @@ use serde::Serialize;
 use shunt_model::Snapshot;
 use shunt_model::source::SourceHealth;
 
-use crate::metrics::WithoutLocal;
+use self::census::Counts;
 use crate::plan::{Conflict, Plan, PortKey};
 
 /// What the reconcile loop last did. Each sync publishes a new one.
@@ -38,16 +40,8 @@ pub struct Status {
     pub conflicts: Vec<Conflict>,
     /// What is wrong with the input.
     pub source: Arc<SourceHealth>,
-    /// Service ports that the last plan holds.
-    pub ports: usize,
-    /// Frontends that the last plan holds.
-    pub frontends: usize,
-    /// Service ports of the last plan that ask for sources.
-    pub filtered: usize,
-    /// Service ports of the last plan with a Local policy and endpoints, but none here.
-    pub without_local: WithoutLocal,
-    /// Endpoints that the last plan holds, counted once for each service port.
-    pub endpoints: usize,
+    /// What the last plan holds.
+    pub planned: Counts,
 }
 
 /// One successful sync.

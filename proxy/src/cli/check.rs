@@ -1,14 +1,13 @@
 //! `shunt check`: what this kernel and host offer, before anything is started.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use aya::programs::ProgramType;
 use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
-use shunt_proxy::datapath::ebpf::probe::{Check, State, probe};
+use shunt_proxy::datapath::{self, Check, CheckState, HostOptions, Mode};
 use shunt_proxy::host::privileges;
 
 use super::print;
@@ -27,71 +26,65 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { cgroup_root, bpf_root, control_socket } = arguments;
+    let offers = datapath::probe(&HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() });
     let mut checks = vec![root(), capabilities()];
-    checks.extend(probe(arguments.cgroup_root.as_deref(), &arguments.bpf_root));
-    checks.extend([packets(), daemon(arguments)]);
-    let possible = checks.iter().all(|check| check.state != State::Missing);
-    print(&table(&checks, possible))?;
-    Ok(if possible { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
+    let used = offers.iter().find(|offer| allowed && offer.possible()).map(|offer| offer.mode);
+    checks.extend(offers.into_iter().flat_map(|offer| offer.checks));
+    checks.push(daemon(control_socket));
+    print(&table(&checks, used))?;
+    Ok(if used.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn root() -> Check {
     let (state, detail) = if nix::unistd::geteuid().is_root() {
-        (State::Ok, "running as root")
+        (CheckState::Ok, "running as root")
     } else {
-        (State::Missing, "not root: shunt run needs it for BPF programs and an address on lo; try sudo shunt check")
+        (
+            CheckState::Missing,
+            "not root: shunt run needs it for BPF programs and an address on lo; try sudo shunt check",
+        )
     };
     Check { name: "root", state, detail: detail.to_owned() }
 }
 
 fn capabilities() -> Check {
     let (state, detail) = match privileges::missing(true) {
-        Ok(missing) if missing.is_empty() => (State::Ok, "all that are needed".to_owned()),
+        Ok(missing) if missing.is_empty() => (CheckState::Ok, "all that are needed".to_owned()),
         Ok(missing) => {
             let missing: Vec<String> = missing.iter().map(|c| format!("{} ({})", c.name, c.purpose)).collect();
-            (State::Missing, missing.join(", "))
+            (CheckState::Missing, missing.join(", "))
         }
-        Err(error) => (State::Note, format!("cannot be asked for: {error}")),
+        Err(error) => (CheckState::Note, format!("cannot be asked for: {error}")),
     };
     Check { name: "capabilities", state, detail }
 }
 
-/// Only told: this version balances connections at sockets.
-fn packets() -> Check {
-    let supported = aya::sys::is_program_supported(ProgramType::SchedClassifier);
-    let detail = match supported {
-        Ok(true) => "programs on interfaces are possible (not used by this version)".to_owned(),
-        Ok(false) => "programs on interfaces are not possible (not used by this version)".to_owned(),
-        Err(error) => format!("programs on interfaces cannot be asked about: {error} (not used by this version)"),
-    };
-    Check { name: "packet path", state: State::Note, detail }
-}
-
-fn daemon(arguments: &Arguments) -> Check {
-    let socket = arguments.control_socket.display();
-    let detail = if is_listening(&arguments.control_socket) {
+fn daemon(control_socket: &Path) -> Check {
+    let socket = control_socket.display();
+    let detail = if is_listening(control_socket) {
         format!("running, listens on {socket}")
     } else {
         format!("none listens on {socket}")
     };
-    Check { name: "daemon", state: State::Note, detail }
+    Check { name: "daemon", state: CheckState::Note, detail }
 }
 
-fn table(checks: &[Check], possible: bool) -> String {
+fn table(checks: &[Check], used: Option<Mode>) -> String {
     let mut text = String::new();
     for Check { name, state, detail } in checks {
         let word = match state {
-            State::Ok => "ok",
-            State::Note => "note",
-            State::Missing => "MISSING",
+            CheckState::Ok => "ok",
+            CheckState::Note => "note",
+            CheckState::Missing => "MISSING",
         };
         // Writing to a String cannot fail.
         writeln!(text, "{word:<8} {name:<20} {detail}").unwrap_or_default();
     }
-    text.push_str(if possible {
-        "\nshunt run would balance connections with eBPF programs at sockets.\n"
-    } else {
-        "\nshunt run cannot work here: see the lines marked MISSING.\n"
+    text.push_str(&match used {
+        Some(mode) => format!("\nshunt run would balance connections with {}.\n", mode.description()),
+        None => "\nshunt run cannot work here: see the lines marked MISSING.\n".to_owned(),
     });
     text
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use shunt_proxy::config::BPF_ROOT;
-use shunt_proxy::datapath::ebpf::{self, Removed};
+use shunt_proxy::datapath::{self, HostOptions, Mode};
 use shunt_proxy::dns::addresses;
 
 use super::print;
@@ -22,33 +22,28 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     remove(&arguments.bpf_root)
 }
 
-/// Removes what is pinned below `bpf_root`, and the DNS address.
+/// Removes what every data path has installed, and the DNS address.
 pub(super) fn remove(bpf_root: &Path) -> Result<ExitCode> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt cleanup must be root: it removes BPF programs and an address of lo; try sudo shunt cleanup");
-    // The address goes even if the pins cannot: as much as possible is removed, then the failure is told.
-    let pins = ebpf::cleanup(bpf_root);
+    // The address goes even if a data path cannot: as much as possible is removed, then the failure is told.
+    let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
+    let paths = Mode::ALL.map(|mode| datapath::remove(mode, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let addresses = runtime.block_on(addresses::remove());
-    let mut done = Vec::new();
-    if let Ok(Removed { links, programs, maps }) = &pins {
-        let root = bpf_root.display();
-        for (count, what) in [(links, "links"), (programs, "programs"), (maps, "maps")] {
-            if *count > 0 {
-                done.push(format!("removed {count} {what} below {root}"));
-            }
-        }
-    }
+    let mut done: Vec<String> = paths.iter().flatten().flatten().map(|removed| format!("removed {removed}")).collect();
     for address in addresses.iter().flatten() {
         done.push(format!("removed {address} from lo"));
     }
-    if done.is_empty() && pins.is_ok() && addresses.is_ok() {
+    if done.is_empty() && paths.iter().all(Result::is_ok) && addresses.is_ok() {
         done.push("nothing of shunt is installed".to_owned());
     }
     if !done.is_empty() {
         print(&done.join("\n"))?;
     }
-    pins.context("removing programs and maps")?;
+    for removed in paths {
+        removed?;
+    }
     addresses.context("removing the DNS address")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,10 +2,12 @@
 //!
 //! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
+mod door;
 mod image;
 pub mod layout;
-pub mod pins;
-pub mod probe;
+mod orders;
+mod pins;
+mod probe;
 pub mod socket;
 pub mod tables;
 mod takeover;
@@ -21,28 +23,25 @@ use imbl::ordmap::DiffItem;
 use proxy_abi::Config;
 use tracing::{info, warn};
 
+pub(super) use self::door::{check, open, probe, remove};
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Write};
-use self::pins::{Former, Pins};
-pub use self::pins::{PinError, Removed, remove as cleanup};
-use self::socket::programs;
-pub use self::socket::programs::{Links, ProgramsError};
-use self::socket::upkeep::Upkeep;
+use self::orders::OrderWriter;
+use self::pins::{Former, PinError, Pins};
+use self::socket::programs::{self, Links, ProgramsError};
 use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
 pub use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
 use self::tables::node::{Namespaces, NodeConfig};
 use self::takeover::Taken;
-use super::{Datapath, SyncError, Synced};
+use super::{Datapath, Mode, SyncError, Synced};
+use crate::host::cgroup::CgroupError;
 use crate::plan::{Plan, PortKey, PortPlan};
-
-/// What `/proxyMode` says of this data path.
-pub const MODE: &str = "ebpf";
 
 /// What the self-test dials: addresses that are reserved for documentation, so nobody misses them, at a port nobody uses.
 /// They lead to the loopback addresses, and nothing is ever sent there.
-pub const SELF_TEST: [SocketAddr; 2] = [
+const SELF_TEST: [SocketAddr; 2] = [
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1)),
     SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0)),
 ];
@@ -50,24 +49,27 @@ pub const SELF_TEST: [SocketAddr; 2] = [
 /// The programs, compiled in by the build script; empty in a build without the BPF tool chain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-socket.o"));
 
-/// Where things are.
+/// [`super::Options`], and the cgroup that they lead to.
 #[derive(Clone, Debug)]
-pub struct EbpfOptions {
+struct EbpfOptions {
     /// The directory of the cgroup v2 tree below which all pods and the node's own processes are.
-    pub cgroup_root: PathBuf,
+    cgroup_root: PathBuf,
     /// Nobody chose it: every pod of the node should be below it.
-    pub cgroup_discovered: bool,
+    cgroup_discovered: bool,
     /// Where pins are kept, on a BPF file system.
-    pub bpf_root: PathBuf,
+    bpf_root: PathBuf,
     /// Load the programs from this file and not from the binary; for development.
-    pub object: Option<PathBuf>,
+    object: Option<PathBuf>,
     /// A process of the node cannot bind a node port in use.
-    pub bind_protection: bool,
+    bind_protection: bool,
 }
 
 /// Why the data path cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub(super) enum EbpfOpenError {
+    /// The cgroup tree.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The object file given.
     #[error("reading the BPF object {}", .path.display())]
     Object {
@@ -96,20 +98,20 @@ pub enum OpenError {
 
 /// What was found from an earlier life of the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adopted {
+struct Adopted {
     /// Services in the tables.
-    pub services: usize,
+    services: usize,
     /// Frontends in the tables.
-    pub frontends: usize,
+    frontends: usize,
     /// Backends in the tables.
-    pub backends: usize,
+    backends: usize,
     /// The links.
-    pub links: Links,
+    links: Links,
 }
 
 /// The socket data path of this node.
 #[derive(Debug)]
-pub struct Ebpf {
+struct Ebpf {
     tables: Tables,
     layout: Layout,
     addresses: Addresses,
@@ -122,17 +124,17 @@ pub struct Ebpf {
     /// A write failed: what we believe about the tables may be wrong.
     failed: bool,
     refused: BTreeMap<PortKey, String>,
-    /// Backends that died in the sync under way.
-    departed: u64,
+    /// Tells upkeep what to work towards.
+    orders: OrderWriter,
     started: Instant,
 }
 
 impl Ebpf {
     /// Loads the programs or adopts those that run, opens the tables and reads what is in them. Nothing that balances
     /// traffic now is changed before the first [`Datapath::sync`].
-    pub fn open(options: &EbpfOptions) -> Result<(Self, Adopted), OpenError> {
+    fn open(options: &EbpfOptions) -> Result<(Self, Adopted), EbpfOpenError> {
         let read =
-            |path: &PathBuf| std::fs::read(path).map_err(|source| OpenError::Object { path: path.clone(), source });
+            |path: &PathBuf| std::fs::read(path).map_err(|source| EbpfOpenError::Object { path: path.clone(), source });
         let object = options.object.as_ref().map(read).transpose()?;
         let pins = Pins::create(&options.bpf_root)?;
         let former = former(&pins)?;
@@ -143,7 +145,7 @@ impl Ebpf {
             pins.adopt_links(&former)?;
             info!(version = former.version, services, "took over the tables of another version");
         }
-        let cookie = crate::sys::netns_cookie().map_err(OpenError::Namespace)?;
+        let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
         config.set_node(cookie, if options.bind_protection { Config::BIND_PROTECTION } else { 0 })?;
         let links = loaded.attach(&pins, &options.cgroup_root)?;
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
@@ -159,15 +161,10 @@ impl Ebpf {
             incomplete: true,
             failed: false,
             refused: BTreeMap::new(),
-            departed: 0,
+            orders: OrderWriter::default(),
             started: Instant::now(),
         };
         Ok((ebpf, Adopted { services, frontends, backends, links }))
-    }
-
-    /// What sees to namespaces and sockets beside the tables.
-    pub fn upkeep(&self, options: &EbpfOptions) -> Result<Upkeep, TableError> {
-        Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &self.pins)
     }
 
     /// The layout's clock.
@@ -179,6 +176,7 @@ impl Ebpf {
         self.layout = Layout::restored(self.tables.capacity(), &self.tables.dump()?);
         self.addresses = Addresses::restored(self.tables.addresses()?);
         self.synced = Plan::default();
+        self.orders.forget_plan();
         self.incomplete = true;
         self.failed = false;
         Ok(())
@@ -187,7 +185,9 @@ impl Ebpf {
     fn write(&mut self, writes: &[Write]) -> Result<u64, SyncError> {
         for write in writes {
             self.tables.write(write)?;
-            self.departed = self.departed.saturating_add(u64::from(matches!(write, Write::BackendGone { .. })));
+            if matches!(write, Write::BackendGone { .. }) {
+                self.orders.backend_gone();
+            }
         }
         Ok(u64::try_from(writes.len()).unwrap_or(u64::MAX))
     }
@@ -221,8 +221,8 @@ impl Ebpf {
 
     /// Adds and changes before removals, so that a frontend which moves from one service port to another is switched
     /// over and never missing.
-    fn write_difference(&mut self, plan: &Plan) -> Result<u64, SyncError> {
-        let (upserts, removals) = difference(&self.synced, plan, &self.refused);
+    fn write_difference(&mut self, plan: &Plan, difference: Difference) -> Result<u64, SyncError> {
+        let Difference { upserts, removals, ranges_gained: _, ranges_lost: _ } = difference;
         let mut written = 0_u64;
         if self.incomplete {
             for (key, frontend, endpoint) in image::self_test() {
@@ -294,34 +294,59 @@ fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
     Ok(None)
 }
 
-/// The service ports to write and those to remove; ports refused earlier are tried again.
-fn difference(old: &Plan, new: &Plan, refused: &BTreeMap<PortKey, String>) -> (Vec<Arc<PortPlan>>, Vec<PortKey>) {
-    let mut upserts: BTreeMap<&PortKey, &Arc<PortPlan>> =
-        refused.keys().filter_map(|key| new.ports.get_key_value(key)).collect();
-    let mut removals = Vec::new();
-    for item in old.ports.diff(&new.ports) {
-        match item {
-            DiffItem::Add(key, port) | DiffItem::Update { new: (key, port), .. } => drop(upserts.insert(key, port)),
-            DiffItem::Remove(key, _) => removals.push(key.clone()),
+/// What leads from one plan to the next.
+struct Difference {
+    /// Service ports to write; those refused earlier are tried again.
+    upserts: Vec<Arc<PortPlan>>,
+    /// Service ports to remove.
+    removals: Vec<PortKey>,
+    /// Service ports of the new plan that changed and ask for sources.
+    ranges_gained: usize,
+    /// Service ports of the old plan that changed or left and asked for sources.
+    ranges_lost: usize,
+}
+
+impl Difference {
+    fn between(old: &Plan, new: &Plan, refused: &BTreeMap<PortKey, String>) -> Self {
+        let mut upserts: BTreeMap<&PortKey, &Arc<PortPlan>> =
+            refused.keys().filter_map(|key| new.ports.get_key_value(key)).collect();
+        let (mut removals, mut ranges_gained, mut ranges_lost) = (Vec::new(), 0_usize, 0_usize);
+        for item in old.ports.diff(&new.ports) {
+            let (gone, come) = match item {
+                DiffItem::Add(_, port) => (None, Some(port)),
+                DiffItem::Update { old: (_, old), new: (_, port) } => (Some(old), Some(port)),
+                DiffItem::Remove(key, port) => {
+                    removals.push(key.clone());
+                    (Some(port), None)
+                }
+            };
+            let asks =
+                |port: Option<&Arc<PortPlan>>| usize::from(port.is_some_and(|port| port.source_ranges.is_some()));
+            ranges_lost = ranges_lost.saturating_add(asks(gone));
+            ranges_gained = ranges_gained.saturating_add(asks(come));
+            upserts.extend(come.map(|port| (&port.key, port)));
         }
+        Self { upserts: upserts.into_values().cloned().collect(), removals, ranges_gained, ranges_lost }
     }
-    (upserts.into_values().cloned().collect(), removals)
 }
 
 impl Datapath for Ebpf {
-    fn mode(&self) -> &'static str {
-        MODE
+    fn mode(&self) -> Mode {
+        Mode::Ebpf
     }
 
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         if self.failed {
             self.read_back()?;
         }
-        match self.write_difference(plan) {
+        let difference = Difference::between(&self.synced, plan, &self.refused);
+        let (gained, lost) = (difference.ranges_gained, difference.ranges_lost);
+        match self.write_difference(plan, difference) {
             Ok(writes) => {
                 self.synced = plan.clone();
+                self.orders.synced(&plan.opted_out, gained, lost);
                 let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
-                Ok(Synced { writes, refused, departed: std::mem::take(&mut self.departed) })
+                Ok(Synced { writes, refused })
             }
             Err(error) => {
                 self.failed = true;

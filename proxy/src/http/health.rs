@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::datapath::ebpf::socket::upkeep;
+use crate::datapath::{Mode, OpenPath};
 use crate::dns::service;
 use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
@@ -79,8 +79,8 @@ pub struct Health {
     pub status: watch::Receiver<Status>,
     /// Where the bundled DNS answers; `None` until it is started.
     pub dns: watch::Receiver<DnsState>,
-    /// Whether the programs are in effect.
-    pub upkeep: watch::Receiver<upkeep::Report>,
+    /// Whether the data path is in effect.
+    pub path: OpenPath,
 }
 
 /// How far DNS is.
@@ -104,11 +104,12 @@ impl Health {
     /// What keeps the node from being ready; asks the DNS server a question.
     async fn not_ready(&self) -> Vec<String> {
         let mut reasons = self.status.borrow().not_ready();
-        let upkeep = self.upkeep.borrow().clone();
-        if upkeep.checkups == 0 && reasons.is_empty() {
+        let path = self.path.report();
+        if !path.checked && reasons.is_empty() {
             reasons.push("self-test: not run yet".to_owned());
         }
-        reasons.extend(upkeep.not_in_effect.into_iter().map(|reason| format!("self-test: {reason}")));
+        reasons.extend(path.faults.into_iter().map(|reason| format!("self-test: {reason}")));
+        reasons.extend(path.leftovers);
         let dns = self.dns.borrow().clone();
         match dns {
             DnsState::Off => {}
@@ -174,12 +175,11 @@ kubernetes_healthcheck{name=\"metrics\",type=\"healthz\"} 1
 ";
 
 /// `/metrics`, `/proxyMode` and `/configz`.
-pub fn metrics_routes(registry: Registry, mode: &'static str, configz: Value) -> Router {
-    let plain = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+pub fn metrics_routes(registry: Registry, path: OpenPath, configz: Value) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/metrics/slis", get(async || SLIS))
-        .route("/proxyMode", get(async move || (plain, mode)))
+        .route("/proxyMode", get(async move || proxy_mode(path.mode())))
         .route("/configz", get(async move || Json(configz.clone())))
         .route("/healthz", get(async || "ok"))
         .with_state(Arc::new(registry))
@@ -216,6 +216,14 @@ async fn ready(State(health): State<Health>) -> Response {
     let warnings: Vec<&String> = source.unreachable.iter().collect();
     let ready = reasons.is_empty();
     answer(ready, json!({ "ready": ready, "reasons": reasons, "warnings": warnings, "lastSync": last_sync }))
+}
+
+fn proxy_mode(mode: Option<Mode>) -> Response {
+    let plain = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    match mode {
+        Some(mode) => (plain, mode.as_str()).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, plain, "no data path is open yet").into_response(),
+    }
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {

@@ -12,6 +12,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use shunt_model::{EndpointSlice, Family, Snapshot};
 
+use crate::status::census::WithoutLocal;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfFamily {
     ip_family: &'static str,
@@ -48,15 +50,6 @@ pub struct KubeProxy {
     service_changes_pending: Gauge,
     healthz: Metrics<OfCode, Counter>,
     livez: Metrics<OfCode, Counter>,
-}
-
-/// Service ports with policy Local that have endpoints, but none here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WithoutLocal {
-    /// By `internalTrafficPolicy`: IPv4, IPv6.
-    pub internal: [i64; 2],
-    /// By `externalTrafficPolicy`: IPv4, IPv6.
-    pub external: [i64; 2],
 }
 
 impl Default for KubeProxy {

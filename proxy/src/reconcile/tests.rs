@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Input, Output, Reconciler};
-use crate::datapath::ebpf::socket::upkeep::Orders;
-use crate::datapath::{Datapath, SyncError, Synced};
+use super::{Input, Reconciler, Sinks};
+use crate::datapath::{Datapath, Mode, SyncError, Synced};
+use crate::dns::choice::PlanChoice;
 use crate::metrics;
 use crate::plan::{Plan, PlanOptions, PortKey, fixture};
 use crate::status::Status;
@@ -44,8 +44,8 @@ struct Fake {
 }
 
 impl Datapath for Fake {
-    fn mode(&self) -> &'static str {
-        "fake"
+    fn mode(&self) -> Mode {
+        Mode::Ebpf
     }
 
     fn audit(&mut self) -> Result<u64, SyncError> {
@@ -58,10 +58,8 @@ impl Datapath for Fake {
         self.calls.lock().unwrap().push((self.began.elapsed(), plan.ports.len(), known));
         let first = || plan.ports.keys().next().cloned().unwrap();
         match self.says.pop_front().unwrap_or(Says::Done) {
-            Says::Done => Ok(Synced { writes: 1, refused: Vec::new(), departed: 0 }),
-            Says::Refused => {
-                Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())], departed: 0 })
-            }
+            Says::Done => Ok(Synced { writes: 1, refused: Vec::new() }),
+            Says::Refused => Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())] }),
             Says::Failed => Err(SyncError::Write { object: "map SERVICES", source: io::Error::other("no memory") }),
         }
     }
@@ -107,14 +105,13 @@ impl Loop {
         let (began, told) = (Instant::now(), (Arc::clone(&calls), Arc::clone(&leads)));
         let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1 };
         let (addresses_sender, addresses) = watch::channel(Arc::default());
-        let (orders, _) = watch::channel(Orders::default());
         let (dns_serves, dns_serves_read) = watch::channel(false);
-        let input = Input { snapshots: snapshots_read, health: health_read, addresses, dns_serves: dns_serves_read };
+        let options = PlanChoice::new(options, dns_serves_read);
+        let input = Input { snapshots: snapshots_read, health: health_read, addresses, options };
         let (health_checks, _) = watch::channel(crate::http::health_checks::Checks::default());
-        let (pending, (events, _recorded)) = (crate::status::Pending::default(), crate::events::recorder());
-        let durations = metrics::Durations::default();
-        let output = Output { status, reachable, orders, health_checks, pending, events, durations };
-        let reconciler = Reconciler::new(options, Box::new(fake), input, output);
+        let (pending, durations) = (crate::status::Pending::default(), metrics::Durations::default());
+        let sinks = Sinks { status, reachable, health_checks, pending, durations };
+        let reconciler = Reconciler::new(Box::new(fake), input, sinks);
         let stop = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(stop.clone()));
         let (status, _addresses) = (status_read, addresses_sender);
@@ -224,10 +221,11 @@ async fn refused_ports_are_told_left_out_and_tried_again() {
 async fn a_new_view_does_not_wait_for_the_retry_and_counts_follow_it() {
     let mut l = Loop::start(3, &[Says::Failed]);
     let status = l.until(|status| status.syncs == 1).await;
-    assert_eq!((status.ports, status.frontends, status.endpoints), (3, 3, 0));
+    let planned = status.planned;
+    assert_eq!((planned.ports, planned.frontends, planned.endpoints), (3, 3, 0));
     l.snapshots.send_replace(cluster(1));
     let status = l.until(|status| status.syncs == 2).await;
-    assert_eq!((status.ports, status.frontends), (1, 1));
+    assert_eq!((status.planned.ports, status.planned.frontends), (1, 1));
     assert_eq!(status.last_sync.map(|sync| sync.generation), Some(2));
     assert_eq!(l.end().await, [(0, 3, 0), (0, 1, 0)]);
 }

@@ -8,6 +8,10 @@ const LINES: usize = 600;
 const UNSAFE_PLACES: [&str; 4] = ["proxy-abi", "proxy-ebpf", "proxy/src/sys", "proxy/src/sys.rs"];
 /// Names that say nothing about what is inside.
 const BANNED_NAMES: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "stuff"];
+/// The one door to data paths, and tests that look behind it.
+const DATAPATH_PLACES: [&str; 3] = ["proxy/src/datapath", "proxy/src/datapath.rs", "proxy/tests"];
+/// The modules of data paths; what is theirs is named nowhere else.
+const DATAPATHS: [&str; 3] = ["ebpf", "nftables", "iptables"];
 /// Promises in place of code.
 const BANNED_CODE: [&str; 3] = ["todo!(", "unimplemented!(", "#[ignore"];
 
@@ -25,6 +29,11 @@ pub(super) fn broken_rules(path: &Path, text: &str) -> Vec<String> {
     if has_word(&code, "unsafe") && !UNSAFE_PLACES.iter().any(|place| path.starts_with(place)) {
         broken.push(format!("unsafe code may stand only in {}", UNSAFE_PLACES.join(", ")));
     }
+    if !DATAPATH_PLACES.iter().any(|place| path.starts_with(place)) {
+        for name in datapath_names(&code) {
+            broken.push(format!("`{name}` belongs to a data path: go through the door, proxy/src/datapath.rs"));
+        }
+    }
     if let Some(name) = banned_name(path) {
         broken.push(format!("`{name}` says nothing about what is inside"));
     }
@@ -41,6 +50,21 @@ fn banned_name(path: &Path) -> Option<&'static str> {
 
 fn has_word(code: &str, word: &str) -> bool {
     code.split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|found| found == word)
+}
+
+/// What code names of data paths: their modules as parts of a path, and the loader of BPF programs.
+fn datapath_names(code: &str) -> impl Iterator<Item = &'static str> {
+    let code: String = code.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ::", "::").replace(":: ", "::");
+    let is_module = |name: &str| {
+        code.match_indices(name).any(|(at, _)| {
+            let (before, after) = (code.get(..at).unwrap_or_default(), code.get(at + name.len()..).unwrap_or_default());
+            let is_whole = !before.ends_with(is_word) && !after.starts_with(is_word);
+            is_whole && (after.starts_with("::") || before.ends_with("datapath::"))
+        })
+    };
+    let loader = has_word(&code, "aya").then_some("aya");
+    let found: Vec<&str> = DATAPATHS.into_iter().filter(|name| is_module(name)).chain(loader).collect();
+    found.into_iter()
 }
 
 /// The code with comments, strings and characters blanked; a scanner for rules, not a parser.
@@ -173,6 +197,24 @@ mod tests {
             "//! A.\nfn a<'a>(b: &'a str) -> bool { b.starts_with('\"') || unsafe { c() } }\n",
             "unsafe",
         );
+    }
+
+    #[test]
+    fn data_paths_are_named_behind_the_door_only() {
+        let text = "//! A.\nuse crate::datapath::ebpf::Ebpf;\n";
+        check("proxy/src/datapath.rs", text, "");
+        check("proxy/src/datapath/handover.rs", text, "");
+        check("proxy/tests/flows.rs", text, "");
+        check("proxy/src/reconcile.rs", text, "`ebpf`");
+        check("proxy/src/datapaths.rs", text, "`ebpf`");
+        check("proxy/src/run.rs", "//! A.\nuse crate::datapath::{self, ebpf::Ebpf};\n", "`ebpf`");
+        check("proxy/src/run.rs", "//! A.\nuse crate::datapath:: nftables as path;\n", "`nftables`");
+        check("proxy/src/run.rs", "//! A.\nfn a() { iptables ::open() }\n", "`iptables`");
+        check("proxy/src/cli/check.rs", "//! A.\nuse aya::programs::ProgramType;\n", "`aya`");
+        check("proxy/src/sys/bpf.rs", "//! Calls that aya has no wrapper for.\nfn a() { b(\"ebpf::c\") }\n", "");
+        check("proxy/src/run.rs", "//! A.\nfn a(b: Mode) -> bool { b == Mode::Ebpf }\n", "");
+        check("proxy/src/config.rs", "//! A.\nstruct A { iptables: B, nftables: kube::iptables_mode }\n", "");
+        check("proxy-ebpf/src/main.rs", "//! A.\nuse aya_ebpf::macros::map;\n", "");
     }
 
     #[test]

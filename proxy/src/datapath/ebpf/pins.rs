@@ -18,7 +18,7 @@ const BPF_MOUNT: &str = "/sys/fs/bpf";
 
 /// The pins cannot be made or removed.
 #[derive(Debug, thiserror::Error)]
-pub enum PinError {
+pub(in crate::datapath) enum PinError {
     /// No BPF file system.
     #[error("mounting the BPF file system on {BPF_MOUNT}")]
     Mount(#[source] nix::Error),
@@ -187,7 +187,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), PinError> {
 
 /// Whether the nearest existing directory above or at `path` is on a BPF file system.
 #[must_use]
-pub fn on_bpf(path: &Path) -> bool {
+pub(super) fn on_bpf(path: &Path) -> bool {
     let existing = path.ancestors().find(|ancestor| ancestor.exists());
     existing.and_then(|existing| statfs(existing).ok()).is_some_and(|found| found.filesystem_type() == BPF_FS)
 }
@@ -204,20 +204,20 @@ fn mount_bpf(root: &Path) -> Result<(), PinError> {
 
 /// How many pins [`remove`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub(super) struct RemovedPins {
     /// Links; each removal detached a program.
-    pub links: usize,
+    pub(super) links: usize,
     /// Programs.
-    pub programs: usize,
+    pub(super) programs: usize,
     /// Maps.
-    pub maps: usize,
+    pub(super) maps: usize,
 }
 
 /// Removes every pin below `root`, of all versions, links first: programs stop before their tables go. What is not
 /// there counts as removed. Only directories laid out by us are touched.
-pub fn remove(root: &Path) -> Result<Removed, PinError> {
+pub(super) fn remove(root: &Path) -> Result<RemovedPins, PinError> {
     if !on_bpf(root) {
-        return Ok(Removed::default());
+        return Ok(RemovedPins::default());
     }
     let versions: Vec<PathBuf> = list(root)?.into_iter().filter(|path| is_version(path)).collect();
     let removed = remove_versions(&versions)?;
@@ -225,8 +225,8 @@ pub fn remove(root: &Path) -> Result<Removed, PinError> {
     Ok(removed)
 }
 
-fn remove_versions(versions: &[PathBuf]) -> Result<Removed, PinError> {
-    let mut removed = Removed::default();
+fn remove_versions(versions: &[PathBuf]) -> Result<RemovedPins, PinError> {
+    let mut removed = RemovedPins::default();
     for version in versions {
         removed.links = removed.links.saturating_add(remove_files(&version.join("links"))?);
     }

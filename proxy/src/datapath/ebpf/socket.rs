@@ -5,4 +5,4 @@ mod foreign;
 pub mod programs;
 mod selftest;
 mod sweep;
-pub mod upkeep;
+pub(super) mod upkeep;

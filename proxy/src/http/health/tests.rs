@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_in_the_end};
 use crate::config::{DnsConfig, DnsListen, PodNames};
-use crate::datapath::ebpf::socket::upkeep::Report;
+use crate::datapath::{Mode, Number, NumberKind, OpenPath, Report};
 use crate::metrics::KubeProxy;
 use crate::plan::PortKey;
 use crate::status::{LastSync, Pending, Status};
@@ -45,6 +45,13 @@ async fn ask(routes: axum::Router, path: &str, headers: &str) -> (String, String
     (head.to_owned(), body.to_owned())
 }
 
+/// An open data path that says so.
+fn path(report: Report) -> OpenPath {
+    let path = OpenPath::default();
+    path.publish(Mode::Ebpf, watch::channel(report).1);
+    path
+}
+
 fn health(status: Status, dns: DnsState, pending: Pending) -> Health {
     Health {
         node: Arc::from("node-a"),
@@ -53,7 +60,7 @@ fn health(status: Status, dns: DnsState, pending: Pending) -> Health {
         metrics: KubeProxy::default(),
         status: watch::channel(status).1,
         dns: watch::channel(dns).1,
-        upkeep: watch::channel(Report { checkups: 1, ..Report::default() }).1,
+        path: path(Report { checked: true, ..Report::default() }),
     }
 }
 
@@ -116,6 +123,23 @@ async fn ready_is_a_complete_sync_and_a_dns_that_answers() {
 }
 
 #[tokio::test]
+async fn ready_is_a_data_path_that_is_in_effect() {
+    let report_of = |report| {
+        let health = Health { path: path(report), ..health(synced(), DnsState::Off, Pending::default()) };
+        asked(health, "/readyz")
+    };
+    let unopened = Health { path: OpenPath::default(), ..health(synced(), DnsState::Off, Pending::default()) };
+    check(asked(unopened, "/readyz").await, 503, &["self-test: not run yet"]);
+    check(report_of(Report::default()).await, 503, &["self-test: not run yet"]);
+    let fault = Report { checked: true, faults: vec!["the connect hook".to_owned()], ..Report::default() };
+    check(report_of(fault).await, 503, &["self-test: the connect hook"]);
+    let leftover = Report { checked: true, leftovers: vec!["the data path x".to_owned()], ..Report::default() };
+    check(report_of(leftover).await, 503, &["the data path x"]);
+    let foreign = Report { checked: true, foreign: vec!["cilium".to_owned()], ..Report::default() };
+    check(report_of(foreign).await, 200, &[]);
+}
+
+#[tokio::test]
 async fn dns_is_asked_a_real_question() {
     let (server, state, _views) = dns_server(Some(Arc::default())).await;
     check(health_of(synced(), state.clone(), "/readyz").await, 200, &[]);
@@ -150,7 +174,7 @@ async fn a_change_may_wait_for_two_sync_periods() {
             assert_eq!(body.get("nodeEligible").is_some(), path == "/healthz", "{body}");
             let mut registry = prometheus_client::registry::Registry::default();
             metrics.register(&mut registry);
-            let (_, text) = get(metrics_routes(registry, "ebpf", Value::Null), "/metrics").await;
+            let (_, text) = get(metrics_routes(registry, OpenPath::default(), Value::Null), "/metrics").await;
             let line = format!("kubeproxy_proxy_{}_total{{code=\"{code}\"}} 1", &path[1..]);
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }
@@ -179,9 +203,8 @@ async fn load_balancers_are_sent_away_from_a_node_that_goes() {
 async fn metrics_come_in_the_format_that_is_asked_for() {
     let routes = || {
         let (_, status) = watch::channel(Status::default());
-        let registry =
-            metrics::registry(status, watch::channel(Report::default()).1, metrics::Durations::default(), None);
-        metrics_routes(registry, "ebpf", serde_json::json!({"kubeproxy.config.k8s.io": {"mode": ""}}))
+        let registry = metrics::registry(status, OpenPath::default(), metrics::Durations::default(), None);
+        metrics_routes(registry, path(Report::default()), serde_json::json!({"kubeproxy.config.k8s.io": {"mode": ""}}))
     };
     let (head, text) = ask(routes(), "/metrics", "").await;
     assert!(head.contains("text/plain; version=0.0.4"), "{head}");
@@ -192,6 +215,8 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
     assert!(text.contains("# TYPE shunt_syncs counter") && text.ends_with("# EOF\n"), "{text}");
     let (head, mode) = ask(routes(), "/proxyMode", "").await; // HM-21
     assert!(head.contains("nosniff") && mode == "ebpf", "{head} {mode}");
+    let unopened = metrics_routes(prometheus_client::registry::Registry::default(), OpenPath::default(), Value::Null);
+    assert_eq!(get(unopened, "/proxyMode").await, (503, "no data path is open yet".to_owned()));
     let (_, configz) = ask(routes(), "/configz", "").await; // HM-22
     assert_eq!(configz, r#"{"kubeproxy.config.k8s.io":{"mode":""}}"#);
     let (_, slis) = ask(routes(), "/metrics/slis", "").await;
@@ -225,14 +250,21 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
         ..shunt_model::source::SourceHealth::default()
     });
     let (_status, status) = watch::channel(status);
+    let number = |name, kind, value| Number { name, help: "What it means", kind, value };
+    let numbers = vec![number("sweeps", NumberKind::Counter, 4), number("left_alone", NumberKind::Gauge, 2)];
+    let path = path(Report { numbers, ..Report::default() });
     let durations = metrics::Durations::default();
     durations.sync.observe(0.003);
-    let registry = metrics::registry(status, watch::channel(Report::default()).1, durations, Some(server.exporter()));
-    let (code, text) = get(metrics_routes(registry, "ebpf", Value::Null), "/metrics").await;
+    let registry = metrics::registry(status, path, durations, Some(server.exporter()));
+    let (code, text) = get(metrics_routes(registry, OpenPath::default(), Value::Null), "/metrics").await;
     assert_eq!(code, 200);
     for line in [
         "shunt_syncs_total 1",
         "shunt_failed_syncs_total 0",
+        "# HELP shunt_sweeps_total What it means",
+        "# TYPE shunt_left_alone gauge",
+        "shunt_sweeps_total 4",
+        "shunt_left_alone 2",
         "shunt_objects_ignored_total{kind=\"service\"} 3",
         "shunt_sync_duration_seconds_count 1",
         "coredns_forward_max_concurrent_rejects_total 0",

@@ -19,7 +19,7 @@ fn servers(pending: Pending) -> HealthChecks {
         metrics: KubeProxy::default(),
         status: watch::channel(Status::default()).1,
         dns: watch::channel(DnsState::Off).1,
-        upkeep: watch::channel(crate::datapath::ebpf::socket::upkeep::Report::default()).1,
+        path: crate::datapath::OpenPath::default(),
     };
     let (events, _) = recorder();
     HealthChecks::new(health, events)

@@ -28,13 +28,13 @@ const HOOKS: [(&str, u32); 10] = [
 
 /// A program that is not ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Foreign {
+pub(in crate::datapath::ebpf) struct Foreign {
     /// Where it is attached.
-    pub hook: &'static str,
+    pub(in crate::datapath::ebpf) hook: &'static str,
     /// Its id, as bpftool shows it.
-    pub id: u32,
+    pub(in crate::datapath::ebpf) id: u32,
     /// Its name.
-    pub name: String,
+    pub(in crate::datapath::ebpf) name: String,
 }
 
 impl std::fmt::Display for Foreign {

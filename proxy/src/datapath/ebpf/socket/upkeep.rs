@@ -1,12 +1,13 @@
 //! What must be seen to beside the tables: which namespaces opt out, which sockets hang on endpoints that left, and
 //! whether the programs are in effect at all. A round reconciles what is there; nothing depends on having seen an event.
 
+mod rounds;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_abi::maps;
@@ -15,11 +16,11 @@ use shunt_model::{Family, with_causes};
 use tracing::{debug, info, warn};
 
 use super::super::layout::write::address as words;
+use super::super::orders::Orders;
 use super::super::pins::Pins;
 use super::super::tables::kernel::{Array, TableError, open};
 use super::super::tables::node::{Namespaces, NodeConfig};
-pub use super::foreign::Foreign;
-use super::foreign::foreign;
+use super::foreign::{Foreign, foreign};
 use super::sweep::{self, Maps, Swept};
 use super::{coverage, selftest};
 use crate::datapath::SyncError;
@@ -34,39 +35,28 @@ const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// Sweeps take at most a fifth of the time of one core.
 const REST: u32 = 4;
 
-/// What a round works towards.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Orders {
-    /// Pods whose sockets are left alone.
-    pub opted_out: Arc<BTreeSet<IpAddr>>,
-    /// Some Service asks for sources, so the addresses of pods must be known.
-    pub sources: bool,
-    /// How many backends have died so far.
-    pub departed: u64,
-}
-
 /// What the rounds found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub(in crate::datapath::ebpf) struct Findings {
     /// Why the programs are not in effect where they should be.
-    pub not_in_effect: Vec<String>,
+    pub(in crate::datapath::ebpf) not_in_effect: Vec<String>,
     /// Programs of others at our hooks.
-    pub foreign: Vec<Foreign>,
+    pub(in crate::datapath::ebpf) foreign: Vec<Foreign>,
     /// Network namespaces seen.
-    pub namespaces: usize,
+    pub(in crate::datapath::ebpf) namespaces: usize,
     /// Of these, how many opted out.
-    pub opted_out: usize,
+    pub(in crate::datapath::ebpf) opted_out: usize,
     /// Sockets destroyed so far because their endpoint had left.
-    pub destroyed: u64,
+    pub(in crate::datapath::ebpf) destroyed: u64,
     /// Self-tests run so far.
-    pub checkups: u64,
+    pub(in crate::datapath::ebpf) checkups: u64,
     /// Rounds and parts of rounds that failed so far.
-    pub failures: u64,
+    pub(in crate::datapath::ebpf) failures: u64,
 }
 
 /// Sees to all that. Owns the maps of namespaces; everything else it only reads.
 #[derive(Debug)]
-pub struct Upkeep {
+pub(in crate::datapath::ebpf) struct Upkeep {
     cgroup: PathBuf,
     /// The cgroup should be above all pods of the node.
     covers_all: bool,
@@ -85,7 +75,7 @@ pub struct Upkeep {
     /// Two sweeps have been made for the last departure.
     looked_twice: bool,
     due: Due,
-    report: Report,
+    findings: Findings,
 }
 
 /// A part of a round failed.
@@ -130,12 +120,12 @@ impl Upkeep {
             swept: None,
             looked_twice: false,
             due: Due { scan: now, checkup: now, sweep: None, rested: now },
-            report: Report::default(),
+            findings: Findings::default(),
         })
     }
 
     /// Takes new orders: the next round is due at once.
-    pub fn take(&mut self, orders: Orders) {
+    fn take(&mut self, orders: Orders) {
         let now = Instant::now();
         if self.swept != Some(orders.departed) {
             // After a start too: endpoints may have left while nobody watched.
@@ -150,14 +140,13 @@ impl Upkeep {
     }
 
     /// When the next round is due.
-    #[must_use]
-    pub fn next(&self) -> Instant {
+    fn next(&self) -> Instant {
         let next = self.due.scan.min(self.due.checkup);
         self.due.sweep.map_or(next, |sweep| sweep.min(next))
     }
 
     /// Does what is due.
-    pub fn round(&mut self) -> &Report {
+    fn round(&mut self) -> &Findings {
         let now = Instant::now();
         let sweep = self.due.sweep.is_some_and(|due| due <= now);
         if self.due.scan <= now || sweep {
@@ -173,12 +162,12 @@ impl Upkeep {
             self.check_up();
             self.due.checkup = now + CHECKUP;
         }
-        &self.report
+        &self.findings
     }
 
     fn note(&mut self, doing: &'static str, outcome: Result<(), UpkeepError>) {
         if let Err(error) = outcome {
-            self.report.failures = self.report.failures.saturating_add(1);
+            self.findings.failures = self.findings.failures.saturating_add(1);
             warn!(doing, reason = with_causes(&error), "upkeep is incomplete and will be tried again");
         }
     }
@@ -204,9 +193,9 @@ impl Upkeep {
             self.namespaces.remove(cookie)?;
             self.held.remove(&cookie);
         }
-        self.report.namespaces = self.inventory.namespaces.len();
-        self.report.opted_out = wanted.values().filter(|value| value.flags & Known::OPTED_OUT != 0).count();
-        Ok(self.config.set_opt_outs(u64::try_from(self.report.opted_out).unwrap_or(u64::MAX))?)
+        self.findings.namespaces = self.inventory.namespaces.len();
+        self.findings.opted_out = wanted.values().filter(|value| value.flags & Known::OPTED_OUT != 0).count();
+        Ok(self.config.set_opt_outs(u64::try_from(self.findings.opted_out).unwrap_or(u64::MAX))?)
     }
 
     fn sweep(&mut self, began: Instant) {
@@ -222,10 +211,10 @@ impl Upkeep {
         if destroyed > 0 {
             info!(examined, destroyed, elapsed = ?began.elapsed(), "destroyed sockets of endpoints that left");
         }
-        self.report.destroyed = self.report.destroyed.saturating_add(u64::try_from(destroyed).unwrap_or(u64::MAX));
+        self.findings.destroyed = self.findings.destroyed.saturating_add(u64::try_from(destroyed).unwrap_or(u64::MAX));
         let incomplete = !failed.is_empty();
         for (cookie, error) in failed {
-            self.report.failures = self.report.failures.saturating_add(1);
+            self.findings.failures = self.findings.failures.saturating_add(1);
             warn!(cookie, error, "sockets of this network namespace could not be looked at");
         }
         let now = Instant::now();
@@ -237,7 +226,7 @@ impl Upkeep {
     }
 
     fn check_up(&mut self) {
-        self.report.checkups = self.report.checkups.saturating_add(1);
+        self.findings.checkups = self.findings.checkups.saturating_add(1);
         let mut reasons = Vec::new();
         if let Err(error) = selftest::probe() {
             reasons.push(with_causes(&error));
@@ -254,16 +243,16 @@ impl Upkeep {
             Ok(_) => {}
             Err(error) => self.note("comparing cgroups", Err(error.into())),
         }
-        for reason in reasons.iter().filter(|reason| !self.report.not_in_effect.contains(reason)) {
+        for reason in reasons.iter().filter(|reason| !self.findings.not_in_effect.contains(reason)) {
             warn!(reason, "the socket programs are not in effect where they should be");
         }
-        self.report.not_in_effect = reasons;
+        self.findings.not_in_effect = reasons;
         match foreign(&self.cgroup, &self.links) {
             Ok(found) => {
-                for program in found.iter().filter(|program| !self.report.foreign.contains(program)) {
+                for program in found.iter().filter(|program| !self.findings.foreign.contains(program)) {
                     warn!(%program, "a program of another tool is attached to the same hook; it sees and changes the same addresses");
                 }
-                self.report.foreign = found;
+                self.findings.foreign = found;
             }
             Err(error) => self.note("asking which programs are attached", Err(error.into())),
         }

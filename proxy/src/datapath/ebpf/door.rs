@@ -1,0 +1,84 @@
+//! This data path as the door knows it: neutral words in, neutral words out.
+
+use std::path::{Path, PathBuf};
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::pins::{self, PinError, RemovedPins};
+use super::probe::checks;
+use super::socket::programs::Links;
+use super::socket::upkeep::Upkeep;
+use super::{Adopted, Ebpf, EbpfOpenError, EbpfOptions};
+use crate::datapath::{Check, HostOptions, Mode, Opened, Options, Removed, Report};
+use crate::host::cgroup::{self, CgroupError};
+
+/// Looks at everything that [`open`] needs.
+pub(in crate::datapath) fn probe(host: &HostOptions) -> Vec<Check> {
+    checks(host.cgroup_root.as_deref(), &host.bpf_root)
+}
+
+/// Whether there is a cgroup to attach to.
+pub(in crate::datapath) fn check(host: &HostOptions) -> Result<(), CgroupError> {
+    match &host.cgroup_root {
+        Some(given) => cgroup::verify(given),
+        None => cgroup::discover().map(drop),
+    }
+}
+
+/// Opens tables and programs, with upkeep to run beside them.
+pub(in crate::datapath) fn open(
+    options: &Options,
+    reports: watch::Sender<Report>,
+    report: watch::Receiver<Report>,
+) -> Result<Opened, EbpfOpenError> {
+    let Options { host, object, bind_protection } = options;
+    let options = EbpfOptions {
+        cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
+        cgroup_discovered: host.cgroup_root.is_none(),
+        bpf_root: host.bpf_root.clone(),
+        object: object.clone(),
+        bind_protection: *bind_protection,
+    };
+    let (ebpf, adopted) = Ebpf::open(&options)?;
+
+    let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins)?;
+    let orders = ebpf.orders.subscribe();
+    Ok(Opened {
+        path: Box::new(ebpf),
+        mode: Mode::Ebpf,
+        adopted: adopted.to_string(),
+        report,
+        beside: Some(Box::new(|stop| Handle::current().block_on(upkeep.run(orders, reports, stop)))),
+    })
+}
+
+fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
+    let Some(given) = given else {
+        let cgroup::Mount { path, root } = cgroup::discover()?;
+        if root != Path::new("/") {
+            warn!(mounted = %root.display(), "only a part of the cgroup tree is visible here; pods outside it are not served");
+        }
+        return Ok(path);
+    };
+    cgroup::verify(given)?;
+    Ok(given.to_path_buf())
+}
+
+impl std::fmt::Display for Adopted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { services, frontends, backends, links: Links { kept, replaced, attached } } = self;
+        write!(f, "{services} services, {frontends} frontends and {backends} backends in the tables; ")?;
+        write!(f, "{kept} programs kept, {replaced} replaced, {attached} attached")
+    }
+}
+
+/// Removes every pin; programs stop with their links.
+pub(in crate::datapath) fn remove(host: &HostOptions) -> Result<Vec<Removed>, PinError> {
+    let RemovedPins { links, programs, maps } = pins::remove(&host.bpf_root)?;
+    let place = format!("below {}", host.bpf_root.display());
+    let removed = [(links, "links"), (programs, "programs"), (maps, "maps")];
+    let removed = removed.into_iter().filter(|(count, _)| *count > 0);
+    Ok(removed.map(|(count, what)| Removed { count, what, place: place.clone() }).collect())
+}

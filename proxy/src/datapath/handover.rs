@@ -1,0 +1,75 @@
+//! From one data path to another: the new one serves before what others left is removed.
+
+#[cfg(test)]
+mod tests;
+
+use shunt_model::with_causes;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{Datapath, Mode, RemoveError, Removed, Report, SyncError, Synced};
+use crate::plan::Plan;
+
+/// A data path that may have left something here.
+pub(super) struct Other {
+    pub(super) mode: Mode,
+    pub(super) remove: Box<dyn FnMut() -> Result<Vec<Removed>, RemoveError> + Send>,
+}
+
+/// The open path. Its first complete sync is followed by the removal of what all others left; one that fails is tried
+/// again after the next sync.
+pub(super) struct Handover {
+    path: Box<dyn Datapath>,
+    /// Those not yet removed.
+    others: Vec<Other>,
+    reports: watch::Sender<Report>,
+}
+
+impl Handover {
+    pub(super) fn new(path: Box<dyn Datapath>, others: Vec<Other>, reports: watch::Sender<Report>) -> Self {
+        Self { path, others, reports }
+    }
+
+    fn remove_others(&mut self) {
+        let mut leftovers = Vec::new();
+        self.others.retain_mut(|Other { mode, remove }| match remove() {
+            Ok(removed) => {
+                for removed in removed {
+                    info!(%mode, "removed {removed}: another data path serves now");
+                }
+                false
+            }
+            Err(error) => {
+                leftovers.push(format!("the data path {mode} is still installed too: {}", with_causes(&error)));
+                true
+            }
+        });
+        self.reports.send_if_modified(|report| {
+            for reason in leftovers.iter().filter(|reason| !report.leftovers.contains(reason)) {
+                warn!(reason, "what another data path left is not removed and will be tried again");
+            }
+            let modified = report.leftovers != leftovers;
+            report.leftovers = leftovers;
+            modified
+        });
+    }
+}
+
+impl Datapath for Handover {
+    fn mode(&self) -> Mode {
+        self.path.mode()
+    }
+
+    fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
+        let synced = self.path.sync(plan)?;
+        // A service port that this path refuses may still be served by another.
+        if synced.refused.is_empty() && !self.others.is_empty() {
+            self.remove_others();
+        }
+        Ok(synced)
+    }
+
+    fn audit(&mut self) -> Result<u64, SyncError> {
+        self.path.audit()
+    }
+}

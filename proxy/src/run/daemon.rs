@@ -1,0 +1,125 @@
+//! What all parts of the daemon share, and the tasks that must run until it stops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use shunt_dns::Server;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::control::Listener;
+use crate::datapath::OpenPath;
+use crate::events::{self, Recorded, Recorder};
+use crate::http::health::{DnsState, Health};
+use crate::metrics::KubeProxy;
+use crate::status::{Pending, Status};
+
+/// For the tasks, and again for DNS: a stop takes less than two seconds.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// Sockets, tasks and channels of the daemon.
+pub(super) struct Parts {
+    pub(super) config: Arc<Config>,
+    pub(super) stop: CancellationToken,
+    /// Every task of the daemon; each ends when `stop` says so.
+    pub(super) tasks: JoinSet<Result<()>>,
+    pub(super) control: Option<Listener>,
+    pub(super) events: Recorder,
+    pub(super) recorded: Option<Recorded>,
+    pub(super) health: Health,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) dns: watch::Sender<DnsState>,
+    /// It answers from its start on, and at the end whoever waits gets the answer.
+    pub(super) dns_server: Option<Arc<Server>>,
+}
+
+impl Parts {
+    /// Takes all sockets before anything else, so that a second daemon by mistake changes nothing; health is served
+    /// from here on (spec HM-11).
+    pub(super) async fn bind(config: Config) -> Result<Self> {
+        let mut tasks = JoinSet::new();
+        let stop = CancellationToken::new();
+        tasks.spawn(stop_on_signal(stop.clone())?);
+        // The one that tells a second daemon by mistake: servers of HTTP may be tried again (spec HM-23).
+        let control = Some(Listener::open(&config.control_socket)?);
+        let (status, _) = watch::channel(Status::default());
+        let (dns, _) = watch::channel(DnsState::default());
+        let (events, recorded) = events::recorder();
+        let health = Health {
+            node: Arc::from(config.node.as_str()),
+            sync_period: config.sync_period,
+            pending: Pending::default(),
+            metrics: KubeProxy::default(),
+            status: status.subscribe(),
+            dns: dns.subscribe(),
+            path: OpenPath::default(),
+        };
+        let (config, recorded) = (Arc::new(config), Some(recorded));
+        let mut parts = Self { config, stop, tasks, control, events, recorded, health, status, dns, dns_server: None };
+        parts.start_health().await?;
+        Ok(parts)
+    }
+
+    /// Work that has no end of its own.
+    pub(super) fn until_stopped(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(work).await;
+            Ok(())
+        });
+    }
+
+    /// Until told to stop; a part that ends by itself is a failure.
+    pub(super) async fn watch_over(&mut self) -> Result<()> {
+        let stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            ended = self.tasks.join_next() => match ended {
+                Some(ended) if !stop.is_cancelled() => {
+                    ended.context("a part of the daemon died")??;
+                    bail!("a part of the daemon ended by itself")
+                }
+                Some(_) | None => Ok(()),
+            }
+        }
+    }
+
+    /// Stops all parts, DNS last.
+    pub(super) async fn end(mut self) {
+        info!("stopping; what is programmed stays in place");
+        self.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            warn!("a part of the daemon does not end in time and is left behind");
+        }
+        let Some(server) = self.dns_server.take() else { return };
+        let ended = match Arc::into_inner(server) {
+            Some(server) => tokio::time::timeout(PATIENCE, server.drain(PATIENCE / 2)).await.is_ok(),
+            None => false,
+        };
+        if !ended {
+            warn!("the DNS server does not end in time and is left behind");
+        }
+    }
+}
+
+/// A task that waits for SIGTERM or SIGINT.
+fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = Result<()>>> {
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = stop.cancelled() => {}
+        }
+        stop.cancel();
+        Ok(())
+    })
+}

@@ -1,0 +1,59 @@
+//! The data path and the loop that makes it follow the cluster, as parts of the daemon.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio::runtime::Handle;
+use tracing::info;
+
+use super::daemon::Parts;
+use crate::config::{Annotation, Config};
+use crate::datapath::{self, Datapath, Mode, Opened, Options};
+use crate::plan::{Detect, PlanOptions};
+use crate::reconcile::Reconciler;
+
+/// The configuration takes no other yet.
+pub(super) const MODE: Mode = Mode::Ebpf;
+
+impl Parts {
+    /// Opens it, and starts what must run beside it.
+    pub(super) async fn open_datapath(&mut self, options: Options) -> Result<Box<dyn Datapath>> {
+        let opening = tokio::task::spawn_blocking(move || datapath::open(MODE, &options));
+        let Opened { path, mode, adopted, report, beside } = opening.await.context("opening the data path")??;
+        info!(%mode, adopted, "data path is open");
+        self.health.path.publish(mode, report);
+        if let Some(beside) = beside {
+            let stop = self.stop.clone();
+            self.tasks.spawn_blocking(move || {
+                beside(stop);
+                Ok(())
+            });
+        }
+        Ok(path)
+    }
+
+    /// Syncs block, so they have a thread of their own.
+    pub(super) fn start_reconciler(&mut self, reconciler: Reconciler) {
+        let stop = self.stop.clone();
+        self.tasks.spawn_blocking(move || {
+            Handle::current().block_on(reconciler.run(stop));
+            Ok(())
+        });
+    }
+}
+
+pub(super) fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> PlanOptions {
+    PlanOptions {
+        node: Arc::from(config.node.as_str()),
+        detector: Detect::Both,
+        cluster_dns: config.cluster_dns.clone(),
+        dns_backends,
+        node_ports: config.node_ports.clone(),
+        external_ips: config.external_ips,
+        service_cidrs: config.exclusive_cidrs.clone(),
+        empty_local: config.empty_local,
+        masquerade_all: config.kube_proxy.iptables.masquerade_all || config.kube_proxy.nftables.masquerade_all,
+        opt_out: config.opt_out.iter().map(Annotation::to_plan).collect(),
+    }
+}

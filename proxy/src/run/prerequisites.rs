@@ -1,0 +1,35 @@
+//! What the daemon needs of its host: errors that are cheap to find come before anything is touched.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tracing::info;
+
+use super::datapath::MODE;
+use crate::config::Config;
+use crate::datapath::{self, HostOptions, Options};
+use crate::host::privileges::{self, Capability};
+use crate::source;
+
+/// Returns what the data path will need.
+pub(super) fn check(config: &Config) -> Result<Options> {
+    let root = nix::unistd::geteuid().is_root();
+    ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
+    let missing = privileges::missing(config.dns.is_some()).context("asking for the capabilities of this process")?;
+    if let Some(Capability { name, purpose, .. }) = missing.first() {
+        bail!("{name} is missing, which {purpose}; give this process all that docs/privileges.md lists");
+    }
+    source::check(&config.source)?;
+    let options = Options {
+        host: HostOptions { cgroup_root: config.cgroup_root.clone(), bpf_root: config.bpf_root.clone() },
+        object: config.bpf_object.clone(),
+        bind_protection: config.bind_protection,
+    };
+    datapath::check(MODE, &options)?;
+    Ok(options)
+}
+
+/// Failure costs nothing but the protection (spec 9.1). A kubelet or a service manager has usually set one already.
+pub(super) fn adjust_oom_score(score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        info!(score, %error, "oom-score-adj stays as it was: lowering it takes CAP_SYS_RESOURCE");
+    }
+}
