@@ -12,10 +12,7 @@ use lab::{Binaries, KubeApi, Lab, Manifests, Node, Process};
 use serde_json::{Value, json};
 
 use super::cluster::{BATCH, PATIENCE, cluster_ip_of, filler, rss_kib};
-use crate::packages;
 
-/// Whom we are measured against: two authoritative servers with the same names, and two caches.
-const PACKAGES: [&str; 4] = ["knot", "nsd", "unbound", "dnsmasq-base"];
 /// The only address that is used; everything happens on the loopback of a node of the lab.
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Names of others that are asked for, few enough for every cache.
@@ -48,9 +45,9 @@ struct Target {
     process: Process,
 }
 
-/// Measures with so many services.
+/// Measures with so many services, beside two authoritative servers with the same names and two caches, which xtask has
+/// installed.
 pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Vec<DnsFigures>> {
-    packages::install(&packages::missing(&PACKAGES), "measuring DNS beside other servers", "about 30 s")?;
     let lab = Lab::with_binaries("benchdns", Binaries { shunt: None, peer: peer.to_owned() })?;
     let node = lab.node("n1")?;
     let manifests = Manifests::new(&lab.directory().join("manifests"))?;
