@@ -44,16 +44,16 @@ fn play(kube: bool) {
     let start = Instant::now();
     let book = flows::load().unwrap_or_else(|error| panic!("{error:#}"));
     let only = std::env::var("FLOWS").unwrap_or_default();
-    let mut stage = Stage::new(&book.cast, kube).unwrap_or_else(|error| panic!("{error:#}"));
-    let report = flows::play(&book, &only, &mut stage)
-        .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", stage.lab.logs()));
+    let mut reader = SocketReader::new(&book.cast, kube).unwrap_or_else(|error| panic!("{error:#}"));
+    let report = flows::play(&book, &only, &mut reader)
+        .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", reader.lab.logs()));
     eprintln!("{report} in {:?}", start.elapsed());
     assert!(report.stories > 0, "no story's title contains {only:?}");
     assert!(report.wrong.is_empty(), "the stories above went wrong");
 }
 
 /// The lab with the cast on it. Fields are dropped in this order.
-struct Stage {
+struct SocketReader {
     daemons: Vec<Daemon>,
     clients: BTreeMap<String, Dialler>,
     _servers: Vec<Process>,
@@ -63,7 +63,7 @@ struct Stage {
     lab: Lab,
 }
 
-impl Stage {
+impl SocketReader {
     fn new(cast: &Cast, kube: bool) -> anyhow::Result<Self> {
         let lab = Lab::new(if kube { "flowsapi" } else { "flows" })?;
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
@@ -130,7 +130,7 @@ impl Stage {
     }
 }
 
-impl Reader for Stage {
+impl Reader for SocketReader {
     fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>> {
         self.set(&scene.objects)?;
         let mut seen: Vec<Seen> =

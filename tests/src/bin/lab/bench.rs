@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lab::peer::BenchLine;
 
-use cluster::{Cluster, Counters};
+use cluster::{BenchNode, Counters};
 use dns::Population;
-use report::Report;
+use report::BenchTable;
 
 /// How many services stand beside the one that is measured.
 const SIZES: [u32; 3] = [1, 1_000, 10_000];
@@ -50,7 +50,7 @@ pub(crate) struct BenchOptions {
 /// Runs the measurements. Needs root.
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     let BenchOptions { shunt, peer, .. } = options;
-    let mut report = Report::default();
+    let mut report = BenchTable::default();
     if options.only_dns {
         names(options, &mut report)?;
         report.print();
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         report.print();
         return Ok(());
     }
-    let mut cluster = Cluster::start(shunt, peer)?;
+    let mut cluster = BenchNode::start(shunt, peer)?;
     for size in SIZES {
         cluster.grow_to(size).with_context(|| format!("growing to {size} services"))?;
         connects(&cluster, options, size, &mut report)?;
@@ -78,7 +78,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
 }
 
 /// DNS: questions a second, and memory.
-fn names(options: &BenchOptions, report: &mut Report) -> Result<()> {
+fn names(options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     let BenchOptions { shunt_dns: program, peer, .. } = options;
     report.dns(&dns::measure(program, peer, SIZES[2])?);
     // Four endpoints each are what CoreDNS was measured with.
@@ -90,7 +90,7 @@ fn names(options: &BenchOptions, report: &mut Report) -> Result<()> {
 }
 
 /// Connecting to the backend itself and through its Service, sample by sample in turn.
-fn connects(cluster: &Cluster, options: &BenchOptions, services: u32, report: &mut Report) -> Result<()> {
+fn connects(cluster: &BenchNode, options: &BenchOptions, services: u32, report: &mut BenchTable) -> Result<()> {
     for (what, udp) in [("TCP connect", false), ("UDP connect", true)] {
         let lines = cluster.bench_connect(options.samples, udp)?;
         let [direct, service]: &[BenchLine; 2] = lines.as_slice().try_into().context("two targets give two lines")?;
@@ -100,7 +100,7 @@ fn connects(cluster: &Cluster, options: &BenchOptions, services: u32, report: &m
 }
 
 /// Whole exchanges: through the Service, and with session affinity, each against the server itself.
-fn exchanges(cluster: &Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+fn exchanges(cluster: &BenchNode, options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     let requests = cluster.bench_request_response(options.samples / 2)?;
     let datagrams = cluster.bench_datagrams(options.samples)?;
     for (what, lines) in [("TCP connect, request, close", requests), ("UDP datagram, unconnected", datagrams)] {
@@ -112,7 +112,7 @@ fn exchanges(cluster: &Cluster, options: &BenchOptions, report: &mut Report) -> 
 }
 
 /// One endpoint comes or goes in a service of 5,000 with three frontends.
-fn changes_of_many(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+fn changes_of_many(cluster: &mut BenchNode, options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     cluster.grow_large()?;
     let before = cluster.counters()?;
     for number in 0..options.changes.min(30) {
@@ -123,7 +123,7 @@ fn changes_of_many(cluster: &mut Cluster, options: &BenchOptions, report: &mut R
 }
 
 /// One endpoint comes or goes in a service of ten, beside all the others.
-fn changes(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+fn changes(cluster: &mut BenchNode, options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     let before = cluster.counters()?;
     let mut seen: Vec<Duration> = Vec::new();
     for number in 0..options.changes {
@@ -136,7 +136,7 @@ fn changes(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -
 }
 
 /// A daemon that starts on empty tables with everything to program.
-fn programming(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
+fn programming(cluster: &mut BenchNode, report: &mut BenchTable) -> Result<()> {
     cluster.start_afresh()?;
     let spent: Counters = cluster.counters()?;
     report.programming(&spent, cluster.endpoints(), cluster.rss_kib()?);
