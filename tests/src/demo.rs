@@ -22,15 +22,19 @@ use world::World;
 const INTERRUPTED: u8 = 130;
 
 /// What to run, and whether to leave it running.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct DemoOptions {
     /// Take the objects from a Kubernetes API server of the lab instead of from files.
+    #[arg(long)]
     pub kube: bool,
     /// Leave the Service and its traffic running until Ctrl-C.
+    #[arg(long)]
     pub keep: bool,
     /// The daemon.
+    #[arg(long)]
     pub shunt: PathBuf,
     /// The `lab-peer` program.
+    #[arg(long)]
     pub peer: PathBuf,
 }
 

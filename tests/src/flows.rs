@@ -8,6 +8,7 @@ mod cast;
 mod format;
 mod reader;
 mod scene;
+mod sockets;
 #[cfg(test)]
 mod tests;
 mod twin;
@@ -16,3 +17,4 @@ pub use cast::{Cast, Member, OTHER_PORT, PORT, Role, Server};
 pub use format::{Book, Expect, OnlyFamily, RawFlow, Step, Story, load};
 pub use reader::{Outcome, Packet, Reader, Report, Rules, Seen, Source, judge, play, read_rules};
 pub use scene::{Destination, Flow, Protocol, Scene, scenes};
+pub use sockets::{Dialled, judge_sockets};

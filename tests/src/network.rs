@@ -36,7 +36,7 @@ pub(crate) fn pod_cidrs(number: u8) -> [String; 2] {
 
 /// Makes the router namespace with its bridge.
 pub(crate) fn make_router(router: &Place) -> anyhow::Result<()> {
-    make_namespace(router, Role::Router)?;
+    make_namespace(router, NamespaceRole::Router)?;
     ip_batch(
         Some(router.netns()),
         &format!(
@@ -51,7 +51,7 @@ pub(crate) fn make_router(router: &Place) -> anyhow::Result<()> {
 
 /// Joins node `number` to the bridge, with routes for its pods on the router and a way to everybody else's.
 pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Result<()> {
-    make_namespace(node, Role::Router)?;
+    make_namespace(node, NamespaceRole::Router)?;
     let (v4, v6) = node_addresses(number);
     let [pods_v4, pods_v6] = pod_cidrs(number);
     let netns = node.netns();
@@ -79,7 +79,7 @@ pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Res
 
 /// Joins a pod to its node: a veth, host routes on the node, one gateway for everything in the pod.
 pub(crate) fn join_pod(node: &Node, pod: &Place, number: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> anyhow::Result<()> {
-    make_namespace(pod, Role::Host)?;
+    make_namespace(pod, NamespaceRole::Host)?;
     let netns = pod.netns();
     let (node_v4, node_v6) = (node.ipv4, node.ipv6);
     // `src`: without it the node would call its pods from the gateway address, which other nodes share.
@@ -110,16 +110,16 @@ pub(crate) fn join_pod(node: &Node, pod: &Place, number: u8, v4: Ipv4Addr, v6: I
 
 /// Whether a namespace forwards packets of others.
 #[derive(Clone, Copy)]
-enum Role {
+enum NamespaceRole {
     Router,
     Host,
 }
 
-fn make_namespace(place: &Place, role: Role) -> anyhow::Result<()> {
+fn make_namespace(place: &Place, role: NamespaceRole) -> anyhow::Result<()> {
     ip_batch(None, &format!("netns add {}\n", place.netns()))?;
     let forward = match role {
-        Role::Router => "1",
-        Role::Host => "0",
+        NamespaceRole::Router => "1",
+        NamespaceRole::Host => "0",
     };
     // In this order: turning forwarding on resets what is per device.
     let settings = [

@@ -38,11 +38,11 @@ pub const SERVING: &str = "serving";
 #[command(name = "lab-peer")]
 pub struct Peer {
     #[command(subcommand)]
-    role: Role,
+    role: PeerCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Role {
+enum PeerCommand {
     /// Answer with a name over TCP, UDP and HTTP, on both families.
     Serve(ServeArguments),
     /// Connect again and again and say who answered.
@@ -90,23 +90,23 @@ impl Peer {
     /// Does what the arguments ask for.
     pub fn run(self) -> anyhow::Result<()> {
         match self.role {
-            Role::Serve(arguments) => serve::serve(&arguments),
-            Role::Connect(arguments) => connect::connect(&arguments),
-            Role::Dial => dial::dial(),
-            Role::Probe(arguments) => probe::probe(&arguments),
-            Role::Hold { to } => probe::hold(to),
-            Role::Resolve(arguments) => print(&resolve(&arguments)?),
-            Role::HttpGet { address, path } => {
+            PeerCommand::Serve(arguments) => serve::serve(&arguments),
+            PeerCommand::Connect(arguments) => connect::connect(&arguments),
+            PeerCommand::Dial => dial::dial(),
+            PeerCommand::Probe(arguments) => probe::probe(&arguments),
+            PeerCommand::Hold { to } => probe::hold(to),
+            PeerCommand::Resolve(arguments) => print(&resolve(&arguments)?),
+            PeerCommand::HttpGet { address, path } => {
                 let response = crate::http_get(address, &path, Duration::from_secs(5))?;
                 print(&serde_json::json!({"status": response.status, "body": response.body}))
             }
-            Role::DnsUpstream(arguments) => upstream::serve(&arguments),
-            Role::Api(arguments) => api::serve(&arguments),
-            Role::BenchConnect(arguments) => bench::connect(&arguments),
-            Role::BenchUdp(arguments) => bench::udp(&arguments),
-            Role::BenchDns(arguments) => dns_load::load(&arguments),
-            Role::BenchRr(arguments) => bench::request_response(&arguments),
-            Role::Guard { prefix } => guard(&prefix),
+            PeerCommand::DnsUpstream(arguments) => upstream::serve(&arguments),
+            PeerCommand::Api(arguments) => api::serve(&arguments),
+            PeerCommand::BenchConnect(arguments) => bench::connect(&arguments),
+            PeerCommand::BenchUdp(arguments) => bench::udp(&arguments),
+            PeerCommand::BenchDns(arguments) => dns_load::load(&arguments),
+            PeerCommand::BenchRr(arguments) => bench::request_response(&arguments),
+            PeerCommand::Guard { prefix } => guard(&prefix),
         }
     }
 }

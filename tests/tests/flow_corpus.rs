@@ -1,23 +1,22 @@
 //! The flow corpus on real sockets: three nodes with a daemon each, servers everywhere, and clients that dial.
 //!
-//! What this reader takes for an outcome: *reject* is `ECONNREFUSED`; *drop* is any failure, since a socket is told at
-//! once what a packet would wait for; *pass* is what the place dialled does by itself, or any failure where there is no
-//! such place. Flows that need a packet path are skipped and counted.
+//! What this reader takes for which outcome is said in `lab::flows::judge_sockets`. Flows that need a packet path are
+//! skipped and counted.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::print_stderr, reason = "a reader says what went wrong and what it left out")]
 #![expect(clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use lab::flows::{
-    self, Cast, Destination, Expect, Flow, OTHER_PORT, PORT, Protocol, Reader, Role, Scene, Seen, Server,
+    self, Cast, Destination, Dialled, Expect, Flow, OTHER_PORT, PORT, Protocol, Reader, Role, Scene, Seen,
 };
-use lab::peer::{Attempt, Mode, Question};
+use lab::peer::{Mode, Question};
 use lab::{Daemon, DaemonOptions, Dialler, KubeApi, Lab, Manifests, Node, Place, Process};
 use serde_json::{Value, json};
 
@@ -45,16 +44,16 @@ fn play(kube: bool) {
     let start = Instant::now();
     let book = flows::load().unwrap_or_else(|error| panic!("{error:#}"));
     let only = std::env::var("FLOWS").unwrap_or_default();
-    let mut stage = Stage::new(&book.cast, kube).unwrap_or_else(|error| panic!("{error:#}"));
-    let report = flows::play(&book, &only, &mut stage)
-        .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", stage.lab.logs()));
+    let mut reader = SocketReader::new(&book.cast, kube).unwrap_or_else(|error| panic!("{error:#}"));
+    let report = flows::play(&book, &only, &mut reader)
+        .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", reader.lab.logs()));
     eprintln!("{report} in {:?}", start.elapsed());
     assert!(report.stories > 0, "no story's title contains {only:?}");
     assert!(report.wrong.is_empty(), "the stories above went wrong");
 }
 
 /// The lab with the cast on it. Fields are dropped in this order.
-struct Stage {
+struct SocketReader {
     daemons: Vec<Daemon>,
     clients: BTreeMap<String, Dialler>,
     _servers: Vec<Process>,
@@ -64,7 +63,7 @@ struct Stage {
     lab: Lab,
 }
 
-impl Stage {
+impl SocketReader {
     fn new(cast: &Cast, kube: bool) -> anyhow::Result<Self> {
         let lab = Lab::new(if kube { "flowsapi" } else { "flows" })?;
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
@@ -131,7 +130,7 @@ impl Stage {
     }
 }
 
-impl Reader for Stage {
+impl Reader for SocketReader {
     fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>> {
         self.set(&scene.objects)?;
         let mut seen: Vec<Seen> =
@@ -186,15 +185,18 @@ fn unseen(cast: &Cast, flow: &Flow<'_>) -> Option<&'static str> {
     }
 }
 
-fn ask(cast: &Cast, client: &mut Dialler, flows: &[(usize, &Flow<'_>)]) -> anyhow::Result<Vec<(usize, Seen)>> {
-    let questions: Vec<Vec<(Destination, Question)>> = flows.iter().map(|(_, flow)| questions(flow)).collect();
+fn ask(cast: &Cast, client: &mut Dialler, mine: &[(usize, &Flow<'_>)]) -> anyhow::Result<Vec<(usize, Seen)>> {
+    let questions: Vec<Vec<(Destination, Question)>> = mine.iter().map(|(_, flow)| questions(flow)).collect();
     let all: Vec<Question> = questions.iter().flatten().map(|(_, question)| *question).collect();
     let mut answers = client.dial(&all)?.into_iter();
     let mut seen = Vec::new();
-    for ((index, flow), questions) in flows.iter().zip(questions) {
-        let answers: Vec<_> = questions.into_iter().zip(answers.by_ref()).collect();
-        let wrong = wrong(cast, flow, &answers);
-        seen.push((*index, wrong.map_or(Seen::Right, Seen::Wrong)));
+    for ((index, flow), questions) in mine.iter().zip(questions) {
+        let dialled: Vec<Dialled> = questions
+            .into_iter()
+            .zip(answers.by_ref())
+            .map(|((to, question), attempts)| Dialled { to, mode: question.mode, attempts })
+            .collect();
+        seen.push((*index, flows::judge_sockets(cast, flow, &dialled)));
     }
     Ok(seen)
 }
@@ -204,7 +206,7 @@ fn questions(flow: &Flow<'_>) -> Vec<(Destination, Question)> {
         Expect::To(servers) if servers.len() > 1 => (EACH * u64::try_from(servers.len()).unwrap_or(1), PATIENCE),
         Expect::To(_) => (ALONE, PATIENCE),
         Expect::OneOf(_) => (15, PATIENCE),
-        Expect::Reject | Expect::Drop | Expect::Pass => (1, SILENCE),
+        Expect::Reject | Expect::Drop | Expect::Deny | Expect::Pass => (1, SILENCE),
     };
     let modes = |protocol| match protocol {
         Protocol::Tcp => [Mode::Tcp].as_slice(),
@@ -216,63 +218,4 @@ fn questions(flow: &Flow<'_>) -> Vec<(Destination, Question)> {
         modes(to.protocol).iter().map(move |mode| (to, Question { to: address, mode: *mode, count, timeout }))
     };
     flow.to.iter().flat_map(each).collect()
-}
-
-/// What is wrong with what a client saw.
-fn wrong(cast: &Cast, flow: &Flow<'_>, answers: &[((Destination, Question), Vec<Attempt>)]) -> Option<String> {
-    let told =
-        |to: &Destination, mode: Mode, got: String| Some(format!("{to} ({mode:?}): wanted {}, got {got}", flow.expect));
-    let mut everywhere = BTreeSet::new();
-    for ((to, question), attempts) in answers {
-        let mode = question.mode;
-        let failed = attempts.iter().find_map(|attempt| attempt.error.as_deref());
-        let servers: BTreeSet<Server> =
-            attempts.iter().filter_map(|attempt| attempt.server.as_deref()?.parse().ok()).collect();
-        let got = || failed.map_or_else(|| names(&servers), |error| format!("{} {error}", names(&servers)));
-        let right = match flow.expect {
-            Expect::To(wanted) => failed.is_none() && servers == wanted.iter().cloned().collect(),
-            Expect::OneOf(wanted) => {
-                everywhere.extend(servers.iter().cloned());
-                failed.is_none() && everywhere.len() == 1 && everywhere.iter().all(|server| wanted.contains(server))
-            }
-            Expect::Reject => failed == Some("ECONNREFUSED"),
-            Expect::Drop => failed.is_some(),
-            Expect::Pass => left_alone(cast, flow, to, failed, &servers),
-        };
-        if !right {
-            return told(to, mode, got());
-        }
-        // TP-51: the client believes to talk to whom it dialled.
-        if let Some(other) = attempts.iter().filter_map(|attempt| attempt.peername).find(|peer| *peer != to.address) {
-            return told(to, mode, format!("{}, which show as {other}", got()));
-        }
-    }
-    None
-}
-
-/// Whether this is what happens without a proxy.
-fn left_alone(
-    cast: &Cast,
-    flow: &Flow<'_>,
-    to: &Destination,
-    failed: Option<&str>,
-    servers: &BTreeSet<Server>,
-) -> bool {
-    let address = to.address.ip().to_canonical();
-    let owner = if address.is_loopback() { Some(flow.client) } else { cast.at(address) };
-    let port = to.address.port();
-    match owner {
-        Some(owner) if owner.serves() && [PORT, OTHER_PORT].contains(&port) => {
-            failed.is_none() && *servers == BTreeSet::from([Server { place: owner.name.clone(), port }])
-        }
-        // An unconnected socket is not told that nobody listens.
-        Some(_) => {
-            matches!(failed, Some("ECONNREFUSED")) || to.protocol == Protocol::Udp && failed == Some("ETIMEDOUT")
-        }
-        None => failed.is_some(),
-    }
-}
-
-fn names(servers: &BTreeSet<Server>) -> String {
-    servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }

@@ -29,7 +29,7 @@ const PORTS: [Port<'static>; 2] = [
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node whose daemon asks an API server, two servers, and a client. Fields are dropped in this order.
-struct World {
+struct ApiNode {
     daemon: Daemon,
     client: Pod,
     servers: Vec<(Pod, Process)>,
@@ -40,7 +40,7 @@ struct World {
     lab: Lab,
 }
 
-impl World {
+impl ApiNode {
     fn new(name: &str) -> Option<Self> {
         if support::skipped() {
             return None;
@@ -180,7 +180,7 @@ fn assert_served(clients: &mut [Client], after: &str) {
 
 #[test]
 fn an_outage_of_the_api_is_told_of_and_costs_no_connection() {
-    let Some(mut world) = World::new("apiaway") else { return };
+    let Some(mut world) = ApiNode::new("apiaway") else { return };
     let mut clients = world.clients();
     world.api.order("stop-listening").unwrap();
     world.wait_for("the metric", |world| world.metric("shunt_source_unreachable") == 1);
@@ -220,10 +220,10 @@ fn an_outage_of_the_api_is_told_of_and_costs_no_connection() {
 
 #[test]
 fn a_daemon_that_starts_during_an_outage_of_the_api_answers_other_names_at_once() {
-    let Some(mut world) = World::new("apidns") else { return };
+    let Some(mut world) = ApiNode::new("apidns") else { return };
     let upstream = Ipv4Addr::new(172, 18, 0, 1).into();
     let _upstream = world.lab.outside.dns_upstream(upstream, &["www.example.org=192.0.2.7"]).unwrap();
-    let ask = |world: &World, name: &str| match world.client.resolve(name, "A", CLUSTER_DNS.into()) {
+    let ask = |world: &ApiNode, name: &str| match world.client.resolve(name, "A", CLUSTER_DNS.into()) {
         Ok(answer) => format!("{} {}", answer.rcode, answer.data().join(" ")),
         Err(error) => format!("{error:#}"),
     };
@@ -259,7 +259,7 @@ fn a_daemon_that_starts_during_an_outage_of_the_api_answers_other_names_at_once(
 /// Set `SHUNT_SOAK_SECONDS` for a longer one and `SHUNT_SOAK_SEED` for another.
 #[test]
 fn after_faults_at_random_the_kernel_is_as_a_fresh_start_makes_it() {
-    let Some(mut world) = World::new("apisoak") else { return };
+    let Some(mut world) = ApiNode::new("apisoak") else { return };
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |value| value.parse().unwrap());
     let (seconds, seed) = (number("SHUNT_SOAK_SECONDS", 15), number("SHUNT_SOAK_SEED", 1));
     let mut random = StdRng::seed_from_u64(seed);
@@ -304,7 +304,7 @@ fn after_faults_at_random_the_kernel_is_as_a_fresh_start_makes_it() {
 
 #[test]
 fn five_thousand_services_in_ten_seconds_disturb_nobody() {
-    let Some(mut world) = World::new("apicrowd") else { return };
+    let Some(mut world) = ApiNode::new("apicrowd") else { return };
     let mut clients = world.clients();
     let start = Instant::now();
     for batch in 0..50_u8 {
@@ -331,12 +331,12 @@ fn five_thousand_services_in_ten_seconds_disturb_nobody() {
 }
 
 /// The Service's pods as the API tells of them, and what a client sees of them by name and by address.
-struct Story {
-    world: World,
+struct WatchedService {
+    world: ApiNode,
     pods: Vec<(Pod, Process, PodState)>,
 }
 
-impl Story {
+impl WatchedService {
     fn start(&mut self, name: &str, state: PodState) {
         let pod = self.world.node.pod(name).unwrap();
         let port = TARGET.to_string();
@@ -385,11 +385,11 @@ impl Story {
 
 #[test]
 fn a_deployment_comes_changes_and_goes_and_no_connection_fails_that_could_have_succeeded() {
-    let Some(world) = World::new("apistory") else { return };
+    let Some(world) = ApiNode::new("apistory") else { return };
     let web = manifests::service(NAMESPACE, "web", Some("web"), &[WEB.into()], &PORTS);
     let headless = manifests::headless(NAMESPACE, "web-headless", "web", &PORTS);
     world.manifests.put("web", &[web, headless]).unwrap();
-    let mut story = Story { world, pods: Vec::new() };
+    let mut story = WatchedService { world, pods: Vec::new() };
     story.world.wait_for("the name", |_| story.resolve("web").0 == "NoError");
     story.assert_agreed();
 

@@ -1,21 +1,35 @@
 //! What a daemon that is killed, stopped or started again leaves in force and takes over.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed, its helpers included"
+)]
 
 mod cluster;
 mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use cluster::{Cluster, Shop};
-use lab::Client;
-use lab::manifests::PodState;
+use lab::manifests::{self, PodState};
 use lab::peer::{Mode, now};
+use lab::{Client, Pod, Process};
+use serde_json::json;
 
 const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
+/// How often the daemon is killed under the eyes of a pod that opted out.
+const RESTARTS: u32 = 5;
+/// Options of a client that dials every 2 ms until the test is over.
+const UNTIL_STOPPED: [&str; 4] = ["--interval", "2", "--duration", "600"];
+/// What the router calls itself.
+const OUTSIDE: &str = "outside";
+const SOON: Duration = Duration::from_secs(10);
 
 /// Every pin below a directory.
 fn pins(root: &Path) -> BTreeSet<String> {
@@ -146,5 +160,62 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
     for (to, mode, client) in &mut clients {
         client.wait_for_attempts(started, 30).unwrap();
         assert_eq!(client.failures().unwrap(), [], "{mode:?} to {to}");
+    }
+}
+
+/// Gives the Service's addresses to the router: a connection that is not translated ends at a server there, and says so.
+fn serve_outside(cluster: &Cluster, addresses: &[SocketAddr]) -> Process {
+    let gateways: [IpAddr; 2] = [cluster.node.ipv4.into(), cluster.node.ipv6.into()];
+    for ((to, pods), gateway) in addresses.iter().zip(cluster.node.pod_cidrs()).zip(gateways) {
+        let (ip, gateway) = (to.ip().to_string(), gateway.to_string());
+        let address = ["ip", "addr", "add", &ip, "dev", "lo"];
+        // Datagrams are answered from the address that they were sent to.
+        let route = ["ip", "route", "replace", &pods, "via", &gateway, "src", &ip];
+        for command in [address.as_slice(), &route] {
+            let done = cluster.outside().spawn(command).unwrap().finish(SOON).unwrap();
+            assert!(done.status.success(), "{command:?}");
+        }
+    }
+    let port = addresses[0].port().to_string();
+    cluster.outside().serve(OUTSIDE, &["--tcp", &port, "--udp", &port]).unwrap()
+}
+
+#[test]
+fn no_connection_of_an_opted_out_pod_is_translated_while_the_daemon_is_killed_and_restarted() {
+    let Some(cluster) = Cluster::alone("optrestart") else { return };
+    let shop = Shop::open(&cluster, "opt", &[PodState::Ready]);
+    let _server = serve_outside(&cluster, &shop.addresses());
+    let ways = shop.addresses().map(|to| MODES.map(|mode| (to, mode))).concat();
+    let mesh = cluster.node.pod("mesh").unwrap();
+    let mut pod = manifests::pod("test", "mesh", &mesh, PodState::Ready, &[]);
+    pod["metadata"]["annotations"] = json!({"shunt.dev/socket-proxy": "disabled"});
+    cluster.manifests.put("mesh", &[pod]).unwrap();
+    let (first, _) = ways[0];
+    let answer = || mesh.connect(first, Mode::Tcp, 1).unwrap().remove(0).server;
+    cluster.wait_for("the pod to be left alone", || answer().as_deref() == Some(OUTSIDE));
+
+    let dial = |client: &Pod| -> Vec<Client> {
+        ways.iter().map(|(to, mode)| client.connect_in_background(*to, *mode, &UNTIL_STOPPED).unwrap()).collect()
+    };
+    let (mut opted_out, mut served) = (dial(&mesh), dial(&shop.client));
+    for _ in 0..RESTARTS {
+        let killed = now();
+        cluster.daemon().kill9().unwrap();
+        for client in &mut opted_out {
+            client.wait_for_attempts(killed, 10).unwrap();
+        }
+        cluster.daemon().restart().unwrap();
+        let restarted = now();
+        for client in opted_out.iter_mut().chain(&mut served) {
+            client.wait_for_attempts(restarted, 50).unwrap();
+        }
+    }
+    for (clients, wanted) in [(&mut opted_out, OUTSIDE), (&mut served, "opt-0")] {
+        for (client, (to, mode)) in clients.iter_mut().zip(&ways) {
+            let attempts = client.attempts().unwrap();
+            let others: Vec<_> = attempts.iter().filter(|attempt| attempt.server.as_deref() != Some(wanted)).collect();
+            let (some, all) = (others.len(), attempts.len());
+            assert_eq!(some, 0, "of {all} by {mode:?} to {to} did not end at {wanted}; the first: {:?}", others[0]);
+        }
     }
 }

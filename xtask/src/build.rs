@@ -55,14 +55,14 @@ fn is_bpf_object(object: &[u8]) -> bool {
     object.starts_with(b"\x7fELF\x02\x01") && object.get(18..20) == Some(&[247, 0])
 }
 
-/// Compiles the daemon, the DNS server and the lab's peer with a profile of the root Cargo.toml.
+/// Compiles the daemon, the DNS server and the lab's programs with a profile of the root Cargo.toml.
 pub(crate) fn binaries(workspace: &Workspace, profile: &str) -> Result<()> {
     let mut command = workspace.cargo(&["build", "--bins", "--profile", profile]);
     for package in SHIPPED {
         command.args(["--package", package]);
     }
     visible(command, "building the binaries", "the first error above is the one to read")?;
-    say(format!("   binaries: {}", workspace.binary(profile, "{shunt,shunt-dns,lab-peer}").display()));
+    say(format!("   binaries: {}", workspace.binary(profile, "{shunt,shunt-dns,lab,lab-peer}").display()));
     Ok(())
 }
 

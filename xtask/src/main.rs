@@ -1,14 +1,12 @@
 //! Developer commands: set-up, build, demo, test, lint, bench.
 #![forbid(unsafe_code)]
 
-mod bench;
 mod build;
 mod command;
-mod demo;
 mod deploy;
-mod dns_compare;
 mod fuzz;
 mod gate;
+mod lab;
 mod linker;
 mod lint;
 mod packages;
@@ -42,22 +40,15 @@ enum Action {
     /// Build the BPF programs, then the binaries that embed them.
     Build(BuildOptions),
     /// Show it at work on two nodes made of namespaces, in half a minute. Needs root.
-    Demo {
-        /// Leave everything running until Ctrl-C, and say how to look inside.
-        #[arg(long)]
-        keep: bool,
-        /// Where the daemons take their objects from.
-        #[arg(long, value_enum, default_value_t = demo::Source::Manifests)]
-        source: demo::Source,
-    },
+    Demo(lab::DemoOptions),
     /// Check formatting, lints, documentation, house rules and licences.
     Lint,
     /// The gate: everything above, then the unit tests and the tests in the lab. Needs root.
     Test,
     /// Measure, side by side and as ratios.
-    Bench(bench::BenchOptions),
+    Bench(lab::BenchOptions),
     /// Ask any DNS server what ours is tested with, and print what it answers differently.
-    DnsCompare(dns_compare::CompareOptions),
+    DnsCompare(lab::CompareOptions),
 }
 
 #[derive(Debug, clap::Args)]
@@ -92,14 +83,14 @@ fn run(action: Action) -> Result<ExitCode> {
             build::bpf_objects(&workspace, &toolchain)?;
             build::binaries(&workspace, profile)?;
         }
-        Action::Demo { keep, source } => return demo::run(&workspace, keep, source),
+        Action::Demo(options) => return lab::demo(&workspace, &options),
         Action::Lint => {
             let toolchain = setup::for_building(&workspace)?;
             lint::run(&workspace, &toolchain, &mut Phases::new())?;
         }
         Action::Test => return gate::run(&workspace),
-        Action::Bench(options) => bench::run(&workspace, &options)?,
-        Action::DnsCompare(options) => return dns_compare::run(&workspace, &options),
+        Action::Bench(options) => return lab::bench(&workspace, &options),
+        Action::DnsCompare(options) => return lab::dns_compare(&workspace, &options),
     }
     Ok(ExitCode::SUCCESS)
 }

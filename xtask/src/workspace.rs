@@ -151,5 +151,26 @@ fn metadata(arguments: &[&str]) -> Result<Metadata> {
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_about_xtask(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
     command
+}
+
+/// Whether `cargo run` has set this variable to tell of the package xtask. Build scripts that look at it, ring's for one,
+/// would run anew with all that depends on them whenever cargo is started now by xtask and now by hand.
+fn is_about_xtask(variable: &str) -> bool {
+    variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cargo_says_of_xtask_is_not_handed_on_and_what_the_user_says_is() {
+        let named = |text: &str| is_about_xtask(text);
+        assert!(["CARGO_PKG_NAME", "CARGO_PKG_VERSION", "CARGO_MANIFEST_DIR"].into_iter().all(named));
+        assert!(!["CARGO_TARGET_DIR", "CARGO_HOME", "CARGO", "CARGO_BUILD_JOBS"].into_iter().any(named));
+    }
 }

@@ -97,8 +97,10 @@ pub enum Expect {
     OneOf(Vec<Server>),
     /// Refused at once.
     Reject,
-    /// No answer.
+    /// No answer, since the policy is Local and no endpoint is here.
     Drop,
+    /// No answer, since source ranges leave the client out.
+    Deny,
     /// Not ours: what happens is what would happen without a proxy.
     Pass,
 }

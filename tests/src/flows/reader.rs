@@ -140,7 +140,8 @@ pub fn judge(expect: &Expect, outcome: &Outcome) -> Seen {
         Expect::To(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: false },
         Expect::OneOf(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: true },
         Expect::Reject => Outcome::Reject,
-        Expect::Drop => Outcome::Drop,
+        // A packet is dropped without a word in either case.
+        Expect::Drop | Expect::Deny => Outcome::Drop,
         Expect::Pass => Outcome::Pass,
     };
     if *outcome == wanted { Seen::Right } else { Seen::Wrong(format!("wanted {expect}, got {outcome}")) }

@@ -134,9 +134,9 @@ fn entry_nodes(cast: &Cast, client: &Member, raw: &RawFlow, to: IpAddr) -> anyho
 fn check_servers(cast: &Cast, expect: &Expect) -> anyhow::Result<()> {
     let servers = match expect {
         Expect::To(servers) | Expect::OneOf(servers) => servers.as_slice(),
-        Expect::Reject | Expect::Drop | Expect::Pass => return Ok(()),
+        Expect::Reject | Expect::Drop | Expect::Deny | Expect::Pass => return Ok(()),
     };
-    ensure!(!servers.is_empty(), "no server is expected: say reject, drop or pass");
+    ensure!(!servers.is_empty(), "no server is expected: say reject, drop, deny or pass");
     servers.iter().try_for_each(|server| cast.member(&server.place).map(drop))
 }
 
@@ -197,6 +197,7 @@ impl fmt::Display for Expect {
             Self::OneOf(servers) => write!(f, "always the same of {}", names(servers)),
             Self::Reject => f.write_str("reject"),
             Self::Drop => f.write_str("drop"),
+            Self::Deny => f.write_str("deny"),
             Self::Pass => f.write_str("pass"),
         }
     }

@@ -56,7 +56,7 @@ fn mistakes_are_told_with_file_and_story() {
     check("proves: []\nsteps: []", &["a fact", "it proves nothing"]);
     check("proves: [EP-1]\nsteps: [{}]", &["a fact", "it has no flows"]);
     check(&flow("from: a1, to: '10.96.0.1:80/tcp', expect: perhaps"), &["a fact", "unknown variant `perhaps`"]);
-    check(&flow("from: a1, to: '10.96.0.1:80/tcp', expect: {to: []}"), &["a fact", "say reject, drop or pass"]);
+    check(&flow("from: a1, to: '10.96.0.1:80/tcp', expect: {to: []}"), &["a fact", "say reject, drop, deny or pass"]);
     check(&flow("from: a1, to: '10.96.0.1:80/tcp', expect: {to: [z9]}"), &["a fact", "\"z9\" is none of the cast"]);
     check(&flow("from: z9, to: '10.96.0.1:80/tcp', expect: drop"), &["a fact", "\"z9\" is none of the cast"]);
     check(&flow("from: a1, to: '10.96.0.1:80', expect: drop"), &["a fact", "is no destination"]);

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::socket::{Target, attempt, udp_socket};
+use super::socket::{DialTarget, attempt, udp_socket};
 use super::{Mode, error_name, now, print};
 
 /// Where to connect and how often.
@@ -63,7 +63,7 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     let interval = Duration::from_millis(arguments.interval);
     let mut next = Instant::now();
     let timeout = Duration::from_millis(arguments.timeout);
-    let target = Target { to: arguments.to, mode: arguments.mode, timeout, bind: arguments.bind };
+    let target = DialTarget { to: arguments.to, mode: arguments.mode, timeout, bind: arguments.bind };
     let mut kept = arguments.same_socket.then(|| udp_socket(&target)).transpose().context("making a UDP socket")?;
     for number in 0..arguments.count {
         let attempt = timed(&target, number, kept.as_ref());
@@ -82,7 +82,7 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
 }
 
 /// One attempt and what it came to.
-pub(super) fn timed(target: &Target, number: u64, kept: Option<&UdpSocket>) -> Attempt {
+pub(super) fn timed(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> Attempt {
     let (start, began) = (Instant::now(), now());
     let result = attempt(target, number, kept);
     let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::connect::{Attempt, timed};
-use super::socket::Target;
+use super::socket::DialTarget;
 use super::{Mode, print};
 
 /// Connect so often.
@@ -46,7 +46,7 @@ pub(super) fn dial() -> anyhow::Result<()> {
 
 fn attempts(question: &Question) -> Vec<Attempt> {
     let Question { to, mode, count, timeout } = *question;
-    let target = Target { to, mode, timeout: Duration::from_millis(timeout), bind: None };
+    let target = DialTarget { to, mode, timeout: Duration::from_millis(timeout), bind: None };
     let mut attempts = Vec::new();
     for number in 0..count {
         let attempt = timed(&target, number, None);

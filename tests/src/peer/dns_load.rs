@@ -59,7 +59,7 @@ pub struct DnsLoadLine {
     pub p99: u64,
 }
 
-struct Question {
+struct DnsQuestion {
     /// With id 0.
     wire: Vec<u8>,
     rcode: u8,
@@ -69,7 +69,7 @@ struct Question {
 pub(super) fn load(arguments: &DnsLoadArguments) -> anyhow::Result<()> {
     let text = fs::read_to_string(&arguments.questions)
         .with_context(|| format!("reading {}", arguments.questions.display()))?;
-    let questions: Vec<Question> = text.lines().map(question).collect::<anyhow::Result<_>>()?;
+    let questions: Vec<DnsQuestion> = text.lines().map(question).collect::<anyhow::Result<_>>()?;
     ensure!(!questions.is_empty(), "{} asks nothing", arguments.questions.display());
     let mut next = questions.iter().cycle();
     for _ in 0..arguments.rounds {
@@ -84,7 +84,7 @@ pub(super) fn load(arguments: &DnsLoadArguments) -> anyhow::Result<()> {
 /// Places of a socket for queries; the place is the query's id.
 struct Line<'a> {
     socket: UdpSocket,
-    places: Vec<Option<(Instant, &'a Question)>>,
+    places: Vec<Option<(Instant, &'a DnsQuestion)>>,
 }
 
 struct Round<'a> {
@@ -111,7 +111,7 @@ impl<'a> Round<'a> {
     fn run(
         &mut self,
         length: Duration,
-        questions: &mut impl Iterator<Item = &'a Question>,
+        questions: &mut impl Iterator<Item = &'a DnsQuestion>,
     ) -> anyhow::Result<DnsLoadLine> {
         let start = Instant::now();
         while start.elapsed() < length {
@@ -129,7 +129,7 @@ impl<'a> Round<'a> {
     }
 
     /// Fills all free places.
-    fn send(&mut self, questions: &mut impl Iterator<Item = &'a Question>) -> anyhow::Result<()> {
+    fn send(&mut self, questions: &mut impl Iterator<Item = &'a DnsQuestion>) -> anyhow::Result<()> {
         let mut wire = [0; 300];
         for line in &mut self.lines {
             for (id, place) in (0_u16..).zip(&mut line.places) {
@@ -186,7 +186,7 @@ impl<'a> Round<'a> {
     }
 }
 
-fn question(line: &str) -> anyhow::Result<Question> {
+fn question(line: &str) -> anyhow::Result<DnsQuestion> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let &[name, rtype, rcode] = words.as_slice() else { anyhow::bail!("{line:?} is no name, type and rcode") };
     let mut wire = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]; // RD, one question
@@ -198,5 +198,5 @@ fn question(line: &str) -> anyhow::Result<Question> {
     wire.extend_from_slice(&rtype.parse::<u16>().with_context(|| format!("the type in {line:?}"))?.to_be_bytes());
     wire.extend_from_slice(&[0, 1]);
     ensure!(wire.len() < 300, "{name} is too long");
-    Ok(Question { wire, rcode: rcode.parse().with_context(|| format!("the rcode in {line:?}"))? })
+    Ok(DnsQuestion { wire, rcode: rcode.parse().with_context(|| format!("the rcode in {line:?}"))? })
 }

@@ -12,7 +12,7 @@ use super::Mode;
 
 /// Where to connect and how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Target {
+pub(super) struct DialTarget {
     pub(super) to: SocketAddr,
     pub(super) mode: Mode,
     pub(super) timeout: Duration,
@@ -20,7 +20,7 @@ pub(super) struct Target {
 }
 
 /// Who answered, and who the client believes that it talks to.
-pub(super) fn attempt(target: &Target, number: u64, kept: Option<&UdpSocket>) -> io::Result<(String, SocketAddr)> {
+pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> io::Result<(String, SocketAddr)> {
     match (target.mode, kept) {
         (Mode::Tcp | Mode::Mptcp, _) => greeted(&open(target)?),
         (Mode::TcpFastopen, _) => fast_open(target),
@@ -31,7 +31,7 @@ pub(super) fn attempt(target: &Target, number: u64, kept: Option<&UdpSocket>) ->
 }
 
 /// A UDP socket for this target, connected if the mode says so.
-pub(super) fn udp_socket(target: &Target) -> io::Result<UdpSocket> {
+pub(super) fn udp_socket(target: &DialTarget) -> io::Result<UdpSocket> {
     let any = if target.to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(target.bind.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
     socket.set_read_timeout(Some(target.timeout))?;
@@ -41,7 +41,7 @@ pub(super) fn udp_socket(target: &Target) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn stream_socket(target: &Target) -> io::Result<Socket> {
+fn stream_socket(target: &DialTarget) -> io::Result<Socket> {
     let protocol = if target.mode == Mode::Mptcp { Protocol::MPTCP } else { Protocol::TCP };
     let socket = Socket::new(Domain::for_address(target.to), Type::STREAM, Some(protocol))?;
     if let Some(address) = target.bind {
@@ -51,7 +51,7 @@ fn stream_socket(target: &Target) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn open(target: &Target) -> io::Result<TcpStream> {
+fn open(target: &DialTarget) -> io::Result<TcpStream> {
     let socket = stream_socket(target)?;
     socket.connect_timeout(&SockAddr::from(target.to), target.timeout)?;
     let stream = TcpStream::from(socket);
@@ -61,7 +61,7 @@ fn open(target: &Target) -> io::Result<TcpStream> {
 
 /// With `TCP_FASTOPEN_CONNECT` connect() only remembers the address; the first write sends the SYN, with data if the
 /// kernel has a cookie of that server. Kernel: 4.11.
-fn fast_open(target: &Target) -> io::Result<(String, SocketAddr)> {
+fn fast_open(target: &DialTarget) -> io::Result<(String, SocketAddr)> {
     let socket = stream_socket(target)?;
     setsockopt(&socket, TcpFastOpenConnect, &true).map_err(io::Error::from)?;
     socket.set_read_timeout(Some(target.timeout))?;
@@ -80,7 +80,7 @@ fn greeted(stream: &TcpStream) -> io::Result<(String, SocketAddr)> {
     Ok((name.to_owned(), stream.peer_addr()?))
 }
 
-fn http(target: &Target) -> io::Result<(String, SocketAddr)> {
+fn http(target: &DialTarget) -> io::Result<(String, SocketAddr)> {
     let mut stream = open(target)?;
     let peername = stream.peer_addr()?;
     let response = crate::http::fetch(&mut stream, "/").map_err(io::Error::other)?;
@@ -91,7 +91,7 @@ fn http(target: &Target) -> io::Result<(String, SocketAddr)> {
     Ok((name.to_owned(), peername))
 }
 
-fn datagram(target: &Target, socket: &UdpSocket, number: u64) -> io::Result<(String, SocketAddr)> {
+fn datagram(target: &DialTarget, socket: &UdpSocket, number: u64) -> io::Result<(String, SocketAddr)> {
     let question = format!("question {number}");
     let mut buffer = [0; 2048];
     let (length, peername) = if target.mode == Mode::Udp {

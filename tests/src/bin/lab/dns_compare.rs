@@ -3,33 +3,34 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lab::peer::{DnsRecord, Resolution, ResolveArguments, resolve};
 
-use crate::ui::say;
-use crate::workspace::Workspace;
+use crate::say;
 
-const TABLE: &str = "dns/tests/corpus/answers.txt";
-
-/// Whom to ask.
+/// Whom to ask what.
 #[derive(Args, Debug)]
 pub(crate) struct CompareOptions {
     /// A DNS server that serves the cluster of dns/tests/corpus/cluster.yaml under cluster.local.
     #[arg(long, value_name = "ADDR:PORT")]
     server: SocketAddr,
+    /// The table: dns/tests/corpus/answers.txt.
+    #[arg(long)]
+    table: PathBuf,
 }
 
 /// Asks every question over UDP and TCP, and prints what is answered differently. The exit code tells whether anything is.
-pub(crate) fn run(workspace: &Workspace, options: &CompareOptions) -> Result<ExitCode> {
-    let path = workspace.root().join(TABLE);
-    let table = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+pub(crate) fn run(options: &CompareOptions) -> Result<ExitCode> {
+    let path = options.table.display();
+    let table = fs::read_to_string(&options.table).with_context(|| format!("reading {path}"))?;
     let (mut asked, mut different) = (0_u32, 0_u32);
     for line in table.lines().filter(|line| !line.starts_with('#')) {
         let words: Vec<&str> = line.splitn(3, ' ').collect();
-        let &[name, rtype, wanted] = words.as_slice() else { anyhow::bail!("{TABLE} has a line {line:?}") };
+        let &[name, rtype, wanted] = words.as_slice() else { anyhow::bail!("{path} has a line {line:?}") };
         let name = full(name);
         for (tcp, transport) in [(false, "UDP"), (true, "TCP")] {
             asked += 1;

@@ -13,9 +13,9 @@ const OURS: &str = "shunt-dns";
 
 /// Rows in the order of measurement.
 #[derive(Debug, Default)]
-pub(super) struct Report(Vec<[String; 5]>);
+pub(super) struct BenchTable(Vec<[String; 5]>);
 
-impl Report {
+impl BenchTable {
     /// Connect times; the ratio of medians is what counts.
     pub(super) fn connect(&mut self, what: &str, services: u32, direct: &BenchLine, service: &BenchLine) {
         let [ratio50, ratio99] = [(service.p50, direct.p50), (service.p99, direct.p99)]

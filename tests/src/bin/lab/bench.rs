@@ -5,32 +5,39 @@ mod dns;
 mod kube;
 mod report;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::peer::BenchLine;
 
-use crate::ui::heading;
-use crate::workspace::Workspace;
-use crate::{build, gate, setup};
-use cluster::{Cluster, Counters};
+use cluster::{BenchNode, Counters};
 use dns::Population;
-use report::Report;
+use report::BenchTable;
 
 /// How many services stand beside the one that is measured.
 const SIZES: [u32; 3] = [1, 1_000, 10_000];
 /// Pods whose names are answered, in the measurement of memory.
 const PODS: u32 = 100_000;
 
-/// What to measure.
+/// What to measure, and with which programs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchOptions {
+    /// The daemon.
+    #[arg(long)]
+    shunt: PathBuf,
+    /// The DNS server as it is shipped: reading Kubernetes' types is not optimised in the profile of the lab, and
+    /// lookups compare them.
+    #[arg(long)]
+    shunt_dns: PathBuf,
+    /// The `lab-peer` program.
+    #[arg(long)]
+    peer: PathBuf,
     /// Connections per target and size.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long)]
     samples: u32,
     /// Changes of one endpoint.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long)]
     changes: u32,
     /// Only what takes an API server.
     #[arg(long)]
@@ -40,28 +47,21 @@ pub(crate) struct BenchOptions {
     only_dns: bool,
 }
 
-/// Builds, then runs the measurements. Needs root.
-pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
-    gate::can_run_a_lab("cargo xtask bench")?;
-    heading("set-up");
-    let toolchain = setup::for_running(workspace)?;
-    heading("build");
-    build::bpf_objects(workspace, &toolchain)?;
-    build::binaries(workspace, build::LAB_PROFILE)?;
-    heading("bench");
-    let [shunt, peer] = ["shunt", "lab-peer"].map(|name| workspace.binary(build::LAB_PROFILE, name));
-    let mut report = Report::default();
+/// Runs the measurements. Needs root.
+pub(crate) fn run(options: &BenchOptions) -> Result<()> {
+    let BenchOptions { shunt, peer, .. } = options;
+    let mut report = BenchTable::default();
     if options.only_dns {
-        names(workspace, &peer, &mut report)?;
+        names(options, &mut report)?;
         report.print();
         return Ok(());
     }
     if options.only_api {
-        report.api(SIZES[2], &kube::measure(&shunt, &peer, SIZES[2], options.changes)?);
+        report.api(SIZES[2], &kube::measure(shunt, peer, SIZES[2], options.changes)?);
         report.print();
         return Ok(());
     }
-    let mut cluster = Cluster::start(&shunt, &peer)?;
+    let mut cluster = BenchNode::start(shunt, peer)?;
     for size in SIZES {
         cluster.grow_to(size).with_context(|| format!("growing to {size} services"))?;
         connects(&cluster, options, size, &mut report)?;
@@ -71,27 +71,26 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> Result<()> {
     changes_of_many(&mut cluster, options, &mut report)?;
     programming(&mut cluster, &mut report)?;
     drop(cluster);
-    report.api(SIZES[2], &kube::measure(&shunt, &peer, SIZES[2], options.changes)?);
-    names(workspace, &peer, &mut report)?;
+    report.api(SIZES[2], &kube::measure(shunt, peer, SIZES[2], options.changes)?);
+    names(options, &mut report)?;
     report.print();
     Ok(())
 }
 
-/// DNS as it is shipped: reading Kubernetes' types is not optimised in the profile of the lab, and lookups compare them.
-fn names(workspace: &Workspace, peer: &Path, report: &mut Report) -> Result<()> {
-    build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
-    let program = workspace.binary(build::RELEASE_PROFILE, "shunt-dns");
-    report.dns(&dns::measure(&program, peer, SIZES[2])?);
+/// DNS: questions a second, and memory.
+fn names(options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
+    let BenchOptions { shunt_dns: program, peer, .. } = options;
+    report.dns(&dns::measure(program, peer, SIZES[2])?);
     // Four endpoints each are what CoreDNS was measured with.
     for (endpoints, pods) in [(4, 0), (10, 0), (10, PODS)] {
         let population = Population { services: SIZES[2], endpoints, pods };
-        report.dns_memory(population, dns::memory(&program, peer, population)?);
+        report.dns_memory(population, dns::memory(program, peer, population)?);
     }
     Ok(())
 }
 
 /// Connecting to the backend itself and through its Service, sample by sample in turn.
-fn connects(cluster: &Cluster, options: &BenchOptions, services: u32, report: &mut Report) -> Result<()> {
+fn connects(cluster: &BenchNode, options: &BenchOptions, services: u32, report: &mut BenchTable) -> Result<()> {
     for (what, udp) in [("TCP connect", false), ("UDP connect", true)] {
         let lines = cluster.bench_connect(options.samples, udp)?;
         let [direct, service]: &[BenchLine; 2] = lines.as_slice().try_into().context("two targets give two lines")?;
@@ -101,7 +100,7 @@ fn connects(cluster: &Cluster, options: &BenchOptions, services: u32, report: &m
 }
 
 /// Whole exchanges: through the Service, and with session affinity, each against the server itself.
-fn exchanges(cluster: &Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+fn exchanges(cluster: &BenchNode, options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     let requests = cluster.bench_request_response(options.samples / 2)?;
     let datagrams = cluster.bench_datagrams(options.samples)?;
     for (what, lines) in [("TCP connect, request, close", requests), ("UDP datagram, unconnected", datagrams)] {
@@ -113,7 +112,7 @@ fn exchanges(cluster: &Cluster, options: &BenchOptions, report: &mut Report) -> 
 }
 
 /// One endpoint comes or goes in a service of 5,000 with three frontends.
-fn changes_of_many(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+fn changes_of_many(cluster: &mut BenchNode, options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     cluster.grow_large()?;
     let before = cluster.counters()?;
     for number in 0..options.changes.min(30) {
@@ -124,7 +123,7 @@ fn changes_of_many(cluster: &mut Cluster, options: &BenchOptions, report: &mut R
 }
 
 /// One endpoint comes or goes in a service of ten, beside all the others.
-fn changes(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -> Result<()> {
+fn changes(cluster: &mut BenchNode, options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     let before = cluster.counters()?;
     let mut seen: Vec<Duration> = Vec::new();
     for number in 0..options.changes {
@@ -137,7 +136,7 @@ fn changes(cluster: &mut Cluster, options: &BenchOptions, report: &mut Report) -
 }
 
 /// A daemon that starts on empty tables with everything to program.
-fn programming(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
+fn programming(cluster: &mut BenchNode, report: &mut BenchTable) -> Result<()> {
     cluster.start_afresh()?;
     let spent: Counters = cluster.counters()?;
     report.programming(&spent, cluster.endpoints(), cluster.rss_kib()?);

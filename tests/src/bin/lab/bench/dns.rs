@@ -12,10 +12,7 @@ use lab::{Binaries, KubeApi, Lab, Manifests, Node, Process};
 use serde_json::{Value, json};
 
 use super::cluster::{BATCH, PATIENCE, cluster_ip_of, filler, rss_kib};
-use crate::packages;
 
-/// Whom we are measured against: two authoritative servers with the same names, and two caches.
-const PACKAGES: [&str; 4] = ["knot", "nsd", "unbound", "dnsmasq-base"];
 /// The only address that is used; everything happens on the loopback of a node of the lab.
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Names of others that are asked for, few enough for every cache.
@@ -42,15 +39,15 @@ pub(super) struct DnsFigures {
 }
 
 /// A server and where it listens.
-struct Target {
+struct MeasuredServer {
     name: &'static str,
     address: SocketAddr,
     process: Process,
 }
 
-/// Measures with so many services.
+/// Measures with so many services, beside two authoritative servers with the same names and two caches, which xtask has
+/// installed.
 pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Vec<DnsFigures>> {
-    packages::install(&packages::missing(&PACKAGES), "measuring DNS beside other servers", "about 30 s")?;
     let lab = Lab::with_binaries("benchdns", Binaries { shunt: None, peer: peer.to_owned() })?;
     let node = lab.node("n1")?;
     let manifests = Manifests::new(&lab.directory().join("manifests"))?;
@@ -172,7 +169,7 @@ fn load(
     peer: &Path,
     what: &'static str,
     questions: &Path,
-    targets: &[&Target],
+    targets: &[&MeasuredServer],
     [sockets, window]: AtOnce,
 ) -> Result<Vec<DnsFigures>> {
     let to = targets.iter().map(|target| target.address.to_string()).collect::<Vec<_>>().join(",");
@@ -192,7 +189,7 @@ fn load(
     targets.iter().map(|target| figures(what, target, &lines)).collect()
 }
 
-fn figures(questions: &'static str, target: &Target, lines: &[DnsLoadLine]) -> Result<DnsFigures> {
+fn figures(questions: &'static str, target: &MeasuredServer, lines: &[DnsLoadLine]) -> Result<DnsFigures> {
     let rounds: Vec<&DnsLoadLine> = lines.iter().filter(|line| line.target == target.address).collect();
     if let Some(bad) = rounds.iter().find(|line| line.wrong > 0 || line.answered == 0) {
         bail!("{} answered {} of {} questions for {questions} wrongly", target.name, bad.wrong, bad.answered);
@@ -214,7 +211,7 @@ fn figures(questions: &'static str, target: &Target, lines: &[DnsLoadLine]) -> R
     })
 }
 
-fn ours(node: &Node, shunt_dns: &Path, manifests: &Path, upstream: SocketAddr) -> Result<Target> {
+fn ours(node: &Node, shunt_dns: &Path, manifests: &Path, upstream: SocketAddr) -> Result<MeasuredServer> {
     let (program, manifests, upstream) =
         (shunt_dns.display().to_string(), manifests.display().to_string(), upstream.to_string());
     let listen = SocketAddr::from((LOOPBACK, 5301)).to_string();
@@ -223,7 +220,7 @@ fn ours(node: &Node, shunt_dns: &Path, manifests: &Path, upstream: SocketAddr) -
 }
 
 /// Servers that read the same names from a zone file.
-fn authoritative(lab: &Lab, node: &Node, services: u32) -> Result<[Target; 2]> {
+fn authoritative(lab: &Lab, node: &Node, services: u32) -> Result<[MeasuredServer; 2]> {
     let directory = lab.directory();
     let mut zone = "$ORIGIN cluster.local.\n$TTL 5\n@ SOA ns.dns hostmaster 1 7200 1800 86400 5\n@ NS ns.dns\nns.dns A 10.96.0.10\n".to_owned();
     for number in 0..services {
@@ -261,7 +258,7 @@ fn authoritative(lab: &Lab, node: &Node, services: u32) -> Result<[Target; 2]> {
     ])
 }
 
-fn caches(lab: &Lab, node: &Node, upstream: SocketAddr) -> Result<[Target; 2]> {
+fn caches(lab: &Lab, node: &Node, upstream: SocketAddr) -> Result<[MeasuredServer; 2]> {
     let (ip, port) = (upstream.ip(), upstream.port());
     let unbound = write(
         lab.directory(),
@@ -295,11 +292,11 @@ fn caches(lab: &Lab, node: &Node, upstream: SocketAddr) -> Result<[Target; 2]> {
 }
 
 /// Starts a server on its processor and waits until it knows a name.
-fn start(node: &Node, name: &'static str, port: u16, arguments: &[&str], known: &str) -> Result<Target> {
+fn start(node: &Node, name: &'static str, port: u16, arguments: &[&str], known: &str) -> Result<MeasuredServer> {
     let address = SocketAddr::from((LOOPBACK, port));
     let command = [&["taskset", "-c", SERVER_CPU], arguments].concat();
     let process = node.host().spawn(&command).with_context(|| format!("starting {name}"))?;
-    let mut target = Target { name, address, process };
+    let mut target = MeasuredServer { name, address, process };
     let deadline = Instant::now() + PATIENCE;
     while !node.host().in_netns(|| Ok(knows(address, known)))? {
         if !target.process.is_running()? || Instant::now() > deadline {

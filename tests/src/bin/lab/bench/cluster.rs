@@ -31,7 +31,7 @@ const FILLER_ENDPOINTS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 0);
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Dropped in this order: processes before the lab that holds them.
-pub(super) struct Cluster {
+pub(super) struct BenchNode {
     daemon: Daemon,
     _server: Process,
     client: Pod,
@@ -61,7 +61,7 @@ impl Counters {
     }
 }
 
-impl Cluster {
+impl BenchNode {
     pub(super) fn start(shunt: &Path, peer: &Path) -> Result<Self> {
         let binaries = Binaries { shunt: Some(shunt.to_owned()), peer: peer.to_owned() };
         let lab = Lab::with_binaries("bench", binaries)?;
