@@ -149,7 +149,8 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
     shop.set(0, PodState::Unready);
     for (to, socket, server) in sockets.iter_mut().filter(|(_, _, server)| server == "shop-0") {
         socket.wait_for(removed, "another server", |a| a.server.as_ref().is_some_and(|s| s != server)).unwrap();
-        assert_eq!(socket.failures().unwrap().len(), 1, "{to}: the end of the socket is told once");
+        let failures: Vec<_> = socket.failures().unwrap().into_iter().map(|attempt| attempt.error).collect();
+        assert_eq!(failures.len(), 1, "{to}: the socket ends once: {failures:?}");
     }
     let removed = now();
     for (to, socket, server) in sockets.iter_mut().filter(|(_, _, server)| server != "shop-0") {

@@ -3,6 +3,7 @@
 //! A link found from an earlier life of the daemon is kept if it runs the same code at the same cgroup, and switched
 //! over in place if it runs other code, so there is no moment without a program.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -120,7 +121,7 @@ impl Loaded {
             let mut program = program(&mut self.0, name)?;
             let pin = pins.links.join(hook);
             match existing(&pin, cgroup_id, name)? {
-                Some(link) if same_code(link.program, &program, name)? => {
+                Some(link) if same_program(link.program, &program, name)? => {
                     links.kept = links.kept.saturating_add(1);
                     continue;
                 }
@@ -258,11 +259,18 @@ fn existing(pin: &Path, cgroup_id: u64, name: &'static str) -> Result<Option<bpf
     Ok((link.cgroup == cgroup_id).then_some(link))
 }
 
-/// Whether the running program has the same instructions (the kernel's tag) as the one just loaded.
-fn same_code(running: u32, program: &Hook<'_>, name: &'static str) -> Result<bool, ProgramsError> {
+/// Whether the running program has the same instructions (the kernel's tag) as the one just loaded, and reads the same
+/// maps, of which the tag says nothing: after a change of the tables the same code may run on those of another version.
+fn same_program(running: u32, program: &Hook<'_>, name: &'static str) -> Result<bool, ProgramsError> {
     let new = program.info().map_err(kernel("asking about", name))?;
-    let old = loaded_programs().filter_map(Result::ok).find(|found| found.id() == running);
-    Ok(old.is_some_and(|old| old.tag() == new.tag()))
+    let Some(old) = loaded_programs().filter_map(Result::ok).find(|found| found.id() == running) else {
+        return Ok(false);
+    };
+    let maps = |program: &ProgramInfo| -> Result<BTreeSet<u32>, ProgramsError> {
+        let ids = program.map_ids().map_err(kernel("asking about the maps of", name))?;
+        Ok(ids.unwrap_or_default().into_iter().collect())
+    };
+    Ok(old.tag() == new.tag() && maps(&old)? == maps(&new)?)
 }
 
 fn replace(pin: &Path, program: &Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {

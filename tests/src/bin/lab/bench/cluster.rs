@@ -174,10 +174,7 @@ impl BenchNode {
         let root = self.daemon.bpf_root();
         for version in fs::read_dir(&root).context("reading the pins")? {
             let version = version?.path();
-            for directory in ["links", "programs", "maps"] {
-                let path = version.join(directory);
-                fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
-            }
+            fs::remove_dir_all(&version).with_context(|| format!("removing {}", version.display()))?;
         }
         self.daemon.restart()
     }
