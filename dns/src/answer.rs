@@ -28,7 +28,7 @@ pub enum Answer {
         /// For the authority section.
         soa: Record,
     },
-    /// A reverse name that nothing in the cluster has: to be forwarded, or NXDOMAIN if that is impossible (rule 5.5).
+    /// A reverse name that nothing in the cluster has: to be forwarded, or NXDOMAIN if that is impossible (DNS-5.5).
     UnknownAddress {
         /// For the authority section if it is not forwarded.
         soa: Record,
@@ -42,13 +42,13 @@ pub enum Answer {
 pub struct Records {
     /// The answer section; CNAMEs come before what they lead to.
     pub answers: Vec<Record>,
-    /// The SOA if a chain of CNAMEs ends inside the zone without a record (rule 2.6.4).
+    /// The SOA if a chain of CNAMEs ends inside the zone without a record (DNS-2.6.4).
     pub authority: Option<Record>,
     /// Addresses of the targets named in the answers.
     pub additionals: Vec<Record>,
 }
 
-/// Why a name does not exist (rule 3.1).
+/// Why a name does not exist (DNS-3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Absence {
     /// No name of the cluster domain looks like this.
@@ -80,18 +80,18 @@ pub enum Absence {
 impl fmt::Display for Absence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Shape => "no name of the cluster domain looks like this (rule 1.2)",
-            Self::Namespace => "there is no such namespace (rule 3.1)",
-            Self::Service => "the namespace has no such service (rule 3.1)",
-            Self::Unassigned => "the service has no cluster IP yet (rule 3.1)",
-            Self::NoReadyEndpoint => "the headless service has no ready endpoint (rule 2.3.3)",
-            Self::Endpoint => "no ready endpoint of the service has this name (rule 2.4)",
-            Self::Port => "the service has no such named port with this protocol (rule 2.5.8)",
-            Self::BelowExternalName => "nothing lives below an ExternalName service (rule 2.6.7)",
-            Self::ExternalTarget => "the ExternalName target is not a DNS name (rule 2.6.8)",
-            Self::PodsDisabled => "pod names are disabled (rule 6.1)",
-            Self::PodAddress => "the label is not an address with dashes (rule 6.2)",
-            Self::Pod => "the namespace has no pod with this address (rule 6.3)",
+            Self::Shape => "no name of the cluster domain looks like this (DNS-1.2)",
+            Self::Namespace => "there is no such namespace (DNS-3.1)",
+            Self::Service => "the namespace has no such service (DNS-3.1)",
+            Self::Unassigned => "the service has no cluster IP yet (DNS-3.1)",
+            Self::NoReadyEndpoint => "the headless service has no ready endpoint (DNS-2.3.3)",
+            Self::Endpoint => "no ready endpoint of the service has this name (DNS-2.4)",
+            Self::Port => "the service has no such named port with this protocol (DNS-2.5.8)",
+            Self::BelowExternalName => "nothing lives below an ExternalName service (DNS-2.6.7)",
+            Self::ExternalTarget => "the ExternalName target is not a DNS name (DNS-2.6.8)",
+            Self::PodsDisabled => "pod names are disabled (DNS-6.1)",
+            Self::PodAddress => "the label is not an address with dashes (DNS-6.2)",
+            Self::Pod => "the namespace has no pod with this address (DNS-6.3)",
         })
     }
 }
@@ -103,9 +103,9 @@ impl Answer {
         match self {
             Self::Records(_) => "from the cluster's objects".to_owned(),
             Self::Alias { target, .. } => format!("an alias of {target}, which is not of the cluster"),
-            Self::NoData { soa: _ } => "the name exists, but has no record of this type (rule 3.2)".to_owned(),
+            Self::NoData { soa: _ } => "the name exists, but has no record of this type (DNS-3.2)".to_owned(),
             Self::NxDomain { why, soa: _ } => why.to_string(),
-            Self::UnknownAddress { soa: _ } => "nothing in the cluster has this address (rule 5.5)".to_owned(),
+            Self::UnknownAddress { soa: _ } => "nothing in the cluster has this address (DNS-5.5)".to_owned(),
             Self::NotOurs => "not a name of the cluster".to_owned(),
         }
     }

@@ -1,5 +1,5 @@
 //! The search path of pods, completed on the server: one query where the resolver library would send five
-//! (rules 17.7 to 17.12).
+//! (DNS-17.7…17.12).
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! A server block: how the queries for a domain are answered, handler by handler in CoreDNS's order (rule 13.4).
+//! A server block: how the queries for a domain are answered, handler by handler in CoreDNS's order (DNS-13.4).
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -64,13 +64,13 @@ pub struct Transfer {
 pub(crate) struct Kubernetes {
     /// The cluster domain and the reverse zones.
     pub(crate) zones: Vec<Name>,
-    /// In these, what does not exist is looked for elsewhere (rule 3.11).
+    /// In these, what does not exist is looked for elsewhere (DNS-3.11).
     pub(crate) fallthrough: Vec<Name>,
 }
 
 impl Kubernetes {
     /// The cluster domain and all addresses; those that are not the cluster's are looked for elsewhere (the stock
-    /// setting, rule 5.5).
+    /// setting, DNS-5.5).
     #[must_use]
     pub(crate) fn usual(domain: Name) -> Self {
         let reverse = reverse_trees();
@@ -220,8 +220,8 @@ impl Asker<'_> {
         }
     }
 
-    /// The first reply that is not NXDOMAIN, as the answer for the first name (rules 17.8, 17.9); if there is none, the
-    /// first reply (rule 17.10).
+    /// The first reply that is not NXDOMAIN, as the answer for the first name (DNS-17.8, DNS-17.9); if there is none,
+    /// the first reply (DNS-17.10).
     async fn complete(&self, query: &Query, paths: Vec<Name>) -> Reply {
         let mut first = None;
         for path in paths {
@@ -244,7 +244,7 @@ impl Asker<'_> {
         first.unwrap_or_default()
     }
 
-    /// The alias together with the answer for its target, from the block that is for the target (rules 2.6.2, 2.6.5).
+    /// The alias together with the answer for its target, from the block that is for the target (DNS-2.6.2, DNS-2.6.5).
     /// The alias exists whatever that answer is. If that block fails, its failure is the reply, so that the client
     /// retries.
     fn follow<'a>(&'a self, mut alias: Reply, query: &'a Query, target: Name) -> BoxFuture<'a, Reply> {
@@ -257,7 +257,7 @@ impl Asker<'_> {
                 return beyond;
             }
             alias.answers.append(&mut beyond.answers);
-            alias.truncated |= beyond.truncated; // rule 2.6.6
+            alias.truncated |= beyond.truncated; // DNS-2.6.6
             alias.asks = beyond.asks;
             alias
         })
@@ -287,11 +287,11 @@ impl Asker<'_> {
     /// Turns the zone's answer into a reply; asks an upstream where the zone's answer requires it.
     async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Reply {
         let cluster = Reply::cluster(Author::Kubernetes);
-        // A reverse zone may be a part of the tree that the address lies in (rule 5.4).
+        // A reverse zone may be a part of the tree that the address lies in (DNS-5.4).
         let soa_here = |soa: Record| {
             if soa.name.num_labels() == zone.num_labels() { soa } else { self.view.zone.soa_of(&query.name, zone) }
         };
-        // Upstreams may know (rules 3.11, 5.5), even while we do not (rule 11.4).
+        // Upstreams may know (DNS-3.11, DNS-5.5), even while we do not (DNS-11.4).
         let falls_through =
             || kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name)) && self.can_forward(&query.name);
         match self.view.zone.answer(&query.name, query.query_type) {
@@ -313,7 +313,7 @@ impl Asker<'_> {
         }
     }
 
-    /// Absence is only a fact once the cluster is known (rule 11.3).
+    /// Absence is only a fact once the cluster is known (DNS-11.3).
     fn absence(&self) -> ResponseCode {
         if self.view.snapshot.is_some() { ResponseCode::NXDomain } else { ResponseCode::ServFail }
     }
@@ -378,7 +378,7 @@ fn dangling(reply: &Reply, query: &Query) -> Option<Name> {
     (!reply.answers.iter().any(|record| record.name == target)).then_some(target)
 }
 
-/// Rules 3.8 and 3.9.
+/// DNS-3.8 and DNS-3.9.
 fn failure(error: ForwardError) -> Reply {
     let rcode = match &error {
         ForwardError::NoUpstreams | ForwardError::Busy => ResponseCode::Refused,

@@ -16,7 +16,7 @@ const STALE_TTL: u32 = 30;
 /// An entry counts once for each of these octets of memory, so that the capacity bounds that too.
 const USUAL_SIZE: usize = 2048;
 
-/// How long answers of upstreams are kept. The default is that of `cache 30` in the stock Corefile (rule 13.1), with
+/// How long answers of upstreams are kept. The default is that of `cache 30` in the stock Corefile (DNS-13.1), with
 /// prefetch and stale answers on top.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
@@ -24,7 +24,7 @@ pub struct CacheConfig {
     pub(crate) success: Bounds,
     /// Answers that there is nothing.
     pub(crate) denial: Bounds,
-    /// How long a failure that an upstream reports is kept (RFC 9520; rule 14.2).
+    /// How long a failure that an upstream reports is kept (RFC 9520; DNS-14.2).
     pub(crate) failure: Duration,
     /// Which answers are refreshed before they expire, if any.
     pub(crate) prefetch: Option<Prefetch>,
@@ -47,7 +47,7 @@ pub(crate) struct Bounds {
     pub(crate) longest: Duration,
 }
 
-/// When an answer is in demand (rule 14.8).
+/// When an answer is in demand (DNS-14.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prefetch {
     /// It was asked for so often,
@@ -73,7 +73,7 @@ impl Default for CacheConfig {
     }
 }
 
-/// The key of an answer (rule 14.1). Upper and lower case are equal in names.
+/// The key of an answer (DNS-14.1). Upper and lower case are equal in names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) name: Name,
@@ -85,7 +85,7 @@ pub(crate) struct Key {
 /// An answer whose TTL has not expired.
 #[derive(Debug)]
 pub(crate) struct Hit {
-    /// Aged, its owner names spelled as asked (rule 9.3).
+    /// Aged, its owner names spelled as asked (DNS-9.3).
     pub(crate) message: Message,
     /// The caller must ask the upstream again; no other caller gets this flag for this entry.
     pub(crate) refresh: bool,
@@ -158,8 +158,8 @@ impl Cache {
         Some(entry.told(key, |_| STALE_TTL))
     }
 
-    /// Keeps `message` if it has a TTL (rules 14.2, 14.3), and lowers its TTLs to the time that it is kept: the client
-    /// must not keep it longer than we do. A failure does not replace an answer that can still be used.
+    /// Keeps `message` if it has a TTL (DNS-14.2, DNS-14.3), and lowers its TTLs to the time that it is kept: the
+    /// client must not keep it longer than we do. A failure does not replace an answer that can still be used.
     pub(crate) fn put(&self, key: Key, message: &mut Message, now: Instant) {
         let Some((kind, lifetime)) = self.config.lifetime(key.rtype, message) else { return };
         let least = match kind {
@@ -180,7 +180,7 @@ impl Cache {
             return;
         }
         let mut message = message.clone();
-        message.edns = None; // made anew for each client (rule 14.7)
+        message.edns = None; // made anew for each client (DNS-14.7)
         let entry = Arc::new(Entry { message, stored: now, lifetime, demand: Mutex::default() });
         let (table, other) = match kind {
             Kind::Success => (&self.success, &self.denial),

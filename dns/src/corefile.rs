@@ -1,4 +1,4 @@
-//! An existing Corefile as configuration (rules 13.1 to 13.6). A directive that this server does not support is refused
+//! An existing Corefile as configuration (DNS-13.1…13.6). A directive that this server does not support is refused
 //! by name and line, so that no setting is silently without effect.
 
 mod glob;

@@ -1,4 +1,4 @@
-//! Logs queries that failed: one line each, or one line for many (rules 13.6, 16.3).
+//! Logs queries that failed: one line each, or one line for many (DNS-13.6, DNS-16.3).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

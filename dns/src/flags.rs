@@ -152,7 +152,7 @@ fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
     Ok(ServerConfig::usual(listen, zone, forward))
 }
 
-/// Addresses at which others reach this server: those it listens on, or if it listens on all, the host's (rule 4.3).
+/// Addresses at which others reach this server: those it listens on, or if it listens on all, the host's (DNS-4.3).
 fn own_addresses(listen: &[SocketAddr]) -> anyhow::Result<Vec<IpAddr>> {
     let mut addresses: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
     if addresses.iter().any(IpAddr::is_unspecified) {

@@ -62,7 +62,7 @@ pub struct Route {
     pub force_tcp: bool,
     /// PEM file with the authorities of upstreams that are asked over TLS; without one, the system's.
     pub(crate) authorities: Option<PathBuf>,
-    /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, rule 13.1).
+    /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, DNS-13.1).
     /// One client gets at most half of them, and less while others wait too.
     pub max_concurrent: usize,
 }
@@ -256,7 +256,7 @@ impl Forwarder {
     }
 
     /// A client asks for the HINFO of `name`. Returns whether the question is our own, sent back by an upstream that
-    /// forwards to this server (rule 16.1): then it must not be forwarded again.
+    /// forwards to this server (DNS-16.1): then it must not be forwarded again.
     pub(crate) fn meet(&self, name: &Name) -> bool {
         self.ways.iter().any(|way| way.group().meet(name))
     }

@@ -1,4 +1,4 @@
-//! Fixed names, as in `/etc/hosts`: written into the configuration, or in a file that is followed (rule 13.6).
+//! Fixed names, as in `/etc/hosts`: written into the configuration, or in a file that is followed (DNS-13.6).
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! `/health`, `/ready` and `/metrics`, by CoreDNS's conventions (rules 11.7 to 11.9 and 12).
+//! `/health`, `/ready` and `/metrics`, by CoreDNS's conventions (DNS-11.7…11.9 and DNS-12).
 
 mod self_check;
 

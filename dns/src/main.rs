@@ -55,7 +55,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let quiet = flags.quiet;
     let plan = Plan::new(&flags)?;
     let mut tasks = JoinSet::new();
-    // Other names are answered while the cluster is not known yet (rule 11.2).
+    // Other names are answered while the cluster is not known yet (DNS-11.2).
     let (sender, snapshots) = watch::channel(None);
     if plan.needs_cluster {
         start_source(flags, &plan.server, plan.kubeconfig, sender, &mut tasks).await?;
@@ -135,7 +135,7 @@ impl Signals {
     }
 }
 
-/// Follows the Corefile at the interval that it sets, and reads it at once on SIGUSR1, as CoreDNS does (rule 11.10).
+/// Follows the Corefile at the interval that it sets, and reads it at once on SIGUSR1, as CoreDNS does (DNS-11.10).
 async fn follow(mut follower: Follower, mut read_again: Signal) {
     loop {
         tokio::select! {

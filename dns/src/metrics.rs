@@ -1,4 +1,4 @@
-//! The counters as Prometheus metrics: under CoreDNS's names and labels where the meaning is the same (rule 12), so
+//! The counters as Prometheus metrics: under CoreDNS's names and labels where the meaning is the same (DNS-12), so
 //! that dashboards still work.
 
 mod configured;

@@ -1,16 +1,16 @@
-//! What a name asks for: the shapes of DNS rules 1.2–1.7 and of the reverse trees, before any data is looked at.
+//! What a name asks for: the shapes of DNS-1.2…1.7 and of the reverse trees, before any data is looked at.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::rr::Name;
 use shunt_model::{ObjectKey, Protocol};
 
-/// A name, read. Everything below the cluster domain is lower case (rule 1.1).
+/// A name, read. Everything below the cluster domain is lower case (DNS-1.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Question {
     /// Neither in the cluster domain nor in a reverse tree.
     Outside,
-    /// Below `in-addr.arpa.` or `ip6.arpa.`; `None` unless it spells one whole address (rule 5.6).
+    /// Below `in-addr.arpa.` or `ip6.arpa.`; `None` unless it spells one whole address (DNS-5.6).
     Reverse(Option<IpAddr>),
     /// The cluster domain itself.
     Apex,
@@ -47,7 +47,7 @@ impl Question {
             return reverse(name).map_or(Self::Outside, Self::Reverse);
         }
         let Some(rest) = labels.map(lower).collect::<Option<Vec<String>>>() else {
-            return Self::Shapeless; // rule 1.9
+            return Self::Shapeless; // DNS-1.9
         };
         let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
         match rest.as_slice() {
@@ -85,7 +85,7 @@ fn service(below: &[&str]) -> Question {
     }
 }
 
-/// The underscores are optional, as in CoreDNS (rule 1.7).
+/// The underscores are optional, as in CoreDNS (DNS-1.7).
 fn without_underscore(label: &str) -> &str {
     label.strip_prefix('_').unwrap_or(label)
 }
@@ -168,28 +168,29 @@ mod tests {
         check("cluster.local.", Question::Apex);
         check("dns-version.Cluster.Local.", Question::Version);
         check("ns.dns.cluster.local.", Question::NameServer);
-        check("dns.cluster.local.", Question::Shapeless); // 4.4
+        check("dns.cluster.local.", Question::Shapeless); // DNS-4.4
         check("svc.cluster.local.", Question::Services);
         check("shop.svc.cluster.local.", Question::Namespace("shop".into()));
         check("WEB.shop.SVC.cluster.local.", Question::Service(web()));
         check("a.web.shop.svc.cluster.local.", Question::Endpoint(web(), "a".into()));
         check("_http._TCP.web.shop.svc.cluster.local.", Question::Port(web(), "http".into(), Some(Protocol::Tcp)));
-        check("http.sctp.web.shop.svc.cluster.local.", Question::Port(web(), "http".into(), Some(Protocol::Sctp))); // 1.7
+        // DNS-1.7
+        check("http.sctp.web.shop.svc.cluster.local.", Question::Port(web(), "http".into(), Some(Protocol::Sctp)));
         check("_http._dccp.web.shop.svc.cluster.local.", Question::Port(web(), "http".into(), None));
-        check("x._http._tcp.web.shop.svc.cluster.local.", Question::Shapeless); // 1.4
-        check("svc.svc.svc.cluster.local.", Question::Service(ObjectKey::new("svc", "svc"))); // 1.6
+        check("x._http._tcp.web.shop.svc.cluster.local.", Question::Shapeless); // DNS-1.4
+        check("svc.svc.svc.cluster.local.", Question::Service(ObjectKey::new("svc", "svc"))); // DNS-1.6
         check("pod.cluster.local.", Question::Pods);
         check("1-2-3-4.shop.pod.cluster.local.", Question::Pod("shop".into(), "1-2-3-4".into()));
         check("x.1-2-3-4.shop.pod.cluster.local.", Question::Shapeless);
-        check("other.cluster.local.", Question::Shapeless); // 1.2
+        check("other.cluster.local.", Question::Shapeless); // DNS-1.2
         let bytes = Name::from_labels([b"web".as_slice(), b"\xff\0", b"svc", b"cluster", b"local"]).unwrap();
         let domain = Name::from_ascii("cluster.local.").unwrap();
-        assert_eq!(Question::parse(&bytes, &domain), Question::Shapeless); // 1.9
+        assert_eq!(Question::parse(&bytes, &domain), Question::Shapeless); // DNS-1.9
     }
 
     #[test]
     fn whole_labels_decide_what_is_ours() {
-        check("xcluster.local.", Question::Outside); // 3.10
+        check("xcluster.local.", Question::Outside); // DNS-3.10
         check("local.", Question::Outside);
         check(".", Question::Outside);
         check("example.arpa.", Question::Outside);
@@ -201,7 +202,7 @@ mod tests {
         check("1.0.96.10.in-addr.arpa.", Question::Reverse(Some("10.96.0.1".parse().unwrap())));
         check("1.0.96.10.IN-ADDR.ARPA.", Question::Reverse(Some("10.96.0.1".parse().unwrap())));
         for name in ["0.96.10", "1.1.0.96.10", "+1.0.96.10", "01.0.96.10", "256.0.96.10", "x.0.96.10"] {
-            check(&format!("{name}.in-addr.arpa."), Question::Reverse(None)); // 5.6
+            check(&format!("{name}.in-addr.arpa."), Question::Reverse(None)); // DNS-5.6
         }
         check("in-addr.arpa.", Question::Reverse(None));
         let address: IpAddr = "fd00::Ab".parse().unwrap();

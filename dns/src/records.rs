@@ -6,7 +6,7 @@ use hickory_proto::ProtoError;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record};
 
-/// The longest a negative answer may be kept, whatever the configured TTL (rule 3.5).
+/// The longest a negative answer may be kept, whatever the configured TTL (DNS-3.5).
 const NEGATIVE_TTL_CAP: u32 = 300;
 
 /// The absolute name that a text means, with its final dot or without.
@@ -40,7 +40,7 @@ pub(crate) fn ptr(owner: Name, ttl: u32, target: Name) -> Record {
     Record::from_rdata(owner, ttl, RData::PTR(PTR(target)))
 }
 
-/// An SRV record of priority 0 (rule 2.5.4).
+/// An SRV record of priority 0 (DNS-2.5.4).
 pub(crate) fn srv(owner: Name, ttl: u32, weight: u16, port: u16, target: Name) -> Record {
     Record::from_rdata(owner, ttl, RData::SRV(SRV::new(0, weight, port, target)))
 }
@@ -50,7 +50,7 @@ pub(crate) fn txt(owner: Name, ttl: u32, text: &str) -> Record {
     Record::from_rdata(owner, ttl, RData::TXT(TXT::new(vec![text.to_owned()])))
 }
 
-/// The SOA of `zone` (rule 3.5): TTL and minimum say how long an absence may be believed.
+/// The SOA of `zone` (DNS-3.5): TTL and minimum say how long an absence may be believed.
 pub(crate) fn soa(zone: Name, ttl: u32, serial: u32) -> Record {
     // A zone so long that nothing fits below it has no names to be absent either.
     let server = below(&["ns", "dns"], &zone).unwrap_or_else(|| zone.clone());
@@ -70,7 +70,7 @@ pub(crate) fn suffix(name: &Name, count: usize) -> Name {
     name.trim_to(count)
 }
 
-/// The label of an endpoint without a hostname (rule 2.4.2).
+/// The label of an endpoint without a hostname (DNS-2.4.2).
 pub(crate) fn dashed(address: IpAddr) -> String {
     let mut label = address.to_string().replace(['.', ':'], "-");
     if label.ends_with('-') {
@@ -79,7 +79,7 @@ pub(crate) fn dashed(address: IpAddr) -> String {
     label
 }
 
-/// The address a label spells with dashes (rule 6.2): three single dashes are IPv4, everything else is IPv6.
+/// The address a label spells with dashes (DNS-6.2): three single dashes are IPv4, everything else is IPv6.
 pub(crate) fn undashed(label: &str) -> Option<IpAddr> {
     if label.contains(['.', ':']) {
         return None; // possible on the wire, and no spelling of ours
@@ -123,6 +123,6 @@ mod tests {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(undashed(&dashed(address)), Some(address), "{text}");
         }
-        assert_eq!(dashed("fd88:77:0:0:9::".parse().unwrap()), "fd88-77-0-0-9--0"); // 2.4.2
+        assert_eq!(dashed("fd88:77:0:0:9::".parse().unwrap()), "fd88-77-0-0-9--0"); // DNS-2.4.2
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Reply {
     pub(crate) additionals: Vec<Record>,
 }
 
-/// Where the answer comes from, which decides the AA and AD bits (rules 9.1, 9.2).
+/// Where the answer comes from, which decides the AA and AD bits (DNS-9.1, DNS-9.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The server itself: an error.
@@ -59,7 +59,7 @@ impl Reply {
         Self { origin: Origin::Cluster, author, ..Self::default() }
     }
 
-    /// It only reports that there is no view of the cluster yet (rule 11.3).
+    /// It only reports that there is no view of the cluster yet (DNS-11.3).
     pub(crate) fn is_ignorant(&self) -> bool {
         self.rcode == ResponseCode::ServFail && self.author == Author::Kubernetes
     }
@@ -71,11 +71,11 @@ impl Reply {
         metadata.authoritative = self.origin == Origin::Cluster;
         metadata.truncation = self.truncated;
         metadata.authentic_data = self.origin == Origin::Upstream { authentic: true };
-        metadata.recursion_available = true; // kinder to tools than clearing it on cluster answers (rule 9.2)
+        metadata.recursion_available = true; // kinder to tools than clearing it on cluster answers (DNS-9.2)
         metadata
     }
 
-    /// Shuffles addresses and mail servers for each client (rule 10.1); all other records keep their place.
+    /// Shuffles addresses and mail servers for each client (DNS-10.1); all other records keep their place.
     pub(crate) fn shuffle(&mut self) {
         if self.answers.len() < 2 && self.additionals.len() < 2 {
             return;
@@ -90,7 +90,7 @@ impl Reply {
     pub(crate) fn encode(&mut self, request: &Request, payload: u16) -> Vec<u8> {
         let edns = edns_for(request, payload);
         let limit = match request.transport {
-            Transport::Udp => edns.as_ref().map_or(SMALLEST_PAYLOAD, Edns::max_payload), // rule 9.13
+            Transport::Udp => edns.as_ref().map_or(SMALLEST_PAYLOAD, Edns::max_payload), // DNS-9.13
             Transport::Tcp => u16::MAX,
         };
         self.fit(request, limit - edns.as_ref().map_or(0, |_| OPT_LENGTH));
@@ -106,7 +106,7 @@ impl Reply {
     }
 
     /// Drops records from the end until the reply leaves room for its OPT, which hickory writes last and would lose
-    /// (rules 9.14, 9.18).
+    /// (DNS-9.14, DNS-9.18).
     fn fit(&mut self, request: &Request, room: u16) {
         if self.at_most(request) <= usize::from(room) {
             return;
@@ -167,7 +167,7 @@ fn shuffle_types(section: &mut [Record], types: &[RecordType]) {
     }
 }
 
-/// A reply to a message that could not be parsed, so it does not repeat the question (rules 9.4, 9.6).
+/// A reply to a message that could not be parsed, so it does not repeat the question (DNS-9.4, DNS-9.6).
 pub(crate) fn header_only(asked: &Metadata, rcode: ResponseCode) -> Vec<u8> {
     let mut metadata = Metadata::response_from_request(asked);
     metadata.response_code = rcode;
@@ -193,7 +193,7 @@ fn record_at_most(record: &Record) -> usize {
     record.name.len() + 11 + data
 }
 
-/// The OPT of the reply, if the query had one (rule 9.9).
+/// The OPT of the reply, if the query had one (DNS-9.9).
 fn edns_for(request: &Request, payload: u16) -> Option<Edns> {
     let asked = request.edns.as_ref()?;
     let mut edns = Edns::new();

@@ -1,4 +1,4 @@
-//! A query as it was received: parsed and checked, or refused (rules 9.4–9.6).
+//! A query as it was received: parsed and checked, or refused (DNS-9.4…9.6).
 
 use std::net::SocketAddr;
 

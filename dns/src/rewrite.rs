@@ -1,4 +1,4 @@
-//! Names that are asked for under another name (rule 13.6). The client gets its own name back, in the question and as
+//! Names that are asked for under another name (DNS-13.6). The client gets its own name back, in the question and as
 //! owner of the records, so that it knows the reply for its own; other names in the answer stay, unless a rule says
 //! more.
 

@@ -49,7 +49,7 @@ pub struct ServerConfig {
     pub zone: ZoneConfig,
     /// How queries are answered, by the block with the longest domain that the name lies in.
     pub blocks: Vec<BlockConfig>,
-    /// How long after the start questions about the cluster wait for its first view (rule 11.1); then they are
+    /// How long after the start questions about the cluster wait for its first view (DNS-11.1); then they are
     /// SERVFAIL.
     pub startup_timeout: Duration,
 }
@@ -226,7 +226,7 @@ impl Server {
         Ok(())
     }
 
-    /// Accepts no new query, waits for the answers in progress, `patience` at most, and shuts down (rule 11.9).
+    /// Accepts no new query, waits for the answers in progress, `patience` at most, and shuts down (DNS-11.9).
     pub async fn drain(mut self, patience: Duration) {
         self.tasks.shutdown().await;
         self.ending.begin(patience).await;
@@ -442,7 +442,7 @@ fn follow(
     let follower = async move {
         loop {
             let before = sender.borrow().clone();
-            // A source that is gone leaves its last view in force (rule 11.5).
+            // A source that is gone leaves its last view in force (DNS-11.5).
             tokio::select! {
                 Ok(()) = snapshots.changed() => {
                     let Some(snapshot) = snapshots.borrow_and_update().clone() else {

@@ -15,7 +15,7 @@ use crate::request::Transport;
 
 /// Rcodes 0–15 fit the header; of the extended ones only BADVERS (16) is ever sent by us.
 const RCODES: usize = 24;
-/// The types that CoreDNS counts separately (rule 12).
+/// The types that CoreDNS counts separately (DNS-12).
 const TYPES: [RecordType; 18] = [
     RecordType::A,
     RecordType::AAAA,
@@ -36,7 +36,7 @@ const TYPES: [RecordType; 18] = [
     RecordType::IXFR,
     RecordType::AXFR,
 ];
-/// CoreDNS's buckets of message sizes in octets (rule 12).
+/// CoreDNS's buckets of message sizes in octets (DNS-12).
 const SIZES: [f64; 14] =
     [0.0, 100.0, 200.0, 300.0, 400.0, 511.0, 1023.0, 2047.0, 4095.0, 8291.0, 16e3, 32e3, 48e3, 64e3];
 
@@ -140,7 +140,7 @@ pub(crate) struct HealthCounters {
 
 impl Default for HealthCounters {
     fn default() -> Self {
-        // 0.25 ms to 2.5 s (rule 12).
+        // 0.25 ms to 2.5 s (DNS-12).
         let duration = Histogram::new(exponential_buckets(0.00025, 10.0, 5));
         Self { duration, failures: Counter::default() }
     }
@@ -330,7 +330,7 @@ impl PeerCounters {
     }
 }
 
-/// CoreDNS's buckets: 0.25 ms, doubling 16 times (rule 12).
+/// CoreDNS's buckets: 0.25 ms, doubling 16 times (DNS-12).
 fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.00025, 2.0, 16))
 }

@@ -1,4 +1,4 @@
-//! Answers made from the question by a template (rule 13.6).
+//! Answers made from the question by a template (DNS-13.6).
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};

@@ -19,7 +19,7 @@ use crate::question::Question;
 use crate::records;
 use index::Index;
 
-/// How long a chain of ExternalName Services is followed (rule 2.6.2).
+/// How long a chain of ExternalName Services is followed (DNS-2.6.2).
 pub(crate) const LONGEST_ALIAS_CHAIN: usize = 10;
 
 /// What the server answers from at the moment.
@@ -28,7 +28,7 @@ pub struct View {
     /// The zone; without data until `synced`.
     pub zone: Arc<Zone>,
     /// The snapshot of `zone`, absent until the first complete one: until then a cluster name that is not found is
-    /// SERVFAIL, because its absence is not certain (rule 11.3).
+    /// SERVFAIL, because its absence is not certain (DNS-11.3).
     pub snapshot: Option<Arc<Snapshot>>,
 }
 
@@ -43,11 +43,11 @@ pub struct ZoneConfig {
     pub pods: PodMode,
     /// Addresses of the DNS service itself, for NS and `ns.dns`; without any the apex has no NS.
     pub dns_addresses: Vec<IpAddr>,
-    /// An endpoint without a hostname is named after its pod, if that name is short enough (rule 2.4.5).
+    /// An endpoint without a hostname is named after its pod, if that name is short enough (DNS-2.4.5).
     pub endpoint_pod_names: bool,
-    /// Only these namespaces exist; none means all (rule 8.5).
+    /// Only these namespaces exist; none means all (DNS-8.5).
     pub namespaces: BTreeSet<String>,
-    /// A Service without a ready endpoint does not exist, whatever its kind (rule 2.2.3).
+    /// A Service without a ready endpoint does not exist, whatever its kind (DNS-2.2.3).
     pub ignore_empty_service: bool,
 }
 
@@ -67,7 +67,7 @@ impl ZoneConfig {
     }
 }
 
-/// Names of the form `IP-WITH-DASHES.NS.pod` (rules 6.1–6.3).
+/// Names of the form `IP-WITH-DASHES.NS.pod` (DNS-6.1…6.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodMode {
     /// No such names.
@@ -97,7 +97,7 @@ impl Zone {
     }
 
     /// The zone after a change. The serial moves to `serial` if anything that is in DNS changed, and never backwards
-    /// (rule 3.6).
+    /// (DNS-3.6).
     #[must_use]
     pub fn next(&self, snapshot: Arc<Snapshot>, serial: u32) -> Self {
         let mut index = self.index.clone();
@@ -145,8 +145,8 @@ impl Zone {
         }
     }
 
-    /// Follows an ExternalName through the zone (rules 2.6.2, 2.6.4). A chain that ends in nothing keeps its CNAMEs and
-    /// says NODATA with the SOA; so does a loop.
+    /// Follows an ExternalName through the zone (DNS-2.6.2, DNS-2.6.4). A chain that ends in nothing keeps its CNAMEs
+    /// and says NODATA with the SOA; so does a loop.
     fn follow(&self, name: &Name, rtype: RecordType, mut chain: Vec<Record>, mut target: Name) -> Answer {
         while chain.len() < LONGEST_ALIAS_CHAIN && !chain.iter().any(|link| link.name == target) {
             if !self.config.cluster_domain.zone_of(&target) {
@@ -190,17 +190,17 @@ impl Zone {
         Answer::NxDomain { why, soa: self.soa(name) }
     }
 
-    /// The SOA of a reverse zone, or of any zone that `name` lies in, spelled as there (rule 5.5).
+    /// The SOA of a reverse zone, or of any zone that `name` lies in, spelled as there (DNS-5.5).
     pub(crate) fn soa_of(&self, name: &Name, zone: &Name) -> Record {
         records::soa(records::suffix(name, zone.iter().len()), self.config.ttl, self.serial)
     }
 
-    /// The SOA, its owner spelled as in the question (rule 3.5).
+    /// The SOA, its owner spelled as in the question (DNS-3.5).
     fn soa(&self, name: &Name) -> Record {
         records::soa(self.domain_in(name), self.config.ttl, self.serial)
     }
 
-    /// The cluster domain as `name`, which lies in it, spells it (rule 9.3).
+    /// The cluster domain as `name`, which lies in it, spells it (DNS-9.3).
     fn domain_in(&self, name: &Name) -> Name {
         records::suffix(name, self.config.cluster_domain.iter().len())
     }

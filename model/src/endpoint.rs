@@ -1,4 +1,4 @@
-//! An EndpointSlice, reduced to what load balancing and DNS read (spec IN-30…38, DNS 8.6).
+//! An EndpointSlice, reduced to what load balancing and DNS read (IN-30…38, DNS-8.6).
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use crate::key::{Family, Protocol, SliceKey};
 
-/// One EndpointSlice of addressType IPv4 or IPv6 (FQDN slices never reach the model, spec IN-31).
+/// One EndpointSlice of addressType IPv4 or IPv6 (FQDN slices never reach the model, IN-31).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
     /// Owning Service and slice name.
@@ -18,13 +18,13 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// The endpoints; each has at least one address of `family`.
     pub endpoints: Vec<Endpoint>,
-    /// Carries the label `service.kubernetes.io/headless`: in DNS, but not balanced (spec IN-2).
+    /// Carries the label `service.kubernetes.io/headless`: in DNS, but not balanced (IN-2).
     pub headless: bool,
-    /// The time of the change that led to this version of the slice, if its writer gives it (spec SY-20).
+    /// The time of the change that led to this version of the slice, if its writer gives it (SY-20).
     pub triggered: Option<SystemTime>,
 }
 
-/// One `ports` entry of a slice (spec IN-32).
+/// One `ports` entry of a slice (IN-32).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointPort {
     /// Matches [`crate::ServicePort::name`].
@@ -35,10 +35,10 @@ pub struct EndpointPort {
     pub port: NonZeroU16,
 }
 
-/// One endpoint. Absent conditions are already resolved (spec IN-35).
+/// One endpoint. Absent conditions are already resolved (IN-35).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// At least one; the proxy uses the first only (spec IN-34), DNS all.
+    /// At least one; the proxy uses the first only (IN-34), DNS all.
     pub addresses: Box<[IpAddr]>,
     /// `conditions.ready`, absent means true.
     pub ready: bool,
@@ -46,7 +46,7 @@ pub struct Endpoint {
     pub serving: bool,
     /// `conditions.terminating`, absent means false.
     pub terminating: bool,
-    /// `nodeName`; equal to our own node name means local (spec IN-36).
+    /// `nodeName`; equal to our own node name means local (IN-36).
     pub node: Option<Arc<str>>,
     /// `zone`, read by DNS only.
     pub zone: Option<Arc<str>>,

@@ -28,7 +28,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// Identity of an EndpointSlice; ordered so that the slices of one Service are neighbours (spec IN-30).
+/// Identity of an EndpointSlice; ordered so that the slices of one Service are neighbours (IN-30).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SliceKey {
     /// The Service named by the label `kubernetes.io/service-name`.
@@ -37,7 +37,7 @@ pub struct SliceKey {
     pub slice: Arc<str>,
 }
 
-/// IP family. IPv4-mapped IPv6 addresses count as IPv4 (spec IN-24) and never appear in the model.
+/// IP family. IPv4-mapped IPv6 addresses count as IPv4 (IN-24) and never appear in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Family {
     /// IPv4.
@@ -71,7 +71,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// Transport protocol of a port (spec IN-14).
+/// Transport protocol of a port (IN-14).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {

@@ -12,13 +12,13 @@ use crate::key::ObjectKey;
 pub struct Node {
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// Label `topology.kubernetes.io/zone`, absent if empty (spec EP-12).
+    /// Label `topology.kubernetes.io/zone`, absent if empty (EP-12).
     pub zone: Option<Arc<str>>,
     /// InternalIP before ExternalIP addresses.
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
-    /// Neither being deleted nor about to be removed by the cluster autoscaler (spec HM-15).
+    /// Neither being deleted nor about to be removed by the cluster autoscaler (HM-15).
     pub eligible: bool,
 }
 
@@ -37,14 +37,14 @@ pub struct Pod {
     pub annotations: Box<[(Arc<str>, Arc<str>)]>,
 }
 
-/// A Namespace; its existence is all that is read (DNS 8.3).
+/// A Namespace; its existence is all that is read (DNS-8.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Arc<str>,
 }
 
-/// A ServiceCIDR: ranges that cluster IPs are taken from (spec IN-5).
+/// A ServiceCIDR: ranges that cluster IPs are taken from (IN-5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceCidr {
     /// `metadata.name`.

@@ -1,4 +1,4 @@
-//! A Service, reduced to what load balancing and DNS read (spec IN-13, IN-23).
+//! A Service, reduced to what load balancing and DNS read (IN-13, IN-23).
 
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
@@ -13,7 +13,7 @@ use crate::key::{Family, ObjectKey, Protocol};
 pub struct Service {
     /// Namespace and name.
     pub key: ObjectKey,
-    /// `metadata.creationTimestamp`, seconds since 1970; decides collisions (oldest wins, spec IN-27 ADVICE).
+    /// `metadata.creationTimestamp`, seconds since 1970; decides collisions (oldest wins, IN-27).
     pub created: Option<i64>,
     /// `spec.type`.
     pub kind: ServiceKind,
@@ -23,11 +23,11 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is unset or `VIP` (spec IN-15).
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is unset or `VIP` (IN-15).
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `spec.loadBalancerSourceRanges` that parse (spec IN-17 is applied by the plan).
+    /// `spec.loadBalancerSourceRanges` that parse (IN-17 is applied by the plan).
     pub source_ranges: Vec<IpNet>,
-    /// Timeout in seconds if `sessionAffinity` is `ClientIP` (spec IN-22).
+    /// Timeout in seconds if `sessionAffinity` is `ClientIP` (IN-22).
     pub affinity: Option<NonZeroU32>,
     /// `externalTrafficPolicy`.
     pub external_policy: TrafficPolicy,
@@ -35,7 +35,7 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `healthCheckNodePort` if set.
     pub health_check_node_port: Option<NonZeroU16>,
-    /// Carries the label `service.kubernetes.io/service-proxy-name`: in DNS, but not ours to balance (spec IN-1).
+    /// Carries the label `service.kubernetes.io/service-proxy-name`: in DNS, but not ours to balance (IN-1).
     pub other_proxy: bool,
 }
 

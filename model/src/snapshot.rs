@@ -19,7 +19,7 @@ pub struct Snapshot {
     pub services: OrdMap<ObjectKey, Arc<Service>>,
     /// EndpointSlices; those of one Service are neighbours.
     pub slices: OrdMap<SliceKey, Arc<EndpointSlice>>,
-    /// Unfinished Pods. One that was first seen while it was being deleted is missing (DNS 6.3), unless it has an
+    /// Unfinished Pods. One that was first seen while it was being deleted is missing (DNS-6.3), unless it has an
     /// annotation that is kept.
     pub pods: OrdMap<ObjectKey, Arc<Pod>>,
     /// Nodes by name.

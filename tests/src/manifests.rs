@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::node::{Node, Pod};
 
-/// When the pods of a lab were deleted. Any time does; only its presence counts (spec IN-42).
+/// When the pods of a lab were deleted. Any time does; only its presence counts (IN-42).
 const DELETED_AT: &str = "2026-01-01T00:00:00Z";
 
 /// A folder of manifests. Files are replaced by rename, so a reader never sees half of one.

@@ -234,7 +234,7 @@ fn a_daemon_that_starts_during_an_outage_of_the_api_answers_other_names_at_once(
     world.daemon.relaunch().unwrap();
     world.wait_for("other names", |world| ask(world, "www.example.org") == "NoError 192.0.2.7");
     for name in [shop, absent] {
-        // Silence comes first, as long as the first view may still come in time (rule 11.1).
+        // Silence comes first, as long as the first view may still come in time (DNS-11.1).
         world.wait_for("an error in place of an answer", |world| {
             let answer = ask(world, name);
             assert!(

@@ -96,7 +96,7 @@ fn the_resolver_libraries_of_glibc_and_musl_find_what_they_are_asked_for() {
     ];
     let directory = cluster.manifests.directory().parent().unwrap();
     let conf = directory.join("resolv.conf");
-    // As the kubelet writes it (rule 17.1).
+    // As the kubelet writes it (DNS-17.1).
     let search = "test.svc.cluster.local svc.cluster.local cluster.local";
     std::fs::write(&conf, format!("nameserver {CLUSTER_DNS}\nsearch {search}\noptions ndots:5\n")).unwrap();
     for (library, compiler) in LIBRARIES {

@@ -1,5 +1,5 @@
-//! House rules that no compiler checks: file sizes, where unsafe code may stand, names of modules, licences,
-//! what may be linked, and that every rule ID can be looked up.
+//! House rules that no compiler checks: file sizes, where unsafe code may stand, the door to data paths, names of
+//! modules, licences, what may be linked, and that every rule ID can be looked up.
 
 mod dependencies;
 mod privileges;

@@ -38,7 +38,7 @@ fn seconds(count: u64) -> Duration {
 }
 
 fn ttl(message: &Message) -> u32 {
-    assert_eq!(message.answers.iter().filter(|r| r.name.to_ascii() != "WWW.example.").count(), 0); // 9.3
+    assert_eq!(message.answers.iter().filter(|r| r.name.to_ascii() != "WWW.example.").count(), 0); // DNS-9.3
     message.answers.iter().chain(&message.authorities).map(|record| record.ttl).min().unwrap_or_default()
 }
 
@@ -69,13 +69,13 @@ fn absence_is_kept_as_long_as_its_soa_says() {
     check(&response(ResponseCode::NoError, vec![], vec![soa(10)]), 11, None);
     check(&response(ResponseCode::NoError, vec![alias(60)], vec![soa(10)]), 4, Some(6));
     check(&response(ResponseCode::NXDomain, vec![], vec![]), 0, None);
-    check(&response(ResponseCode::NoError, vec![alias(60)], vec![]), 0, None); // 14.3
+    check(&response(ResponseCode::NoError, vec![alias(60)], vec![]), 0, None); // DNS-14.3
     check(&response(ResponseCode::Refused, vec![], vec![soa(10)]), 0, None);
 }
 
 #[test]
 fn a_failure_is_kept_for_five_seconds() {
-    check(&response(ResponseCode::ServFail, vec![], vec![]), 4, Some(0)); // 14.2
+    check(&response(ResponseCode::ServFail, vec![], vec![]), 4, Some(0)); // DNS-14.2
     check(&response(ResponseCode::ServFail, vec![], vec![]), 5, None);
 }
 
@@ -95,7 +95,7 @@ fn the_last_answer_counts() {
     assert_eq!(rcode(), ResponseCode::NXDomain);
     cache.put(key("www.example."), &mut response(ResponseCode::NoError, vec![address(20)], vec![]), start);
     assert_eq!(rcode(), ResponseCode::NoError);
-    assert!(cache.get(&Key { dnssec_ok: true, ..key("www.example.") }, start).is_none()); // 14.1
+    assert!(cache.get(&Key { dnssec_ok: true, ..key("www.example.") }, start).is_none()); // DNS-14.1
 }
 
 #[test]

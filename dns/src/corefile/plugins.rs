@@ -27,7 +27,7 @@ const HEALTH: &str = ":8080";
 const READY: &str = ":8181";
 const PROMETHEUS: &str = "localhost:9153";
 const RELOAD: Duration = Duration::from_secs(30);
-/// CoreDNS's least interval (rule 11.10).
+/// CoreDNS's least interval (DNS-11.10).
 const SHORTEST_RELOAD: Duration = Duration::from_secs(2);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 

@@ -1,4 +1,4 @@
-//! A Corefile that is followed as it changes (rule 11.10).
+//! A Corefile that is followed as it changes (DNS-11.10).
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

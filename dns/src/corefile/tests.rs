@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 
-/// The stock one of kubeadm (rule 13.1).
+/// The stock one of kubeadm (DNS-13.1).
 const STOCK: &str = include_str!("../../tests/corpus/corefiles/kubeadm.Corefile");
 
 fn read(text: &str) -> Result<Corefile, String> {

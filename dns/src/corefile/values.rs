@@ -22,7 +22,7 @@ pub(super) fn zones(text: &str) -> Result<Vec<Name>, String> {
     }
 }
 
-/// The zones that a range of addresses fills, cut at whole octets or nibbles (rule 5.4).
+/// The zones that a range of addresses fills, cut at whole octets or nibbles (DNS-5.4).
 fn reverse_zones(net: IpNet) -> Vec<Name> {
     let (step, bits) = if net.addr().is_ipv4() { (8, 32) } else { (4, 128) };
     let length = net.prefix_len().div_ceil(step) * step;

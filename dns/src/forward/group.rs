@@ -15,7 +15,7 @@ use crate::upstream::Upstream;
 /// Tries, if there are fewer upstreams than this: a datagram may be lost.
 const MIN_TRIES: usize = 3;
 
-/// Which upstream is asked first (rule 15.1). Those that failed come after those that answer, whatever the policy.
+/// Which upstream is asked first (DNS-15.1). Those that failed come after those that answer, whatever the policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Policy {
     /// The first of the list, as the resolver library does with resolv.conf.

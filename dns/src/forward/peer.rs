@@ -18,15 +18,15 @@ use super::exchange::{Exchange, TryError};
 use crate::stats::PeerCounters;
 use crate::upstream::Upstream;
 
-/// How long one upstream may take over one transport (rule 15.2).
+/// How long one upstream may take over one transport (DNS-15.2).
 const PER_TRY: Duration = Duration::from_secs(2);
-/// A connection that rested longer is closed (rule 15.4).
+/// A connection that rested longer is closed (DNS-15.4).
 const REST: Duration = Duration::from_secs(10);
 /// How long one that rested may be silent: a middlebox may have forgotten it, and the try has to end in time.
 const MUTE: Duration = Duration::from_secs(1);
 /// Connections that rest at once.
 const MOST_RESTING: usize = 32;
-/// How often an upstream that failed is asked whether it is back, and how long it may take (rule 15.5).
+/// How often an upstream that failed is asked whether it is back, and how long it may take (DNS-15.5).
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 const PROBE_WAITS: Duration = Duration::from_secs(1);
 /// How often an upstream that leads back here is asked whether it still does.
@@ -45,8 +45,8 @@ pub(super) enum Health {
     Down,
 }
 
-/// Failures in a row that make an upstream [`Health::Down`]: a query's, and more than `max_fails` of probes (rule
-/// 15.5).
+/// Failures in a row that make an upstream [`Health::Down`]: a query's, and more than `max_fails` of probes
+/// (DNS-15.5).
 const DOWN: u32 = 4;
 
 /// An upstream.
@@ -87,7 +87,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Peer {
     /// An upstream in unknown state. Whether questions to it come back here is checked in the background
-    /// (rule 16.1).
+    /// (DNS-16.1).
     pub(super) fn start(
         upstream: Upstream,
         tls: Option<TlsConnector>,
@@ -198,7 +198,7 @@ impl Peer {
         }
     }
 
-    /// Over a connection that rested, or if it was closed meanwhile or is silent, over a new one (rule 15.4).
+    /// Over a connection that rested, or if it was closed meanwhile or is silent, over a new one (DNS-15.4).
     async fn over_stream(&self, exchange: &Exchange) -> Result<Message, TryError> {
         if let Some(mut stream) = self.rested() {
             if let Ok(answer) = within(MUTE, exchange.over(&mut stream)).await {
@@ -272,7 +272,7 @@ impl Peer {
     }
 }
 
-/// Probes until the upstream answers anything at all (rule 15.5), or is no longer configured.
+/// Probes until the upstream answers anything at all (DNS-15.5), or is no longer configured.
 async fn probe(peer: Weak<Peer>) {
     let outgoing = question(Name::root(), RecordType::NS);
     loop {

@@ -1,4 +1,4 @@
-//! The server requests its own `/health`: the time that takes shows whether it is overloaded (rule 11.7).
+//! The server requests its own `/health`: the time that takes shows whether it is overloaded (DNS-11.7).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -12,7 +12,7 @@ use super::{Metrics, plain};
 use crate::block::{Block, BlockConfig};
 use crate::hosts::Hosts;
 
-/// Which parts a block has, by the names of CoreDNS's plugins and in its order (rule 13.4).
+/// Which parts a block has, by the names of CoreDNS's plugins and in its order (DNS-13.4).
 pub(super) fn plugins(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc<Block>]) -> fmt::Result {
     let mut family = encoder.encode_descriptor("plugin_enabled", "Parts of a server block", None, MetricType::Gauge)?;
     for block in blocks {

@@ -1,4 +1,4 @@
-//! A UDP socket that answers from the address that was asked, also where it listens on all of them (rule 9.17).
+//! A UDP socket that answers from the address that was asked, also where it listens on all of them (DNS-9.17).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
 //! Makes questions about the cluster wait for the first view of it: an error would reach the program that asks, while
-//! its resolver retries after silence (rule 11.1).
+//! its resolver retries after silence (DNS-11.1).
 
 use std::net::IpAddr;
 use std::sync::Arc;

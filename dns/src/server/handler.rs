@@ -59,7 +59,7 @@ impl Handler {
         self.views.borrow().clone()
     }
 
-    /// Reads a message (rules 9.4–9.6).
+    /// Reads a message (DNS-9.4…9.6).
     pub(crate) fn begin(&self, wire: &[u8], client: SocketAddr, transport: Transport) -> Begun {
         let Ok(read) = catch_unwind(|| Request::read(wire, client, transport)) else {
             self.panicked("a message");
@@ -139,7 +139,7 @@ impl Handler {
         }
     }
 
-    /// The replies to a question that came over TCP: one, or those of a transfer (rule 4.5, RFC 5936).
+    /// The replies to a question that came over TCP: one, or those of a transfer (DNS-4.5, RFC 5936).
     pub(crate) async fn answers(&self, request: &Request) -> Vec<Vec<u8>> {
         match self.unbroken(request, self.transfer(request)).await.flatten() {
             Some(messages) => messages,
@@ -217,12 +217,12 @@ fn asked(counters: &Counters, request: &Request) {
     }
 }
 
-/// Served over TCP only, and only to the clients that are allowed (rule 4.5).
+/// Served over TCP only, and only to the clients that are allowed (DNS-4.5).
 fn is_transfer(rtype: RecordType) -> bool {
     [RecordType::AXFR, RecordType::IXFR].contains(&rtype)
 }
 
-/// What is refused whatever the name is (rules 9.7, 9.10).
+/// What is refused whatever the name is (DNS-9.7, DNS-9.10).
 fn refusal(request: &Request) -> Option<ResponseCode> {
     if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
         Some(ResponseCode::BADVERS)

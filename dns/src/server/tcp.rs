@@ -1,4 +1,4 @@
-//! TCP: any number of queries on a connection, answered side by side and in order (rule 9.16, RFC 7766).
+//! TCP: any number of queries on a connection, answered side by side and in order (DNS-9.16, RFC 7766).
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use super::ending::Ending;
 use super::handler::{Begun, Handler};
 use crate::request::Transport;
 
-/// A connection without a query is closed after this (rule 9.16).
+/// A connection without a query is closed after this (DNS-9.16).
 const IDLE: Duration = Duration::from_secs(10);
 /// A message must be complete this long after its first octet.
 const READ: Duration = Duration::from_secs(3);

@@ -6,13 +6,13 @@ use super::Zone;
 use crate::answer::{Absence, Answer, Records};
 use crate::records;
 
-/// The schema that these records follow (rule 2.1.1).
+/// The schema that these records follow (DNS-2.1.1).
 const SCHEMA_VERSION: &str = "1.1.0";
 /// It changes with the program only.
 const VERSION_TTL: u32 = 28800;
 
 impl Zone {
-    /// SOA and NS of the zone itself (rules 4.1–4.3).
+    /// SOA and NS of the zone itself (DNS-4.1…4.3).
     pub(super) fn apex(&self, name: &Name, rtype: RecordType) -> Answer {
         if rtype == RecordType::SOA {
             return Answer::Records(Records { answers: vec![self.soa(name)], ..Records::default() });
@@ -33,7 +33,7 @@ impl Zone {
         }
     }
 
-    /// `dns-version` (rule 2.1).
+    /// `dns-version` (DNS-2.1).
     pub(super) fn version(&self, name: &Name, rtype: RecordType) -> Answer {
         if rtype != RecordType::TXT {
             return self.no_data(name);
@@ -42,12 +42,12 @@ impl Zone {
         Answer::Records(Records { answers, ..Records::default() })
     }
 
-    /// `ns.dns`, the server named in SOA and NS (rule 4.4).
+    /// `ns.dns`, the server named in SOA and NS (DNS-4.4).
     pub(super) fn name_server(&self, name: &Name, rtype: RecordType) -> Answer {
         self.addresses(name, rtype, self.config.dns_addresses.iter().copied())
     }
 
-    /// `NS.svc`: exists, has no records (rule 3.2).
+    /// `NS.svc`: exists, has no records (DNS-3.2).
     pub(super) fn namespace(&self, name: &Name, namespace: &str) -> Answer {
         if self.has_namespace(namespace) { self.no_data(name) } else { self.absent(name, Absence::Namespace) }
     }

@@ -91,7 +91,7 @@ fn sides<'a, K, V>(change: DiffItem<'a, 'a, K, V>) -> (Option<&'a V>, Option<&'a
     }
 }
 
-/// What DNS shows of a Service, so that nothing else moves the serial (rule 3.6).
+/// What DNS shows of a Service, so that nothing else moves the serial (DNS-3.6).
 fn shown_service(service: &Service) -> impl PartialEq {
     let target = match &service.kind {
         ServiceKind::ExternalName(target) => Some(target),

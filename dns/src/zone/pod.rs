@@ -1,4 +1,4 @@
-//! Names of pods by address (rules 6.1–6.4).
+//! Names of pods by address (DNS-6.1…6.4).
 
 use std::net::IpAddr;
 
@@ -37,7 +37,7 @@ impl Zone {
     }
 
     /// The namespace of the pod that has `address` to itself, in mode verified. Pods on the network of their node share
-    /// its address with others (rule 17.12).
+    /// its address with others (DNS-17.12).
     pub(crate) fn namespace_of_pod(&self, address: IpAddr) -> Option<&str> {
         let key = self.index.pods_with(address.to_canonical()).next()?;
         let pod = self.snapshot.pods.get(key)?;

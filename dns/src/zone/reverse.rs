@@ -1,4 +1,4 @@
-//! Names of addresses (rules 5.1–5.8).
+//! Names of addresses (DNS-5.1…5.8).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ impl Zone {
     pub(super) fn reverse(&self, name: &Name, address: Option<IpAddr>, rtype: RecordType) -> Answer {
         let targets = address.map(|address| self.names_of(address)).unwrap_or_default();
         if targets.is_empty() {
-            // `in-addr.arpa.` or `ip6.arpa.`, as asked (rule 5.5).
+            // `in-addr.arpa.` or `ip6.arpa.`, as asked (DNS-5.5).
             let soa = records::soa(records::suffix(name, 2), self.config.ttl, self.serial);
             return Answer::UnknownAddress { soa };
         }
@@ -28,7 +28,7 @@ impl Zone {
         Answer::Records(Records { answers, ..Records::default() })
     }
 
-    /// Services with this cluster IP, else the names of ready endpoints with this address (rule 5.2).
+    /// Services with this cluster IP, else the names of ready endpoints with this address (DNS-5.2).
     fn names_of(&self, address: IpAddr) -> BTreeSet<Name> {
         let services = self.index.services_with(address).filter_map(|key| self.visible(key).ok());
         let names: BTreeSet<Name> =
@@ -36,7 +36,7 @@ impl Zone {
         if !names.is_empty() {
             return names;
         }
-        // Nothing lives below an ExternalName Service (rule 2.6.7).
+        // Nothing lives below an ExternalName Service (DNS-2.6.7).
         let has_endpoints = |service: &Service| !matches!(service.kind, ServiceKind::ExternalName(_));
         let slices = self.index.slices_with(address).filter(|key| self.visible(&key.service).is_ok_and(has_endpoints));
         slices

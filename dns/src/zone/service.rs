@@ -1,4 +1,4 @@
-//! Names of Services, their endpoints and their ports (rules 2.2–2.6).
+//! Names of Services, their endpoints and their ports (DNS-2.2…2.6).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ const BEYOND_ANY_MESSAGE: usize = 65_535 / 20 + 1;
 /// Which ports an SRV question means.
 #[derive(Clone, Copy)]
 pub(super) enum Ports<'a> {
-    /// All, unnamed ones included: the question was for the Service or endpoint itself (rule 2.5.6).
+    /// All, unnamed ones included: the question was for the Service or endpoint itself (DNS-2.5.6).
     All,
     /// The one with this name and protocol.
     Named(&'a str, Protocol),
@@ -66,7 +66,7 @@ impl Zone {
         }
     }
 
-    /// `E.S.NS.svc`: also below Services with a cluster IP (rule 2.2.6).
+    /// `E.S.NS.svc`: also below Services with a cluster IP (DNS-2.2.6).
     pub(super) fn endpoint(&self, name: &Name, key: &ObjectKey, label: &str, rtype: RecordType) -> Answer {
         let service = match self.visible(key) {
             Ok(service) => service,
@@ -125,8 +125,8 @@ impl Zone {
         }
     }
 
-    /// The Service, if DNS shows it at all: its Namespace is known (rule 8.3), and a headless one has a ready endpoint
-    /// (rule 2.3.3).
+    /// The Service, if DNS shows it at all: its Namespace is known (DNS-8.3), and a headless one has a ready endpoint
+    /// (DNS-2.3.3).
     pub(super) fn visible(&self, key: &ObjectKey) -> Result<&Service, Absence> {
         if !self.has_namespace(&key.namespace) {
             return Err(Absence::Namespace);
@@ -148,7 +148,7 @@ impl Zone {
         self.members(key).next().map(|_| service).ok_or(Absence::NoReadyEndpoint)
     }
 
-    /// The addresses of ready endpoints. What the slice says counts, not the Service's fields (rules 2.3.4, 2.3.5).
+    /// The addresses of ready endpoints. What the slice says counts, not the Service's fields (DNS-2.3.4, DNS-2.3.5).
     pub(super) fn members<'a>(&'a self, key: &'a ObjectKey) -> impl Iterator<Item = Member<'a>> {
         self.snapshot.slices_of(key).flat_map(|slice| {
             let ready = slice.endpoints.iter().filter(|endpoint| endpoint.ready);
@@ -158,7 +158,7 @@ impl Zone {
         })
     }
 
-    /// An ExternalName Service (rule 2.6).
+    /// An ExternalName Service (DNS-2.6).
     fn alias(&self, name: &Name, target: &str, rtype: RecordType) -> Answer {
         let Some(target) = external_target(target) else {
             return self.absent(name, Absence::ExternalTarget);
@@ -173,7 +173,7 @@ impl Zone {
         }
     }
 
-    /// SRV records of a Service with cluster IPs (rule 2.5.2); `None` if no port is meant.
+    /// SRV records of a Service with cluster IPs (DNS-2.5.2); `None` if no port is meant.
     pub(super) fn cluster_ip_srv(
         &self,
         name: &Name,
@@ -189,7 +189,7 @@ impl Zone {
         self.srv(name, numbers.len() * ips.len(), entries, addresses)
     }
 
-    /// SRV records of a headless Service: one per endpoint name and slice port (rule 2.5.3).
+    /// SRV records of a headless Service: one per endpoint name and slice port (DNS-2.5.3).
     fn headless_srv(&self, name: &Name, key: &ObjectKey, ports: Ports<'_>) -> Option<Answer> {
         self.srv_of(name, key, &self.srv_entries(self.members(key), ports))
     }
@@ -208,7 +208,7 @@ impl Zone {
         self.srv(name, found.matched, entries, addresses)
     }
 
-    /// A hostname replaces the generated label (rule 2.4.3). `spelled` is the address that `label` spells.
+    /// A hostname replaces the generated label (DNS-2.4.3). `spelled` is the address that `label` spells.
     fn is_called(&self, member: &Member<'_>, label: &str, spelled: Option<IpAddr>) -> bool {
         match self.own_label(member.endpoint) {
             Some(own) => own.eq_ignore_ascii_case(label),
@@ -216,12 +216,12 @@ impl Zone {
         }
     }
 
-    /// The label of an endpoint's address (rules 2.4.1, 2.4.2).
+    /// The label of an endpoint's address (DNS-2.4.1, DNS-2.4.2).
     pub(super) fn label_of<'a>(&self, endpoint: &'a Endpoint, address: IpAddr) -> Cow<'a, str> {
         self.own_label(endpoint).map_or_else(|| Cow::Owned(records::dashed(address)), Cow::Borrowed)
     }
 
-    /// The label that an endpoint has whatever its address is (rule 2.4.5).
+    /// The label that an endpoint has whatever its address is (DNS-2.4.5).
     fn own_label<'a>(&self, endpoint: &'a Endpoint) -> Option<&'a str> {
         // A static pod's name may have dots in it, which makes it no label.
         let is_label = |name: &&str| name.len() < 64 && !name.contains('.');
@@ -244,7 +244,7 @@ impl Zone {
         found
     }
 
-    /// One SRV per entry; every address of every target once (rule 2.5.7). `None` without entries.
+    /// One SRV per entry; every address of every target once (DNS-2.5.7). `None` without entries.
     fn srv(
         &self,
         name: &Name,
@@ -268,7 +268,7 @@ impl Zone {
 /// Matched endpoint names with their ports and addresses.
 #[derive(Default)]
 pub(super) struct SrvEntries<'a> {
-    /// (address, port) pairs before duplicates are dropped, which decide the weight (rule 2.5.4).
+    /// (address, port) pairs before duplicates are dropped, which decide the weight (DNS-2.5.4).
     matched: usize,
     entries: BTreeSet<(Cow<'a, str>, NonZeroU16)>,
     addresses: BTreeSet<(Cow<'a, str>, IpAddr)>,
@@ -282,7 +282,7 @@ impl<'a> SrvEntries<'a> {
     }
 }
 
-/// floor(100 / n), at least 1 (rule 2.5.4).
+/// floor(100 / n), at least 1 (DNS-2.5.4).
 fn weight(matched: usize) -> u16 {
     u16::try_from(100 / matched.max(1)).unwrap_or(100).max(1)
 }
@@ -295,7 +295,7 @@ pub(super) fn visible_name(domain: &Name, endpoint: Option<&str>, key: &ObjectKe
     }
 }
 
-/// The target as an absolute name; IP addresses are none (rule 2.6.8).
+/// The target as an absolute name; IP addresses are none (DNS-2.6.8).
 fn external_target(target: &str) -> Option<Name> {
     let target = target.strip_suffix('.').unwrap_or(target);
     if target.is_empty() || target.parse::<IpAddr>().is_ok() {

@@ -1,4 +1,4 @@
-//! The whole zone, for servers that keep a copy of it (rule 4.5, RFC 5936).
+//! The whole zone, for servers that keep a copy of it (DNS-4.5, RFC 5936).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,7 +91,7 @@ impl Zone {
     }
 }
 
-/// `_PORT._PROTO` of a Service; unnamed ports have no name (rule 2.5.1).
+/// `_PORT._PROTO` of a Service; unnamed ports have no name (DNS-2.5.1).
 fn port_name(port: &str, protocol: Protocol, service: &Name) -> Option<Name> {
     let labels = [format!("_{port}"), format!("_{}", protocol.to_string().to_ascii_lowercase())];
     let [port_label, protocol] = labels.each_ref().map(String::as_str);

@@ -1,4 +1,4 @@
-//! The program by itself, with a cluster whose API server comes and goes (rules 11.1 to 11.6).
+//! The program by itself, with a cluster whose API server comes and goes (DNS-11.1…11.6).
 
 use std::net::SocketAddr;
 use std::time::Duration;

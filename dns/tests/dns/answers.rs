@@ -55,7 +55,7 @@ fn check_sections(row: &str, answers: &[Record], additionals: &[Record], expecte
     assert_eq!((answers.len(), additionals.len()), (answer_count, extra_count), "{row}: each record once");
 }
 
-/// Each alias comes before what it leads to (rule 10.2), and nothing else is in the answer (rule 9.3).
+/// Each alias comes before what it leads to (DNS-10.2), and nothing else is in the answer (DNS-9.3).
 #[track_caller]
 fn check_order(row: &str, asked: &Name, answers: &[Record]) {
     let mut owner = asked;
@@ -71,7 +71,7 @@ fn check_order(row: &str, asked: &Name, answers: &[Record]) {
 #[track_caller]
 fn check_soa(row: &str, authority: &[Record]) {
     let [soa] = authority else { panic!("{row}: one SOA, not {authority:?}") };
-    assert_eq!((soa.record_type(), soa.ttl), (RecordType::SOA, 5), "{row}"); // 3.5
+    assert_eq!((soa.record_type(), soa.ttl), (RecordType::SOA, 5), "{row}"); // DNS-3.5
 }
 
 #[track_caller]
@@ -129,7 +129,7 @@ fn check_reply(asked: &str, rtype: RecordType, reply: &Message, expected: &str) 
     let row = format!("{asked} {rtype} on the wire");
     let meta = reply.metadata;
     let asked = name(&asked.replace('…', "shop.svc.cluster.local."));
-    assert!(reply.queries[0].name.eq_case(&asked), "{row}: question echoed"); // 9.3
+    assert!(reply.queries[0].name.eq_case(&asked), "{row}: question echoed"); // DNS-9.3
     assert_eq!((meta.authoritative, meta.recursion_desired, meta.truncation), (expected != "REFUSED", true, false));
     match expected {
         "REFUSED" => assert_eq!(meta.response_code, ResponseCode::Refused, "{row}"),
@@ -176,7 +176,7 @@ fn many_endpoints_weigh_at_least_one() {
         panic!("records");
     };
     assert_eq!((found.answers.len(), found.additionals.len()), (120, 120));
-    assert!(found.answers[0].data.to_string().starts_with("0 1 80 ")); // 2.5.4
+    assert!(found.answers[0].data.to_string().starts_with("0 1 80 ")); // DNS-2.5.4
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn no_more_is_made_of_a_large_service_than_a_message_holds() {
     };
     // The shortest SRV record takes 20 octets: so many are more than fit 65,535.
     assert_eq!((found.answers.len(), found.additionals.len()), (3_277, 3_277));
-    assert!(found.answers[0].data.to_string().starts_with("0 1 80 ")); // 2.5.4
+    assert!(found.answers[0].data.to_string().starts_with("0 1 80 ")); // DNS-2.5.4
     let Answer::Records(found) = zone.answer(&name("all.shop.svc.cluster.local."), RecordType::A) else {
         panic!("records");
     };
@@ -223,7 +223,7 @@ fn a_pod_s_name_is_its_endpoint_s_label_if_it_is_one() {
         ("10-4-0-5.named.…", "10.4.0.5"),
     ];
     for (asked, expected) in rows {
-        check(&zone, asked, RecordType::A, expected); // 2.4.5
+        check(&zone, asked, RecordType::A, expected); // DNS-2.4.5
     }
     check(&zone, "1.0.4.10.in-addr.arpa.", RecordType::PTR, "10-4-0-1.named.shop.svc.cluster.local.");
 }
@@ -237,7 +237,7 @@ fn an_address_is_no_external_name() {
     let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot), 7);
     for service in ["v4", "v6", "dotted", "none"] {
         for rtype in [RecordType::A, RecordType::AAAA, RecordType::CNAME] {
-            check(&zone, &format!("{service}.…"), rtype, "NXDOMAIN"); // 2.6.8
+            check(&zone, &format!("{service}.…"), rtype, "NXDOMAIN"); // DNS-2.6.8
         }
     }
 }
@@ -260,7 +260,7 @@ fn only_namespaces_that_are_listed_exist() {
         ("4.0.96.10.in-addr.arpa.", RecordType::PTR, "svc.svc.svc.cluster.local."),
     ];
     for (asked, rtype, expected) in rows {
-        check(&zone, asked, rtype, expected); // 8.5
+        check(&zone, asked, rtype, expected); // DNS-8.5
     }
 }
 
@@ -271,7 +271,7 @@ fn services_without_endpoints_can_be_hidden() {
     let config = ZoneConfig { ignore_empty_service: true, ..zone_config() };
     let zone = Zone::new(Arc::new(config), Arc::new(snapshot), 7);
     for rtype in [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::TXT] {
-        check(&zone, "idle.…", rtype, "NXDOMAIN"); // 2.2.3
+        check(&zone, "idle.…", rtype, "NXDOMAIN"); // DNS-2.2.3
         check(&zone, "dual.…", rtype, "NXDOMAIN");
         check(&zone, "_http._tcp.dual.…", rtype, "NXDOMAIN");
     }
@@ -286,17 +286,17 @@ fn the_version_of_the_schema_may_be_kept_for_long() {
     else {
         panic!("records");
     };
-    assert_eq!(found.answers[0].ttl, 28800); // 2.1.1
+    assert_eq!(found.answers[0].ttl, 28800); // DNS-2.1.1
 }
 
 #[test]
 fn pod_modes_differ() {
     let disabled = zone_of(ZoneConfig { pods: PodMode::Disabled, ..zone_config() });
-    check(&disabled, "10-1-0-1.shop.pod.cluster.local.", RecordType::A, "NXDOMAIN"); // 6.1
+    check(&disabled, "10-1-0-1.shop.pod.cluster.local.", RecordType::A, "NXDOMAIN"); // DNS-6.1
     check(&disabled, "shop.pod.cluster.local.", RecordType::A, "NXDOMAIN");
     check(&disabled, "pod.cluster.local.", RecordType::A, "NODATA");
     let verified = zone_of(ZoneConfig { pods: PodMode::Verified, ..zone_config() });
-    check(&verified, "10-1-0-1.shop.pod.cluster.local.", RecordType::A, "10.1.0.1"); // 6.3
+    check(&verified, "10-1-0-1.shop.pod.cluster.local.", RecordType::A, "10.1.0.1"); // DNS-6.3
     check(&verified, "fd01-0--1.shop.pod.cluster.local.", RecordType::AAAA, "fd01::1");
     check(&verified, "10-1-0-2.shop.pod.cluster.local.", RecordType::A, "NXDOMAIN");
     check(&verified, "10-1-0-1.svc.pod.cluster.local.", RecordType::A, "NXDOMAIN");
@@ -307,7 +307,7 @@ fn the_soa_says_how_long_absence_lasts() {
     let zone = zone_of(ZoneConfig { ttl: 600, ..zone_config() });
     let Answer::Records(apex) = zone.answer(&name("Cluster.local."), RecordType::SOA) else { panic!("records") };
     let soa = &apex.answers[0];
-    assert_eq!((soa.name.to_ascii().as_str(), soa.ttl), ("Cluster.local.", 300)); // 3.5, 4.1
+    assert_eq!((soa.name.to_ascii().as_str(), soa.ttl), ("Cluster.local.", 300)); // DNS-3.5, DNS-4.1
     let wanted = "ns.dns.Cluster.local. hostmaster.Cluster.local. 7 7200 1800 86400 600";
     assert_eq!(soa.data.to_string(), wanted);
 }
@@ -315,7 +315,7 @@ fn the_soa_says_how_long_absence_lasts() {
 #[test]
 fn without_dns_addresses_the_apex_has_no_ns() {
     let zone = zone_of(ZoneConfig { dns_addresses: vec![], ..zone_config() });
-    check(&zone, "cluster.local.", RecordType::NS, "NODATA"); // 4.3
+    check(&zone, "cluster.local.", RecordType::NS, "NODATA"); // DNS-4.3
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn the_serial_moves_with_what_dns_shows_and_nothing_else() {
         edit_slice(&mut snapshot, "web", |slice| slice.endpoints[0].node = Some(Arc::from("n1")));
         let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot.clone()), 7);
         change(&mut snapshot);
-        assert_eq!(zone.next(Arc::new(snapshot), 8).serial(), if shown { 8 } else { 7 }, "{what}"); // 3.6
+        assert_eq!(zone.next(Arc::new(snapshot), 8).serial(), if shown { 8 } else { 7 }, "{what}"); // DNS-3.6
     }
 }
 
@@ -370,6 +370,6 @@ fn nothing_below_an_external_name_has_an_address_of_its_own() {
     let mut snapshot = cluster();
     slice(&mut snapshot, &key("outer"), "outer-1", "", "10.7.0.1");
     let zone = Zone::new(Arc::new(zone_config()), Arc::new(snapshot), 7);
-    check(&zone, "10-7-0-1.outer.…", RecordType::A, "NXDOMAIN"); // 2.6.7
-    check(&zone, "1.0.7.10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"); // 5.2
+    check(&zone, "10-7-0-1.outer.…", RecordType::A, "NXDOMAIN"); // DNS-2.6.7
+    check(&zone, "1.0.7.10.in-addr.arpa.", RecordType::PTR, "NXDOMAIN"); // DNS-5.2
 }

@@ -62,7 +62,7 @@ fn the_serial_moves_with_changes_only_and_never_back() {
     assert_eq!(serial(&same), "100"); // pods are in DNS in verified mode only
     service(&mut snapshot, &key("new"), "10.96.0.77", "");
     let moved = same.next(Arc::new(snapshot.clone()), 120);
-    assert_eq!(serial(&moved), "120"); // 3.6
+    assert_eq!(serial(&moved), "120"); // DNS-3.6
     snapshot.services.remove(&key("new"));
     assert_eq!(serial(&moved.next(Arc::new(snapshot), 90)), "120");
 }
@@ -81,8 +81,8 @@ async fn absence_is_a_fact_only_once_the_cluster_is_known() {
         (reply.metadata.response_code, reply.answers.len(), reply.authorities.len())
     };
     let web = "web.shop.svc.cluster.local.";
-    assert_eq!(rcode(web, RecordType::A).await, (ResponseCode::ServFail, 0, 1)); // 11.3
-    assert_eq!(rcode("dns-version.cluster.local.", RecordType::TXT).await, (ResponseCode::NoError, 1, 0)); // 11.2
+    assert_eq!(rcode(web, RecordType::A).await, (ResponseCode::ServFail, 0, 1)); // DNS-11.3
+    assert_eq!(rcode("dns-version.cluster.local.", RecordType::TXT).await, (ResponseCode::NoError, 1, 0)); // DNS-11.2
     let mut views = server.views();
     sender.send_replace(Some(Arc::new(cluster())));
     views.wait_for(|view| view.snapshot.is_some()).await.unwrap();
@@ -93,9 +93,9 @@ async fn absence_is_a_fact_only_once_the_cluster_is_known() {
     without.services.remove(&key("web"));
     sender.send_replace(Some(Arc::new(without)));
     views.changed().await.unwrap();
-    assert_eq!(rcode(web, RecordType::A).await, (ResponseCode::NXDomain, 0, 1)); // 8.4
+    assert_eq!(rcode(web, RecordType::A).await, (ResponseCode::NXDomain, 0, 1)); // DNS-8.4
     drop(sender);
-    assert_eq!(rcode("dual.shop.svc.cluster.local.", RecordType::A).await, (ResponseCode::NoError, 1, 0)); // 11.5
+    assert_eq!(rcode("dual.shop.svc.cluster.local.", RecordType::A).await, (ResponseCode::NoError, 1, 0)); // DNS-11.5
     server.shutdown().await;
 }
 
@@ -128,7 +128,7 @@ async fn questions_about_the_cluster_wait_for_its_first_view_but_not_for_ever() 
             sender.send_replace(Some(Arc::new(cluster())));
         }
         let (over_udp, mut over_tcp) = waiting.await.unwrap();
-        assert_eq!([over_udp, over_tcp.remove(0)].map(|reply| reply.metadata.response_code), [wanted; 2]); // 11.1
+        assert_eq!([over_udp, over_tcp.remove(0)].map(|reply| reply.metadata.response_code), [wanted; 2]); // DNS-11.1
         server.shutdown().await;
     }
 }

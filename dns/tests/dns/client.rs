@@ -96,7 +96,7 @@ pub(crate) async fn tcp_bytes(server: SocketAddr, wire: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// Sends all messages at once over one connection; the replies come in order (rule 9.16).
+/// Sends all messages at once over one connection; the replies come in order (DNS-9.16).
 pub(crate) async fn tcp(server: SocketAddr, messages: &[Message]) -> Vec<Message> {
     let mut stream = TcpStream::connect(server).await.unwrap();
     let wires: Vec<Vec<u8>> = messages.iter().map(|message| framed(&message.to_vec().unwrap())).collect();

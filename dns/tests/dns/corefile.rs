@@ -226,7 +226,7 @@ async fn the_search_path_of_a_pod_is_completed() {
     let place = tempfile::tempdir().unwrap();
     let (server, _) = start(COREFILE, place.path(), Some(snapshot)).await;
     let at = server.local_addresses()[0];
-    // 17.8, 17.9: found under a later element of the path, so an alias leads there
+    // DNS-17.8, DNS-17.9: found under a later element of the path, so an alias leads there
     assert_eq!(
         ask(at, "svc.svc.shop.svc.cluster.local.", RecordType::A).await,
         "svc.svc.shop.svc.cluster.local. 30 svc.svc.svc.cluster.local.; svc.svc.svc.cluster.local. 30 10.96.0.4"
@@ -236,7 +236,7 @@ async fn the_search_path_of_a_pod_is_completed() {
         "printer.office.test. 60 192.0.2.50; printer.office.test.shop.svc.cluster.local. 60 printer.office.test."
     );
     assert_eq!(ask(at, "web.shop.svc.cluster.local.", RecordType::A).await, "web.shop.svc.cluster.local. 30 10.96.0.1");
-    // 17.10, 17.11: nothing anywhere, and names that begin no search
+    // DNS-17.10, DNS-17.11: nothing anywhere, and names that begin no search
     assert_eq!(ask(at, "none.shop.svc.cluster.local.", RecordType::A).await, "Non-Existent Domain");
     assert_eq!(ask(at, "printer.office.test.svc.cluster.local.", RecordType::A).await, "Non-Existent Domain");
 }
@@ -283,7 +283,7 @@ async fn the_whole_zone_goes_to_those_who_may_have_it() {
     ] {
         assert_eq!(records.iter().filter(|record| *record == wanted).count(), 1, "{wanted}");
     }
-    // 4.5: no pods, no names of addresses, no unready endpoints, nothing hidden
+    // DNS-4.5: no pods, no names of addresses, no unready endpoints, nothing hidden
     for part in ["dns-version", "in-addr", ".pod.", "10.1.0.3", "hidden"] {
         assert!(!records.iter().any(|record| record.contains(part)), "{part}");
     }
@@ -296,7 +296,7 @@ async fn the_whole_zone_goes_to_those_who_may_have_it() {
     }
     let (again, whole) = transfer(at, RecordType::IXFR).await;
     assert_eq!((again, whole.len()), (ResponseCode::NoError, records.len()));
-    // 4.5: who has this serial gets the SOA alone.
+    // DNS-4.5: who has this serial gets the SOA alone.
     let soa =
         client::tcp(at, &[client::question(&name("cluster.local."), RecordType::SOA)]).await[0].answers[0].clone();
     let mut same = client::question(&name("cluster.local."), RecordType::IXFR);
@@ -305,7 +305,7 @@ async fn the_whole_zone_goes_to_those_who_may_have_it() {
     let mut newer = client::with_edns(client::question(&name("cluster.local."), RecordType::AXFR), 4096);
     newer.edns.as_mut().unwrap().set_version(1);
     let rcode = client::tcp(at, &[newer]).await[0].metadata.response_code;
-    assert_eq!(u16::from(rcode), u16::from(ResponseCode::BADVERS)); // 9.10
+    assert_eq!(u16::from(rcode), u16::from(ResponseCode::BADVERS)); // DNS-9.10
     // Never over UDP, and not to others.
     assert_eq!(ask(at, "cluster.local.", RecordType::AXFR).await, "Query Refused");
     let (server, _) = start(&COREFILE.replace("to 127.0.0.1", "to 10.0.0.0/8"), place.path(), Some(cluster())).await;
@@ -336,10 +336,10 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
     let state = HttpState { views: Some(server.views()), stopping, exporter: server.exporter() };
     let (addresses, _tasks) = http::serve(config, state).await.unwrap();
     let at = addresses[0];
-    assert_eq!(get(at, "/health").await, (200, "OK".to_owned())); // 11.7
-    assert_eq!(get(at, "/ready").await, (503, "kubernetes".to_owned())); // 11.8
+    assert_eq!(get(at, "/health").await, (200, "OK".to_owned())); // DNS-11.7
+    assert_eq!(get(at, "/ready").await, (503, "kubernetes".to_owned())); // DNS-11.8
     let dns = server.local_addresses()[0];
-    assert_eq!(ask(dns, "web.shop.svc.cluster.local.", RecordType::A).await, "Server Failure"); // 11.3
+    assert_eq!(ask(dns, "web.shop.svc.cluster.local.", RecordType::A).await, "Server Failure"); // DNS-11.3
     let mut views = server.views();
     snapshots.send_replace(Some(Arc::new(cluster())));
     views.changed().await.unwrap();
@@ -366,7 +366,7 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
     let matches: Vec<u32> = matches.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
     assert_eq!((matches.len() > 1, matches.iter().sum()), (true, 13), "by zone and type:\n{text}");
     stop.send_replace(true);
-    assert_eq!(get(at, "/ready").await.0, 503); // 11.9
+    assert_eq!(get(at, "/ready").await.0, 503); // DNS-11.9
     assert_eq!(get(at, "/health").await.0, 200);
 }
 
@@ -377,7 +377,7 @@ async fn a_reverse_zone_may_be_a_part_of_its_tree() {
     let (server, _) = start(text, place.path(), Some(cluster())).await;
     let rows = [
         ("1.0.96.10.in-addr.arpa.", RecordType::PTR, "NoError", "web.shop.svc.cluster.local.", ""),
-        ("9.9.96.10.in-addr.arpa.", RecordType::PTR, "NXDomain", "", "96.10.in-addr.arpa."), // 5.5
+        ("9.9.96.10.in-addr.arpa.", RecordType::PTR, "NXDomain", "", "96.10.in-addr.arpa."), // DNS-5.5
         ("1.0.96.10.in-addr.arpa.", RecordType::TXT, "NoError", "", "96.10.in-addr.arpa."),
         ("96.10.in-addr.arpa.", RecordType::A, "NoError", "", "96.10.in-addr.arpa."),
         ("1.1.1.10.in-addr.arpa.", RecordType::PTR, "Refused", "", ""), // of no block here

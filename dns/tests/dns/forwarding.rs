@@ -139,7 +139,7 @@ async fn what_the_upstream_says_is_passed_on() {
         ("failing.example.test.", RecordType::A, (ResponseCode::ServFail, 0, 0)),
         ("refusing.example.test.", RecordType::A, (ResponseCode::Refused, 0, 0)),
         ("localhost.", RecordType::A, (ResponseCode::NoError, 1, 0)),
-        ("9.9.9.10.in-addr.arpa.", RecordType::PTR, (ResponseCode::NoError, 1, 0)), // 5.5
+        ("9.9.9.10.in-addr.arpa.", RecordType::PTR, (ResponseCode::NoError, 1, 0)), // DNS-5.5
     ];
     for (text, rtype, wanted) in rows {
         // Twice: the second is from the cache where that is allowed, and looks the same.
@@ -161,11 +161,11 @@ async fn plain_answers_are_kept_and_respelled() {
     for (label, ttl) in rows {
         let text = &format!("{label}.example.test.");
         let reply = ask(at, text, RecordType::A).await;
-        assert!(reply.answers.iter().all(|record| record.name.eq_case(&name(text))), "{text}"); // 9.3
+        assert!(reply.answers.iter().all(|record| record.name.eq_case(&name(text))), "{text}"); // DNS-9.3
         assert!(reply.answers.iter().all(|record| record.ttl <= ttl), "{text}");
     }
     assert_eq!((upstream.asked(), server.stats().cache_hits), (2, 2));
-    // 14.2: a failure is kept for a moment.
+    // DNS-14.2: a failure is kept for a moment.
     ask(at, "failing.example.test.", RecordType::A).await;
     ask(at, "failing.example.test.", RecordType::A).await;
     assert_eq!((upstream.asked(), server.stats().forwarded, server.stats().cache_hits), (3, 6, 3));
@@ -193,7 +193,7 @@ async fn a_cut_answer_is_asked_again_over_tcp() {
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     let at = server.local_addresses()[0];
     let cut = ask(at, "long.example.test.", RecordType::A).await;
-    assert!(cut.metadata.truncation && (20..100).contains(&cut.answers.len())); // 9.14, for our client's 512
+    assert!(cut.metadata.truncation && (20..100).contains(&cut.answers.len())); // DNS-9.14, for our client's 512
     let question = client::question(&name("long.example.test."), RecordType::A);
     let whole = client::tcp(at, &[question]).await.remove(0);
     assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 100));
@@ -229,7 +229,7 @@ async fn without_an_answer_there_is_an_error() {
     let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let server = client::start(zone_config(), Some(cluster()), vec![closed]).await;
     let at = server.local_addresses()[0];
-    assert_eq!(shape(&ask(at, "www.example.test.", RecordType::A).await), (ResponseCode::ServFail, 0, 0)); // 3.8
+    assert_eq!(shape(&ask(at, "www.example.test.", RecordType::A).await), (ResponseCode::ServFail, 0, 0)); // DNS-3.8
     assert_eq!(shape(&ask(at, "outer.shop.svc.cluster.local.", RecordType::A).await).0, ResponseCode::ServFail);
     assert_eq!(server.stats().forward_failures, 2);
     server.shutdown().await;
@@ -241,14 +241,14 @@ async fn an_external_name_is_resolved_upstream() {
     let server = client::start(zone_config(), Some(cluster()), vec![upstream.address]).await;
     let at = server.local_addresses()[0];
     let reply = ask(at, "Outer.shop.svc.cluster.local.", RecordType::A).await;
-    assert_eq!(shape(&reply), (ResponseCode::NoError, 2, 0)); // 2.6.2
+    assert_eq!(shape(&reply), (ResponseCode::NoError, 2, 0)); // DNS-2.6.2
     assert!(reply.metadata.authoritative);
     let owners: Vec<String> = reply.answers.iter().map(|record| record.name.to_ascii()).collect();
     assert_eq!(owners, ["Outer.shop.svc.cluster.local.", "www.example.test."]);
     let reply = ask(at, "outer.shop.svc.cluster.local.", RecordType::CNAME).await;
-    assert_eq!((shape(&reply).1, upstream.asked()), (1, 1)); // 2.6.3
+    assert_eq!((shape(&reply).1, upstream.asked()), (1, 1)); // DNS-2.6.3
     let reply = ask(at, "absent.shop.svc.cluster.local.", RecordType::A).await;
-    assert_eq!(shape(&reply), (ResponseCode::NoError, 1, 0)); // 2.6.5
+    assert_eq!(shape(&reply), (ResponseCode::NoError, 1, 0)); // DNS-2.6.5
     server.shutdown().await;
 }
 
@@ -344,7 +344,7 @@ async fn a_connection_is_used_again() {
         assert!(ask(server.local_addresses()[0], text, RecordType::A).await.metadata.truncation, "{text}");
     }
     let connections = upstream.connections.load(Ordering::Relaxed);
-    assert_eq!((upstream.asked(), connections), (3, 1)); // 15.4
+    assert_eq!((upstream.asked(), connections), (3, 1)); // DNS-15.4
     server.shutdown().await;
 }
 
@@ -359,8 +359,8 @@ async fn a_domain_of_its_own_is_asked_of_its_own_servers() {
         ("www.example.test.", [1, 0, 0]),
         ("Corp.test.", [1, 1, 0]),
         ("www.CORP.test.", [1, 2, 0]),
-        ("xcorp.test.", [2, 2, 0]),        // 3.10
-        ("www.lab.corp.test.", [2, 2, 1]), // 13.5
+        ("xcorp.test.", [2, 2, 0]),        // DNS-3.10
+        ("www.lab.corp.test.", [2, 2, 1]), // DNS-13.5
         ("nothing.shop.svc.cluster.local.", [2, 2, 1]),
     ];
     for (text, wanted) in rows {
@@ -396,7 +396,7 @@ async fn an_upstream_that_comes_back_is_asked_first_again() {
     ask(at, "one.example.test.", RecordType::A).await;
     assert_eq!(standby.asked(), 1);
     let first = FakeUpstream::at(address).await;
-    // 15.5: it is asked in the background whether it is back.
+    // DNS-15.5: it is asked in the background whether it is back.
     for number in 0_u32.. {
         ask(at, &format!("name-{number}.example.test."), RecordType::A).await;
         if first.asked() > 0 {

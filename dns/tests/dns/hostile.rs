@@ -29,7 +29,7 @@ const A_IN: &[u8] = &[0, 1, 0, 1];
 const RD: u16 = 0x0100;
 const FORMERR: Option<u8> = Some(1);
 
-/// A kind of message, and the rcode it is answered with; none is silence (rules 9.4 to 9.6).
+/// A kind of message, and the rcode it is answered with; none is silence (DNS-9.4…9.6).
 fn malformed() -> Vec<(&'static str, Vec<u8>, Option<u8>)> {
     let whole = [&[3, b'w', b'e', b'b', 0], A_IN].concat();
     let long_label = [&[64], [b'x'; 64].as_slice(), &[0], A_IN].concat();
@@ -202,7 +202,7 @@ async fn a_server_on_all_addresses_replies_from_the_one_that_was_asked() {
         let config = ServerConfig::usual(vec![listen.parse().unwrap()], zone_config(), no_upstreams.clone());
         let server = serve(config, snapshots).await.unwrap();
         for ip in asked {
-            // A connected socket takes replies from nowhere else (rule 9.17).
+            // A connected socket takes replies from nowhere else (DNS-9.17).
             let at = SocketAddr::new(ip.parse().unwrap(), server.local_addresses()[0].port());
             let web = client::question(&name("web.shop.svc.cluster.local."), RecordType::A);
             assert_eq!(client::udp(at, &web).await.answers.len(), 1, "{at}");
@@ -229,7 +229,7 @@ fn a_quarter_of_a_million_names_are_a_zone_like_any_other() {
         other @ (Answer::Alias { .. } | Answer::NoData { .. } | Answer::NxDomain { .. })
         | other @ (Answer::UnknownAddress { .. } | Answer::NotOurs) => other.reason(),
     };
-    let absent = "the namespace has no such service (rule 3.1)";
+    let absent = "the namespace has no such service (DNS-3.1)";
     for number in (0..250_000_u32).step_by(9973) {
         let text = format!("service-{number}.ns-{}.svc.cluster.local.", number % 250);
         let [_, a, b, c] = number.to_be_bytes();

@@ -75,7 +75,7 @@ async fn an_upstream_of_two_blocks_is_counted_once_and_cached_answers_at_once() 
     for name in ["one.a.test.", "two.a.test.", "one.b.test.", "one.b.test."] {
         let answer = ask(at, name, RecordType::A).await;
         let ttl: u32 = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        // No answer is kept for less than 20 s, as the file says, nor does its client hear of less at first (rule 14.4).
+        // No answer is kept for less than 20 s, as the file says, nor does its client hear of less at first (DNS-14.4).
         assert!(answer.ends_with(" 192.0.2.7") && (1..=20).contains(&ttl) && (ttl > 3), "{answer}");
     }
     let page = program.http("/metrics").body;

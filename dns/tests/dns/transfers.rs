@@ -1,4 +1,4 @@
-//! Transfers of the whole zone, beside all else that the server does (rule 4.5).
+//! Transfers of the whole zone, beside all else that the server does (DNS-4.5).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -148,7 +148,7 @@ async fn an_unknown_version_of_edns_is_told_before_anything_is_transferred() {
         message.edns.as_mut().unwrap().set_version(1);
         let reply = client::tcp(server.local_addresses()[0], &[message]).await.remove(0);
         let rcode = u16::from(reply.metadata.response_code);
-        assert_eq!((rcode, reply.answers.len()), (u16::from(ResponseCode::BADVERS), 0), "{rtype}"); // 9.10
+        assert_eq!((rcode, reply.answers.len()), (u16::from(ResponseCode::BADVERS), 0), "{rtype}"); // DNS-9.10
     }
     server.shutdown().await;
 }

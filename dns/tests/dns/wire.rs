@@ -23,7 +23,7 @@ fn many(rtype: RecordType) -> Message {
 async fn long_replies_are_cut_over_udp_and_whole_over_tcp() {
     let server = client::start(zone_config(), Some(cluster()), vec![]).await;
     let address = server.local_addresses()[0];
-    // 9.13, 9.14: the limit, and the OPT survives.
+    // DNS-9.13, DNS-9.14: the limit, and the OPT survives.
     for (payload, limit) in [(None, 512), (Some(100), 512), (Some(700), 700), (Some(4096), 1232)] {
         for rtype in [RecordType::A, RecordType::SRV] {
             let message = payload.map_or_else(|| many(rtype), |payload| client::with_edns(many(rtype), payload));
@@ -90,14 +90,14 @@ async fn flags_and_edns_are_copied() {
     message.metadata.recursion_desired = false;
     let reply = client::udp(address, &message).await;
     let (meta, edns) = (reply.metadata, reply.edns.unwrap());
-    assert!(meta.authoritative && meta.recursion_available && meta.checking_disabled); // 9.1, 9.2
+    assert!(meta.authoritative && meta.recursion_available && meta.checking_disabled); // DNS-9.1, DNS-9.2
     assert!(!meta.recursion_desired && !meta.authentic_data);
-    assert_eq!((edns.version(), edns.flags().dnssec_ok, edns.max_payload()), (0, true, 1232)); // 9.9
+    assert_eq!((edns.version(), edns.flags().dnssec_ok, edns.max_payload()), (0, true, 1232)); // DNS-9.9
     assert!(client::udp(address, &web()).await.edns.is_none());
 
     message.edns.as_mut().unwrap().set_version(1);
     let reply = client::udp(address, &message).await;
-    assert_eq!(u16::from(reply.metadata.response_code), u16::from(ResponseCode::BADVERS)); // 9.10
+    assert_eq!(u16::from(reply.metadata.response_code), u16::from(ResponseCode::BADVERS)); // DNS-9.10
     assert_eq!((reply.queries.len(), reply.answers.len()), (1, 0));
     assert_eq!(reply.edns.unwrap().version(), 0);
     server.shutdown().await;
@@ -109,17 +109,18 @@ async fn other_messages_are_refused_by_kind() {
     let address = server.local_addresses()[0];
     let mut chaos = web();
     chaos.queries[0].query_class = DNSClass::CH;
-    assert_eq!(client::udp(address, &chaos).await.metadata.response_code, ResponseCode::Refused); // 9.7
+    assert_eq!(client::udp(address, &chaos).await.metadata.response_code, ResponseCode::Refused); // DNS-9.7
     for opcode in [OpCode::Notify, OpCode::Status, OpCode::Update] {
         let mut other = web();
         other.metadata.op_code = opcode;
         let reply = client::udp(address, &other).await;
-        assert_eq!((reply.metadata.response_code, reply.queries.len()), (ResponseCode::NotImp, 0), "{opcode:?}"); // 9.6
+        // DNS-9.6
+        assert_eq!((reply.metadata.response_code, reply.queries.len()), (ResponseCode::NotImp, 0), "{opcode:?}");
     }
     for rtype in [RecordType::AXFR, RecordType::IXFR] {
         let transfer = client::question(&name("cluster.local."), rtype);
         let reply = client::tcp(address, &[transfer]).await.remove(0);
-        assert_eq!(reply.metadata.response_code, ResponseCode::Refused); // 4.5
+        assert_eq!(reply.metadata.response_code, ResponseCode::Refused); // DNS-4.5
     }
     let mut two = web();
     two.add_query(two.queries[0].clone());
@@ -127,7 +128,7 @@ async fn other_messages_are_refused_by_kind() {
     none.queries.clear();
     for message in [two, none] {
         let wire = client::udp_bytes(address, &message.to_vec().unwrap()).await;
-        assert_eq!((wire.len(), wire[3] & 15), (12, 1)); // 9.4
+        assert_eq!((wire.len(), wire[3] & 15), (12, 1)); // DNS-9.4
     }
     assert_eq!(server.stats().malformed, 2);
     server.shutdown().await;
@@ -166,7 +167,7 @@ async fn the_first_address_varies() {
         let reply = client::udp(address, &client::question(&name("db.shop.svc.cluster.local."), RecordType::A)).await;
         first.insert(reply.answers[0].data.to_string());
     }
-    assert_eq!(first.len(), 2); // 10.1
+    assert_eq!(first.len(), 2); // DNS-10.1
     server.shutdown().await;
 }
 
@@ -189,10 +190,11 @@ async fn the_first_mail_server_varies_and_the_soa_is_that_of_the_range() {
         assert_eq!((reply.answers.len(), reply.answers[2].record_type()), (3, RecordType::TXT));
         first.insert(reply.answers[0].data.to_string());
     }
-    assert_eq!(first.len(), 2); // 10.1
+    assert_eq!(first.len(), 2); // DNS-10.1
     let reply = client::udp(address, &client::question(&name("9.9.96.10.in-addr.arpa."), RecordType::PTR)).await;
     let owner = reply.authorities[0].name.to_ascii();
-    assert_eq!((reply.metadata.response_code, owner.as_str()), (ResponseCode::NXDomain, "96.10.in-addr.arpa.")); // 5.5
+    // DNS-5.5
+    assert_eq!((reply.metadata.response_code, owner.as_str()), (ResponseCode::NXDomain, "96.10.in-addr.arpa."));
     let reply = client::udp(address, &client::question(&name("96.10.in-addr.arpa."), RecordType::SOA)).await;
     assert_eq!((reply.metadata.authoritative, reply.answers.len()), (true, 1));
 }
@@ -216,7 +218,7 @@ async fn labels_that_no_object_has_do_not_exist() {
         for rtype in [RecordType::A, RecordType::SRV] {
             for reply in client::both(server.local_addresses()[0], &client::question(&asked, rtype)).await {
                 let told = (reply.metadata.response_code, reply.authorities.len());
-                assert_eq!(told, (ResponseCode::NXDomain, 1), "{asked} {rtype}"); // 1.9
+                assert_eq!(told, (ResponseCode::NXDomain, 1), "{asked} {rtype}"); // DNS-1.9
                 assert!(reply.queries[0].name.eq_case(&asked), "{asked}");
             }
         }
@@ -230,7 +232,7 @@ async fn the_soa_of_the_zone_is_an_answer_at_the_apex_only() {
     let soa = |text: &str| client::question(&name(text), RecordType::SOA);
     for reply in client::both(server.local_addresses()[0], &soa("Cluster.local.")).await {
         let told: Vec<String> = reply.answers.iter().map(|record| record.name.to_ascii()).collect();
-        assert_eq!((told, reply.authorities.len()), (vec!["Cluster.local.".to_owned()], 0)); // 4.1
+        assert_eq!((told, reply.authorities.len()), (vec!["Cluster.local.".to_owned()], 0)); // DNS-4.1
     }
     for reply in client::both(server.local_addresses()[0], &soa("web.shop.svc.cluster.local.")).await {
         assert_eq!((reply.answers.len(), reply.authorities.len()), (0, 1));
@@ -247,7 +249,7 @@ async fn options_of_edns_are_left_out_of_the_reply() {
     }
     for reply in client::both(server.local_addresses()[0], &message).await {
         let edns = reply.edns.unwrap();
-        assert_eq!((reply.answers.len(), edns.version(), edns.options().as_ref().len()), (1, 0, 0)); // 9.9
+        assert_eq!((reply.answers.len(), edns.version(), edns.options().as_ref().len()), (1, 0, 0)); // DNS-9.9
     }
     server.shutdown().await;
 }

@@ -2,7 +2,7 @@
 //!
 //! `reflector` follows one resource each (with `wire` for what is read of its objects and `client` for credentials),
 //! `view` joins their messages into a snapshot, and `follow` publishes it. Nothing is handed out before Services and
-//! EndpointSlices have been listed once (spec SY-1); while the API is away, the last view stays in force.
+//! EndpointSlices have been listed once (SY-1); while the API is away, the last view stays in force.
 
 mod backoff;
 mod client;
@@ -139,7 +139,7 @@ impl Kind {
         }
     }
 
-    /// Which objects of it: label selector and field selector (spec IN-1, IN-2, IN-4).
+    /// Which objects of it: label selector and field selector (IN-1, IN-2, IN-4).
     fn selectors(self, options: &KubeOptions) -> (Option<String>, Option<String>) {
         let some = |text: &str| Some(text.to_owned());
         match self {

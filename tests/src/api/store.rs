@@ -197,7 +197,7 @@ impl Store {
                 let kind = match (selects(&change.before), selects(&change.after)) {
                     (false, true) => "ADDED",
                     (true, true) => "MODIFIED",
-                    // Deleted, or no longer selected (spec IN-3).
+                    // Deleted, or no longer selected (IN-3).
                     (true, false) => "DELETED",
                     (false, false) => return None,
                 };

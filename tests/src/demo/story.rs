@@ -100,7 +100,7 @@ impl Stage<'_> {
         let reverse = |ip: IpAddr| Name::from(ip).to_string();
         let found = |answers: &[&str]| ("NoError", answers.iter().map(|&answer| answer.to_owned()).collect::<Vec<_>>());
         let questions = [
-            // The weight is a hundred shared by the Service's two addresses (spec 2.5.4).
+            // The weight is a hundred shared by the Service's two addresses (DNS-2.5.4).
             (format!("_http._tcp.{WEB}"), "SRV", found(&[&format!("0 50 80 {WEB}.")])),
             (reverse(v4), "PTR", found(&[&format!("{WEB}.")])),
             (reverse(v6), "PTR", found(&[&format!("{WEB}.")])),

@@ -47,7 +47,7 @@ pub(super) fn kubernetes(line: &Line, domains: &[Name], shared: &mut Shared) -> 
             ("ignore", ["empty_service"]) => settings.ignore_empty_service = true,
             ("namespaces", [_, ..]) => settings.namespaces.extend(arguments.iter().map(|name| (*name).to_owned())),
             ("kubeconfig", [file]) => settings.kubeconfig = Some(PathBuf::from(file)),
-            // How long to wait before the first answer: this server does not wait (rule 11.2).
+            // How long to wait before the first answer: this server does not wait (DNS-11.2).
             ("startup_timeout", _) => settings.startup_timeout = value(option, values::duration(only(option)?))?,
             ("pods", _) => return Err(option.error("takes disabled, insecure or verified")),
             ("endpoint_pod_names", _) => return Err(option.error("takes no arguments")),

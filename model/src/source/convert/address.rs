@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// An address in canonical form (spec IN-24): leading zeros are decimal, IPv4-mapped IPv6 is IPv4.
+/// An address in canonical form (IN-24): leading zeros are decimal, IPv4-mapped IPv6 is IPv4.
 pub(crate) fn address(text: &str) -> Option<IpAddr> {
     if !text.contains(':') {
         return ipv4(text).map(IpAddr::V4);
@@ -28,7 +28,7 @@ pub(crate) fn usable_address(text: &str) -> Result<IpAddr, String> {
     Ok(address)
 }
 
-/// A network in CIDR notation, surrounding white space and host bits dropped (spec IN-17).
+/// A network in CIDR notation, surrounding white space and host bits dropped (IN-17).
 pub(crate) fn network(text: &str) -> Option<IpNet> {
     let (head, length) = text.trim().split_once('/')?;
     IpNet::new(address(head)?, length.parse().ok()?).ok().map(|network| network.trunc())

@@ -9,7 +9,7 @@ use super::names::{self, Rule};
 use super::{Conversion, Rejection, network, usable_address};
 use crate::node::{Namespace, Node, Pod, ServiceCidr};
 
-/// The label that names a Node's zone (spec EP-12).
+/// The label that names a Node's zone (EP-12).
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// The taint of a Node that the cluster autoscaler is about to remove.
 const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
@@ -53,7 +53,7 @@ pub(crate) fn pod(object: &core::Pod, cx: &mut Conversion) -> Result<Option<Pod>
 }
 
 /// Whether the Pod is being deleted and its update must be ignored: such a Pod keeps the name that it had before, and
-/// gets no new one (spec DNS 6.3). A Pod with an annotation that is kept is not ignored: its opt-out holds as long as
+/// gets no new one (DNS-6.3). A Pod with an annotation that is kept is not ignored: its opt-out holds as long as
 /// it runs.
 pub(crate) fn is_leaving(object: &core::Pod, pod: &Pod) -> bool {
     object.metadata.deletion_timestamp.is_some() && pod.annotations.is_empty()
@@ -73,7 +73,7 @@ pub(crate) fn service_cidr(object: &networking::ServiceCIDR, cx: &mut Conversion
     Ok(ServiceCidr { name, ranges })
 }
 
-/// Whether load balancers may go on sending new connections here (spec HM-15): the taint counts by its key alone.
+/// Whether load balancers may go on sending new connections here (HM-15): the taint counts by its key alone.
 fn eligible(object: &core::Node) -> bool {
     let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
     object.metadata.deletion_timestamp.is_none() && taints.into_iter().all(|taint| taint.key != LEAVING)

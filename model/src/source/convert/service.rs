@@ -1,4 +1,4 @@
-//! Services (spec 1.2).
+//! Services (IN-10…27).
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -12,9 +12,9 @@ use super::{Conversion, Rejection, network, usable_address};
 use crate::key::{Family, Protocol};
 use crate::service::{ClusterIps, Service, ServiceKind, ServicePort, TrafficPolicy};
 
-/// Presence of this label hands a Service to another proxy (spec IN-1).
+/// Presence of this label hands a Service to another proxy (IN-1).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// What the API server fills in for `sessionAffinityConfig.clientIP.timeoutSeconds` (spec IN-22).
+/// What the API server fills in for `sessionAffinityConfig.clientIP.timeoutSeconds` (IN-22).
 const DEFAULT_AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
 const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
@@ -25,7 +25,7 @@ pub(crate) fn service(object: &core::Service, cx: &mut Conversion) -> Result<Ser
     let spec = object.spec.as_ref().unwrap_or(&empty);
     let kind = kind(spec)?;
     let cluster_ips = match kind {
-        // A cluster IP left over from an earlier type means nothing (spec IN-10).
+        // A cluster IP left over from an earlier type means nothing (IN-10).
         ServiceKind::ExternalName(_) => ClusterIps::Unassigned,
         ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => cluster_ips(spec, cx),
     };
@@ -58,7 +58,7 @@ pub(crate) fn port_number(number: i32) -> Option<NonZeroU16> {
     u16::try_from(number).ok().and_then(NonZeroU16::new)
 }
 
-/// A protocol; absent means TCP (spec IN-25).
+/// A protocol; absent means TCP (IN-25).
 pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
@@ -187,7 +187,7 @@ fn external_ips(spec: &core::ServiceSpec, cx: &mut Conversion) -> Vec<IpAddr> {
     addresses
 }
 
-/// Addresses with another mode than VIP are reached through the load balancer itself (spec IN-15).
+/// Addresses with another mode than VIP are reached through the load balancer itself (IN-15).
 fn load_balancer_ips(object: &core::Service, cx: &mut Conversion) -> Vec<IpAddr> {
     let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut addresses = Vec::new();

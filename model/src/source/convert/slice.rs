@@ -1,4 +1,4 @@
-//! EndpointSlices (spec 1.3).
+//! EndpointSlices (IN-30…41).
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -10,14 +10,14 @@ use super::{Conversion, Rejection, port_number, protocol, usable_address};
 use crate::endpoint::{Endpoint, EndpointPort, EndpointSlice};
 use crate::key::{Family, ObjectKey, SliceKey};
 
-/// The label that ties a slice to its Service (spec IN-30).
+/// The label that ties a slice to its Service (IN-30).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// The label that keeps a slice out of load balancing (spec IN-2).
+/// The label that keeps a slice out of load balancing (IN-2).
 const HEADLESS: &str = "service.kubernetes.io/headless";
-/// The annotation with the time of the change that led to this version of the slice (spec SY-20).
+/// The annotation with the time of the change that led to this version of the slice (SY-20).
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// The model of an EndpointSlice; none for addressType FQDN, which nothing here reads (spec IN-31).
+/// The model of an EndpointSlice; none for addressType FQDN, which nothing here reads (IN-31).
 pub(crate) fn slice(
     object: &discovery::EndpointSlice,
     cx: &mut Conversion,
@@ -44,7 +44,7 @@ pub(crate) fn slice(
     }))
 }
 
-/// What the annotation says; anything that is no time counts as absent (spec SY-20).
+/// What the annotation says; anything that is no time counts as absent (SY-20).
 fn triggered(object: &discovery::EndpointSlice) -> Option<SystemTime> {
     let text = object.metadata.annotations.as_ref()?.get(TRIGGERED)?;
     text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
@@ -53,7 +53,7 @@ fn triggered(object: &discovery::EndpointSlice) -> Option<SystemTime> {
 fn ports(object: &discovery::EndpointSlice, cx: &mut Conversion) -> Vec<EndpointPort> {
     let mut ports = Vec::new();
     for port in object.ports.iter().flatten() {
-        // The API server fills in "" for an absent name, so no object of its own has none (spec IN-32).
+        // The API server fills in "" for an absent name, so no object of its own has none (IN-32).
         let name = port.name.as_deref().unwrap_or_default();
         // No number means "every port", which a proxy cannot use.
         let Some(number) = port.port else { continue };
@@ -111,7 +111,7 @@ fn converted(endpoint: &discovery::Endpoint, addresses: Box<[IpAddr]>, cx: &mut 
     Endpoint {
         addresses,
         ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
-        // Absent does not follow `ready`, it is true (spec IN-35).
+        // Absent does not follow `ready`, it is true (IN-35).
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node: cx.intern_some(endpoint.node_name.as_deref()),

@@ -20,7 +20,7 @@ use crate::source::report;
 const QUEUE: usize = 1024;
 /// A flood of changes is published this often, a single change at once.
 const BATCH: Duration = Duration::from_millis(5);
-/// How long the first view waits for resources that it can do without (spec SY-13).
+/// How long the first view waits for resources that it can do without (SY-13).
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ends the work when dropped.

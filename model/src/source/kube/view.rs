@@ -63,7 +63,7 @@ impl View {
         self.progress.values().all(|progress| progress.complete)
     }
 
-    /// Stops waiting for resources that the view can do without (spec SY-13).
+    /// Stops waiting for resources that the view can do without (SY-13).
     pub(super) fn stop_waiting(&mut self) {
         for (kind, progress) in &mut self.progress {
             progress.complete |= kind.without().is_some();
@@ -197,7 +197,7 @@ impl View {
         }
     }
 
-    /// Inserts an object. One that is equal to the known one changes nothing (spec IN-7, IN-13).
+    /// Inserts an object. One that is equal to the known one changes nothing (IN-7, IN-13).
     fn admit(&mut self, key: &ObjectKey, object: &ApiObject) -> Result<(), Rejection> {
         let cx = &mut self.conversion;
         let snapshot = &mut self.snapshot;

@@ -1,4 +1,4 @@
-//! Endpoints of a Service with a selector, derived from Pods as the EndpointSlice controller would (spec IN-42…44).
+//! Endpoints of a Service with a selector, derived from Pods as the EndpointSlice controller would (IN-42…44).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -45,7 +45,7 @@ enum Target {
     Name(Arc<str>),
 }
 
-/// `trafficDistribution`, as the hints it leads to (spec IN-44).
+/// `trafficDistribution`, as the hints it leads to (IN-44).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hints {
     None,

@@ -93,10 +93,11 @@ fn comment<'l>(path: &Path, line: &'l str) -> Option<&'l str> {
     }
 }
 
-/// A number at the start of a comment that says nothing else, or goes on after a comma or colon.
+/// A number at the start of a comment that says nothing else, or has a mark after it: `(rule` may stand at the end of
+/// the line before.
 fn alone(comment: &str) -> Option<&str> {
     let first = comment.split_whitespace().next()?;
-    let number = first.trim_end_matches([',', ':', ';']);
+    let number = first.trim_end_matches([',', ':', ';', ')', '.']);
     (is_dotted(number) && (number != first || comment.trim() == first)).then_some(number)
 }
 
@@ -148,6 +149,7 @@ mod tests {
     fn a_bare_number_is_a_dead_end_in_a_comment() {
         check("a.rs", "    assert_eq!(ttl, 5); // 9.16", &[(Form::Number, "9.16")]);
         check("a.rs", "    // 14.2: a failure is kept.", &[(Form::Number, "14.2")]);
+        check("a.rs", "/// 15.5).", &[(Form::Number, "15.5")]);
         check("a.rs", "    check(x); // V28: each list for itself", &[(Form::Vector, "V28")]);
         check("a.yaml", "# The matrix (3.7). Each", &[(Form::Number, "3.7")]);
         check("a.yaml", "# What counts (1.1, 1.3).", &[(Form::Number, "1.1")]);

@@ -115,8 +115,8 @@ impl BenchTable {
         }
     }
 
-    /// What a server of all these names needs. The budget is a third of CoreDNS's memory with as many (design.md 6 and
-    /// rule 20.6 of the DNS specification).
+    /// What a server of all these names needs. The budget is a third of CoreDNS's memory with as many (BG-1,
+    /// DNS-20.6).
     pub(super) fn dns_memory(&mut self, population: Population, rss_kib: u64) {
         let Population { services, endpoints, pods } = population;
         let budget = match (endpoints, pods) {
