@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use shunt_model::{Family, ObjectKey, Pod, Protocol, Snapshot};
 
+use crate::datapath::reading::{Caller, Outcome, Reading, ReadingError};
 use crate::plan::{
-    Decision, Empty, FrontendKind, List, Meeting, Met, Packet, Plan, PortPlan, Reason, Rule, RuleId, SocketVerdict,
-    Source, Verdict,
+    Decision, Empty, FrontendKind, List, Meeting, Met, Packet, Plan, PortPlan, Reason, Rule, RuleId, Source, Verdict,
 };
 
 /// Every flow that the destination may mean.
@@ -63,6 +63,9 @@ pub enum ExplainError {
     /// Nothing of ours has that address.
     #[error("{0} is no address of a Service; name a port to learn what becomes of a flow to it all the same")]
     NoPorts(IpAddr),
+    /// The tables cannot be read.
+    #[error(transparent)]
+    Reading(#[from] ReadingError),
 }
 
 /// What becomes of flows from `source` to `destination` on `node`.
@@ -76,7 +79,7 @@ pub fn explain(
     let from = origin(snapshot, plan, node, source)?;
     let targets = targets(plan, destination)?;
     let flows = targets.into_iter().map(|(to, protocol)| explain_one(plan, &from, to, protocol));
-    Ok(Explanation { flows: flows.collect() })
+    Ok(Explanation { flows: flows.collect::<Result<_, _>>()? })
 }
 
 /// Who sends.
@@ -191,30 +194,45 @@ fn at_address(plan: &Plan, ip: IpAddr, named: Option<Protocol>) -> Result<Vec<(S
     if found.is_empty() { Err(ExplainError::NoPorts(ip)) } else { Ok(found) }
 }
 
-fn explain_one(plan: &Plan, from: &FlowOrigin, to: SocketAddr, protocol: Protocol) -> FlowExplanation {
+fn explain_one(
+    plan: &Plan,
+    from: &FlowOrigin,
+    to: SocketAddr,
+    protocol: Protocol,
+) -> Result<FlowExplanation, ExplainError> {
     let same_family = from.addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).copied();
     let source_address = same_family.or_else(|| from.address.filter(|_| from.addresses.len() == 1));
     let packet = Packet { source: from.source, source_address, destination: to.ip(), port: to.port(), protocol };
     let mut steps = vec![from.step.clone()];
     if from.source == Source::Pod && from.addresses.iter().any(|ip| plan.opted_out.contains(ip)) {
         steps.push(step("the pod has opted out: its sockets are left alone", RuleId::Dp16));
-        let at_socket = Some(socket_word(&SocketVerdict::Pass).to_owned());
-        return explained(to, protocol, steps, ("pass", Vec::new()), at_socket);
+        let at_socket = Some(socket_word(&Outcome::Foreign).to_owned());
+        return Ok(explained(to, protocol, steps, ("pass", Vec::new()), at_socket));
     }
     let Decision { verdict, reason } = plan.decide(&packet);
     steps.extend(steps_of(reason.as_ref(), to.ip(), from.source));
-    let at_socket = match from.source {
-        Source::Pod | Source::Node => Some(plan.decide_at_socket(&packet)),
-        Source::Outside => None,
-    };
-    steps.extend(at_socket.zip(reason).and_then(|(verdict, reason)| step_at_socket(&verdict, reason.rule)));
+    let at_socket = at_socket(plan, &packet)?;
+    steps.extend(at_socket.as_ref().zip(reason).and_then(|(outcome, reason)| step_at_socket(outcome, reason.rule)));
     let verdict = match verdict {
         Verdict::NotOurs => ("pass", Vec::new()),
         Verdict::Reject => ("reject", Vec::new()),
         Verdict::Drop => ("drop", Vec::new()),
         Verdict::Forward { endpoints, .. } => ("forward", endpoints.iter().map(|end| end.address).collect()),
     };
-    explained(to, protocol, steps, verdict, at_socket.map(|verdict| socket_word(&verdict).to_owned()))
+    let at_socket = at_socket.map(|outcome| socket_word(&outcome).to_owned());
+    Ok(explained(to, protocol, steps, verdict, at_socket))
+}
+
+/// What a socket of this node gets, by the lookup that the programs run; `None` if the source is outside.
+fn at_socket(plan: &Plan, packet: &Packet) -> Result<Option<Outcome>, ReadingError> {
+    let unknown = if packet.destination.is_ipv4() { IpAddr::from([0_u8; 4]) } else { IpAddr::from([0_u8; 16]) };
+    let caller = match packet.source {
+        Source::Pod => Caller::Pod(packet.source_address.unwrap_or(unknown)),
+        Source::Node => Caller::Node,
+        Source::Outside => return Ok(None),
+    };
+    let to = SocketAddr::new(packet.destination, packet.port);
+    Ok(Some(Reading::of(&plan.around(packet.destination))?.outcome(caller, to, packet.protocol)))
 }
 
 fn explained(
@@ -227,22 +245,22 @@ fn explained(
     FlowExplanation { destination: format!("{to}/{protocol}"), steps, verdict: verdict.into(), at_socket, endpoints }
 }
 
-fn socket_word(verdict: &SocketVerdict<'_>) -> &'static str {
-    match verdict {
-        SocketVerdict::Forward { .. } => "forward",
-        SocketVerdict::Refuse => "refuse",
-        SocketVerdict::Deny => "deny",
-        SocketVerdict::Pass => "pass",
+fn socket_word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Endpoints { .. } => "forward",
+        Outcome::Refused => "refuse",
+        Outcome::Denied => "deny",
+        Outcome::LeftAlone | Outcome::Foreign => "pass",
     }
 }
 
 /// What a socket gets where packets get an answer of another kind, by the same rule.
-fn step_at_socket(verdict: &SocketVerdict<'_>, rule: RuleId) -> Option<ExplainedStep> {
-    let words = match verdict {
-        SocketVerdict::Forward { .. } => return None,
-        SocketVerdict::Refuse => "refused at once (ECONNREFUSED)",
-        SocketVerdict::Deny => "refused at once (EPERM)",
-        SocketVerdict::Pass => "left alone, its packets keep this destination",
+fn step_at_socket(outcome: &Outcome, rule: RuleId) -> Option<ExplainedStep> {
+    let words = match outcome {
+        Outcome::Endpoints { .. } => return None,
+        Outcome::Refused => "refused at once (ECONNREFUSED)",
+        Outcome::Denied => "refused at once (EPERM)",
+        Outcome::LeftAlone | Outcome::Foreign => "left alone, its packets keep this destination",
     };
     Some(step(format!("at a socket of this node: {words}"), rule))
 }

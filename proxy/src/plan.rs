@@ -72,6 +72,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The part of the plan that a flow to `address` can meet: the service ports that are dialled there or at node ports.
+    #[must_use]
+    pub fn around(&self, address: IpAddr) -> Self {
+        let address = address.to_canonical();
+        let meets = |frontend: &Frontend| frontend.address.is_none_or(|dialled| dialled == address);
+        let met = self.ports.iter().filter(|(_, port)| port.frontends.iter().any(meets));
+        Self { ports: met.map(|(key, port)| (key.clone(), Arc::clone(port))).collect(), ..self.clone() }
+    }
+
     /// What a new flow gets at a cluster IP whose Service does not define the port (NE-11). Port 0 is left alone: it is
     /// no flow but a socket that asks for its source address.
     pub const UNDEFINED_PORT: Unserved = Unserved { packet: Empty::Reject, socket: EmptyAtSocket::Refuse };

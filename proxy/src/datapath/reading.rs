@@ -13,7 +13,7 @@ use crate::plan::Plan;
 pub struct Reading(Memory);
 
 /// The plan does not fit into the tables.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the plan does not fit into the tables of the socket programs")]
 pub struct ReadingError(#[source] super::ebpf::layout::Full);
 
