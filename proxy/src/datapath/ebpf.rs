@@ -274,6 +274,11 @@ impl Ebpf {
 /// to is known.
 fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
     if let Some(former) = pins.former()? {
+        if pins.has_links()? {
+            // The tables were taken over, and then a start was interrupted between two links.
+            pins.adopt_links(&former)?;
+            return Ok(None);
+        }
         match Taken::read(&former) {
             Ok(taken) => {
                 pins.discard_tables()?;

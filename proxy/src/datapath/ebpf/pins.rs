@@ -80,6 +80,7 @@ pub(super) struct Pins {
 pub(super) struct Former {
     pub(super) version: u32,
     pub(super) maps: MapPins,
+    programs: PathBuf,
     links: PathBuf,
 }
 
@@ -105,11 +106,13 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The newest other version whose programs are attached, unless programs of this one are: then it was taken over.
+    /// Whether programs of this version are attached.
+    pub(super) fn has_links(&self) -> Result<bool, PinError> {
+        Ok(!list(&self.links)?.is_empty())
+    }
+
+    /// The newest other version whose programs are attached.
     pub(super) fn former(&self) -> Result<Option<Former>, PinError> {
-        if !list(&self.links)?.is_empty() {
-            return Ok(None);
-        }
         let mut found = None;
         for path in list(&self.root)?.into_iter().filter(|path| *path != self.version) {
             let Some(version) = number(&path, "v") else { continue };
@@ -118,7 +121,8 @@ impl Pins {
             if newer && !list(&links)?.is_empty() {
                 let tables = path.join("maps");
                 let flows = if version <= LAST_WITH_FLOWS { tables.clone() } else { self.maps.flows.clone() };
-                found = Some(Former { version, maps: MapPins { tables, flows }, links });
+                found =
+                    Some(Former { version, maps: MapPins { tables, flows }, programs: path.join("programs"), links });
             }
         }
         Ok(found)
@@ -160,9 +164,11 @@ impl Pins {
 
     /// Takes over the links of `former`, which run its programs until they are switched over.
     pub(super) fn adopt_links(&self, former: &Former) -> Result<(), PinError> {
-        for from in list(&former.links)? {
-            if let Some(name) = from.file_name() {
-                rename(&from, &self.links.join(name))?;
+        for (from, to) in [(&former.programs, &self.programs), (&former.links, &self.links)] {
+            for pin in list(from)? {
+                if let Some(name) = pin.file_name() {
+                    rename(&pin, &to.join(name))?;
+                }
             }
         }
         Ok(())
