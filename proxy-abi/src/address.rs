@@ -10,7 +10,7 @@ use crate::frontend::digest;
 #[repr(transparent)]
 pub struct AddressValue(pub u64);
 
-/// From where an address takes connections to node ports (spec 3.2).
+/// From where an address takes connections to node ports (TP-10…14).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodePorts {
     /// From every client.

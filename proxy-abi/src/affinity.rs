@@ -1,4 +1,4 @@
-//! `AFFINITY`: an LRU hash map from a client of a service port to the endpoint it had last (spec SA-1, SA-16).
+//! `AFFINITY`: an LRU hash map from a client of a service port to the endpoint it had last (SA-1, SA-16).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,5 +1,5 @@
 //! `bind()`: a process of the node cannot take a port that is a node port, where it would wait for connections that
-//! never come (spec TP-7, spec/datapath.md 3.1 trap 12).
+//! never come (TP-7, DP-12).
 
 use core::mem::offset_of;
 use core::ptr::read_volatile;

@@ -1,6 +1,6 @@
 //! Access to `bpf_sock_addr` in the form the verifier takes: one plain 4-byte load or store per field at a constant
 //! offset. A compiler that merges two of them or moves the pointer gets "dereference of modified ctx ptr", so every
-//! access is volatile (spec/datapath.md trap 20).
+//! access is volatile (DP-20).
 
 use core::mem::offset_of;
 use core::ptr::{read_volatile, write_volatile};
@@ -92,8 +92,8 @@ pub(crate) fn set6(ctx: &SockAddrContext, address: Address6, port: Port) {
     store(ctx, PORT, port.into());
 }
 
-/// Makes the call fail with ECONNREFUSED, what a client of kube-proxy sees when nobody serves (spec NE-4). Without it
-/// a hook that denies gives EPERM.
+/// Makes the call fail with ECONNREFUSED, what a client of kube-proxy sees when nobody serves (NE-4). Without it a hook
+/// that denies gives EPERM.
 #[inline(always)]
 pub(crate) fn refuse() -> i32 {
     // SAFETY: the helper takes an errno and touches no memory of ours.

@@ -91,11 +91,11 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
-    /// An address of these that cannot be listened on ends the daemon (spec HM-23).
+    /// An address of these that cannot be listened on ends the daemon (HM-23).
     pub bind_address_hard_fail: bool,
     /// How willingly the kernel ends this process when memory runs out, -1000 to 1000.
     pub oom_score_adj: i32,
-    /// A change that waits for twice as long makes the node unhealthy (spec HM-13).
+    /// A change that waits for twice as long makes the node unhealthy (HM-13).
     pub sync_period: Duration,
     /// Form of the log.
     pub log_format: LogFormat,
@@ -257,7 +257,7 @@ impl Config {
         })
     }
 
-    /// The effective configuration in kube-proxy's terms, as `/configz` shows it (spec HM-22).
+    /// The effective configuration in kube-proxy's terms, as `/configz` shows it (HM-22).
     #[must_use]
     pub fn configz(&self) -> Value {
         let mut document = self.kube_proxy.clone();
@@ -403,7 +403,7 @@ impl DnsConfig {
     }
 }
 
-/// The node's name as everything compares it: given or the host's, trimmed, in lower case (spec IN-9).
+/// The node's name as everything compares it: given or the host's, trimmed, in lower case (IN-9).
 pub fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
     let name = match given {
         Some(name) => name.to_owned(),

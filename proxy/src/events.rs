@@ -38,7 +38,7 @@ pub fn recorder() -> (Recorder, Recorded) {
 }
 
 impl Recorder {
-    /// This node's proxy starts (spec HM-24).
+    /// This node's proxy starts (HM-24).
     pub fn starting(&self, node: &str) {
         self.record(NewEvent {
             kind: "Node",

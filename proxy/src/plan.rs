@@ -62,7 +62,7 @@ pub struct Plan {
     pub addresses: OrdMap<IpAddr, AddressMeaning>,
     /// Addresses of local Pods whose sockets are left alone.
     pub opted_out: Arc<BTreeSet<IpAddr>>,
-    /// The health-check node ports to serve (spec HM-1…3, IN-21).
+    /// The health-check node ports to serve (HM-1…3, IN-21).
     pub health_checks: OrdMap<(ObjectKey, Family), HealthCheck>,
     /// Where they are served.
     pub health_check_addresses: Arc<HealthCheckAddresses>,
@@ -89,7 +89,7 @@ pub struct Unserved {
     pub socket: EmptyAtSocket,
 }
 
-/// Identity of a service port in one family (spec IN-11, IN-12).
+/// Identity of a service port in one family (IN-11, IN-12).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortKey {
     /// The Service.
@@ -120,15 +120,15 @@ pub struct PortPlan {
     pub key: PortKey,
     /// Where clients dial; sorted, and no two entries of a [`Plan`] share one (collisions are already decided).
     pub frontends: Vec<Frontend>,
-    /// Who answers under policy Cluster (spec EP-20); sorted, each address once.
+    /// Who answers under policy Cluster (EP-20); sorted, each address once.
     pub cluster: Vec<Endpoint>,
-    /// Who answers under policy Local (spec EP-21); sorted, each address once.
+    /// Who answers under policy Local (EP-21); sorted, each address once.
     pub local: Vec<Endpoint>,
     /// Session affinity timeout in seconds, if the Service asks for ClientIP affinity.
     pub affinity: Option<NonZeroU32>,
-    /// Serving, but in neither list: no new flow may reach them, running ones go on (spec CT-3, CT-10). Sorted.
+    /// Serving, but in neither list: no new flow may reach them, running ones go on (CT-3, CT-10). Sorted.
     pub draining: Vec<SocketAddr>,
-    /// Who may dial the LoadBalancer frontends (spec TP-30…37); `None` is everybody.
+    /// Who may dial the LoadBalancer frontends (TP-30…37); `None` is everybody.
     pub source_ranges: Option<Arc<SourceRanges>>,
 }
 
@@ -137,7 +137,7 @@ pub struct PortPlan {
 pub struct Endpoint {
     /// Its address and port.
     pub address: SocketAddr,
-    /// It runs on this node (spec IN-36).
+    /// It runs on this node (IN-36).
     pub local: bool,
 }
 
@@ -163,15 +163,15 @@ pub struct Frontend {
 /// Kinds of frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum FrontendKind {
-    /// A cluster IP (spec TP-1).
+    /// A cluster IP (TP-1).
     #[serde(rename = "ClusterIP")]
     ClusterIp,
-    /// One of `spec.externalIPs` (spec TP-2).
+    /// One of `spec.externalIPs` (TP-2).
     #[serde(rename = "ExternalIP")]
     External,
-    /// A load balancer's address with ipMode VIP (spec TP-2).
+    /// A load balancer's address with ipMode VIP (TP-2).
     LoadBalancer,
-    /// A node port (spec TP-3).
+    /// A node port (TP-3).
     NodePort,
 }
 
@@ -208,13 +208,13 @@ pub enum List {
     Local,
 }
 
-/// What a packet of a new flow gets when nobody may answer (spec section 4).
+/// What a packet of a new flow gets when nobody may answer (NE-1…5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Empty {
-    /// Refuse at once: ICMP port unreachable, ECONNREFUSED at a socket (spec NE-1, NE-4).
+    /// Refuse at once: ICMP port unreachable, ECONNREFUSED at a socket (NE-1, NE-4).
     Reject,
-    /// Silence: another node may have an endpoint (spec NE-2, NE-3, NE-5).
+    /// Silence: another node may have an endpoint (NE-2, NE-3, NE-5).
     Drop,
 }
 

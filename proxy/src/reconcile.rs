@@ -29,7 +29,7 @@ const AUDIT: Duration = Duration::from_secs(1);
 
 /// Where the loop gets its input.
 pub struct Input {
-    /// Views of the cluster; the first is complete already (spec SY-1).
+    /// Views of the cluster; the first is complete already (SY-1).
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// What is wrong with the input.
     pub health: watch::Receiver<SourceHealth>,
@@ -85,7 +85,7 @@ impl Reconciler {
     }
 
     /// Syncs now, at every new view, and again after a failure, until stopped or the source ends. Syncs block: this
-    /// future wants a thread of its own. The data path stays as it is at the end (spec SY-17).
+    /// future wants a thread of its own. The data path stays as it is at the end (SY-17).
     pub async fn run(mut self, stop: CancellationToken) {
         self.look_at_health();
         // Our DNS server knows no name before the first sync is done; until then others go on that are there.
@@ -210,7 +210,7 @@ impl Reconciler {
         }
     }
 
-    /// After the sync, so that a load balancer sends nobody here too early (spec HM-7).
+    /// After the sync, so that a load balancer sends nobody here too early (HM-7).
     fn give_health_checks(&self) {
         let checks = Checks::from(self.planner.plan());
         self.sinks.health_checks.send_if_modified(|known| {

@@ -1,4 +1,4 @@
-//! Ends the daemon when its configuration file changes, for the supervisor to start it with the new one (spec SY-18).
+//! Ends the daemon when its configuration file changes, for the supervisor to start it with the new one (SY-18).
 
 use std::path::{Path, PathBuf};
 

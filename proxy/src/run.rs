@@ -22,9 +22,8 @@ use crate::metrics::Durations;
 use crate::reconcile::{Input, Reconciler, Sinks};
 use crate::{host, reload, source};
 
-/// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (spec SY-17).
-/// `file` is where the configuration came from: when it changes the daemon ends, for its supervisor to start it with
-/// the new one (spec SY-18).
+/// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (SY-17). `file` is where the
+/// configuration came from: when it changes the daemon ends, for its supervisor to start it with the new one (SY-18).
 pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let options = prerequisites::check(&config)?;
     prerequisites::adjust_oom_score(config.oom_score_adj);
@@ -50,9 +49,9 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
 }
 
 impl Parts {
-    /// Nothing is written before the first view of the cluster is complete (spec SY-1). DNS does not wait for it: what
-    /// an earlier life left in the kernel leads here already, and other names need no cluster (spec DNS 11.2).
-    /// The source must live as long as the daemon.
+    /// Nothing is written before the first view of the cluster is complete (SY-1). DNS does not wait for it: what an
+    /// earlier life left in the kernel leads here already, and other names need no cluster (DNS-11.2). The source must
+    /// live as long as the daemon.
     async fn start(&mut self, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
         let (reachable, served) = watch::channel(None);

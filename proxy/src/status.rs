@@ -62,7 +62,7 @@ pub struct LastSync {
 pub struct Pending(Arc<AtomicU64>);
 
 impl Pending {
-    /// A change waits from now on, unless an older one does (spec HM-12).
+    /// A change waits from now on, unless an older one does (HM-12).
     pub fn begin(&self) {
         // Whoever was first stays.
         let _older = self.0.compare_exchange(0, now(), Ordering::Relaxed, Ordering::Relaxed);

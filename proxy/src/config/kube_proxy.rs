@@ -1,6 +1,7 @@
 //! kube-proxy's own configuration, `kubeproxy.config.k8s.io/v1alpha1`: read, checked, and told what of it has no effect.
 //!
-//! Field names, defaults and checks are spec 9.1's. What the socket path has no use for is accepted and named once.
+//! Field names, defaults and checks are those of kube-proxy (CF-10). What the socket path has no use for is accepted
+//! and named once.
 
 pub mod flags;
 #[cfg(test)]
@@ -176,7 +177,7 @@ const OBEYED: [&str; 16] = [
 pub struct Decoded {
     /// The document.
     pub document: KubeProxyConfiguration,
-    /// What a strict reading would refuse (spec CF-2).
+    /// What a strict reading would refuse (CF-2).
     pub warnings: Vec<String>,
 }
 
@@ -189,7 +190,7 @@ pub fn decode(mut value: Value) -> Result<Decoded, String> {
     let known = serde_json::to_value(KubeProxyConfiguration::default()).map_err(|error| error.to_string())?;
     unknown_fields(&value, &known, "", &mut unknown);
     let mut document: KubeProxyConfiguration = serde_json::from_value(value).map_err(|error| error.to_string())?;
-    // In a file a period of 0 means the default (spec 9.1).
+    // In a file a period of 0 means the default (CF-11).
     for (period, default) in [
         (&mut document.iptables.sync_period, 30),
         (&mut document.iptables.min_sync_period, 1),
@@ -207,7 +208,7 @@ pub fn decode(mut value: Value) -> Result<Decoded, String> {
 }
 
 impl KubeProxyConfiguration {
-    /// Refuses what cannot be meant (spec CF-3). The message names the field and says what it takes.
+    /// Refuses what cannot be meant (CF-3). The message names the field and says what it takes.
     pub fn check(&self) -> Result<(), String> {
         let within = |field: &str, value: i32, low: i32, high: i32| {
             if (low..=high).contains(&value) {
@@ -282,7 +283,7 @@ impl KubeProxyConfiguration {
         bind_address("metricsBindAddress", &self.metrics_bind_address, 10249)
     }
 
-    /// The sync period of the selected mode (spec CF-1).
+    /// The sync period of the selected mode (CF-1).
     #[must_use]
     pub fn sync_period(&self) -> GoDuration {
         match self.mode.as_str() {

@@ -26,7 +26,7 @@ use crate::dns::service;
 use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
 
-/// How often an address is tried again that could not be listened on (spec HM-23).
+/// How often an address is tried again that could not be listened on (HM-23).
 const RETRY: Duration = Duration::from_secs(5);
 
 /// An address that cannot be listened on.
@@ -69,7 +69,7 @@ pub async fn serve_in_the_end(
 pub struct Health {
     /// This node's name.
     pub node: Arc<str>,
-    /// A change that waits for twice as long makes the node unhealthy (spec HM-13).
+    /// A change that waits for twice as long makes the node unhealthy (HM-13).
     pub sync_period: Duration,
     /// Since when a change waits.
     pub pending: Pending,
@@ -131,8 +131,8 @@ impl Health {
         self.pending.age() <= self.sync_period * 2
     }
 
-    /// Whether load balancers may send new connections here (spec HM-15). Without a cluster's API nobody takes nodes
-    /// away, so a Node that is not declared is no reason against it.
+    /// Whether load balancers may send new connections here (HM-15). Without a cluster's API nobody takes nodes away,
+    /// so a Node that is not declared is no reason against it.
     fn is_eligible(&self) -> bool {
         let status = self.status.borrow();
         let node = status.snapshot.as_ref().and_then(|snapshot| snapshot.nodes.get(&*self.node).cloned());

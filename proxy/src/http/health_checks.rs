@@ -1,4 +1,4 @@
-//! Servers on health-check node ports: by them load balancers learn which nodes have an endpoint (spec 7.1).
+//! Servers on health-check node ports: by them load balancers learn which nodes have an endpoint (HM-1…10a).
 
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -26,7 +26,7 @@ use crate::events::Recorder;
 use crate::http::health::Health;
 use crate::plan::{HealthCheck, HealthCheckAddresses, Plan};
 
-/// A port that is in use is tried again after this, and at every sync (spec HM-8).
+/// A port that is in use is tried again after this, and at every sync (HM-8).
 const RETRY: Duration = Duration::from_secs(5);
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
@@ -206,7 +206,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// The same for every path and method (spec HM-2…6).
+/// The same for every path and method (HM-2…6).
 async fn answer(State(served): State<Served>) -> Response {
     let endpoints = served.endpoints.load(Ordering::Relaxed);
     let healthy = served.health.is_healthy();

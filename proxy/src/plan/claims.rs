@@ -1,4 +1,4 @@
-//! Who gets a frontend that several service ports ask for (spec IN-27): the same one on every node and at every start.
+//! Who gets a frontend that several service ports ask for (IN-27): the same one on every node and at every start.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Where clients may dial a service port, which lists that takes, and which list serves whom (spec IN-10…26, 2.1, 2.4).
+//! The frontends of a service port, and which list serves which source there (IN-10…26, EP-1…4, DT-1…3).
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;

@@ -1,4 +1,4 @@
-//! Health-check node ports: by them a load balancer learns which nodes have an endpoint (spec HM-1…3, IN-21).
+//! Health-check node ports: by them a load balancer learns which nodes have an endpoint (HM-1…3, IN-21).
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use super::merge::endpoints_of;
 pub struct HealthCheck {
     /// The port.
     pub port: NonZeroU16,
-    /// How many addresses on this node have a ready endpoint of the Service, over all its ports (spec HM-3).
+    /// How many addresses on this node have a ready endpoint of the Service, over all its ports (HM-3).
     pub local_endpoints: usize,
 }
 
@@ -59,7 +59,7 @@ pub(super) fn health_checks(service: &Service, slices: &[&EndpointSlice], node: 
     Family::BOTH.into_iter().filter_map(of_family).collect()
 }
 
-/// The Services that should have a health check but say no port, and did not do so in `old` (spec IN-21).
+/// The Services that should have a health check but say no port, and did not do so in `old` (IN-21).
 pub(super) fn newly_without_port<'a>(old: &'a Snapshot, new: &'a Snapshot) -> impl Iterator<Item = &'a ObjectKey> {
     let lacks = |service: &Service| wants_check(service) && service.health_check_node_port.is_none();
     old.services.diff(&new.services).filter_map(move |item| match item {

@@ -1,4 +1,4 @@
-//! Gathers the endpoints of one service port from all slices of its Service (spec IN-31…39).
+//! Gathers the endpoints of one service port from all slices of its Service (IN-31…39).
 
 use std::cmp::Ordering;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! This node as the plan sees it: its zone, its primary addresses, and where it accepts node ports (spec 3.2, EP-12).
+//! This node as the plan sees it: its zone, its primary addresses, and where it accepts node ports (TP-10…14, EP-12).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,7 +47,7 @@ impl ThisNode {
         }
     }
 
-    /// The node's primary address of `family`, as source ranges see it (spec TP-34).
+    /// The node's primary address of `family`, as source ranges see it (TP-34).
     pub(super) fn primary(&self, family: Family) -> Option<IpAddr> {
         let [v4, v6] = self.primary;
         match family {

@@ -11,20 +11,20 @@ use shunt_model::Family;
 /// What the plan depends on besides the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanOptions {
-    /// Own node name, trimmed and in lower case; empty means that no endpoint is local (spec IN-9).
+    /// Own node name, trimmed and in lower case; empty means that no endpoint is local (IN-9).
     pub node: Arc<str>,
-    /// For which families pods can be told from other clients (spec TP-19).
+    /// For which families pods can be told from other clients (TP-19).
     pub detector: Detect,
     /// The service addresses pods use for DNS.
     pub cluster_dns: Vec<IpAddr>,
     /// Where the bundled DNS listens on this node; empty means that it is off.
     pub dns_backends: Vec<SocketAddr>,
-    /// Which of this node's addresses accept node ports (spec 3.2).
+    /// Which of this node's addresses accept node ports (TP-10…14).
     pub node_ports: NodePortAddresses,
-    /// Obey `spec.externalIPs` (spec IN-16).
+    /// Obey `spec.externalIPs` (IN-16).
     pub external_ips: bool,
-    /// Ranges that belong to Services alone: a new flow to an address in them that no Service has is dropped (spec
-    /// NE-12). Without any the rule is absent.
+    /// Ranges that belong to Services alone: a new flow to an address in them that no Service has is dropped (NE-12).
+    /// Without any the rule is absent.
     pub service_cidrs: Vec<IpNet>,
     /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one.
     pub empty_local: EmptyLocal,
@@ -51,7 +51,7 @@ impl Default for PlanOptions {
     }
 }
 
-/// For which families the local detector can tell whether a flow comes from a pod (spec 2.4, TP-19).
+/// For which families the local detector can tell whether a flow comes from a pod (LD-1, TP-19).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detect {
     /// For none: pods are treated like clients from outside the node.
@@ -75,15 +75,15 @@ impl Detect {
     }
 }
 
-/// Which addresses of a node accept node ports (spec 3.2).
+/// Which addresses of a node accept node ports (TP-10…14).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NodePortAddresses {
     /// All of them, loopback included.
     #[default]
     All,
-    /// The primary address of each family. A family without one accepts none (spec TP-13).
+    /// The primary address of each family. A family without one accepts none (TP-13).
     Primary,
-    /// Those within a network of their family; all of a family that none of the networks is of (spec TP-10).
+    /// Those within a network of their family; all of a family that none of the networks is of (TP-10).
     Within(Vec<IpNet>),
 }
 

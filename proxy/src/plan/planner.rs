@@ -274,7 +274,7 @@ impl Planner {
     }
 }
 
-/// What the operator and the cluster say belongs to Services alone (spec IN-5).
+/// What the operator and the cluster say belongs to Services alone (IN-5).
 fn exclusive(options: &PlanOptions, snapshot: &Snapshot) -> Arc<[IpNet]> {
     let declared = snapshot.service_cidrs.values().flat_map(|object| object.ranges.iter().copied());
     let ranges: BTreeSet<IpNet> = options.service_cidrs.iter().copied().chain(declared).collect();

@@ -1,4 +1,4 @@
-//! Who may dial a load balancer's addresses: `loadBalancerSourceRanges` (spec IN-17, 3.5).
+//! Who may dial a load balancer's addresses: `loadBalancerSourceRanges` (IN-17, TP-30…36).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{Source, node::ThisNode};
 /// Who may dial the LoadBalancer frontends of a service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceRanges {
-    /// All of one family; sorted, each once. They include the Service's own addresses where spec TP-34 says so.
+    /// All of one family; sorted, each once. They include the Service's own addresses where TP-34 says so.
     pub ranges: Vec<IpNet>,
     /// This node's own primary address is inside.
     pub node: bool,

@@ -25,7 +25,7 @@ pub struct Packet {
     pub protocol: Protocol,
 }
 
-/// Who sends a packet, after the local detector has had its say (spec 3.3).
+/// Who sends a packet, after the local detector has had its say (LD-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// A pod.
@@ -48,9 +48,9 @@ pub enum Verdict<'a> {
         /// Whom to pick from.
         endpoints: &'a [Endpoint],
     },
-    /// Refuse at once (spec NE-4).
+    /// Refuse at once (NE-4).
     Reject,
-    /// Say nothing (spec NE-5).
+    /// Say nothing (NE-5).
     Drop,
 }
 

@@ -237,7 +237,7 @@ fn row(port: &PortPlan) -> [String; 4] {
     [port.key.service.to_string(), name.to_owned(), join(frontends), join(endpoints(port))]
 }
 
-/// All endpoints that any frontend may lead to (spec EP-23).
+/// All endpoints that any frontend may lead to (EP-23).
 fn endpoints(port: &PortPlan) -> impl Iterator<Item = String> {
     let mut reachable: Vec<&Endpoint> = port.cluster.iter().chain(&port.local).collect();
     reachable.sort_unstable();
@@ -280,7 +280,7 @@ mod tests {
             [
                 ["NAMESPACE/NAME", "PORT", "FRONTENDS", "ENDPOINTS"],
                 ["default/empty", "-", "10.96.0.2:53/udp", "<none>"],
-                ["default/web", "http", "*:30080/tcp,10.96.0.1:80/tcp", "10.1.0.1:8080,10.1.0.3:8080*"], // V28, EP-23
+                ["default/web", "http", "*:30080/tcp,10.96.0.1:80/tcp", "10.1.0.1:8080,10.1.0.3:8080*"], // EV-28, EP-23
                 ["default/web", "http", "*:30080/tcp,[fd00:96::1]:80/tcp", "[fd00::1]:8080*"],
             ]
         );

@@ -40,12 +40,12 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Takes all sockets before anything else, so that a second daemon by mistake changes nothing; health is served
-    /// from here on (spec HM-11).
+    /// from here on (HM-11).
     pub(super) async fn bind(config: Config) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let stop = CancellationToken::new();
         tasks.spawn(stop_on_signal(stop.clone())?);
-        // The one that tells a second daemon by mistake: servers of HTTP may be tried again (spec HM-23).
+        // The one that tells a second daemon by mistake: servers of HTTP may be tried again (HM-23).
         let control = Some(Listener::open(&config.control_socket)?);
         let (status, _) = watch::channel(Status::default());
         let (dns, _) = watch::channel(DnsState::default());

@@ -27,7 +27,7 @@ pub(super) fn check(config: &Config) -> Result<Options> {
     Ok(options)
 }
 
-/// Failure costs nothing but the protection (spec 9.1). A kubelet or a service manager has usually set one already.
+/// Failure costs nothing but the protection (CF-13). A kubelet or a service manager has usually set one already.
 pub(super) fn adjust_oom_score(score: i32) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
         info!(score, %error, "oom-score-adj stays as it was: lowering it takes CAP_SYS_RESOURCE");

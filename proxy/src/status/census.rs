@@ -66,7 +66,7 @@ fn reachable(port: &PortPlan) -> usize {
     port.cluster.len().max(port.local.len())
 }
 
-/// A port with endpoints, but none here for those who must have one here (spec 7.4).
+/// A port with endpoints, but none here for those who must have one here (NE-16).
 fn count_without_local(port: &PortPlan, by: i64, count: &mut WithoutLocal) {
     if port.cluster.is_empty() || !port.local.is_empty() {
         return;

@@ -12,7 +12,7 @@ use crate::plan::{EmptyAtSocket, Endpoint, Frontend, List, PortKey, PortPlan};
 
 /// What the tables hold for a service port; `None` if nobody can dial it.
 ///
-/// Whoever dials from a socket of this node is a pod or the node itself, and namespaces tell which, so spec 2.4 has the
+/// Whoever dials from a socket of this node is a pod or the node itself, and namespaces tell which, so DT-1 has the
 /// same rule for both: one access for each frontend.
 #[must_use]
 pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {

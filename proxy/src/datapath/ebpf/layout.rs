@@ -1,9 +1,9 @@
 //! Which service, slot and backend elements hold what, and the writes that lead from one state to the next.
 //!
 //! A plain value without access to the kernel: [`Layout::upsert`] and [`Layout::remove`] return [`Write`]s in an order
-//! in which every prefix is safe. After each of them every frontend leads to a service all of whose visible slots
-//! point at living backends of its old or new endpoints, and a frontend that has endpoints before and after is never
-//! without in between (spec/datapath.md 2.4; proved by the property test in `layout/tests.rs`).
+//! in which every prefix is safe. After each of them every frontend leads to a service all of whose visible slots point
+//! at living backends of its old or new endpoints, and a frontend that has endpoints before and after is never without
+//! in between (TB-2; proved by the property test in `layout/tests.rs`).
 //!
 //! A service port has one entry in the directory. Its slots begin with the endpoints on this node, so frontends under
 //! policy Local use the first of them and all others the whole. Where the list of policy Local is not a part of that of

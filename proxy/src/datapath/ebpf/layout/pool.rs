@@ -1,7 +1,7 @@
 //! Allocators of the layout: numbered elements and regions of slots, both with a quarantine.
 //!
 //! What a program may still hold is not handed out again before [`GRACE`] has passed: programs do not sleep, so any
-//! that ran when the element was freed has long ended (spec/datapath.md 2.4).
+//! that ran when the element was freed has long ended (TB-3).
 
 use std::collections::{BTreeSet, VecDeque};
 

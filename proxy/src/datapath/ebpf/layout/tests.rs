@@ -258,7 +258,7 @@ fn apply_each(memory: &mut Memory, writes: &[Write], number: u8, family: Family,
     }
 }
 
-/// An affinity record is followed exactly to endpoints of the list in use (spec SA-5).
+/// An affinity record is followed exactly to endpoints of the list in use (SA-5).
 fn standings(memory: &Memory, wanted: &Wanted, family: Family) {
     for (list, ends, local) in [(List::Cluster, &wanted.cluster, false), (List::Local, &wanted.local, true)] {
         if !wanted.uses(list) || wanted.frontends.is_empty() {

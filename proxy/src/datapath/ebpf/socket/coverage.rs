@@ -1,7 +1,7 @@
 //! Whether the processes of pods are below the cgroup that the programs are attached to.
 //!
 //! In a container with a cgroup namespace of its own, the root that it sees is not the host's; pods beside it would be
-//! left out without any sign of it (spec/datapath.md 3.1 trap 14).
+//! left out without any sign of it (DP-14).
 
 use std::fs;
 use std::io;

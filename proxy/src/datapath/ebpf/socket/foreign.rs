@@ -1,5 +1,5 @@
 //! Programs of others at the hooks we use: each sees what the one before it made of an address, so two load balancers
-//! get in each other's way (spec/datapath.md 3.1 trap 15).
+//! get in each other's way (DP-15).
 
 use std::collections::BTreeSet;
 use std::fs::File;

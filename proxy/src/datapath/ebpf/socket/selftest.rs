@@ -1,4 +1,4 @@
-//! Proves that the hooks are in effect for this very process, without sending a packet (spec/datapath.md 3.1 trap 14).
+//! Proves that the hooks are in effect for this very process, without sending a packet (DP-14).
 //!
 //! A UDP socket connects to an address that leads to loopback while the programs run: where it ends up tells.
 

@@ -1,7 +1,7 @@
 //! Sockets that hang on an endpoint that left: they are destroyed, so that their owners connect anew at once.
 //!
 //! Only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still connecting.
-//! Established connections to an endpoint that ends are its own business (spec CT-6, UC-12). Which sockets are ours is told
+//! Established connections to an endpoint that ends are its own business (CT-6, UC-12). Which sockets are ours is told
 //! by what the programs keep of them: TCP sockets in their storage, which the kernel lists, and UDP sockets in a map by
 //! cookie. A socket that dialled an endpoint by itself is in neither.
 

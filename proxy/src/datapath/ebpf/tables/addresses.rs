@@ -1,4 +1,4 @@
-//! What addresses mean besides their frontends: which accept node ports, and which are cluster IPs (spec TP-3, NE-11).
+//! What addresses mean besides their frontends: which accept node ports, and which are cluster IPs (TP-3, NE-11).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
