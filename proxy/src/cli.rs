@@ -28,24 +28,24 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the node daemon in the foreground; SIGTERM stops it and leaves the data path in place
-    Run(Box<run::Arguments>),
+    Run(Box<run::RunArguments>),
     /// Print what would be programmed for a node; needs no root
-    Plan(plan::Arguments),
+    Plan(plan::PlanArguments),
     /// Print the frontends with their endpoints, as the running daemon has programmed them
-    Services(services::Arguments),
+    Services(services::ServicesArguments),
     /// Print what becomes of a new flow, and the rule that decided each step
-    Explain(explain::Arguments),
+    Explain(explain::ExplainArguments),
     /// Print what the bundled DNS would answer, and why
-    Dns(dns::Arguments),
+    Dns(dns::DnsArguments),
     /// Print what this kernel and host offer, what would be used, and what is missing and why
-    Check(check::Arguments),
+    Check(check::CheckArguments),
     /// Remove everything shunt has installed: programs, maps and the DNS address
-    Cleanup(cleanup::Arguments),
+    Cleanup(cleanup::CleanupArguments),
 }
 
 /// How results are printed.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Output {
+enum OutputFormat {
     /// For people
     Table,
     /// For programs

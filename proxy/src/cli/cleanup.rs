@@ -12,13 +12,13 @@ use shunt_proxy::dns::addresses;
 use super::print;
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct CleanupArguments {
     /// Where programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = BPF_ROOT)]
     bpf_root: PathBuf,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: &CleanupArguments) -> Result<ExitCode> {
     remove(&arguments.bpf_root)
 }
 

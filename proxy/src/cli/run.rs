@@ -20,7 +20,7 @@ const LOG: &str = "info,kube_client=off,hickory_proto=error";
 const DETAILED_LOG: &str = "shunt=debug,shunt_proxy=debug,shunt_model=debug,shunt_dns=debug,hickory_proto=error,info";
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct RunArguments {
     /// Read settings from this file: ours by the names of the flags, kube-proxy's KubeProxyConfiguration, or both as
     /// two documents
     #[arg(long, value_name = "FILE")]
@@ -40,8 +40,8 @@ pub(super) struct Arguments {
     kube_proxy: KubeProxyFlags,
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Arguments { config: path, write_config_to, cleanup, init_only, settings: flags, kube_proxy } = arguments;
+pub(super) fn run(arguments: RunArguments) -> Result<ExitCode> {
+    let RunArguments { config: path, write_config_to, cleanup, init_only, settings: flags, kube_proxy } = arguments;
     if let Some(path) = write_config_to {
         let text = config::defaults_as_text().context("writing the default configuration")?;
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;

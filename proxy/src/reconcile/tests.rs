@@ -32,13 +32,13 @@ enum Says {
 }
 
 /// One call of sync: when, how many service ports, and how many services DNS knew at that moment.
-type Call = (Duration, usize, usize);
+type SyncCall = (Duration, usize, usize);
 
 struct Fake {
     says: VecDeque<Says>,
     began: Instant,
     dns: watch::Receiver<Option<Arc<Snapshot>>>,
-    calls: Arc<Mutex<Vec<Call>>>,
+    calls: Arc<Mutex<Vec<SyncCall>>>,
     /// Where the last sync led the cluster DNS address.
     leads: Arc<Mutex<String>>,
 }
@@ -83,7 +83,7 @@ struct Loop {
     dns_serves: watch::Sender<bool>,
     dns: watch::Receiver<Option<Arc<Snapshot>>>,
     status: watch::Receiver<Status>,
-    calls: Arc<Mutex<Vec<Call>>>,
+    calls: Arc<Mutex<Vec<SyncCall>>>,
     leads: Arc<Mutex<String>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -100,7 +100,7 @@ impl Loop {
         let (health, health_read) = watch::channel(SourceHealth::default());
         let (status, status_read) = watch::channel(Status::default());
         let (reachable, dns) = watch::channel(None);
-        let calls = Arc::<Mutex<Vec<Call>>>::default();
+        let calls = Arc::<Mutex<Vec<SyncCall>>>::default();
         let (says, leads) = (says.iter().copied().collect(), Arc::<Mutex<String>>::default());
         let (began, told) = (Instant::now(), (Arc::clone(&calls), Arc::clone(&leads)));
         let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1 };

@@ -20,13 +20,13 @@ struct Port {
 }
 
 /// The lists of a service port as its entries hold them.
-struct Lists<'a> {
+struct EntryLists<'a> {
     main: &'a [Endpoint],
     second: Option<&'a [Endpoint]>,
 }
 
 /// One entry and what becomes of it.
-struct Step<'a> {
+struct EntryStep<'a> {
     wanted: &'a [Endpoint],
     change: Change,
     slots: Slots,
@@ -82,7 +82,7 @@ impl Slots {
     }
 }
 
-impl<'a> Lists<'a> {
+impl<'a> EntryLists<'a> {
     fn of(target: &Target<'a>) -> Self {
         let uses = |list: List| target.frontends.iter().any(|(_, access)| access.list == list);
         match (uses(List::Cluster), uses(List::Local)) {
@@ -125,7 +125,7 @@ impl Port {
 impl Layout {
     /// The writes that make the service port of entry `main` look like `target`.
     pub(super) fn change(&mut self, main: u32, target: &Target<'_>, now: Moment) -> Result<Vec<Write>, Full> {
-        let lists = Lists::of(target);
+        let lists = EntryLists::of(target);
         self.with_port(main, |layout, port| match port.is_empty() && lists.second.is_none() {
             true => layout.fill(port, target, lists.main, now),
             false => {
@@ -145,7 +145,7 @@ impl Layout {
         wanted: &[Endpoint],
         now: Moment,
     ) -> Result<Vec<Write>, Full> {
-        let step = Step { wanted, change: Change::default(), slots: Slots::InPlace };
+        let step = EntryStep { wanted, change: Change::default(), slots: Slots::InPlace };
         let slots = self.slots_for(None, &step, Scope::Whole, now)?;
         let family = port.record.family;
         let full = Full { table: "backend", capacity: self.capacity.backends };
@@ -187,7 +187,7 @@ impl Layout {
         };
         let shrunk = self.with_port(main, |layout, port| {
             let (held, second) = (kept(&port.record), port.second.as_ref().map(|(_, record)| kept(record)));
-            let lists = Lists { main: &held, second: second.as_deref() };
+            let lists = EntryLists { main: &held, second: second.as_deref() };
             layout.apply(port, target, &lists, Scope::Lists, now)
         });
         // Nothing is added, so nothing can be full.
@@ -209,13 +209,13 @@ impl Layout {
         &mut self,
         port: &mut Port,
         target: &Target<'_>,
-        lists: &Lists<'_>,
+        lists: &EntryLists<'_>,
         scope: Scope,
         now: Moment,
     ) -> Result<Vec<Write>, Full> {
-        let mut main = Step { wanted: lists.main, change: port.record.change(lists.main), slots: Slots::InPlace };
+        let mut main = EntryStep { wanted: lists.main, change: port.record.change(lists.main), slots: Slots::InPlace };
         let held = port.second.as_ref().map(|(_, record)| record);
-        let mut second = lists.second.map(|wanted| Step {
+        let mut second = lists.second.map(|wanted| EntryStep {
             wanted,
             change: held.map_or_else(|| all(wanted), |record| record.change(wanted)),
             slots: Slots::InPlace,
@@ -251,12 +251,12 @@ impl Layout {
     }
 
     /// The scope of a change of the whole service port.
-    fn scope(&self, port: &Port, target: &Target<'_>, lists: &Lists<'_>) -> Scope {
+    fn scope(&self, port: &Port, target: &Target<'_>, lists: &EntryLists<'_>) -> Scope {
         if self.repoints(port, target, lists) { Scope::Repointed } else { Scope::Whole }
     }
 
     /// Whether a frontend that is there changes what it leads to.
-    fn repoints(&self, port: &Port, target: &Target<'_>, lists: &Lists<'_>) -> bool {
+    fn repoints(&self, port: &Port, target: &Target<'_>, lists: &EntryLists<'_>) -> bool {
         lists.second.is_some() != port.second.is_some()
             || target
                 .frontends
@@ -269,7 +269,7 @@ impl Layout {
         &mut self,
         port: &Port,
         target: &Target<'_>,
-        steps: (&mut Step<'_>, Option<&mut Step<'_>>),
+        steps: (&mut EntryStep<'_>, Option<&mut EntryStep<'_>>),
         scope: Scope,
         now: Moment,
     ) -> Result<Reserved, Full> {
@@ -312,7 +312,7 @@ impl Layout {
     fn slots_for(
         &mut self,
         record: Option<&Record>,
-        step: &Step<'_>,
+        step: &EntryStep<'_>,
         scope: Scope,
         now: Moment,
     ) -> Result<Slots, Full> {
@@ -336,7 +336,7 @@ impl Layout {
         &mut self,
         port: &mut Port,
         reserved: &Reserved,
-        steps: (&Step<'_>, Option<&Step<'_>>),
+        steps: (&EntryStep<'_>, Option<&EntryStep<'_>>),
         writes: &mut Vec<Write>,
     ) -> HashMap<Endpoint, BackendRef> {
         let (family, main) = (port.record.family, port.main);
@@ -374,7 +374,7 @@ impl Layout {
     fn show(
         &mut self,
         (service, record): (u32, &mut Record),
-        step: &Step<'_>,
+        step: &EntryStep<'_>,
         scope: Scope,
         references: &HashMap<Endpoint, BackendRef>,
         writes: &mut Vec<Write>,
@@ -473,7 +473,7 @@ impl Layout {
     fn hide(
         &mut self,
         (service, record): (u32, &mut Record),
-        step: &Step<'_>,
+        step: &EntryStep<'_>,
         scope: Scope,
         writes: &mut Vec<Write>,
         now: Moment,
@@ -523,7 +523,12 @@ impl Layout {
 
 /// Tells backends that leave a list so. Before their slots go: a backend that no slot shows drains if it says so, and was
 /// never seen if not, which is all that a daemon can tell after a crash.
-fn lower(port: &Port, draining: &[SocketAddr], steps: (&Step<'_>, Option<&Step<'_>>), writes: &mut Vec<Write>) {
+fn lower(
+    port: &Port,
+    draining: &[SocketAddr],
+    steps: (&EntryStep<'_>, Option<&EntryStep<'_>>),
+    writes: &mut Vec<Write>,
+) {
     let second = port.second.as_ref().map(|(_, record)| record);
     if draining.is_empty() && second.is_none() && steps.1.is_none() {
         return;
@@ -552,7 +557,7 @@ fn all(wanted: &[Endpoint]) -> Change {
 }
 
 /// The endpoints that no list of the port holds yet, nor its draining ones.
-fn new_endpoints(port: &Port, main: &Step<'_>, second: Option<&Step<'_>>) -> Vec<Endpoint> {
+fn new_endpoints(port: &Port, main: &EntryStep<'_>, second: Option<&EntryStep<'_>>) -> Vec<Endpoint> {
     let held = if second.is_some() || port.second.is_some() { port.references() } else { HashMap::new() };
     let added = main.change.added.iter().chain(second.into_iter().flat_map(|step| &step.change.added));
     let mut seen = HashSet::new();

@@ -50,7 +50,7 @@ pub(super) fn sweep(
     };
     for (namespace, outcome) in namespaces.iter().zip(outcomes) {
         match outcome {
-            Ok(Here { examined, destroyed, failed }) => {
+            Ok(SweptNamespace { examined, destroyed, failed }) => {
                 swept.examined = swept.examined.saturating_add(examined);
                 swept.destroyed = swept.destroyed.saturating_add(destroyed);
                 swept.failed.extend(failed.map(|error| (namespace.cookie, error)));
@@ -63,8 +63,8 @@ pub(super) fn sweep(
 }
 
 /// Failures are told here as text: a kernel that lists no UDP sockets says ENOENT, as does a namespace that is gone.
-fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> Here {
-    let mut here = Here::default();
+fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> SweptNamespace {
+    let mut here = SweptNamespace::default();
     let listed = diag::Diag::open().and_then(|mut diag| Ok((diag.connected(maps)?, diag)));
     let (connected, mut diag) = match listed {
         Ok(listed) => listed,
@@ -91,7 +91,7 @@ fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync
 
 /// What was done in one namespace.
 #[derive(Default)]
-struct Here {
+struct SweptNamespace {
     examined: usize,
     destroyed: usize,
     failed: Option<String>,
