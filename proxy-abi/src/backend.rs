@@ -46,7 +46,7 @@ pub const fn next_generation(generation: u16) -> u16 {
 
 /// What a backend is in its service port: from the bottom, last generation 16, listed 1, local 1 bit; service port 32.
 ///
-/// Only the daemon needs it to find its way after a restart, and programs that follow an affinity record.
+/// The daemon reads it after a restart, and programs that follow an affinity record read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Standing(pub u64);
 

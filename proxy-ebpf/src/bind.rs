@@ -23,7 +23,7 @@ fn load(ctx: &SockContext, offset: usize) -> u32 {
     unsafe { read_volatile(field) }
 }
 
-/// Protocol and port, if they are to be looked at: the port in network order.
+/// Protocol and port, if this bind must be checked; the port is in network order.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the kernel keeps 8 and 16 bits in these 32-bit fields")]
 fn bound(ctx: &SockContext) -> Option<(u8, u16)> {

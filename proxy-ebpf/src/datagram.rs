@@ -133,7 +133,8 @@ fn remember(ctx: &SockAddrContext, flow: &Flow) {
     }
 }
 
-/// A datagram sent to an endpoint's own address ends the flow that led there: answers are the endpoint's now (DP-8).
+/// A datagram sent to an endpoint's own address ends the flow that led there: from now on answers show the endpoint
+/// (DP-8).
 #[inline(always)]
 fn forget(ctx: &SockAddrContext, address: &Address6, port: Port) -> i32 {
     if let Some(flows) = flows(ctx) {

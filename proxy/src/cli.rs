@@ -1,4 +1,4 @@
-//! The command line: what can be asked of `shunt`, and what comes back as exit code.
+//! The command line: the commands of `shunt` and their exit codes.
 
 mod check;
 mod cleanup;
@@ -96,7 +96,7 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     line
 }
 
-/// Says on stderr what is wrong.
+/// Writes a message to stderr.
 #[expect(clippy::print_stderr, reason = "messages of the command line, before or without a log")]
 fn complain(message: std::fmt::Arguments<'_>) {
     eprintln!("shunt: {message}");
@@ -112,7 +112,7 @@ fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// As when the reader of a pipe has seen enough.
+/// Whether the reader of the pipe closed it.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = |error: &(dyn std::error::Error + 'static)| error.downcast_ref::<io::Error>().map(io::Error::kind);
     error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))

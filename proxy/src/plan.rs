@@ -56,15 +56,15 @@ pub use view::{
 pub struct Plan {
     /// One entry per (service port, family).
     pub ports: OrdMap<PortKey, Arc<PortPlan>>,
-    /// What an address means at other ports than those of the frontends that name it, in canonical form; 127.0.0.1
-    /// stands for 127.0.0.0/8. Every address is here that a frontend names or where node ports are accepted, so one that
-    /// is not here is unused.
+    /// What an address means at ports of which no frontend names it. Addresses are in canonical form; 127.0.0.1 stands
+    /// for 127.0.0.0/8. It holds every address that a frontend names or that accepts node ports, so an address that is
+    /// missing is unused.
     pub addresses: OrdMap<IpAddr, AddressMeaning>,
-    /// Addresses of local Pods whose sockets are left alone.
+    /// Addresses of local Pods that opted out: their sockets are left alone.
     pub opted_out: Arc<BTreeSet<IpAddr>>,
     /// The health-check node ports to serve (HM-1…3, IN-21).
     pub health_checks: OrdMap<(ObjectKey, Family), HealthCheck>,
-    /// Where they are served.
+    /// The addresses on which those servers listen.
     pub health_check_addresses: Arc<HealthCheckAddresses>,
     /// Those of [`PlanOptions::service_cidrs`] and of the cluster's ServiceCIDRs. A flow to an address in them that is
     /// not one of [`Plan::addresses`] gets [`Plan::UNUSED_ADDRESS`]; without any, there is no such rule.
@@ -75,17 +75,17 @@ impl Plan {
     /// What a new flow gets at a cluster IP whose Service does not define the port (NE-11). Port 0 is left alone: it is
     /// no flow but a socket that asks for its source address.
     pub const UNDEFINED_PORT: Unserved = Unserved { packet: Empty::Reject, socket: EmptyAtSocket::Refuse };
-    /// What a new flow gets at an unused address in a range of Services (NE-12): packets are dropped, and sockets leave
-    /// the address alone, so that its packets may meet the former.
+    /// What a new flow gets at an unused address in a range of Services (NE-12): packets are dropped. A socket keeps
+    /// the address, so that its packets meet that rule.
     pub const UNUSED_ADDRESS: Unserved = Unserved { packet: Empty::Drop, socket: EmptyAtSocket::Pass };
 }
 
-/// What a new flow gets that is sent to no frontend and yet is ours to end, by kind of path.
+/// What a new flow gets that is sent to no frontend, but to an address of Services: by kind of path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unserved {
-    /// As a packet.
+    /// What its packets get.
     pub packet: Empty,
-    /// At a socket of this node.
+    /// What a socket of this node gets.
     pub socket: EmptyAtSocket,
 }
 
@@ -113,22 +113,23 @@ impl fmt::Display for PortKey {
     }
 }
 
-/// One service port in one family: where clients dial and who may answer.
+/// One service port in one family: its frontends and its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPlan {
     /// Which service port.
     pub key: PortKey,
-    /// Where clients dial; sorted, and no two entries of a [`Plan`] share one (collisions are already decided).
+    /// Its frontends, sorted. No two service ports of a [`Plan`] share one: the planner has decided all conflicts.
     pub frontends: Vec<Frontend>,
-    /// Who answers under policy Cluster (EP-20); sorted, each address once.
+    /// The endpoints of policy Cluster (EP-20); sorted, each address once.
     pub cluster: Vec<Endpoint>,
-    /// Who answers under policy Local (EP-21); sorted, each address once.
+    /// The endpoints of policy Local (EP-21); sorted, each address once.
     pub local: Vec<Endpoint>,
     /// Session affinity timeout in seconds, if the Service asks for ClientIP affinity.
     pub affinity: Option<NonZeroU32>,
-    /// Serving, but in neither list: no new flow may reach them, running ones go on (CT-3, CT-10). Sorted.
+    /// Endpoints that serve but are in neither list: they get no new flow and keep the running ones (CT-3, CT-10).
+    /// Sorted.
     pub draining: Vec<SocketAddr>,
-    /// Who may dial the LoadBalancer frontends (TP-30…37); `None` is everybody.
+    /// The sources that may dial the LoadBalancer frontends (TP-30…37); `None` means every source.
     pub source_ranges: Option<Arc<SourceRanges>>,
 }
 
@@ -141,7 +142,7 @@ pub struct Endpoint {
     pub local: bool,
 }
 
-/// Where clients dial, and what becomes of a new flow by where it comes from.
+/// What clients dial, and the rule for a new flow from each kind of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
     /// The address; `None` means every accepted node address (a node port).
@@ -208,7 +209,7 @@ pub enum List {
     Local,
 }
 
-/// What a packet of a new flow gets when nobody may answer (NE-1…5).
+/// What a packet of a new flow gets when the list in use has no endpoint (NE-1…5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Empty {
@@ -218,12 +219,12 @@ pub enum Empty {
     Drop,
 }
 
-/// What a socket of this node gets that dials where nobody may answer.
+/// What a socket of this node gets when the list in use has no endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum EmptyAtSocket {
     /// ECONNREFUSED at once.
     Refuse,
-    /// The address is left as it is, and the packets get what packets get.
+    /// The socket keeps the address, and its packets get what packets get.
     Pass,
 }

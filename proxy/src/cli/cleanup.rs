@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &CleanupArguments) -> Result<ExitCode> {
 pub(super) fn remove(bpf_root: &Path) -> Result<ExitCode> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt cleanup must be root: it removes BPF programs and an address of lo; try sudo shunt cleanup");
-    // The address goes even if a data path cannot: as much as possible is removed, then the failure is told.
+    // The address is removed even if a data path cannot be: remove as much as possible, then report the failure.
     let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
     let paths = Mode::ALL.map(|mode| datapath::remove(mode, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;

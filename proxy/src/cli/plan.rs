@@ -45,7 +45,7 @@ pub(super) enum Objects {
 }
 
 impl Objects {
-    /// None if nothing was given.
+    /// `None` if neither is given.
     pub(super) fn given(manifests: Option<PathBuf>, kubeconfig: Option<PathBuf>) -> Option<Self> {
         manifests.map(Self::Manifests).or_else(|| kubeconfig.map(Self::Cluster))
     }
@@ -76,7 +76,7 @@ pub(super) struct Planned {
 }
 
 impl Offline {
-    /// Plans, and complains of what is ignored and contested.
+    /// Plans, and writes to stderr what is ignored and contested.
     pub(super) fn plan(self, from: Objects) -> Result<Planned> {
         let cluster_dns = config::cluster_dns(self.cluster_dns.as_ref())?;
         let node = config::node_name(self.hostname_override.as_deref())?;

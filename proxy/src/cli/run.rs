@@ -10,11 +10,11 @@ use clap::{ArgAction, Args};
 use shunt_proxy::config::{self, Config, ConfigFile, Given, KubeProxyFlags, LogFormat, Settings};
 use tracing_subscriber::EnvFilter;
 
-/// For a sync that hangs in the kernel; everything else has ended before.
+/// How long the end waits for a sync that hangs in the kernel; all other parts have ended before.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Unless RUST_LOG says otherwise. The source tells of an API server that is away, once and in full; hickory prints what
-/// is in odd packets, which anybody may send.
+/// The default of RUST_LOG. The source itself logs an API server that is away, once and in full. hickory logs the
+/// content of odd packets, which every client may send.
 const LOG: &str = "info,kube_client=off,hickory_proto=error";
 /// With `-v 4` and above.
 const DETAILED_LOG: &str = "shunt=debug,shunt_proxy=debug,shunt_model=debug,shunt_dns=debug,hickory_proto=error,info";
@@ -69,7 +69,7 @@ pub(super) fn run(arguments: RunArguments) -> Result<ExitCode> {
 }
 
 fn start_log(format: LogFormat, verbosity: u32) {
-    // kube-proxy's scale: at 4 and above it tells of every change.
+    // kube-proxy's scale: at 4 and above it logs every change.
     let level = if verbosity >= 4 { DETAILED_LOG } else { LOG };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -1,7 +1,8 @@
-//! kube-proxy's own configuration, `kubeproxy.config.k8s.io/v1alpha1`: read, checked, and told what of it has no effect.
+//! kube-proxy's own configuration, `kubeproxy.config.k8s.io/v1alpha1`: reads and checks it, and names the fields
+//! without effect.
 //!
-//! Field names, defaults and checks are those of kube-proxy (CF-10). What the socket path has no use for is accepted
-//! and named once.
+//! Field names, defaults and checks are those of kube-proxy (CF-10). Fields without a use in the socket path are
+//! accepted and named once.
 
 pub mod flags;
 #[cfg(test)]
@@ -152,7 +153,8 @@ section! {
     }
 }
 
-/// What this version obeys; all else that differs from its default is named once at the start.
+/// The fields that have an effect in this version; other fields that differ from their default are named once at the
+/// start.
 const OBEYED: [&str; 16] = [
     "apiVersion",
     "kind",
@@ -172,12 +174,12 @@ const OBEYED: [&str; 16] = [
     "mode",
 ];
 
-/// A document, and what is to be said about it.
+/// A document, and warnings about it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decoded {
     /// The document.
     pub document: KubeProxyConfiguration,
-    /// What a strict reading would refuse (CF-2).
+    /// What a strict reading refuses (CF-2).
     pub warnings: Vec<String>,
 }
 
@@ -208,7 +210,7 @@ pub fn decode(mut value: Value) -> Result<Decoded, String> {
 }
 
 impl KubeProxyConfiguration {
-    /// Refuses what cannot be meant (CF-3). The message names the field and says what it takes.
+    /// Refuses values that make no sense (CF-3). The message names the field and says what it takes.
     pub fn check(&self) -> Result<(), String> {
         let within = |field: &str, value: i32, low: i32, high: i32| {
             if (low..=high).contains(&value) {
@@ -266,7 +268,7 @@ impl KubeProxyConfiguration {
         Ok(())
     }
 
-    /// `bindAddress`, unless it stands for any.
+    /// `bindAddress`, unless it stands for every address.
     pub fn primary(&self) -> Result<Option<IpAddr>, String> {
         let text = &self.bind_address;
         let ip: IpAddr = text.parse().map_err(|_not_one| format!("bindAddress: {text:?} is not an IP address"))?;

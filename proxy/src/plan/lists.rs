@@ -38,7 +38,7 @@ pub(super) struct ChosenLists {
     pub(super) cluster: Vec<Endpoint>,
     /// EP-21; empty if not needed.
     pub(super) local: Vec<Endpoint>,
-    /// Serving, but in neither list: running flows go on, new ones go elsewhere (CT-3, CT-10).
+    /// Endpoints that serve but are in neither list: they get no new flow and keep the running ones (CT-3, CT-10).
     pub(super) draining: Vec<SocketAddr>,
     /// The service port works somewhere, though perhaps not from here (EP-22).
     pub(super) has_endpoints: bool,
@@ -66,7 +66,7 @@ fn serving_besides(candidates: &[Candidate<'_>], cluster: &[Endpoint], local: &[
     let listed = |list: &[Endpoint], address| list.binary_search_by_key(&address, |e: &Endpoint| e.address).is_ok();
     let left_out = |c: &&Candidate<'_>| c.endpoint.serving && !listed(cluster, c.address) && !listed(local, c.address);
     let mut draining = Vec::new();
-    // Nearly always all of them are in the cluster list.
+    // In nearly all cases every one of them is in the cluster list.
     if cluster.len() < candidates.len() {
         draining.reserve_exact(candidates.iter().filter(left_out).count());
         draining.extend(candidates.iter().filter(left_out).map(|candidate| candidate.address));
@@ -75,7 +75,7 @@ fn serving_besides(candidates: &[Candidate<'_>], cluster: &[Endpoint], local: &[
 }
 
 /// The ready endpoints that `allowed` lets through; if there are none, the terminating ones in `fallback` that still
-/// serve (EP-1). Each list decides for itself, so one may fall back while the other does not (EV-28).
+/// serve (EP-1). Each list falls back on its own (EV-28).
 fn ready_else_terminating<'a>(
     candidates: &[Candidate<'a>],
     allowed: impl Fn(&Candidate<'a>) -> bool,
@@ -88,7 +88,7 @@ fn ready_else_terminating<'a>(
     select(candidates, |candidate| candidate.serves_while_terminating() && fallback(candidate))
 }
 
-/// Exactly as long as it must be: at 100,000 endpoints spare capacity would be megabytes.
+/// A list without spare capacity: at 100,000 endpoints the spare capacity would be megabytes.
 fn select<'a>(candidates: &[Candidate<'a>], wanted: impl Fn(&Candidate<'a>) -> bool) -> Vec<Endpoint> {
     let mut list = Vec::with_capacity(candidates.iter().filter(|c| wanted(c)).count());
     list.extend(candidates.iter().filter(|c| wanted(c)).map(|c| Endpoint { address: c.address, local: c.local }));
@@ -118,7 +118,7 @@ enum Topology {
 }
 
 impl Topology {
-    /// Decided by the ready endpoints alone. One of them without a hint switches that kind of hint off (EP-10).
+    /// Only ready endpoints decide this. One ready endpoint without a hint switches that kind of hint off (EP-10).
     fn of(candidates: &[Candidate<'_>], place: NodeAndZone<'_>) -> Self {
         let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
         if ready().any(|c| c.hinted_to_node(place)) && ready().all(|c| !c.endpoint.node_hints.is_empty()) {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_without_new_flows_is_draining() {
+    fn endpoints_that_serve_outside_of_the_lists_are_draining() {
         check_draining("", None, "e1:R; e2:R", "");
         check_draining("", None, "e1:R; e2:T; e3:U; e4:Tl", "e2 e4"); // CT-10
         check_draining("", None, "e2:T; e3:U", ""); // they are the list
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_for_places_nobody_knows_are_no_hints_for_us() {
+    fn hints_for_unknown_zones_and_nodes_have_no_effect() {
         check("", "/a", "e1:R z=x; e2:R z=y", "e1 e2", "-", Y);
         check("", "/a", "e1:R n=7; e2:R n=8", "e1 e2", "-", Y);
         check("", "/a", "e1:R z=x n=7; e2:R z=a n=8", "e2", "-", Y); // EP-11

@@ -13,7 +13,7 @@ use shunt_model::Family;
 pub struct PlanOptions {
     /// Own node name, trimmed and in lower case; empty means that no endpoint is local (IN-9).
     pub node: Arc<str>,
-    /// For which families pods can be told from other clients (TP-19).
+    /// The families in which the local detector knows pods from other clients (TP-19).
     pub detector: Detect,
     /// The service addresses pods use for DNS.
     pub cluster_dns: Vec<IpAddr>,
@@ -23,12 +23,12 @@ pub struct PlanOptions {
     pub node_ports: NodePortAddresses,
     /// Obey `spec.externalIPs` (IN-16).
     pub external_ips: bool,
-    /// Ranges that belong to Services alone: a new flow to an address in them that no Service has is dropped (NE-12).
-    /// Without any the rule is absent.
+    /// Ranges that belong to Services alone: the plan drops a new flow to an address in them that no Service has
+    /// (NE-12). If the list is empty, the plan has no such rule.
     pub service_cidrs: Vec<IpNet>,
-    /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one.
+    /// What a socket gets under policy Local if only other nodes have endpoints.
     pub empty_local: EmptyLocal,
-    /// Source NAT for every packet to a cluster IP, whoever sends it (TP-40).
+    /// Source NAT for every packet to a cluster IP, from every source (TP-40).
     pub masquerade_all: bool,
     /// Annotations that take a local Pod out of socket load balancing: key and, if given, the value it must have.
     pub opt_out: Vec<(Arc<str>, Option<Arc<str>>)>,
@@ -51,20 +51,20 @@ impl Default for PlanOptions {
     }
 }
 
-/// For which families the local detector can tell whether a flow comes from a pod (LD-1, TP-19).
+/// The families in which the local detector says whether a flow comes from a pod (LD-1, TP-19).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detect {
-    /// For none: pods are treated like clients from outside the node.
+    /// None: pods are treated like clients outside of the node.
     Nothing,
-    /// For one family only, as when `--cluster-cidr` names only one.
+    /// One family, as when `--cluster-cidr` names only one.
     Only(Family),
-    /// For both, as the socket path does by network namespace.
+    /// Both, as at sockets, which are known by their network namespace.
     #[default]
     Both,
 }
 
 impl Detect {
-    /// Whether pods of `family` can be told apart.
+    /// Whether the local detector knows pods of `family`.
     #[must_use]
     pub fn covers(self, family: Family) -> bool {
         match self {
@@ -83,7 +83,7 @@ pub enum NodePortAddresses {
     All,
     /// The primary address of each family. A family without one accepts none (TP-13).
     Primary,
-    /// Those within a network of their family; all of a family that none of the networks is of (TP-10).
+    /// Those inside one of these networks; if no network is of a family, all addresses of that family (TP-10).
     Within(Vec<IpNet>),
 }
 

@@ -1,4 +1,4 @@
-//! The loop with a data path that writes down what it is told, on a clock that stands still unless it is waited for.
+//! The loop with a data path that records its calls, on a clock that moves only while the test waits.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -23,7 +23,7 @@ use crate::metrics;
 use crate::plan::{Plan, PlanOptions, PortKey, fixture};
 use crate::status::Status;
 
-/// What the data path says to a sync.
+/// The result of a sync of the data path.
 #[derive(Clone, Copy)]
 enum Says {
     Done,
@@ -276,7 +276,7 @@ async fn check_dns(events: &[(&str, &str)]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn our_dns_serves_as_soon_as_it_knows_the_cluster_or_nobody_else_is_there() {
+async fn our_dns_serves_once_it_knows_the_cluster_or_if_there_are_no_dns_pods() {
     check_dns(&[("pods", "theirs"), ("ours up", "ours")]).await;
     check_dns(&[("no pods", "ours"), ("ours up", "ours")]).await;
     check_dns(&[("no pods", "ours"), ("pods", "theirs"), ("ours up", "ours"), ("pods", "ours")]).await;
@@ -289,13 +289,13 @@ async fn the_cluster_s_own_dns_serves_as_long_as_ours_does_not_and_it_has_pods()
     check(&[("ours down", "theirs"), ("ours up", "ours")]).await;
     check(&[("no pods", "ours"), ("ours down", "ours"), ("ours up", "ours")]).await;
     check(&[("no pods", "ours"), ("ours down", "ours"), ("pods", "theirs")]).await;
-    // A server that may come back is better than none.
+    // Our server may come back, so it is better than no server.
     check(&[("ours down", "theirs"), ("no pods", "ours"), ("pods", "theirs"), ("ours up", "ours")]).await;
     check(&[("ours down", "theirs"), ("no pods", "ours"), ("ours up", "ours"), ("pods", "ours")]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_stops_hands_over_if_somebody_can_take_over() {
+async fn a_daemon_that_stops_hands_over_to_dns_pods_if_there_are_any() {
     check_dns(&[("pods", "theirs"), ("ours up", "ours"), ("stop", "theirs")]).await;
     check_dns(&[("pods", "theirs"), ("ours up", "ours"), ("ours down", "theirs"), ("stop", "theirs")]).await;
     // The address is left to the successor.

@@ -1,4 +1,4 @@
-//! The backend arrays: which element lives in which generation.
+//! The backend arrays: which elements are in use, and their generations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ struct Lives {
     pool: Pool,
     /// Last generation of each element used so far.
     generations: Vec<u16>,
-    /// Read back alive, but no service refers to them.
+    /// Elements that were read back alive, but to which no service refers.
     strays: BTreeSet<u32>,
 }
 
@@ -74,7 +74,7 @@ impl Backends {
         Some(taken)
     }
 
-    /// Gives back a life that nobody has seen.
+    /// Gives back a backend that was never published.
     pub(super) fn untake(&mut self, family: Family, reference: BackendRef) {
         self.of(family).untake(reference);
     }

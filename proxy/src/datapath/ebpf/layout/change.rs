@@ -1,5 +1,5 @@
-//! How a service port in place becomes another: what it needs is reserved first, so that a full table changes nothing;
-//! then all that joins is shown, frontends are pointed, and only then all that leaves is taken out.
+//! Changes a service port in the tables: first reserves what the change needs, so that a full table changes nothing;
+//! then publishes the endpoints that join, then the frontends, and only then removes what leaves.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -25,19 +25,19 @@ struct EntryLists<'a> {
     second: Option<&'a [Endpoint]>,
 }
 
-/// One entry and what becomes of it.
+/// One entry and how it changes.
 struct EntryStep<'a> {
     wanted: &'a [Endpoint],
     change: Change,
     slots: Slots,
 }
 
-/// How the slots of an entry come to hold another list.
+/// How the slots of an entry get another list.
 #[derive(Clone, Copy)]
 enum Slots {
-    /// One by one where they are.
+    /// One by one, in the region they have.
     InPlace,
-    /// All anew in this region; an empty list has none.
+    /// All written to this new region; an empty list has none.
     Anew(Option<Region>),
 }
 
@@ -96,7 +96,7 @@ impl<'a> EntryLists<'a> {
 }
 
 impl Port {
-    /// No endpoint hangs on it, nor a range of sources.
+    /// It has neither endpoints nor source ranges.
     fn is_empty(&self) -> bool {
         let Record { placed, draining, prefixes, ranges, region, .. } = &self.record;
         placed.is_empty()
@@ -136,8 +136,8 @@ impl Layout {
         .unwrap_or(Ok(Vec::new()))
     }
 
-    /// The short way for a service port without any endpoint so far, as all are after a start: nothing is there that
-    /// could stay, leave or be shared.
+    /// The short way for a service port that had no endpoint so far, as all are after a start: no endpoint stays,
+    /// leaves or is shared.
     fn fill(
         &mut self,
         port: &mut Port,
@@ -176,8 +176,8 @@ impl Layout {
         Ok(writes)
     }
 
-    /// The writes that take away what `target` no longer holds, for a service port that [`Full`] kept from growing: a
-    /// removed endpoint gets nothing more even then.
+    /// The writes that remove what `target` no longer holds, for a service port that could not grow because of
+    /// [`Full`]: a removed endpoint must get no new flow even then.
     pub fn shrink(&mut self, owner: &crate::plan::PortKey, target: &Target<'_>, now: Moment) -> Vec<Write> {
         let Some(main) = self.ports.get(owner).copied() else { return Vec::new() };
         let wanted: HashSet<SocketAddr> = target.cluster.iter().chain(target.local).map(|end| end.address).collect();
@@ -255,7 +255,7 @@ impl Layout {
         if self.repoints(port, target, lists) { Scope::Repointed } else { Scope::Whole }
     }
 
-    /// Whether a frontend that is there changes what it leads to.
+    /// Whether a frontend that stays leads to another entry.
     fn repoints(&self, port: &Port, target: &Target<'_>, lists: &EntryLists<'_>) -> bool {
         lists.second.is_some() != port.second.is_some()
             || target
@@ -264,7 +264,7 @@ impl Layout {
                 .any(|(key, access)| self.frontends.get(key).is_some_and(|lead| lead != port.lead(*access)))
     }
 
-    /// Takes all that the change needs, or nothing.
+    /// Reserves all that the change needs, or nothing.
     fn reserve(
         &mut self,
         port: &Port,
@@ -370,7 +370,7 @@ impl Layout {
         references
     }
 
-    /// Shows what joins an entry; returns what a switch of regions took out of sight.
+    /// Publishes what joins an entry; returns the endpoints that a switch of regions removed.
     fn show(
         &mut self,
         (service, record): (u32, &mut Record),
@@ -437,7 +437,7 @@ impl Layout {
         }
     }
 
-    /// Makes exactly `wanted` lead to the entries of `port`.
+    /// Makes the frontends in `wanted`, and no others, lead to the entries of `port`.
     fn point(
         &mut self,
         port: &mut Port,
@@ -469,7 +469,7 @@ impl Layout {
         }
     }
 
-    /// Takes out of an entry what leaves it.
+    /// Removes from an entry what leaves it.
     fn hide(
         &mut self,
         (service, record): (u32, &mut Record),
@@ -483,7 +483,7 @@ impl Layout {
             former.into_iter().for_each(|former| self.regions.retire(former, now));
             return left;
         }
-        // A switch of regions has taken out already what could not stay.
+        // A switch of regions has already removed what leaves.
         let removed = step.change.removed.iter().filter(|_| !step.slots.are_anew() || scope == Scope::Repointed);
         removed.filter_map(|(address, local)| record.take_out(service, *address, *local, writes)).collect()
     }
@@ -521,8 +521,8 @@ impl Layout {
     }
 }
 
-/// Tells backends that leave a list so. Before their slots go: a backend that no slot shows drains if it says so, and was
-/// never seen if not, which is all that a daemon can tell after a crash.
+/// Writes the new standing of backends that leave a list, before their slots are removed. After a crash a daemon knows
+/// a draining backend by its standing alone; a backend without a slot and with another standing was never published.
 fn lower(
     port: &Port,
     draining: &[SocketAddr],

@@ -279,7 +279,7 @@ fn standings(memory: &Memory, wanted: &Wanted, family: Family) {
     }
 }
 
-/// What the layout believes is what the tables hold.
+/// The layout's record is what the tables hold.
 fn audited(memory: &Memory, layout: &Layout) {
     let mut repaired = memory.clone();
     for service in layout.services() {
