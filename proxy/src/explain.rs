@@ -19,7 +19,7 @@ pub struct Explanation {
     pub flows: Vec<FlowExplanation>,
 }
 
-/// What becomes of one flow.
+/// Where one flow goes, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowExplanation {
@@ -65,7 +65,7 @@ pub enum ExplainError {
     NoPorts(IpAddr),
 }
 
-/// What becomes of flows from `source` to `destination` on `node`.
+/// Explains the flows from `source` to `destination` on `node`.
 pub fn explain(
     snapshot: &Snapshot,
     plan: &Plan,
@@ -83,7 +83,7 @@ pub fn explain(
 struct FlowOrigin {
     source: Source,
     address: Option<IpAddr>,
-    /// All its addresses, of which the one of the destination's family counts.
+    /// All its addresses; the one of the destination's family counts.
     addresses: Vec<IpAddr>,
     step: ExplainedStep,
 }

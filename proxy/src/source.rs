@@ -63,7 +63,7 @@ pub(crate) async fn start(config: &Config, status: &watch::Sender<Status>) -> Re
 /// How long one read of a cluster may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The cluster behind `kubeconfig` as it is now, for `node`, and what of it is ignored. Only reads.
+/// Reads the present state of the cluster behind `kubeconfig`, for `node`, and what the source ignores in it.
 pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<(Snapshot, Vec<Problem>)> {
     let options = KubeOptions {
         kubeconfig: Some(kubeconfig.to_owned()),

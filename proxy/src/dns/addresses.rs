@@ -18,7 +18,7 @@ use crate::config::{DNS_PORT, DnsListen};
 use crate::host::addresses::Changes;
 use crate::host::netlink::addresses::local_address;
 
-/// The address NodeLocal DNSCache made usual, and ours if another program holds that one.
+/// The usual address of NodeLocal DNSCache, and our own one if another program holds the former.
 const USUAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), IpAddr::V4(Ipv4Addr::new(169, 254, 20, 11))];
 /// Marks IPv4 addresses as ours on every kernel; the kernel wants the interface's name in front.
 const LABEL: &str = "lo:shunt";

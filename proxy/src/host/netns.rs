@@ -145,7 +145,7 @@ pub fn within_each<T: Send>(
     on_a_thread(|| namespaces.iter().map(|namespace| namespace.enter().map(|()| work(namespace))).collect())
 }
 
-/// Whether entering failed because the namespace, or what led to it, is gone.
+/// Whether entering failed because the namespace, or the path to it, is gone.
 #[must_use]
 pub fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)

@@ -1,4 +1,4 @@
-//! The reference reading of a plan: what becomes of the first packet of a flow. Every data path is tested against it.
+//! The reference reading of a plan: what the first packet of a flow gets. Every data path is tested against it.
 
 use std::net::IpAddr;
 
@@ -36,7 +36,7 @@ pub enum Source {
     Outside,
 }
 
-/// What becomes of a new flow as packets.
+/// What the packets of a new flow get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// The destination is no service port; do not touch the packet.
@@ -77,7 +77,7 @@ pub enum SocketVerdict<'a> {
 pub struct Decision<'a> {
     /// The outcome.
     pub verdict: Verdict<'a>,
-    /// Why; `None` if the packet is not ours.
+    /// Why; `None` if the destination is no address of Services.
     pub reason: Option<Reason<'a>>,
 }
 
@@ -115,7 +115,7 @@ pub struct Met<'a> {
 }
 
 impl Plan {
-    /// What becomes of a new flow that starts with `packet`.
+    /// What a new flow gets that starts with `packet`.
     #[must_use]
     pub fn verdict(&self, packet: &Packet) -> Verdict<'_> {
         self.decide(packet).verdict

@@ -47,8 +47,9 @@ impl Taken {
         }
     }
 
-    /// In version 2 one word of `CONFIG` had two writers, no address said from which clients it takes node ports, and a
-    /// flag for all decided what becomes of flows that [`Terms::leaves_alone`] marks. All else is as here.
+    /// In version 2 one word of `CONFIG` had two writers, no address said from which clients it takes node ports, and
+    /// one flag decided for all service ports whether flows that [`Terms::leaves_alone`] marks are left alone. All else
+    /// is the same.
     fn read_v2(former: &Former) -> Result<Self, TakeoverError> {
         let tables = Tables::open(&former.maps)?;
         let v2::Flags { opt_outs, silent } = v2::flags(&former.maps)?;

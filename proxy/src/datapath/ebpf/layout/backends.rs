@@ -32,7 +32,7 @@ impl Backends {
         Self { four: lives.clone(), six: lives }
     }
 
-    /// As read back: `used` elements belong to services, `strays` are alive without one.
+    /// The arrays as read back: `used` elements belong to services, `strays` are alive without one.
     pub(super) fn restored(capacity: u32, four: Restored, six: Restored) -> Self {
         let lives = |restored: Restored| {
             let taken = restored.used.union(&restored.strays).copied().collect();
@@ -79,13 +79,13 @@ impl Backends {
         self.of(family).untake(reference);
     }
 
-    /// Ends a life.
+    /// Removes a backend.
     pub(super) fn retire(&mut self, family: Family, reference: BackendRef, now: Moment) -> Write {
         self.of(family).pool.retire(reference.index(), now);
         Write::BackendGone { family, index: reference.index() }
     }
 
-    /// Ends the lives that belong to no service.
+    /// Removes the backends that belong to no service.
     pub(super) fn remove_strays(&mut self, now: Moment) -> Vec<Write> {
         let mut writes = Vec::new();
         for family in Family::BOTH {

@@ -331,7 +331,8 @@ impl Layout {
         }
     }
 
-    /// Brings backends to life, back from draining, or into the other list. Returns the backends of all endpoints.
+    /// Creates backends, or gives draining ones and those of the other list their new standing. Returns the backends of
+    /// all endpoints.
     fn enliven(
         &mut self,
         port: &mut Port,

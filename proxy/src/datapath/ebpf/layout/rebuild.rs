@@ -110,7 +110,7 @@ pub(in crate::datapath::ebpf) fn image(dump: &Dump, capacity: Capacity) -> Vec<W
     writes
 }
 
-/// Joins second entries to those that stand for their service ports. One without the other is broken.
+/// Joins second entries to those that stand for their service ports. A second entry without a first one is broken.
 fn join(records: &mut HashMap<u32, Record>) {
     let seconds: Vec<(u32, u32)> = records
         .iter()

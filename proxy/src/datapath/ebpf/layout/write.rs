@@ -14,7 +14,7 @@ use zerocopy::transmute;
 /// One write, which programs see at once. A list of writes may stop after any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// A backend comes alive; `words` are those of [`Backend6`] or, in the first two, of [`Backend4`].
+    /// A backend is created; `words` are those of [`Backend6`] or, in the first two, of [`Backend4`].
     Backend {
         /// Which array.
         family: Family,
@@ -32,7 +32,7 @@ pub enum Write {
         /// The value.
         standing: Standing,
     },
-    /// A backend dies: its references fail from now on.
+    /// A backend is removed: its references no longer match.
     BackendGone {
         /// Which array.
         family: Family,
@@ -245,7 +245,7 @@ pub fn backend_parts(family: Family, words: [u64; 4]) -> Life {
     }
 }
 
-/// The write that brings a backend to life.
+/// The write that creates a backend.
 #[must_use]
 pub fn backend(family: Family, address: SocketAddr, reference: BackendRef, standing: Standing) -> Write {
     Write::Backend { family, index: reference.index(), words: backend_words(address, standing) }

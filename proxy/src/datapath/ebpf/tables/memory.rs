@@ -236,7 +236,7 @@ impl Memory {
         self.life(family, slot.backend())
     }
 
-    /// The backend behind a reference, unless that life has ended.
+    /// The backend behind a reference, unless its generation has ended.
     #[cfg(test)]
     pub(in crate::datapath::ebpf) fn life(&self, family: Family, reference: BackendRef) -> Option<Life> {
         let words = self.backends.get(&(family, reference.index()))?;
