@@ -23,7 +23,7 @@ fn main() -> io::Result<()> {
     fs::write(directory("OUT_DIR")?.join(OBJECT), object)
 }
 
-/// Where `cargo xtask build` puts it when nobody has moved cargo's target directory.
+/// Where `cargo xtask build` puts it, unless cargo's target directory was moved.
 fn default_object() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf").join(OBJECT)
 }

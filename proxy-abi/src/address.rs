@@ -10,7 +10,7 @@ use crate::frontend::digest;
 #[repr(transparent)]
 pub struct AddressValue(pub u64);
 
-/// From where an address takes connections to node ports (spec 3.2).
+/// The clients from which an address takes connections to node ports (TP-10…14).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodePorts {
     /// From every client.
@@ -24,7 +24,8 @@ impl AddressValue {
     const REFUSES: u64 = 2;
     const FROM_NODE: u64 = 4;
 
-    /// What `address` means. `refuses`: it is a cluster IP, and ports that no Service defines there are refused (NE-11).
+    /// The value of `address`. `refuses`: it is a cluster IP, and ports that no Service defines there are refused
+    /// (NE-11).
     #[must_use]
     pub const fn new(address: &Address6, node_ports: Option<NodePorts>, refuses: bool) -> Self {
         let node = match node_ports {
@@ -43,21 +44,21 @@ impl AddressValue {
         (self.0 >> 32) as u32 == digest(address)
     }
 
-    /// Connections to node ports are taken here.
+    /// The address takes connections to node ports.
     #[inline(always)]
     #[must_use]
     pub const fn takes_node_ports(self) -> bool {
         self.0 & Self::NODE != 0
     }
 
-    /// They are taken from the node itself only.
+    /// It takes them from the node itself only.
     #[inline(always)]
     #[must_use]
     pub const fn for_node_only(self) -> bool {
         self.0 & Self::FROM_NODE != 0
     }
 
-    /// From where connections to node ports are taken here, if they are.
+    /// The clients from which the address takes connections to node ports, if it does.
     #[must_use]
     pub const fn node_ports(self) -> Option<NodePorts> {
         match (self.takes_node_ports(), self.for_node_only()) {

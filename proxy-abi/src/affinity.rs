@@ -1,4 +1,4 @@
-//! `AFFINITY`: an LRU hash map from a client of a service port to the endpoint it had last (spec SA-1, SA-16).
+//! `AFFINITY`: an LRU hash map from a client of a service port to the endpoint it had last (SA-1, SA-16).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -33,8 +33,8 @@ impl AffinityKey {
 
     /// Which endpoint to choose, out of 2^32, when `record` has run out or leads to none.
     ///
-    /// Flows of a client that begin at the same moment on several processors have read the same record and so come to
-    /// the same endpoint, without a lock; clients are spread, and a client is moved from one time to the next.
+    /// Flows of a client that begin at the same moment on several processors have read the same record and so get the
+    /// same endpoint, without a lock; clients are spread, and a client is moved from one time to the next.
     #[inline(always)]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the lower half is as good as the upper")]

@@ -4,10 +4,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{Address4, Address6, Port};
 
-/// A reference to one life of one backend element: index in the lower 20 bits, generation in the upper 12.
+/// A reference to one generation of one backend element: index in the lower 20 bits, generation in the upper 12.
 ///
-/// An element that is used again has another generation, so references kept by sockets, affinity records and slow
-/// readers are recognised as stale. Generation 0 is never alive.
+/// An element that is used again has another generation, so a stale reference of a socket, an affinity record or a slow
+/// reader no longer matches. Generation 0 is never alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendRef(pub u32);
 
@@ -17,7 +17,7 @@ impl BackendRef {
     /// Largest generation; the next one is 1 again.
     pub const MAX_GENERATION: u16 = (1 << 12) - 1;
 
-    /// The reference to `index` in its life `generation`.
+    /// The reference to `index` in `generation`.
     #[must_use]
     pub const fn new(index: u32, generation: u16) -> Self {
         Self((index & ((1 << INDEX_BITS) - 1)) | ((generation as u32) << INDEX_BITS))
@@ -30,7 +30,7 @@ impl BackendRef {
         self.0 & ((1 << INDEX_BITS) - 1)
     }
 
-    /// Which life of that element.
+    /// The generation of that element.
     #[inline(always)]
     #[must_use]
     pub const fn generation(self) -> u16 {
@@ -46,7 +46,7 @@ pub const fn next_generation(generation: u16) -> u16 {
 
 /// What a backend is in its service port: from the bottom, last generation 16, listed 1, local 1 bit; service port 32.
 ///
-/// Only the daemon needs it to find its way after a restart, and programs that follow an affinity record.
+/// The daemon reads it after a restart, and programs that follow an affinity record read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Standing(pub u64);
 

@@ -112,7 +112,7 @@ impl Shape {
     }
 }
 
-/// How the endpoints of a service port are chosen, beside who they are. Changed by one store.
+/// How programs choose among the endpoints of a service port. Changed by one store.
 ///
 /// From the top: service port 32 (the directory entry that stands for it in affinity records and in backends; a service
 /// port whose lists differ has two entries and one of them stands for both), flags 8, affinity timeout 24 bits.
@@ -124,8 +124,8 @@ impl Terms {
     const TIMEOUT: u64 = (1 << 24) - 1;
 
     /// Terms of the service port that entry `port` stands for. `timeout`: of session affinity in seconds, 0 without.
-    /// `leaves_alone`: with no endpoint here, a socket's flow that only an endpoint here may serve is left alone; it is
-    /// refused without.
+    /// `leaves_alone`: under policy Local without an endpoint on this node, a socket's flow keeps its destination if
+    /// true, and is refused if false.
     #[must_use]
     pub const fn new(port: u32, timeout: u32, leaves_alone: bool) -> Self {
         let leaves_alone = if leaves_alone { Self::LEAVES_ALONE } else { 0 };
@@ -154,8 +154,8 @@ impl Terms {
     }
 }
 
-/// Who may use the frontends of a service that are [`filtered`](crate::Lead): id of the ranges in `RANGES` in the lower
-/// 32 bits, 0 for nobody; bit 32: this node.
+/// The sources that may use the [`filtered`](crate::Lead) frontends of a service: id of the ranges in `RANGES` in the
+/// lower 32 bits, 0 for none; bit 32: this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RangesWord(pub u64);
 

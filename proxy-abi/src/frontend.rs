@@ -95,7 +95,7 @@ const FILTERED: u64 = 1 << 30;
 const SERVICE: u64 = FILTERED - 1;
 
 impl FrontendValue {
-    /// The value that sends the key with this fingerprint along `lead`.
+    /// The value that makes the key with this fingerprint lead to `lead`.
     #[must_use]
     pub const fn new(fingerprint: u32, lead: Lead) -> Self {
         let local = if lead.local { LOCAL } else { 0 };

@@ -1,8 +1,8 @@
-//! From what a client dials to an endpoint or a refusal: the one lookup of socket programs, of the reading in memory
-//! that tests and `shunt explain` use, and of every program to come.
+//! The one lookup, from what a client dials to an endpoint or a refusal: socket programs run it, and so do tests and
+//! `shunt explain` on tables in memory.
 //!
-//! Generic over [`Tables`], which reads elements, and over [`Client`], which says who asks. Both are asked for no more
-//! than the case at hand needs, because in a program each question is a call of the kernel.
+//! Generic over [`Tables`], which reads elements, and over [`Client`], which describes the caller. The lookup calls
+//! both as rarely as it can, because in a program each call is one of the kernel.
 
 use crate::directory::at;
 use crate::{
@@ -43,13 +43,14 @@ pub trait Tables {
     fn keep_affinity(&self, key: &AffinityKey, value: AffinityValue);
 }
 
-/// Who asks.
+/// The caller.
 pub trait Client {
     /// The client is in the node's own network namespace.
     fn is_of_node(&self) -> bool;
     /// The client's pod has opted out: nothing is a frontend for it.
     fn is_left_alone(&self) -> bool;
-    /// The client's source address, IPv4-mapped for `ipv4`; `None` if it is not known. Not asked for the node itself.
+    /// The client's source address, IPv4-mapped for `ipv4`; `None` if it is not known. The lookup does not need it for
+    /// the node itself.
     fn source(&self, ipv4: bool) -> Option<Address6>;
     /// The client's key for the service port that directory entry `port` stands for.
     fn affinity_key(&self, port: u32) -> AffinityKey;
@@ -66,7 +67,7 @@ pub enum Meaning {
     Frontend(Lead),
     /// A Service's own address at a port that the Service does not define (NE-11).
     Undefined,
-    /// Not ours: the flow goes on as it is.
+    /// Not ours: the flow keeps its destination.
     Foreign,
 }
 
@@ -86,7 +87,7 @@ pub struct Target<A> {
 pub enum Refusal {
     /// The service port has no endpoint for it (NE-1, NE-2).
     Refused,
-    /// No endpoint here, where policy Local asks for one, and the operator wants such flows left alone.
+    /// No endpoint on this node, under policy Local, and the operator wants such flows to keep their destination.
     LeftAlone,
     /// The source is outside of the Service's source ranges (TP-31).
     Denied,
@@ -117,8 +118,9 @@ pub enum V4 {}
 #[derive(Clone, Copy, Debug)]
 pub enum V6 {}
 
-/// A removed backend dies only after its slot is out of sight, so a reader that meets a dead one has read an old
-/// extent and finds a living one at its next try. More than two changes during one choice do not happen.
+/// How often the choice is tried. A removed backend dies only after its slot is no longer visible, so a reader that
+/// finds a dead one has read an old extent and finds a living one at its next try. More than two changes during one
+/// choice do not happen.
 const TRIES: u32 = 4;
 
 const LOOPBACK4: Address4 = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -175,8 +177,8 @@ pub fn endpoint<F: Family, T: Tables, C: Client>(
     Ok(target)
 }
 
-/// The one of all endpoints along `lead` that `seed`, out of 2^32, stands for. `entry` is the element of the directory,
-/// `terms` what it says.
+/// The endpoint along `lead` that `seed`, out of 2^32, chooses. `entry` is the element of the directory, `terms` what
+/// it says.
 #[inline(always)]
 pub fn choose<F: Family, T: Tables>(
     tables: &T,
@@ -204,7 +206,7 @@ pub fn choose<F: Family, T: Tables>(
     Err(Refusal::Refused)
 }
 
-/// What the client had last, if that may still serve it.
+/// The endpoint that the client had last, if it may still serve the client.
 #[inline(always)]
 fn recall<F: Family, T: Tables>(
     tables: &T,
@@ -247,7 +249,7 @@ fn unless_left_alone<C: Client>(client: &C, meaning: Meaning) -> Meaning {
     if client.is_left_alone() { Meaning::Foreign } else { meaning }
 }
 
-/// The element may be recycled for another key this instant; the fingerprint tells.
+/// The element may be recycled for another key at this moment; the fingerprint shows it.
 #[inline(always)]
 fn lead_of<E: Words>(element: E, fingerprint: u32) -> Option<Lead> {
     let value = FrontendValue(element.word(0));

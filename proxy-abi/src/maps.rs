@@ -1,11 +1,11 @@
 //! The one list of maps: programs declare theirs from it, and the daemon loads, checks, reads and writes by it.
 
-/// How long what a map holds stays meaningful.
+/// How long the content of a map stays meaningful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
     /// Services, endpoints and the node, which the daemon can write anew at any time.
     Tables,
-    /// What clients got: only they and the kernel know it, so it outlives a change of the tables.
+    /// What sockets and clients got. Only the kernel knows it, so it outlives a change of the tables.
     Flows,
 }
 
@@ -28,14 +28,14 @@ impl Lifetime {
 pub enum Kind {
     /// Elements by key.
     Hash,
-    /// Elements by key; the longest unused goes when it is full.
+    /// Elements by key; when it is full, the longest unused element is removed.
     Lru,
     /// Elements by index. The daemon maps it to its memory: it writes with plain atomic stores, which an update by
     /// system call is not.
     Array,
     /// Elements by the longest prefix of a key.
     Prefixes,
-    /// One element for each socket, which goes with the socket.
+    /// One element for each socket; the kernel frees it with the socket.
     Sockets,
 }
 
@@ -73,11 +73,11 @@ macro_rules! for_each_map {
             Hash FRONTENDS4: $crate::FrontendKey4 => u64, $crate::capacity::FRONTENDS, Tables;
             /// What clients dial, in IPv6.
             Hash FRONTENDS6: $crate::FrontendKey6 => u64, $crate::capacity::FRONTENDS, Tables;
-            /// What addresses mean besides.
+            /// What addresses mean besides their frontends.
             Hash ADDRESSES: $crate::Address6 => u64, $crate::capacity::ADDRESSES, Tables;
             /// Where the slots of a service are.
             Array DIRECTORY: u32 => $crate::Directory, $crate::capacity::SERVICES, Tables;
-            /// The choices of all services.
+            /// The slots of all services.
             Array SLOTS: u32 => u64, $crate::capacity::SLOTS, Tables;
             /// Endpoints in IPv4.
             Array BACKENDS4: u32 => $crate::Backend4, $crate::capacity::BACKENDS, Tables;
@@ -141,7 +141,7 @@ for_each_map!(describe);
 mod tests {
     use super::*;
 
-    /// What is pinned under these versions has these layouts: who changes one takes another version of its lifetime.
+    /// Maps pinned under these versions have these layouts: to change one, take another version of its lifetime.
     #[track_caller]
     fn check(map: Map, key: u32, value: u32) {
         assert_eq!((map.key, map.value), (key, value), "{}", map.name);

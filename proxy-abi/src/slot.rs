@@ -9,7 +9,7 @@ pub struct Slot(pub u64);
 impl Slot {
     const LOCAL: u64 = 1 << 32;
 
-    /// A choice.
+    /// A slot.
     #[must_use]
     pub const fn new(backend: BackendRef, local: bool) -> Self {
         Self(backend.0 as u64 | if local { Self::LOCAL } else { 0 })

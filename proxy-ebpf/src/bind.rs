@@ -1,5 +1,5 @@
 //! `bind()`: a process of the node cannot take a port that is a node port, where it would wait for connections that
-//! never come (spec TP-7, spec/datapath.md 3.1 trap 12).
+//! never come (TP-7, DP-12).
 
 use core::mem::offset_of;
 use core::ptr::read_volatile;
@@ -23,7 +23,7 @@ fn load(ctx: &SockContext, offset: usize) -> u32 {
     unsafe { read_volatile(field) }
 }
 
-/// Protocol and port, if they are to be looked at: the port in network order.
+/// Protocol and port, if this bind must be checked; the port is in network order.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the kernel keeps 8 and 16 bits in these 32-bit fields")]
 fn bound(ctx: &SockContext) -> Option<(u8, u16)> {

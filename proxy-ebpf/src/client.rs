@@ -1,4 +1,5 @@
-//! Who asks, at a socket: told apart by network namespace, of which the daemon knows the node's own and the pods'.
+//! The caller at a socket, known by its network namespace: the daemon writes which one is the node's and which are
+//! pods'.
 
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::SockAddrContext;
@@ -25,7 +26,7 @@ impl Socket<'_> {
         unsafe { bpf_get_netns_cookie(self.0.sock_addr.cast()) }
     }
 
-    /// What the daemon knows of the namespace.
+    /// What the daemon wrote about the namespace.
     #[inline(always)]
     fn namespace(&self) -> Option<Namespace> {
         // SAFETY: an element is replaced and not rewritten; one recycled this instant belonged to a namespace that is
@@ -46,7 +47,7 @@ impl Client for Socket<'_> {
             && self.namespace().is_some_and(|namespace| namespace.flags & Namespace::OPTED_OUT != 0)
     }
 
-    /// The address of the pod, which the daemon told: at this moment the kernel has not chosen a source yet.
+    /// The address of the pod, as the daemon wrote it: at this moment the kernel has not chosen a source yet.
     #[inline(always)]
     fn source(&self, ipv4: bool) -> Option<Address6> {
         let namespace = self.namespace()?;

@@ -70,7 +70,7 @@ fn through_mapped(target: &Target<Address4>) -> Target<Address6> {
     Target { address: mapped(target.address), port: target.port, reference: target.reference }
 }
 
-/// The port to which musl connects UDP sockets to learn of routes; it sends nothing. glibc takes port 0.
+/// The port to which musl connects UDP sockets to find routes; it sends no packet. glibc takes port 0.
 const ROUTE_PROBE: Port = 65_535_u16.to_be();
 
 #[inline(always)]
@@ -84,8 +84,8 @@ fn flow(lead: Lead, frontend: Address6, frontend_port: Port, target: &Target<Add
     Flow { frontend, backend, frontend_port, backend_port, reference: reference.0, service: lead.service }
 }
 
-/// Keeps what was dialled, for `getpeername` and `recvmsg`. If the kernel has no memory for it the connection works all
-/// the same; only the peer's name will be the endpoint's.
+/// Keeps what was dialled, for `getpeername` and `recvmsg`. If the kernel has no memory for it, the connection still
+/// works, but `getpeername` shows the endpoint.
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, protocol: u8, flow: &Flow) {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
@@ -102,7 +102,7 @@ fn remember(ctx: &SockAddrContext, protocol: u8, flow: &Flow) {
     }
 }
 
-/// The socket connects to something else now; it must not pass for what it dialled before.
+/// Forgets what the socket dialled before, since it connects to another address now.
 #[inline(always)]
 fn forget(ctx: &SockAddrContext) -> i32 {
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.

@@ -1,7 +1,7 @@
 //! Unconnected UDP: `sendto()` to a frontend and the answer that `recvfrom()` shows.
 //!
 //! A socket stays with its endpoint for each frontend while that endpoint serves, whatever joins or leaves beside it
-//! (spec/datapath.md 3.1 trap 6).
+//! (DP-6).
 
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::lookup::{Family, Meaning, Target, V4, V6, endpoint, meaning};
@@ -133,8 +133,8 @@ fn remember(ctx: &SockAddrContext, flow: &Flow) {
     }
 }
 
-/// A datagram sent to an endpoint's own address ends the flow that led there: answers are the endpoint's now
-/// (spec/datapath.md 3.1 trap 8).
+/// A datagram sent to an endpoint's own address ends the flow that led there: from now on answers show the endpoint
+/// (DP-8).
 #[inline(always)]
 fn forget(ctx: &SockAddrContext, address: &Address6, port: Port) -> i32 {
     if let Some(flows) = flows(ctx) {

@@ -1,7 +1,7 @@
-//! The socket programs: a connect or a datagram to a frontend leaves the socket already addressed to an endpoint, so
-//! nothing is translated per packet. Attached to the root of the pods' cgroup v2 tree.
+//! The socket programs: a connect or a datagram to a frontend leaves the socket with the address of an endpoint, so no
+//! packet is translated. Attached to the root of the pods' cgroup v2 tree.
 //!
-//! Kernel: 5.18 (cgroup programs with `bpf_set_retval`, socket storage). Sources: spec/datapath.md 3.1, design.md 3.
+//! Kernel: 5.18 (cgroup programs with `bpf_set_retval`, socket storage). Rules: DP-1…21, TB-1…3.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 

@@ -1,4 +1,4 @@
-//! What a UDP socket with many destinations dialled before the few that its own storage holds.
+//! Flows of a UDP socket with more destinations than its own storage holds.
 
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockAddrContext;
@@ -31,7 +31,8 @@ pub(crate) fn by_backend(ctx: &SockAddrContext, address: &Address6, port: Port) 
     find(&key(ctx, address, port, OverflowKey::GOT))
 }
 
-/// Keeps a flow, so that the socket stays with its endpoint and answers are known. Without room it is balanced anew.
+/// Keeps a flow, so that the socket stays with its endpoint and answers are known. Without room the next datagram is
+/// balanced anew.
 #[inline(always)]
 pub(crate) fn keep(ctx: &SockAddrContext, flow: &Flow) {
     let (Ok(()) | Err(_)) =
@@ -39,7 +40,7 @@ pub(crate) fn keep(ctx: &SockAddrContext, flow: &Flow) {
     let (Ok(()) | Err(_)) = OVERFLOW.insert(key(ctx, &flow.backend, flow.backend_port, OverflowKey::GOT), flow, 0);
 }
 
-/// Answers from a backend are its own from now on.
+/// Removes the flow to a backend: its answers show the backend itself from now on.
 #[inline(always)]
 pub(crate) fn forget_backend(ctx: &SockAddrContext, address: &Address6, port: Port) {
     let (Ok(()) | Err(_)) = OVERFLOW.remove(key(ctx, address, port, OverflowKey::GOT));

@@ -1,6 +1,6 @@
 //! Access to `bpf_sock_addr` in the form the verifier takes: one plain 4-byte load or store per field at a constant
 //! offset. A compiler that merges two of them or moves the pointer gets "dereference of modified ctx ptr", so every
-//! access is volatile (spec/datapath.md trap 20).
+//! access is volatile (DP-20).
 
 use core::mem::offset_of;
 use core::ptr::{read_volatile, write_volatile};
@@ -44,7 +44,8 @@ fn store(ctx: &SockAddrContext, offset: usize, value: u32) {
     unsafe { write_volatile(field(ctx, offset), value) };
 }
 
-/// Protocol number of a socket that can be load-balanced. Ping sockets reach these hooks with ICMP and stay as they are.
+/// Protocol number of a socket that can be load-balanced. Ping sockets reach these hooks with ICMP; their address is
+/// kept.
 #[inline(always)]
 pub(crate) fn protocol(ctx: &SockAddrContext) -> Option<u8> {
     match load(ctx, PROTOCOL) {
@@ -92,8 +93,8 @@ pub(crate) fn set6(ctx: &SockAddrContext, address: Address6, port: Port) {
     store(ctx, PORT, port.into());
 }
 
-/// Makes the call fail with ECONNREFUSED, what a client of kube-proxy sees when nobody serves (spec NE-4). Without it
-/// a hook that denies gives EPERM.
+/// Makes the call fail with ECONNREFUSED, which a client of kube-proxy sees when there is no endpoint (NE-4). Without
+/// it a hook that denies gives EPERM.
 #[inline(always)]
 pub(crate) fn refuse() -> i32 {
     // SAFETY: the helper takes an errno and touches no memory of ours.
@@ -101,7 +102,7 @@ pub(crate) fn refuse() -> i32 {
     DENY
 }
 
-/// Ends the call for want of an endpoint, or leaves it alone.
+/// Ends a call that has no endpoint, or lets it keep its address.
 #[inline(always)]
 pub(crate) fn end(why: Refusal) -> i32 {
     match why {

@@ -28,10 +28,8 @@ impl Words for Element {
 
 #[inline(always)]
 fn element<V>(found: Option<*const V>) -> Option<Element> {
-    match found {
-        Some(found) => Some(Element(found.cast())),
-        None => None,
-    }
+    let found = found?;
+    Some(Element(found.cast()))
 }
 
 /// A word of `CONFIG`.

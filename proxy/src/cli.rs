@@ -1,4 +1,4 @@
-//! The command line: what can be asked of `shunt`, and what comes back as exit code.
+//! The command line: the commands of `shunt` and their exit codes.
 
 mod check;
 mod cleanup;
@@ -28,24 +28,24 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the node daemon in the foreground; SIGTERM stops it and leaves the data path in place
-    Run(Box<run::Arguments>),
+    Run(Box<run::RunArguments>),
     /// Print what would be programmed for a node; needs no root
-    Plan(plan::Arguments),
+    Plan(plan::PlanArguments),
     /// Print the frontends with their endpoints, as the running daemon has programmed them
-    Services(services::Arguments),
+    Services(services::ServicesArguments),
     /// Print what becomes of a new flow, and the rule that decided each step
-    Explain(explain::Arguments),
+    Explain(explain::ExplainArguments),
     /// Print what the bundled DNS would answer, and why
-    Dns(dns::Arguments),
+    Dns(dns::DnsArguments),
     /// Print what this kernel and host offer, what would be used, and what is missing and why
-    Check(check::Arguments),
+    Check(check::CheckArguments),
     /// Remove everything shunt has installed: programs, maps and the DNS address
-    Cleanup(cleanup::Arguments),
+    Cleanup(cleanup::CleanupArguments),
 }
 
 /// How results are printed.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Output {
+enum OutputFormat {
     /// For people
     Table,
     /// For programs
@@ -96,7 +96,7 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     line
 }
 
-/// Says on stderr what is wrong.
+/// Writes a message to stderr.
 #[expect(clippy::print_stderr, reason = "messages of the command line, before or without a log")]
 fn complain(message: std::fmt::Arguments<'_>) {
     eprintln!("shunt: {message}");
@@ -112,7 +112,7 @@ fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// As when the reader of a pipe has seen enough.
+/// Whether the reader of the pipe closed it.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = |error: &(dyn std::error::Error + 'static)| error.downcast_ref::<io::Error>().map(io::Error::kind);
     error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))

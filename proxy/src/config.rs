@@ -26,9 +26,9 @@ use crate::plan::{EmptyLocal, NodePortAddresses};
 
 /// Port of the DNS server where none is given.
 pub const DNS_PORT: u16 = 53;
-/// Where pins are, unless told otherwise.
+/// The default directory of pins.
 pub const BPF_ROOT: &str = "/sys/fs/bpf/shunt";
-/// Where the control socket is, unless told otherwise.
+/// The default path of the control socket.
 pub const CONTROL_SOCKET: &str = "/run/shunt/shunt.sock";
 /// kubeadm's service range: what most clusters have, and what [`CLUSTER_DNS`] lies in.
 const SERVICE_CIDR: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12));
@@ -41,7 +41,7 @@ const DNS_TTL: u32 = 5;
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
 
-/// What the operator said, and where.
+/// The operator's settings, by where they were given.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Given {
     /// Our flags.
@@ -50,11 +50,11 @@ pub struct Given {
     pub kube_proxy: KubeProxyFlags,
     /// The configuration file.
     pub file: ConfigFile,
-    /// This runs in a pod that may have a service account.
+    /// The daemon runs in a pod that may have a service account.
     pub in_cluster: bool,
 }
 
-/// What `shunt run` does, decided.
+/// The complete configuration of `shunt run`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Own node name, trimmed and in lower case.
@@ -63,7 +63,7 @@ pub struct Config {
     pub source: SourceConfig,
     /// Ranges for Services without a clusterIP.
     pub service_cidrs: Vec<IpNet>,
-    /// Of these, the ranges that the operator says belong to Services alone: none if nobody named any.
+    /// The ranges that the operator gave, which belong to Services alone; empty if the default is in use.
     pub exclusive_cidrs: Vec<IpNet>,
     /// Which addresses of the node accept node ports.
     pub node_ports: NodePortAddresses,
@@ -71,9 +71,9 @@ pub struct Config {
     pub bind_protection: bool,
     /// External IPs are served.
     pub external_ips: bool,
-    /// Annotations of Pods that are left alone: key and, if given, value.
+    /// Annotations by which Pods opt out: key and, if given, value.
     pub opt_out: Vec<Annotation>,
-    /// What a socket gets where policy Local has no endpoint.
+    /// What a socket gets where policy Local has no endpoint on this node.
     pub empty_local: EmptyLocal,
     /// The served cgroup; discovered if not given.
     pub cgroup_root: Option<PathBuf>,
@@ -91,11 +91,11 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
-    /// An address of these that cannot be listened on ends the daemon (spec HM-23).
+    /// An address of these that cannot be listened on ends the daemon (HM-23).
     pub bind_address_hard_fail: bool,
-    /// How willingly the kernel ends this process when memory runs out, -1000 to 1000.
+    /// `oom_score_adj` of this process, -1000 to 1000: the higher, the sooner the kernel ends it when memory runs out.
     pub oom_score_adj: i32,
-    /// A change that waits for twice as long makes the node unhealthy (spec HM-13).
+    /// A change that waits for twice as long makes the node unhealthy (HM-13).
     pub sync_period: Duration,
     /// Form of the log.
     pub log_format: LogFormat,
@@ -103,7 +103,7 @@ pub struct Config {
     pub verbosity: u32,
     /// kube-proxy's configuration with all flags applied.
     pub kube_proxy: KubeProxyConfiguration,
-    /// What is to be told once at the start: what was ignored, and why.
+    /// Notes for the log at the start: what was ignored, and why.
     pub notes: Vec<String>,
 }
 
@@ -132,7 +132,7 @@ pub struct DnsConfig {
     pub listen: DnsListen,
     /// Domain of cluster names.
     pub domain: String,
-    /// Where other names are asked for, and how, unless the Corefile says it.
+    /// The upstreams for other names, unless the Corefile names them.
     pub forward: ForwardConfig,
     /// A Corefile that says more.
     pub corefile: Option<PathBuf>,
@@ -199,18 +199,18 @@ pub enum ConfigError {
     #[error("--corefile")]
     Corefile(#[from] CorefileError),
     /// The Corefile has no names of a cluster.
-    #[error("--corefile {} has no directive kubernetes, and names of the cluster are what this daemon is for", .0.display())]
+    #[error("--corefile {} has no directive kubernetes, so the daemon would not answer names of the cluster; add it", .0.display())]
     NoKubernetes(PathBuf),
-    /// The Corefile says it already.
+    /// The Corefile and a flag set the same thing.
     #[error("--corefile and {0} say the same thing: leave one of them out")]
     BesideCorefile(&'static str),
-    /// Something wants a port on an address of services.
+    /// A cluster DNS address was given with a port.
     #[error("--cluster-dns takes addresses without a port, not {0}: pods always ask at port 53")]
     ClusterDnsPort(SocketAddr),
 }
 
 impl Config {
-    /// Checks the settings and fills in what was not said.
+    /// Checks the settings and fills in defaults.
     pub fn new(given: Given) -> Result<Self, ConfigError> {
         let Given { mut flags, kube_proxy: kube_flags, file, in_cluster } = given;
         let mut notes = Vec::new();
@@ -257,7 +257,7 @@ impl Config {
         })
     }
 
-    /// The effective configuration in kube-proxy's terms, as `/configz` shows it (spec HM-22).
+    /// The effective configuration in kube-proxy's terms, as `/configz` shows it (HM-22).
     #[must_use]
     pub fn configz(&self) -> Value {
         let mut document = self.kube_proxy.clone();
@@ -403,7 +403,7 @@ impl DnsConfig {
     }
 }
 
-/// The node's name as everything compares it: given or the host's, trimmed, in lower case (spec IN-9).
+/// The node's name in the form in which it is compared: given or the host's, trimmed, in lower case (IN-9).
 pub fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
     let name = match given {
         Some(name) => name.to_owned(),
@@ -450,7 +450,7 @@ fn node_ports(given: Option<CommaSeparated<NodePortAddress>>) -> Result<NodePort
     }
 }
 
-/// The annotations of Pods that are left alone, if the operator names none.
+/// The annotations by which Pods opt out, if the operator names none.
 #[must_use]
 pub fn default_opt_out() -> Vec<Annotation> {
     let (key, value) = OPT_OUT;

@@ -17,17 +17,17 @@ pub use server::{Control, ListenError, Listener, Views};
 /// The longest request that is read; a name has at most 255 bytes.
 const LONGEST_REQUEST: u64 = 4096;
 
-/// What can be asked.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Frontends with their endpoints, as programmed.
     Services,
-    /// What becomes of a new flow.
+    /// Where a new flow goes, and why.
     Explain {
-        /// Who sends.
+        /// The source.
         source: String,
-        /// Where to.
+        /// The destination.
         destination: String,
     },
     /// What DNS would answer.
@@ -40,7 +40,7 @@ pub enum Request {
     },
 }
 
-/// What comes back.
+/// A reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {

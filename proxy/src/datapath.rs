@@ -1,4 +1,4 @@
-//! The one door to the kernel: what each data path can do here, opening one, and removing what one has left.
+//! The one door to the kernel: probes the data paths, opens one, and removes what one has left.
 //!
 //! Nothing outside of this module names a data path's own types. Every path takes the whole plan and writes the
 //! difference; a path is one arm of each `match` on [`Mode`] below.
@@ -64,7 +64,7 @@ pub struct HostOptions {
     pub bpf_root: PathBuf,
 }
 
-/// What the operator chose for data paths; each takes what concerns it.
+/// What the operator chose for data paths; each path uses the options that concern it.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where things are.
@@ -75,34 +75,35 @@ pub struct Options {
     pub bind_protection: bool,
 }
 
-/// Work that goes on beside syncs, on a thread of its own, until the token is cancelled. Needs a Tokio runtime around it.
+/// Work that goes on beside syncs, on a thread of its own, until the token is cancelled. It needs a Tokio runtime.
 pub type Beside = Box<dyn FnOnce(CancellationToken) + Send>;
 
 /// A data path that is open.
 pub struct Opened {
-    /// It takes plans.
+    /// Applies plans.
     pub path: Box<dyn Datapath>,
-    /// Which one it is.
+    /// Which path it is.
     pub mode: Mode,
-    /// What it took over from an earlier life of the daemon, for the log.
+    /// What it adopted from an earlier daemon, for the log.
     pub adopted: String,
-    /// How it is doing.
+    /// Its health and its counters.
     pub report: watch::Receiver<Report>,
-    /// What must run beside it; without this the path serves, but does not keep what it promises.
+    /// Its upkeep, which must run beside it. Without upkeep the path balances, but it does not follow namespaces and
+    /// sockets.
     pub beside: Option<Beside>,
 }
 
-/// A way to carry out a [`Plan`].
+/// A way to apply a [`Plan`].
 pub trait Datapath: Send {
     /// Which path this is.
     fn mode(&self) -> Mode;
 
-    /// Makes the kernel do what `plan` says, writing only what differs from what it does already. Idempotent: a second
-    /// call with an equal plan writes nothing. After an error the next call reads the kernel back first.
+    /// Applies `plan`: writes to the kernel only what differs. A second call with an equal plan writes nothing. After
+    /// an error the next call reads the kernel back first.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError>;
 
-    /// Compares a small part of the kernel with what the last sync left there and repairs what differs; the next call
-    /// looks at the next part. Returns how many elements were repaired.
+    /// Compares a small part of the kernel with what the last sync wrote, and repairs what differs; the next call
+    /// compares the next part. Returns how many elements it repaired.
     fn audit(&mut self) -> Result<u64, SyncError>;
 }
 
@@ -111,11 +112,11 @@ pub trait Datapath: Send {
 pub struct Synced {
     /// Map elements or rules written, removals included.
     pub writes: u64,
-    /// Service ports that could not be programmed (all others are), with the reason. They are tried again at every sync.
+    /// Service ports that could not be programmed, with the reason; all others are. Every sync retries them.
     pub refused: Vec<(PortKey, String)>,
 }
 
-/// Why a sync failed as a whole; the former state stays in force for whatever was not reached.
+/// Why a sync failed as a whole. What it did not write keeps its former state.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// The kernel refused a write.
@@ -127,7 +128,7 @@ pub enum SyncError {
         #[source]
         source: std::io::Error,
     },
-    /// The kernel refused to give back what is installed.
+    /// The kernel refused a read.
     #[error("reading back {object}")]
     Read {
         /// The map or table.
@@ -144,7 +145,7 @@ pub enum OpenError {
     /// The host lacks something; nothing has been touched.
     #[error(transparent)]
     Host(Box<dyn Error + Send + Sync>),
-    /// Opening failed on the way. What balances traffic goes on as before.
+    /// Opening failed. The programs and tables that balance traffic stay as they were.
     #[error("opening the {} data path", .mode)]
     Open {
         /// Which one.
@@ -173,7 +174,7 @@ impl fmt::Display for Removed {
     }
 }
 
-/// What a data path has left cannot be removed, or not all of it.
+/// What a data path has left could not be removed, or not all of it.
 #[derive(Debug, thiserror::Error)]
 #[error("removing {what}")]
 pub struct RemoveError {
@@ -182,7 +183,7 @@ pub struct RemoveError {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// What each data path can do on this host, found by trying and without changing anything.
+/// What each data path can do on this host. Probing changes nothing.
 #[must_use]
 pub fn probe(host: &HostOptions) -> Vec<Offer> {
     let checks = |mode| match mode {
@@ -198,8 +199,8 @@ pub fn check(mode: Mode, options: &Options) -> Result<(), OpenError> {
     }
 }
 
-/// Opens a data path and adopts what an earlier life of the daemon left of it. Nothing that balances traffic now is
-/// changed before the first sync; after the first complete one, what other data paths left here is removed.
+/// Opens a data path and adopts what an earlier daemon left of it. What balances traffic now stays as it is until the
+/// first sync; after the first complete sync, the path removes what other data paths left here.
 pub fn open(mode: Mode, options: &Options) -> Result<Opened, OpenError> {
     let (reports, report) = watch::channel(Report::default());
     let failed = |source| OpenError::Open { mode, source };
@@ -218,7 +219,7 @@ fn others(mode: Mode, host: &HostOptions) -> Vec<Other> {
     Mode::ALL.into_iter().filter(|other| *other != mode).map(other).collect()
 }
 
-/// Removes all that a data path has installed on this host. What is not there counts as removed.
+/// Removes all that a data path has installed on this host. What is missing counts as removed.
 pub fn remove(mode: Mode, host: &HostOptions) -> Result<Vec<Removed>, RemoveError> {
     match mode {
         Mode::Ebpf => {

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use crate::plan::PortKey;
 use crate::status::Status;
 
-/// More than this many at once are not worth waiting for.
+/// Events beyond this many at once are dropped.
 const QUEUE: usize = 256;
 
 /// Takes events; never waits.
@@ -25,12 +25,12 @@ pub struct Recorder {
     dropped: Arc<AtomicU64>,
 }
 
-/// What was recorded, for the one who writes it.
+/// The recorded events, for the task that writes them.
 pub struct Recorded {
     inbox: mpsc::Receiver<NewEvent>,
 }
 
-/// A recorder, and where its events come out.
+/// A recorder, and the receiver of its events.
 #[must_use]
 pub fn recorder() -> (Recorder, Recorded) {
     let (outbox, inbox) = mpsc::channel(QUEUE);
@@ -38,7 +38,7 @@ pub fn recorder() -> (Recorder, Recorded) {
 }
 
 impl Recorder {
-    /// This node's proxy starts (spec HM-24).
+    /// This node's proxy starts (HM-24).
     pub fn starting(&self, node: &str) {
         self.record(NewEvent {
             kind: "Node",
@@ -97,7 +97,7 @@ impl Recorder {
 }
 
 impl Recorded {
-    /// Writes events as they come. Those that the API does not take are told of and gone: they are news, not state.
+    /// Writes events as they come. If the API refuses an event, this is logged and the event is not retried.
     pub async fn write(mut self, events: Option<Events>) {
         while let Some(event) = self.inbox.recv().await {
             let Some(events) = &events else { continue };
@@ -109,7 +109,8 @@ impl Recorded {
     }
 }
 
-/// Follows the status and tells of each service port that the data path begins to refuse, until the status ends.
+/// Follows the status and records an event for each service port that the data path begins to refuse, until the status
+/// ends.
 pub async fn tell_refusals(recorder: Recorder, mut status: watch::Receiver<Status>) {
     let mut known = Vec::new();
     loop {

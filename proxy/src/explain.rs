@@ -1,4 +1,4 @@
-//! `shunt explain`: what becomes of a new flow from one place to another, step by step, each with the rule that decided it.
+//! `shunt explain`: where a new flow goes, step by step, each step with the rule that decided it.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -11,15 +11,15 @@ use crate::plan::{
     Decision, Empty, FrontendKind, List, Meeting, Met, Packet, Plan, PortPlan, Reason, Rule, RuleId, Source, Verdict,
 };
 
-/// Every flow that the destination may mean.
+/// Every flow that the destination names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// One for each service port that was meant.
+    /// One for each service port that the destination names.
     pub flows: Vec<FlowExplanation>,
 }
 
-/// What becomes of one flow.
+/// Where one flow goes, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowExplanation {
@@ -32,7 +32,7 @@ pub struct FlowExplanation {
     /// What a socket of this node gets: `forward`, `refuse`, `deny` or `pass`; `None` if the source has none.
     #[serde(default)]
     pub at_socket: Option<String>,
-    /// Whom the flow may reach; each is as likely for a new client.
+    /// The endpoints that the flow may reach; each is as likely for a new client.
     pub endpoints: Vec<SocketAddr>,
 }
 
@@ -49,10 +49,10 @@ pub struct ExplainedStep {
 /// Why there is nothing to explain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
-    /// The source is nothing known.
+    /// The source is unknown.
     #[error("source {0:?} is no address, no pod of this cluster (NAMESPACE/NAME), and neither node nor outside")]
     Source(String),
-    /// The destination is not understood.
+    /// The destination cannot be read.
     #[error(
         "destination {0:?} is no IP:PORT[/PROTOCOL], no IP, and no Service (NAMESPACE/NAME[:PORT][/PROTOCOL] or NAME.NAMESPACE)"
     )]
@@ -60,15 +60,15 @@ pub enum ExplainError {
     /// There is no such Service, or it has no such port.
     #[error("no service port is called {0}: see `shunt services`, or `shunt plan` without a daemon")]
     NoService(String),
-    /// Nothing of ours has that address.
-    #[error("{0} is no address of a Service; name a port to learn what becomes of a flow to it all the same")]
+    /// No service port has that address.
+    #[error("{0} is no address of a Service; name a port to see what a flow to it gets")]
     NoPorts(IpAddr),
     /// The tables cannot be read.
     #[error(transparent)]
     Reading(#[from] ReadingError),
 }
 
-/// What becomes of flows from `source` to `destination` on `node`.
+/// Explains the flows from `source` to `destination` on `node`.
 pub fn explain(
     snapshot: &Snapshot,
     plan: &Plan,
@@ -82,11 +82,11 @@ pub fn explain(
     Ok(Explanation { flows: flows.collect::<Result<_, _>>()? })
 }
 
-/// Who sends.
+/// The source of a flow.
 struct FlowOrigin {
     source: Source,
     address: Option<IpAddr>,
-    /// All its addresses, of which the one of the destination's family counts.
+    /// All its addresses; the one of the destination's family counts.
     addresses: Vec<IpAddr>,
     step: ExplainedStep,
 }
@@ -141,7 +141,7 @@ fn protocol(text: &str) -> Option<Protocol> {
     [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| known.name().eq_ignore_ascii_case(text))
 }
 
-/// The addresses, ports and protocols that a destination may mean.
+/// The addresses, ports and protocols that a destination names.
 fn targets(plan: &Plan, text: &str) -> Result<Vec<(SocketAddr, Protocol)>, ExplainError> {
     let wrong = || ExplainError::Destination(text.to_owned());
     let (rest, named) = match text.rsplit_once('/') {
@@ -171,7 +171,7 @@ fn targets(plan: &Plan, text: &str) -> Result<Vec<(SocketAddr, Protocol)>, Expla
     if found.is_empty() { Err(ExplainError::NoService(text.to_owned())) } else { Ok(found) }
 }
 
-/// Where a service port is usually dialled.
+/// The frontend that clients of a service port usually dial.
 fn first_address(port: &PortPlan) -> Option<SocketAddr> {
     let mut frontends: Vec<_> = port.frontends.iter().filter(|frontend| frontend.address.is_some()).collect();
     frontends.sort_by_key(|frontend| frontend.kind != FrontendKind::ClusterIp);
@@ -296,7 +296,7 @@ fn steps_at_frontend(met: &Met<'_>, rule: RuleId, source: Source) -> Vec<Explain
         }
         None => {}
     }
-    let short_cut = "policy Local, but who is inside the cluster may use every endpoint";
+    let short_cut = "policy Local, but pods and the node may use every endpoint";
     steps.push(match (list, frontend.from_outside.list, source) {
         (List::Cluster, List::Local, Source::Pod) => step(short_cut, RuleId::Tp21),
         (List::Cluster, List::Local, Source::Node) => step(short_cut, RuleId::Tp22),
@@ -304,7 +304,7 @@ fn steps_at_frontend(met: &Met<'_>, rule: RuleId, source: Source) -> Vec<Explain
         (List::Local, ..) => step("policy Local: only endpoints of this node may serve", RuleId::Dt3),
     });
     match (port.list(*list).len(), empty) {
-        (0, Empty::Reject) => steps.push(step("nobody may serve: refused at once", rule)),
+        (0, Empty::Reject) => steps.push(step("no endpoint may serve: refused at once", rule)),
         (0, Empty::Drop) => steps.push(step("none here, but elsewhere: packets get no answer", rule)),
         (count, _) => {
             steps.push(step(format!("{count} of them"), rule));
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_socket_gets_is_told_where_packets_get_something_else() {
+    fn a_step_says_what_a_socket_gets_where_packets_get_something_else() {
         let (words, either) = ("ip=10.96.0.1 iTP vip=192.0.2.1 from=10.2.0.0/16", Some("refuse or pass"));
         check_socket(words, "node", "10.96.0.1:80", "drop", either, "");
         check_socket(words, "default/here", "10.96.0.1:80", "drop", either, "");
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nothing_is_told() {
+    fn a_name_of_nothing_is_an_error() {
         let snapshot = cluster([service("web", "ip=10.96.0.1")], []);
         let (plan, _) = plan(&snapshot, &options());
         let error = |source: &str, to: &str| explain(&snapshot, &plan, NODE, source, to).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The node daemon: plan, reconcile, data paths, and the surfaces through which it is watched.
+//! The node daemon: plan, reconcile, data paths, health, metrics and the control socket.
 #![deny(unsafe_code)]
 
 pub mod config;

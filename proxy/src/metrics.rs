@@ -1,4 +1,4 @@
-//! The numbers under `/metrics`, read from where they are kept at the moment they are asked for.
+//! The numbers under `/metrics`, read at the moment of each request.
 
 mod kube_proxy;
 
@@ -22,14 +22,14 @@ use crate::status::census::Counts;
 
 pub use kube_proxy::KubeProxy;
 
-/// What takes time between a new view of the cluster and the kernel: 0.1 ms to 1.6 s and above.
+/// Durations on the way from a new view of the cluster to the kernel: buckets from 0.1 ms to 1.6 s.
 #[derive(Clone, Debug)]
 pub struct Durations {
-    /// Deciding.
+    /// Of each plan.
     pub plan: Histogram,
-    /// Writing.
+    /// Of each sync.
     pub sync: Histogram,
-    /// The same and more by kube-proxy's names.
+    /// The same and more, by kube-proxy's names.
     pub kube_proxy: KubeProxy,
 }
 

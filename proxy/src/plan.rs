@@ -56,15 +56,15 @@ pub use view::{
 pub struct Plan {
     /// One entry per (service port, family).
     pub ports: OrdMap<PortKey, Arc<PortPlan>>,
-    /// What an address means at other ports than those of the frontends that name it, in canonical form; 127.0.0.1
-    /// stands for 127.0.0.0/8. Every address is here that a frontend names or where node ports are accepted, so one that
-    /// is not here is unused.
+    /// What an address means at ports of which no frontend names it. Addresses are in canonical form; 127.0.0.1 stands
+    /// for 127.0.0.0/8. It holds every address that a frontend names or that accepts node ports, so an address that is
+    /// missing is unused.
     pub addresses: OrdMap<IpAddr, AddressMeaning>,
-    /// Addresses of local Pods whose sockets are left alone.
+    /// Addresses of local Pods that opted out: their sockets are left alone.
     pub opted_out: Arc<BTreeSet<IpAddr>>,
-    /// The health-check node ports to serve (spec HM-1…3, IN-21).
+    /// The health-check node ports to serve (HM-1…3, IN-21).
     pub health_checks: OrdMap<(ObjectKey, Family), HealthCheck>,
-    /// Where they are served.
+    /// The addresses on which those servers listen.
     pub health_check_addresses: Arc<HealthCheckAddresses>,
     /// Those of [`PlanOptions::service_cidrs`] and of the cluster's ServiceCIDRs. A flow to an address in them that is
     /// not one of [`Plan::addresses`] gets [`Plan::UNUSED_ADDRESS`]; without any, there is no such rule.
@@ -84,21 +84,21 @@ impl Plan {
     /// What a new flow gets at a cluster IP whose Service does not define the port (NE-11). Port 0 is left alone: it is
     /// no flow but a socket that asks for its source address.
     pub const UNDEFINED_PORT: Unserved = Unserved { packet: Empty::Reject, socket: EmptyAtSocket::Refuse };
-    /// What a new flow gets at an unused address in a range of Services (NE-12): packets are dropped, and sockets leave
-    /// the address alone, so that its packets may meet the former.
+    /// What a new flow gets at an unused address in a range of Services (NE-12): packets are dropped. A socket keeps
+    /// the address, so that its packets meet that rule.
     pub const UNUSED_ADDRESS: Unserved = Unserved { packet: Empty::Drop, socket: EmptyAtSocket::Pass };
 }
 
-/// What a new flow gets that is sent to no frontend and yet is ours to end, by kind of path.
+/// What a new flow gets that is sent to no frontend, but to an address of Services: by kind of path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unserved {
-    /// As a packet.
+    /// What its packets get.
     pub packet: Empty,
-    /// At a socket of this node.
+    /// What a socket of this node gets.
     pub socket: EmptyAtSocket,
 }
 
-/// Identity of a service port in one family (spec IN-11, IN-12).
+/// Identity of a service port in one family (IN-11, IN-12).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortKey {
     /// The Service.
@@ -122,22 +122,23 @@ impl fmt::Display for PortKey {
     }
 }
 
-/// One service port in one family: where clients dial and who may answer.
+/// One service port in one family: its frontends and its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPlan {
     /// Which service port.
     pub key: PortKey,
-    /// Where clients dial; sorted, and no two entries of a [`Plan`] share one (collisions are already decided).
+    /// Its frontends, sorted. No two service ports of a [`Plan`] share one: the planner has decided all conflicts.
     pub frontends: Vec<Frontend>,
-    /// Who answers under policy Cluster (spec EP-20); sorted, each address once.
+    /// The endpoints of policy Cluster (EP-20); sorted, each address once.
     pub cluster: Vec<Endpoint>,
-    /// Who answers under policy Local (spec EP-21); sorted, each address once.
+    /// The endpoints of policy Local (EP-21); sorted, each address once.
     pub local: Vec<Endpoint>,
     /// Session affinity timeout in seconds, if the Service asks for ClientIP affinity.
     pub affinity: Option<NonZeroU32>,
-    /// Serving, but in neither list: no new flow may reach them, running ones go on (spec CT-3, CT-10). Sorted.
+    /// Endpoints that serve but are in neither list: they get no new flow and keep the running ones (CT-3, CT-10).
+    /// Sorted.
     pub draining: Vec<SocketAddr>,
-    /// Who may dial the LoadBalancer frontends (spec TP-30…37); `None` is everybody.
+    /// The sources that may dial the LoadBalancer frontends (TP-30…37); `None` means every source.
     pub source_ranges: Option<Arc<SourceRanges>>,
 }
 
@@ -146,11 +147,11 @@ pub struct PortPlan {
 pub struct Endpoint {
     /// Its address and port.
     pub address: SocketAddr,
-    /// It runs on this node (spec IN-36).
+    /// It runs on this node (IN-36).
     pub local: bool,
 }
 
-/// Where clients dial, and what becomes of a new flow by where it comes from.
+/// What clients dial, and the rule for a new flow from each kind of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
     /// The address; `None` means every accepted node address (a node port).
@@ -172,15 +173,15 @@ pub struct Frontend {
 /// Kinds of frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum FrontendKind {
-    /// A cluster IP (spec TP-1).
+    /// A cluster IP (TP-1).
     #[serde(rename = "ClusterIP")]
     ClusterIp,
-    /// One of `spec.externalIPs` (spec TP-2).
+    /// One of `spec.externalIPs` (TP-2).
     #[serde(rename = "ExternalIP")]
     External,
-    /// A load balancer's address with ipMode VIP (spec TP-2).
+    /// A load balancer's address with ipMode VIP (TP-2).
     LoadBalancer,
-    /// A node port (spec TP-3).
+    /// A node port (TP-3).
     NodePort,
 }
 
@@ -217,22 +218,22 @@ pub enum List {
     Local,
 }
 
-/// What a packet of a new flow gets when nobody may answer (spec section 4).
+/// What a packet of a new flow gets when the list in use has no endpoint (NE-1…5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Empty {
-    /// Refuse at once: ICMP port unreachable, ECONNREFUSED at a socket (spec NE-1, NE-4).
+    /// Refuse at once: ICMP port unreachable, ECONNREFUSED at a socket (NE-1, NE-4).
     Reject,
-    /// Silence: another node may have an endpoint (spec NE-2, NE-3, NE-5).
+    /// Silence: another node may have an endpoint (NE-2, NE-3, NE-5).
     Drop,
 }
 
-/// What a socket of this node gets that dials where nobody may answer.
+/// What a socket of this node gets when the list in use has no endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum EmptyAtSocket {
     /// ECONNREFUSED at once.
     Refuse,
-    /// The address is left as it is, and the packets get what packets get.
+    /// The socket keeps the address, and its packets get what packets get.
     Pass,
 }

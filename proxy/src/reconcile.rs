@@ -1,4 +1,5 @@
-//! Makes the kernel follow the cluster: one owner of planner and data path, which tries again what failed.
+//! Makes the kernel follow the cluster: the one owner of planner and data path. It applies each plan and retries what
+//! failed.
 
 mod backoff;
 #[cfg(test)]
@@ -27,25 +28,25 @@ use backoff::Backoff;
 /// How often a part of the kernel is compared with what was written to it.
 const AUDIT: Duration = Duration::from_secs(1);
 
-/// Where the loop gets its input.
+/// The loop's inputs.
 pub struct Input {
-    /// Views of the cluster; the first is complete already (spec SY-1).
+    /// Views of the cluster; the first is complete already (SY-1).
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// What is wrong with the input.
+    /// The health of the source.
     pub health: watch::Receiver<SourceHealth>,
     /// Addresses of this node's interfaces.
     pub addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
-    /// What to plan with.
+    /// The options of the plan.
     pub options: PlanChoice,
 }
 
-/// Where the loop tells what it did.
+/// Where the loop publishes what it did.
 pub struct Sinks {
-    /// How it is doing.
+    /// The status.
     pub status: watch::Sender<Status>,
     /// The views that the kernel serves, for DNS: a name must not resolve to a service that is not reachable yet.
     pub reachable: watch::Sender<Option<Arc<Snapshot>>>,
-    /// The health checks that the kernel's endpoints lead to.
+    /// The health checks of the plan that the kernel serves.
     pub health_checks: watch::Sender<Checks>,
     /// Since when a change waits.
     pub pending: Pending,
@@ -84,11 +85,12 @@ impl Reconciler {
         }
     }
 
-    /// Syncs now, at every new view, and again after a failure, until stopped or the source ends. Syncs block: this
-    /// future wants a thread of its own. The data path stays as it is at the end (spec SY-17).
+    /// Syncs now, at every new view, and again after a failure, until it is stopped or the source ends. Syncs block, so
+    /// this future needs a thread of its own. The data path stays as it is at the end (SY-17).
     pub async fn run(mut self, stop: CancellationToken) {
         self.look_at_health();
-        // Our DNS server knows no name before the first sync is done; until then others go on that are there.
+        // Our DNS server knows no name before the first sync; until then the cluster's own DNS pods serve, if there are
+        // any.
         self.choose_options();
         let mut next = Some(self.sync_newest());
         let mut audits = tokio::time::interval(AUDIT);
@@ -137,8 +139,8 @@ impl Reconciler {
         }
     }
 
-    /// Takes the options that fit the newest view: others may be there now who do what our DNS server does not. True if
-    /// they are other options, which a sync has to follow.
+    /// Takes the options that fit the newest view: while our DNS server does not serve, the cluster's own DNS pods may.
+    /// True if the options changed, so a sync must follow.
     fn choose_options(&mut self) -> bool {
         let snapshot = Arc::clone(&self.input.snapshots.borrow());
         let chosen = self.input.options.choose(&snapshot);
@@ -149,7 +151,7 @@ impl Reconciler {
         changed
     }
 
-    /// Brings the newest view into the kernel. Returns when to try again, if something is left to be done.
+    /// Applies the newest view to the kernel. Returns when to retry, if the sync is incomplete.
     fn sync_newest(&mut self) -> Option<Instant> {
         self.sinks.pending.begin();
         let snapshot = Arc::clone(&self.input.snapshots.borrow_and_update());
@@ -190,11 +192,11 @@ impl Reconciler {
             return None;
         }
         let delay = self.backoff.next_delay();
-        warn!(?delay, "the sync is incomplete and will be tried again");
+        warn!(?delay, "the sync is incomplete; the next one retries it");
         Some(Instant::now() + delay)
     }
 
-    /// Compares and repairs a part; true if the whole must be read back, which the next sync does.
+    /// Compares and repairs a part of the kernel; true if that failed, so the next sync must read the kernel back.
     fn audit(&mut self) -> bool {
         match self.datapath.audit() {
             Ok(0) => false,
@@ -210,7 +212,7 @@ impl Reconciler {
         }
     }
 
-    /// After the sync, so that a load balancer sends nobody here too early (spec HM-7).
+    /// After the sync, so that a load balancer sends no client here too early (HM-7).
     fn give_health_checks(&self) {
         let checks = Checks::from(self.planner.plan());
         self.sinks.health_checks.send_if_modified(|known| {
@@ -220,7 +222,7 @@ impl Reconciler {
         });
     }
 
-    /// True if every service port was taken.
+    /// True if the data path took every service port.
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
         let Synced { writes, refused } = synced;
         let generation = self.generation;
@@ -253,7 +255,7 @@ impl Reconciler {
         false
     }
 
-    /// Notes what is wrong with the input; the source logs it.
+    /// Takes the health of the source into the status; the source itself logs it.
     fn look_at_health(&mut self) {
         self.status.source = Arc::new(self.input.health.borrow_and_update().clone());
     }
@@ -263,7 +265,9 @@ impl Reconciler {
     }
 
     async fn source_ended(self, stop: &CancellationToken) {
-        error!("the source has ended; what is programmed stays in force but follows no changes");
+        error!(
+            "the source of objects has ended: the data path stays in force but follows no more changes; restart the daemon"
+        );
         stop.cancelled().await;
     }
 }

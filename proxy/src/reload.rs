@@ -1,4 +1,4 @@
-//! Ends the daemon when its configuration file changes, for the supervisor to start it with the new one (spec SY-18).
+//! Ends the daemon when its configuration file changes, for the supervisor to start it with the new one (SY-18).
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// A task that ends with an error once `file` says something else. Mounted ConfigMaps swap a link beside the file, so
-/// the whole folder is watched, and what counts is the text.
+/// A task that ends with an error once the text of `file` changes. A mounted ConfigMap swaps a link beside the file, so
+/// the task watches the whole folder and compares the text.
 pub(crate) fn until_changed(file: PathBuf, stop: CancellationToken) -> Result<impl Future<Output = Result<()>>> {
     let (outbox, mut inbox) = mpsc::channel(1);
     let mut watcher = watcher(outbox).context("watching the configuration file")?;
@@ -35,7 +35,7 @@ pub(crate) fn until_changed(file: PathBuf, stop: CancellationToken) -> Result<im
 
 fn watcher(outbox: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
     notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // A full channel has a nudge in it already.
+        // A full channel holds a report already.
         if event.is_ok_and(|event| !event.kind.is_access()) && outbox.try_send(()).is_err() {
             tracing::trace!("a change of the configuration's folder is known already");
         }

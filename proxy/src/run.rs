@@ -22,9 +22,8 @@ use crate::metrics::Durations;
 use crate::reconcile::{Input, Reconciler, Sinks};
 use crate::{host, reload, source};
 
-/// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (spec SY-17).
-/// `file` is where the configuration came from: when it changes the daemon ends, for its supervisor to start it with
-/// the new one (spec SY-18).
+/// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (SY-17). `file` is the configuration
+/// file: when it changes the daemon ends, and its supervisor starts it with the new one (SY-18).
 pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let options = prerequisites::check(&config)?;
     prerequisites::adjust_oom_score(config.oom_score_adj);
@@ -39,7 +38,7 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
         () = stop.cancelled() => None,
         started = parts.start(options) => Some(started),
     };
-    // The source lives until everything has ended: it is no source that failed which makes a daemon end.
+    // The source must outlive all other parts: a source that ends early would look like a failure.
     let (_source, outcome) = match started {
         Some(Ok(source)) => (Some(source), parts.watch_over().await),
         Some(Err(error)) => (None, Err(error)),
@@ -50,14 +49,14 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
 }
 
 impl Parts {
-    /// Nothing is written before the first view of the cluster is complete (spec SY-1). DNS does not wait for it: what
-    /// an earlier life left in the kernel leads here already, and other names need no cluster (spec DNS 11.2).
-    /// The source must live as long as the daemon.
+    /// Nothing is written before the first view of the cluster is complete (SY-1). DNS does not wait for it: the tables
+    /// of an earlier daemon may lead clients here already, and other names need no cluster (DNS-11.2). The source must
+    /// live as long as the daemon.
     async fn start(&mut self, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
         let (reachable, served) = watch::channel(None);
         let StartedDns { server, listen } = self.start_dns(served).await?;
-        // Whoever asks why nothing comes is answered as well.
+        // While the daemon waits for the first view, it also answers at the control socket why it waits.
         self.start_control(server.as_ref());
         let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
         self.start_metrics(durations.clone(), server.as_ref()).await?;

@@ -1,4 +1,4 @@
-//! Starts the source that the configuration names, and says why it takes so long if it does.
+//! Starts the source that the configuration names, and reports why its first view takes long.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tracing::info;
 use crate::config::{Annotation, Config, KubeConfig, PodNames, SourceConfig};
 use crate::status::Status;
 
-/// What can be known to be wrong before anything is touched.
+/// Checks the source's settings before the daemon changes anything.
 pub(crate) fn check(source: &SourceConfig) -> Result<()> {
     match source {
         SourceConfig::Manifests(folder) => {
@@ -30,8 +30,8 @@ pub(crate) fn check(source: &SourceConfig) -> Result<()> {
     Ok(())
 }
 
-/// The source with its first view, which is complete, and where events go if it takes any. What keeps it from being
-/// complete is told through `status`.
+/// The source with its first view, which is complete, and where events go if it takes any. `status` says why it is not
+/// complete yet.
 pub(crate) async fn start(config: &Config, status: &watch::Sender<Status>) -> Result<(Source, Option<Events>)> {
     match &config.source {
         SourceConfig::Manifests(folder) => {
@@ -60,10 +60,10 @@ pub(crate) async fn start(config: &Config, status: &watch::Sender<Status>) -> Re
     }
 }
 
-/// How long a look at a cluster may take.
+/// How long one read of a cluster may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The cluster behind `kubeconfig` as it is now, for `node`, and what of it is ignored. Reads only, and takes part in nothing.
+/// Reads the present state of the cluster behind `kubeconfig`, for `node`, and what the source ignores in it.
 pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<(Snapshot, Vec<Problem>)> {
     let options = KubeOptions {
         kubeconfig: Some(kubeconfig.to_owned()),
@@ -78,7 +78,7 @@ pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<(Sn
         let mut health = starting.health.clone();
         let source = tokio::select! {
             source = starting.complete() => source,
-            // Whoever looks can look again; a daemon would go on asking.
+            // Give up: the user can run the command again. A daemon would retry.
             Ok(health) = health.wait_for(|health| health.unreachable.is_some()) => {
                 bail!("no view of the cluster: {}", health.unreachable.as_deref().unwrap_or_default());
             }

@@ -1,4 +1,4 @@
-//! How the daemon is doing, as health, metrics and the command line see it.
+//! The status of the daemon, which health, metrics and the command line read.
 
 pub mod census;
 
@@ -13,7 +13,7 @@ use shunt_model::source::SourceHealth;
 use self::census::Counts;
 use crate::plan::{Conflict, Plan, PortKey};
 
-/// What the reconcile loop last did. Each sync publishes a new one.
+/// The status after the last sync. Each sync publishes a new one.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     /// How many syncs have been tried.
@@ -22,23 +22,23 @@ pub struct Status {
     pub failed_syncs: u64,
     /// Elements written since the start.
     pub writes: u64,
-    /// Elements of the kernel that were not as written and were repaired.
+    /// Elements of the kernel that differed from what was written and were repaired.
     pub repaired: u64,
-    /// The last sync that succeeded, refusals of single ports included.
+    /// The last sync that succeeded; it may have refused single service ports.
     pub last_sync: Option<LastSync>,
     /// Why the last sync failed as a whole, if it did.
     pub error: Option<String>,
     /// Since when syncs have been failing.
     pub failing_since: Option<SystemTime>,
-    /// What the kernel does, as of the last successful sync.
+    /// The plan that the kernel serves since the last successful sync.
     pub programmed: Plan,
     /// The view of the cluster that led to it.
     pub snapshot: Option<Arc<Snapshot>>,
     /// Service ports the data path could not take, with the reason.
     pub refused: Vec<(PortKey, String)>,
-    /// Who goes without a frontend because another has it.
+    /// Service ports that do not get a frontend because another has it.
     pub conflicts: Vec<Conflict>,
-    /// What is wrong with the input.
+    /// The health of the source.
     pub source: Arc<SourceHealth>,
     /// What the last plan holds.
     pub planned: Counts,
@@ -57,18 +57,18 @@ pub struct LastSync {
     pub elapsed: Duration,
 }
 
-/// Since when a change waits to be synced; clones see the same. Zero milliseconds stand for none.
+/// Since when a change waits to be synced; all clones share it. Zero milliseconds stand for none.
 #[derive(Clone, Debug, Default)]
 pub struct Pending(Arc<AtomicU64>);
 
 impl Pending {
-    /// A change waits from now on, unless an older one does (spec HM-12).
+    /// Notes that a change waits from now on, unless an older one waits already (HM-12).
     pub fn begin(&self) {
-        // Whoever was first stays.
+        // The oldest change counts.
         let _older = self.0.compare_exchange(0, now(), Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Nothing waits.
+    /// Notes that no change waits.
     pub fn end(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -82,7 +82,7 @@ impl Pending {
         }
     }
 
-    /// As if the change had come so long ago.
+    /// A change that has waited for `age`.
     #[cfg(test)]
     pub(crate) fn of_age(age: Duration) -> Self {
         let since = now().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
@@ -96,8 +96,8 @@ fn now() -> u64 {
 }
 
 impl Status {
-    /// What keeps this node from doing all it should; empty when ready. A sync that fails later keeps the former state
-    /// in force, but the node no longer follows the cluster, so it counts.
+    /// The reasons why this node is not ready; empty when it is. A sync that fails later keeps the former state in
+    /// force, but the node no longer follows the cluster, so it counts.
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();

@@ -13,7 +13,7 @@ use shunt_proxy::host::privileges;
 use super::print;
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct CheckArguments {
     /// The cgroup2 directory whose processes would be served [default: the root of the cgroup2 mount]
     #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
@@ -25,8 +25,8 @@ pub(super) struct Arguments {
     control_socket: PathBuf,
 }
 
-pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { cgroup_root, bpf_root, control_socket } = arguments;
+pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
+    let CheckArguments { cgroup_root, bpf_root, control_socket } = arguments;
     let offers = datapath::probe(&HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() });
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);

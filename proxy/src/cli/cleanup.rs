@@ -12,13 +12,13 @@ use shunt_proxy::dns::addresses;
 use super::print;
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct CleanupArguments {
     /// Where programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = BPF_ROOT)]
     bpf_root: PathBuf,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: &CleanupArguments) -> Result<ExitCode> {
     remove(&arguments.bpf_root)
 }
 
@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub(super) fn remove(bpf_root: &Path) -> Result<ExitCode> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt cleanup must be root: it removes BPF programs and an address of lo; try sudo shunt cleanup");
-    // The address goes even if a data path cannot: as much as possible is removed, then the failure is told.
+    // The address is removed even if a data path cannot be: remove as much as possible, then report the failure.
     let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
     let paths = Mode::ALL.map(|mode| datapath::remove(mode, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;

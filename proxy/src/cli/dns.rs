@@ -15,10 +15,10 @@ use shunt_proxy::config::{self, Address, CommaSeparated, DnsConfig, PodNames, Se
 use shunt_proxy::control::{DnsReply, Reply, Request, ask, question};
 use shunt_proxy::dns::service::zone_config;
 
-use super::{Output, Socket, complain, print};
+use super::{OutputFormat, Socket, complain, print};
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct DnsArguments {
     /// The name, such as web.default.svc.cluster.local
     name: String,
     /// The type
@@ -49,22 +49,22 @@ pub(super) struct Arguments {
     dns_ttl: Option<u32>,
     /// How to print it
     #[arg(long, short, default_value = "table")]
-    output: Output,
+    output: OutputFormat,
 }
 
-pub(super) fn run(mut arguments: Arguments) -> Result<ExitCode> {
+pub(super) fn run(mut arguments: DnsArguments) -> Result<ExitCode> {
     let reply = match arguments.manifests.take() {
         Some(folder) => offline(&arguments, &folder)?,
         None => from_daemon(&arguments)?,
     };
     print(&match arguments.output {
-        Output::Table => table(&reply),
-        Output::Json => serde_json::to_string_pretty(&reply)?,
+        OutputFormat::Table => table(&reply),
+        OutputFormat::Json => serde_json::to_string_pretty(&reply)?,
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn from_daemon(arguments: &Arguments) -> Result<DnsReply> {
+fn from_daemon(arguments: &DnsArguments) -> Result<DnsReply> {
     let request = Request::Dns { name: arguments.name.clone(), rtype: arguments.rtype.clone() };
     match ask(&arguments.socket.control_socket, &request)? {
         Reply::Dns(reply) => Ok(reply),
@@ -73,7 +73,7 @@ fn from_daemon(arguments: &Arguments) -> Result<DnsReply> {
     }
 }
 
-fn offline(arguments: &Arguments, folder: &Path) -> Result<DnsReply> {
+fn offline(arguments: &DnsArguments, folder: &Path) -> Result<DnsReply> {
     let cluster_dns = config::cluster_dns(arguments.cluster_dns.as_ref())?;
     let (snapshot, problems) = manifests::read(&ManifestsOptions {
         dir: folder.to_path_buf(),
@@ -96,7 +96,7 @@ fn offline(arguments: &Arguments, folder: &Path) -> Result<DnsReply> {
 }
 
 /// What a daemon with these settings would answer from; it would listen nowhere.
-fn server_config(arguments: &Arguments, cluster_dns: Vec<IpAddr>) -> Result<ServerConfig> {
+fn server_config(arguments: &DnsArguments, cluster_dns: Vec<IpAddr>) -> Result<ServerConfig> {
     if let Some(path) = &arguments.corefile {
         let file = Corefile::read(path)?;
         let zone = file.zone(cluster_dns);

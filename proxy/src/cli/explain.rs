@@ -8,11 +8,11 @@ use clap::Args;
 use shunt_proxy::control::{Reply, Request, ask};
 use shunt_proxy::explain::{Explanation, explain, render};
 
-use super::plan::{From, Offline};
-use super::{Output, Socket, print};
+use super::plan::{Objects, Offline};
+use super::{OutputFormat, Socket, print};
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct ExplainArguments {
     /// Who sends: an IP, a pod (NAMESPACE/NAME), node, or outside
     #[arg(value_name = "SRC")]
     source: String,
@@ -31,12 +31,12 @@ pub(super) struct Arguments {
     socket: Socket,
     /// How to print it
     #[arg(long, short, default_value = "table")]
-    output: Output,
+    output: OutputFormat,
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Arguments { source, destination, manifests, kubeconfig, offline, socket, output } = arguments;
-    let explanation = match From::given(manifests, kubeconfig) {
+pub(super) fn run(arguments: ExplainArguments) -> Result<ExitCode> {
+    let ExplainArguments { source, destination, manifests, kubeconfig, offline, socket, output } = arguments;
+    let explanation = match Objects::given(manifests, kubeconfig) {
         Some(from) => {
             let planned = offline.plan(from)?;
             explain(&planned.snapshot, &planned.plan, &planned.node, &source, &destination)?
@@ -44,8 +44,8 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
         None => asked(&socket, source, destination)?,
     };
     print(&match output {
-        Output::Table => render(&explanation),
-        Output::Json => serde_json::to_string_pretty(&explanation)?,
+        OutputFormat::Table => render(&explanation),
+        OutputFormat::Json => serde_json::to_string_pretty(&explanation)?,
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -13,23 +13,23 @@ use shunt_proxy::config::{self, Address, Annotation, CommaSeparated, DNS_PORT};
 use shunt_proxy::plan::{Detect, Plan, PlanOptions, plan, render_json, render_table};
 use shunt_proxy::source;
 
-use super::{Output, complain, print};
+use super::{OutputFormat, complain, print};
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct PlanArguments {
     #[command(flatten)]
-    origin: Origin,
+    origin: ObjectSource,
     #[command(flatten)]
     offline: Offline,
     /// How to print it
     #[arg(long, short, default_value = "table")]
-    output: Output,
+    output: OutputFormat,
 }
 
 /// Where the objects of a plan come from.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
-struct Origin {
+struct ObjectSource {
     /// Folder of Kubernetes manifests
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
@@ -38,14 +38,14 @@ struct Origin {
     kubeconfig: Option<PathBuf>,
 }
 
-/// The same as one of two.
-pub(super) enum From {
+/// Where the objects of a plan come from, once it is decided.
+pub(super) enum Objects {
     Manifests(PathBuf),
     Cluster(PathBuf),
 }
 
-impl From {
-    /// None if nothing was given.
+impl Objects {
+    /// `None` if neither is given.
     pub(super) fn given(manifests: Option<PathBuf>, kubeconfig: Option<PathBuf>) -> Option<Self> {
         manifests.map(Self::Manifests).or_else(|| kubeconfig.map(Self::Cluster))
     }
@@ -76,19 +76,19 @@ pub(super) struct Planned {
 }
 
 impl Offline {
-    /// Plans, and complains of what is ignored and contested.
-    pub(super) fn plan(self, from: From) -> Result<Planned> {
+    /// Plans, and writes to stderr what is ignored and contested.
+    pub(super) fn plan(self, from: Objects) -> Result<Planned> {
         let cluster_dns = config::cluster_dns(self.cluster_dns.as_ref())?;
         let node = config::node_name(self.hostname_override.as_deref())?;
         let opt_out = config::default_opt_out();
         let (snapshot, problems) = match from {
-            From::Manifests(dir) => manifests::read(&ManifestsOptions {
+            Objects::Manifests(dir) => manifests::read(&ManifestsOptions {
                 dir,
                 service_cidrs: config::service_cidrs(self.service_cidr),
                 reserved: cluster_dns.clone(),
                 pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
             })?,
-            From::Cluster(kubeconfig) => source::look(&kubeconfig, &node, &opt_out)?,
+            Objects::Cluster(kubeconfig) => source::look(&kubeconfig, &node, &opt_out)?,
         };
         let listen = self.dns_bind_address.map_or_else(Vec::new, |CommaSeparated(listen)| listen);
         let options = PlanOptions {
@@ -110,13 +110,13 @@ impl Offline {
     }
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Origin { manifests, kubeconfig } = arguments.origin;
-    let from = From::given(manifests, kubeconfig).context("give --manifests or --kubeconfig")?;
+pub(super) fn run(arguments: PlanArguments) -> Result<ExitCode> {
+    let ObjectSource { manifests, kubeconfig } = arguments.origin;
+    let from = Objects::given(manifests, kubeconfig).context("give --manifests or --kubeconfig")?;
     let Planned { plan, .. } = arguments.offline.plan(from)?;
     print(&match arguments.output {
-        Output::Table => render_table(&plan),
-        Output::Json => render_json(&plan)?,
+        OutputFormat::Table => render_table(&plan),
+        OutputFormat::Json => render_json(&plan)?,
     })?;
     Ok(ExitCode::SUCCESS)
 }

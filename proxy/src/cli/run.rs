@@ -10,17 +10,17 @@ use clap::{ArgAction, Args};
 use shunt_proxy::config::{self, Config, ConfigFile, Given, KubeProxyFlags, LogFormat, Settings};
 use tracing_subscriber::EnvFilter;
 
-/// For a sync that hangs in the kernel; everything else has ended before.
+/// How long the end waits for a sync that hangs in the kernel; all other parts have ended before.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Unless RUST_LOG says otherwise. The source tells of an API server that is away, once and in full; hickory prints what
-/// is in odd packets, which anybody may send.
+/// The default of RUST_LOG. The source itself logs an API server that is away, once and in full. hickory logs the
+/// content of odd packets, which every client may send.
 const LOG: &str = "info,kube_client=off,hickory_proto=error";
 /// With `-v 4` and above.
 const DETAILED_LOG: &str = "shunt=debug,shunt_proxy=debug,shunt_model=debug,shunt_dns=debug,hickory_proto=error,info";
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct RunArguments {
     /// Read settings from this file: ours by the names of the flags, kube-proxy's KubeProxyConfiguration, or both as
     /// two documents
     #[arg(long, value_name = "FILE")]
@@ -40,8 +40,8 @@ pub(super) struct Arguments {
     kube_proxy: KubeProxyFlags,
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Arguments { config: path, write_config_to, cleanup, init_only, settings: flags, kube_proxy } = arguments;
+pub(super) fn run(arguments: RunArguments) -> Result<ExitCode> {
+    let RunArguments { config: path, write_config_to, cleanup, init_only, settings: flags, kube_proxy } = arguments;
     if let Some(path) = write_config_to {
         let text = config::defaults_as_text().context("writing the default configuration")?;
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -69,7 +69,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn start_log(format: LogFormat, verbosity: u32) {
-    // kube-proxy's scale: at 4 and above it tells of every change.
+    // kube-proxy's scale: at 4 and above it logs every change.
     let level = if verbosity >= 4 { DETAILED_LOG } else { LOG };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -6,18 +6,18 @@ use anyhow::{Result, bail};
 use clap::Args;
 use shunt_proxy::control::{Reply, Request, Services, ask};
 
-use super::{Output, Socket, complain, print};
+use super::{OutputFormat, Socket, complain, print};
 
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct ServicesArguments {
     #[command(flatten)]
     socket: Socket,
     /// How to print it
     #[arg(long, short, default_value = "table")]
-    output: Output,
+    output: OutputFormat,
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: ServicesArguments) -> Result<ExitCode> {
     let services = match ask(&arguments.socket.control_socket, &Request::Services)? {
         Reply::Services(services) => services,
         Reply::Error(reason) => bail!(reason),
@@ -31,8 +31,8 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let Services { ports, refused, error, problems, table } = services;
     print(&match arguments.output {
-        Output::Table => table,
-        Output::Json => serde_json::to_string_pretty(
+        OutputFormat::Table => table,
+        OutputFormat::Json => serde_json::to_string_pretty(
             &serde_json::json!({ "ports": ports, "refused": refused, "error": error, "problems": problems }),
         )?,
     })?;

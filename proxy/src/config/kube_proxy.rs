@@ -1,6 +1,8 @@
-//! kube-proxy's own configuration, `kubeproxy.config.k8s.io/v1alpha1`: read, checked, and told what of it has no effect.
+//! kube-proxy's own configuration, `kubeproxy.config.k8s.io/v1alpha1`: reads and checks it, and names the fields
+//! without effect.
 //!
-//! Field names, defaults and checks are spec 9.1's. What the socket path has no use for is accepted and named once.
+//! Field names, defaults and checks are those of kube-proxy (CF-10). Fields without a use in the socket path are
+//! accepted and named once.
 
 pub mod flags;
 #[cfg(test)]
@@ -151,7 +153,8 @@ section! {
     }
 }
 
-/// What this version obeys; all else that differs from its default is named once at the start.
+/// The fields that have an effect in this version; other fields that differ from their default are named once at the
+/// start.
 const OBEYED: [&str; 16] = [
     "apiVersion",
     "kind",
@@ -171,12 +174,12 @@ const OBEYED: [&str; 16] = [
     "mode",
 ];
 
-/// A document, and what is to be said about it.
+/// A document, and warnings about it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decoded {
     /// The document.
     pub document: KubeProxyConfiguration,
-    /// What a strict reading would refuse (spec CF-2).
+    /// What a strict reading refuses (CF-2).
     pub warnings: Vec<String>,
 }
 
@@ -189,7 +192,7 @@ pub fn decode(mut value: Value) -> Result<Decoded, String> {
     let known = serde_json::to_value(KubeProxyConfiguration::default()).map_err(|error| error.to_string())?;
     unknown_fields(&value, &known, "", &mut unknown);
     let mut document: KubeProxyConfiguration = serde_json::from_value(value).map_err(|error| error.to_string())?;
-    // In a file a period of 0 means the default (spec 9.1).
+    // In a file a period of 0 means the default (CF-11).
     for (period, default) in [
         (&mut document.iptables.sync_period, 30),
         (&mut document.iptables.min_sync_period, 1),
@@ -207,7 +210,7 @@ pub fn decode(mut value: Value) -> Result<Decoded, String> {
 }
 
 impl KubeProxyConfiguration {
-    /// Refuses what cannot be meant (spec CF-3). The message names the field and says what it takes.
+    /// Refuses values that make no sense (CF-3). The message names the field and says what it takes.
     pub fn check(&self) -> Result<(), String> {
         let within = |field: &str, value: i32, low: i32, high: i32| {
             if (low..=high).contains(&value) {
@@ -265,7 +268,7 @@ impl KubeProxyConfiguration {
         Ok(())
     }
 
-    /// `bindAddress`, unless it stands for any.
+    /// `bindAddress`, unless it stands for every address.
     pub fn primary(&self) -> Result<Option<IpAddr>, String> {
         let text = &self.bind_address;
         let ip: IpAddr = text.parse().map_err(|_not_one| format!("bindAddress: {text:?} is not an IP address"))?;
@@ -282,7 +285,7 @@ impl KubeProxyConfiguration {
         bind_address("metricsBindAddress", &self.metrics_bind_address, 10249)
     }
 
-    /// The sync period of the selected mode (spec CF-1).
+    /// The sync period of the selected mode (CF-1).
     #[must_use]
     pub fn sync_period(&self) -> GoDuration {
         match self.mode.as_str() {

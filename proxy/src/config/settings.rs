@@ -140,7 +140,7 @@ pub enum LogFormat {
 }
 
 impl Settings {
-    /// Takes out the flags that kube-proxy has too, and returns their names (spec 9.2).
+    /// Takes out the flags that kube-proxy has too, and returns their names (CF-14).
     pub fn take_kube_proxys(&mut self) -> Vec<&'static str> {
         let mut names = Vec::new();
         let mut note = |taken: bool, name| {

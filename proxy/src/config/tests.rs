@@ -9,7 +9,7 @@ use super::{Annotation, Config, ConfigFile, DnsListen, Given, KubeProxyFlags, Lo
 use crate::plan::NodePortAddresses;
 
 #[derive(Parser)]
-struct Flags {
+struct CommandLine {
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
@@ -18,7 +18,7 @@ struct Flags {
 
 fn flags(line: &str) -> Result<Settings, String> {
     let words = std::iter::once("shunt").chain(line.split_whitespace());
-    Flags::try_parse_from(words).map(|flags| flags.settings).map_err(|error| error.to_string())
+    CommandLine::try_parse_from(words).map(|flags| flags.settings).map_err(|error| error.to_string())
 }
 
 fn file(name: &str, text: &str) -> Result<Settings, String> {
@@ -45,7 +45,7 @@ pub(super) fn config_of(text: &str, line: &str) -> Result<Config, String> {
     let path = folder.path().join("config.conf");
     std::fs::write(&path, text).unwrap();
     let words = std::iter::once("shunt").chain(line.split_whitespace());
-    let Flags { settings, kube_proxy } = Flags::try_parse_from(words).map_err(|error| error.to_string())?;
+    let CommandLine { settings, kube_proxy } = CommandLine::try_parse_from(words).map_err(|error| error.to_string())?;
     Config::new(Given { flags: settings, kube_proxy, file: read(&path)?, in_cluster: false })
         .map_err(|error| error.to_string())
 }

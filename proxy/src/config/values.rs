@@ -87,7 +87,7 @@ pub struct Annotation {
 }
 
 impl Annotation {
-    /// As the plan wants it.
+    /// In the form that the plan takes.
     #[must_use]
     pub fn to_plan(&self) -> (Arc<str>, Option<Arc<str>>) {
         (Arc::from(self.key.as_str()), self.value.as_deref().map(Arc::from))

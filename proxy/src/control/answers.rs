@@ -17,7 +17,7 @@ pub struct Services {
     pub refused: Vec<String>,
     /// Objects and files of the input that are ignored, each with file, line and reason.
     pub problems: Vec<String>,
-    /// Why the kernel may be behind the cluster, if it may.
+    /// Why the last sync failed, if it did: then the kernel may be behind the cluster.
     pub error: Option<String>,
     /// The same for people.
     pub table: String,
@@ -27,7 +27,7 @@ pub struct Services {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DnsReply {
-    /// `NOERROR`, `NXDOMAIN`; absent if upstreams have the last word.
+    /// `NOERROR`, `NXDOMAIN`; absent if an upstream decides it.
     pub rcode: Option<String>,
     /// The answer section, each record as in a zone file.
     pub answers: Vec<String>,
@@ -35,7 +35,7 @@ pub struct DnsReply {
     pub authority: Vec<String>,
     /// The additional section.
     pub additionals: Vec<String>,
-    /// How this came about.
+    /// Why this is the answer.
     pub explanation: String,
 }
 
@@ -58,7 +58,9 @@ pub fn question(name: &str, rtype: &str) -> Result<(Name, RecordType), String> {
 fn record_type(text: &str) -> Result<RecordType, String> {
     let upper = text.to_ascii_uppercase();
     if ["AXFR", "IXFR"].contains(&upper.as_str()) {
-        return Err(format!("{upper} is a transfer and no type: it is refused but to those whom a Corefile names"));
+        return Err(format!(
+            "{upper} is a transfer and no type: a server refuses it unless its Corefile allows the client"
+        ));
     }
     if let Some(number) = upper.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok()) {
         return Ok(number.into());

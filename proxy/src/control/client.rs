@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens.
+    /// No daemon listens.
     #[error("no daemon listens on {}: start one with `shunt run`, or say where it listens with --control-socket", .0.display())]
     NoDaemon(PathBuf),
     /// The socket cannot be used.
@@ -25,8 +25,8 @@ pub enum AskError {
         #[source]
         source: io::Error,
     },
-    /// The reply is not what was expected; most likely another version runs.
-    #[error("the daemon on {} answers in a way this version does not know", .path.display())]
+    /// The reply cannot be read; most likely the daemon is of another version.
+    #[error("the daemon on {} sends a reply that this version cannot read; use the `shunt` of the daemon's version", .path.display())]
     Reply {
         /// The socket.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum AskError {
 pub fn ask(path: &Path, request: &Request) -> Result<Reply, AskError> {
     let failed = |source: io::Error| AskError::Io { path: path.to_path_buf(), source };
     let mut stream = UnixStream::connect(path)
-        .map_err(|error| if is_nobody(&error) { AskError::NoDaemon(path.to_path_buf()) } else { failed(error) })?;
+        .map_err(|error| if is_no_daemon(&error) { AskError::NoDaemon(path.to_path_buf()) } else { failed(error) })?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     stream.write_all(&serde_json::to_vec(request).map_err(|error| failed(error.into()))?).map_err(failed)?;
     stream.shutdown(Shutdown::Write).map_err(failed)?;
@@ -50,7 +50,7 @@ pub fn ask(path: &Path, request: &Request) -> Result<Reply, AskError> {
 }
 
 /// No socket there, or one that a dead daemon left behind.
-pub(super) fn is_nobody(error: &io::Error) -> bool {
+pub(super) fn is_no_daemon(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 

@@ -17,12 +17,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::client::is_nobody;
+use super::client::is_no_daemon;
 use super::{DnsReply, LONGEST_REQUEST, Reply, Request, answers};
 use crate::explain::explain;
 use crate::status::Status;
 
-/// Clients send their request at once; one that does not is not ours.
+/// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the control socket cannot be opened.
@@ -31,7 +31,7 @@ pub enum ListenError {
     /// Another daemon runs.
     #[error("another daemon listens on {}: stop it, or give this one its own --control-socket", .0.display())]
     InUse(PathBuf),
-    /// Something else is in the way.
+    /// The path exists and is no socket.
     #[error("{} exists and is no socket: choose another --control-socket", .0.display())]
     NotASocket(PathBuf),
     /// The file system refuses.
@@ -58,9 +58,9 @@ pub struct Listener {
 pub struct Views {
     /// Own node name.
     pub node: Arc<str>,
-    /// The reconcile loop's word.
+    /// The reconcile loop's status.
     pub status: watch::Receiver<Status>,
-    /// What explains DNS, if it runs.
+    /// Explains DNS answers, if DNS runs.
     pub dns: Option<Explainer>,
 }
 
@@ -71,7 +71,7 @@ pub struct Control {
 }
 
 impl Listener {
-    /// Opens the socket for root alone. Replaces what a dead daemon left; refuses to push aside a living one.
+    /// Opens the socket for root alone. Replaces the socket of a dead daemon; fails if a daemon listens.
     pub fn open(path: &Path) -> Result<Self, ListenError> {
         let failed = |what: &'static str, path: &Path| move_into(what, path.to_path_buf());
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -98,7 +98,7 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
     match std_unix::UnixStream::connect(path) {
         Ok(_) => Err(ListenError::InUse(path.to_path_buf())),
-        Err(error) if is_nobody(&error) => {
+        Err(error) if is_no_daemon(&error) => {
             fs::remove_file(path).map_err(move_into("removing the stale", path.to_path_buf()))
         }
         Err(error) => Err(move_into("looking at", path.to_path_buf())(error)),
@@ -114,7 +114,7 @@ impl Drop for Listener {
 }
 
 impl Control {
-    /// A server that has not begun.
+    /// A server that does not accept yet.
     #[must_use]
     pub fn new(listener: Listener, views: Views) -> Self {
         Self { listener, views }
@@ -130,7 +130,8 @@ impl Control {
                     Ok((stream, _)) => {
                         clients.spawn(answer(stream, self.views.clone()));
                     }
-                    // Out of file descriptors, most likely; pause, so that waiting clients do not make us spin.
+                    // Most likely there are no file descriptors left; pause, so that waiting clients do not keep this
+                    // loop busy.
                     Err(error) => {
                         warn!(%error, "accepting on the control socket");
                         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -191,7 +192,7 @@ impl Views {
         explained.map(DnsReply::from).ok_or_else(|| self.unknown())
     }
 
-    /// What this daemon has put in force and the view that led to it; an error before it has done so for the first time.
+    /// The plan that this daemon has applied and the view that led to it; an error before its first sync.
     fn in_force(&self) -> Result<(Status, Arc<Snapshot>), String> {
         let status = self.status.borrow().clone();
         match status.snapshot.clone() {
@@ -202,6 +203,6 @@ impl Views {
 
     fn unknown(&self) -> String {
         let reasons = self.status.borrow().not_ready().join("; ");
-        format!("the cluster is not known yet, and what an earlier daemon put in force stays: {reasons}")
+        format!("the cluster is not known yet, and what an earlier daemon programmed stays in force: {reasons}")
     }
 }

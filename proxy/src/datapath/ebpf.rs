@@ -1,4 +1,4 @@
-//! The socket data path: tables that say who answers, and programs at the cgroup that read them at `connect()`.
+//! The socket data path: tables of frontends and backends, and programs at the cgroup that read them at `connect()`.
 //!
 //! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
@@ -39,8 +39,8 @@ use super::{Datapath, Mode, SyncError, Synced};
 use crate::host::cgroup::CgroupError;
 use crate::plan::{Plan, PortKey, PortPlan};
 
-/// What the self-test dials: addresses that are reserved for documentation, so nobody misses them, at a port nobody uses.
-/// They lead to the loopback addresses, and nothing is ever sent there.
+/// What the self-test dials: addresses that are reserved for documentation, at a port that no service uses. They lead
+/// to the loopback addresses, and the self-test sends no packet.
 const SELF_TEST: [SocketAddr; 2] = [
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1)),
     SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0)),
@@ -54,7 +54,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sh
 struct EbpfOptions {
     /// The directory of the cgroup v2 tree below which all pods and the node's own processes are.
     cgroup_root: PathBuf,
-    /// Nobody chose it: every pod of the node should be below it.
+    /// The operator did not choose it, so every pod of the node should be below it.
     cgroup_discovered: bool,
     /// Where pins are kept, on a BPF file system.
     bpf_root: PathBuf,
@@ -88,15 +88,15 @@ pub(super) enum EbpfOpenError {
     /// The maps.
     #[error(transparent)]
     Tables(#[from] TableError),
-    /// What an earlier life of the daemon left.
+    /// What an earlier daemon left.
     #[error(transparent)]
     Read(#[from] SyncError),
-    /// Which network namespace is the node's.
+    /// The cookie of the node's network namespace.
     #[error("asking for the cookie of this network namespace (kernel 5.14)")]
     Namespace(#[source] io::Error),
 }
 
-/// What was found from an earlier life of the daemon.
+/// What the data path adopted from an earlier daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Adopted {
     /// Services in the tables.
@@ -117,14 +117,14 @@ struct Ebpf {
     addresses: Addresses,
     audit: Audit,
     pins: Pins,
-    /// What the tables hold; empty after a start or a failure, when every service port is looked at again.
+    /// The plan that the tables hold; empty after a start or a failure, so the next sync writes every service port.
     synced: Plan,
-    /// No complete plan has been written since the tables were read: what nobody has claimed stays.
+    /// No complete plan has been written since the tables were read back: entries without an owner stay until then.
     incomplete: bool,
-    /// A write failed: what we believe about the tables may be wrong.
+    /// A write failed: the record of the tables may be wrong.
     failed: bool,
     refused: BTreeMap<PortKey, String>,
-    /// Tells upkeep what to work towards.
+    /// Gives upkeep its orders.
     orders: OrderWriter,
     started: Instant,
 }
@@ -206,7 +206,7 @@ impl Ebpf {
             }
             Err(full) => {
                 self.refused.insert(key.clone(), full.to_string());
-                // Nothing is left undone but what the tables have no room for.
+                // The plan is applied but for what the tables have no room for.
                 let writes = self.layout.shrink(key, target, now);
                 self.write(&writes)
             }
@@ -219,8 +219,8 @@ impl Ebpf {
         self.write(&writes)
     }
 
-    /// Adds and changes before removals, so that a frontend which moves from one service port to another is switched
-    /// over and never missing.
+    /// Adds and changes before removals, so that a frontend which moves from one service port to another is never
+    /// missing.
     fn write_difference(&mut self, plan: &Plan, difference: Difference) -> Result<u64, SyncError> {
         let Difference { upserts, removals, ranges_gained: _, ranges_lost: _ } = difference;
         let mut written = 0_u64;
@@ -260,7 +260,7 @@ impl Ebpf {
         Ok(u64::try_from(set.len().saturating_add(gone.len())).unwrap_or(u64::MAX))
     }
 
-    /// This version serves now; what an earlier one left attached would translate a second time for nothing.
+    /// Removes what an earlier version left attached, now that this version serves: it would translate a second time.
     fn retire_other_versions(&self) {
         match self.pins.remove_other_versions() {
             Ok(0) => {}
@@ -270,8 +270,8 @@ impl Ebpf {
     }
 }
 
-/// What another version holds whose programs are attached, read before anything is made. Flows stay if what they refer
-/// to is known.
+/// Reads the tables of another version whose programs are attached, before this version makes any. Flows stay if the
+/// tables that they refer to are known.
 fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
     if let Some(former) = pins.former()? {
         if pins.has_links()? {
@@ -301,13 +301,13 @@ fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
 
 /// What leads from one plan to the next.
 struct Difference {
-    /// Service ports to write; those refused earlier are tried again.
+    /// Service ports to write; they include those that were refused earlier.
     upserts: Vec<Arc<PortPlan>>,
     /// Service ports to remove.
     removals: Vec<PortKey>,
-    /// Service ports of the new plan that changed and ask for sources.
+    /// How many service ports that changed need source addresses, in the new plan.
     ranges_gained: usize,
-    /// Service ports of the old plan that changed or left and asked for sources.
+    /// How many service ports that changed or left needed source addresses, in the old plan.
     ranges_lost: usize,
 }
 

@@ -16,8 +16,8 @@ pub(super) struct Other {
     pub(super) remove: Box<dyn FnMut() -> Result<Vec<Removed>, RemoveError> + Send>,
 }
 
-/// The open path. Its first complete sync is followed by the removal of what all others left; one that fails is tried
-/// again after the next sync.
+/// The open path. After its first complete sync it removes what all other paths left; after the next sync it retries a
+/// removal that failed.
 pub(super) struct Handover {
     path: Box<dyn Datapath>,
     /// Those not yet removed.
@@ -46,7 +46,7 @@ impl Handover {
         });
         self.reports.send_if_modified(|report| {
             for reason in leftovers.iter().filter(|reason| !report.leftovers.contains(reason)) {
-                warn!(reason, "what another data path left is not removed and will be tried again");
+                warn!(reason, "removing what another data path left failed; the next sync retries it");
             }
             let modified = report.leftovers != leftovers;
             report.leftovers = leftovers;
@@ -62,7 +62,7 @@ impl Datapath for Handover {
 
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         let synced = self.path.sync(plan)?;
-        // A service port that this path refuses may still be served by another.
+        // Another path may still serve a service port that this one refuses.
         if synced.refused.is_empty() && !self.others.is_empty() {
             self.remove_others();
         }

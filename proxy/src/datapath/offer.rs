@@ -1,26 +1,26 @@
-//! What a data path can do on this host, in lines for `shunt check`.
+//! What a data path can do on this host, one line for each check of `shunt check`.
 
 use super::Mode;
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What is looked at.
+    /// What was checked.
     pub name: &'static str,
-    /// How it is.
+    /// Its result.
     pub state: CheckState,
-    /// What was found, and what to do if it will not do.
+    /// What was found, and what to do if it does not suffice.
     pub detail: String,
 }
 
-/// How a thing is.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckState {
     /// As needed.
     Ok,
     /// Worth knowing; nothing depends on it.
     Note,
-    /// Needed, and not there.
+    /// Needed, but missing.
     Missing,
 }
 
@@ -29,7 +29,7 @@ pub enum CheckState {
 pub struct Offer {
     /// Which path.
     pub mode: Mode,
-    /// What it looked at.
+    /// Its checks.
     pub checks: Vec<Check>,
 }
 

@@ -1,4 +1,4 @@
-//! What a socket gets by a plan, read with the lookup that the programs run but without a kernel.
+//! What a socket gets by a plan: read without a kernel, with the same lookup that the programs run.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -38,16 +38,16 @@ pub enum Outcome {
     },
     /// ECONNREFUSED: no endpoint serves, or the Service does not define the port.
     Refused,
-    /// Left alone: policy Local, no endpoint on this node, and the plan leaves such flows alone.
+    /// The socket keeps the address: policy Local, no endpoint on this node, and the plan lets such flows keep it.
     LeftAlone,
     /// EPERM: the source is outside of the Service's source ranges.
     Denied,
-    /// Left alone: not ours.
+    /// The socket keeps the address: it is no frontend.
     Foreign,
 }
 
 impl Reading {
-    /// The tables that `plan` comes to.
+    /// The tables of `plan`.
     pub fn of(plan: &Plan) -> Result<Self, ReadingError> {
         Memory::of(plan).map(Self).map_err(ReadingError)
     }

@@ -1,4 +1,4 @@
-//! How the open data path is doing, in words that health and metrics print without knowing the path.
+//! Health and counters of the open data path, in words that `/readyz` and `/metrics` print without knowing the path.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,18 +6,18 @@ use tokio::sync::watch;
 
 use super::Mode;
 
-/// How a data path is doing beside its syncs.
+/// Health and counters of a data path, beside its syncs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The path has looked at least once whether it is in effect.
+    /// The path has tested at least once whether it is in effect.
     pub checked: bool,
-    /// Why it is not in effect where it should be.
+    /// The reasons why it is not in effect.
     pub faults: Vec<String>,
     /// What other tools have installed in the same places.
     pub foreign: Vec<String>,
     /// What the path counts.
     pub numbers: Vec<Number>,
-    /// What other data paths left here that could not be removed. The hand-over writes this, the path all the rest.
+    /// What other data paths left here and could not be removed. The hand-over writes this field, the path all others.
     pub leftovers: Vec<String>,
 }
 
@@ -28,27 +28,27 @@ pub struct Number {
     pub name: &'static str,
     /// What it means.
     pub help: &'static str,
-    /// How it moves.
+    /// Whether it is a counter or a gauge.
     pub kind: NumberKind,
     /// Its value now.
     pub value: u64,
 }
 
-/// How a number moves.
+/// How a number changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NumberKind {
-    /// Only up.
+    /// It only grows.
     Counter,
-    /// Up and down.
+    /// It grows and falls.
     Gauge,
 }
 
-/// The data path that is open, for those who print it; empty until one is. Clones see the same.
+/// The data path that is open, for health and metrics; empty until one is open. All clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct OpenPath(Arc<OnceLock<(Mode, watch::Receiver<Report>)>>);
 
 impl OpenPath {
-    /// From now on this path is open. The first one stays: a daemon opens one path.
+    /// Publishes the open path. Only the first call counts: a daemon opens one path.
     pub fn publish(&self, mode: Mode, report: watch::Receiver<Report>) {
         self.0.get_or_init(|| (mode, report));
     }
@@ -59,7 +59,7 @@ impl OpenPath {
         self.0.get().map(|(mode, _)| *mode)
     }
 
-    /// How it is doing; nothing is checked or counted before it is open.
+    /// Its report; empty before a path is open.
     #[must_use]
     pub fn report(&self) -> Report {
         self.0.get().map(|(_, report)| report.borrow().clone()).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! The addresses of the bundled DNS on `lo`: put there if nobody has them, marked as ours, put back if somebody takes
-//! them away, removed by clean-up only.
+//! The addresses of the bundled DNS on `lo`: the daemon adds them if no interface has them, marks them as ours, and
+//! adds them again if another program removes them. Only `shunt cleanup` removes them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -18,13 +18,13 @@ use crate::config::{DNS_PORT, DnsListen};
 use crate::host::addresses::Changes;
 use crate::host::netlink::addresses::local_address;
 
-/// The address NodeLocal DNSCache made usual, and ours if another program holds that one.
+/// The usual address of NodeLocal DNSCache, and our own one if another program holds the former.
 const USUAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), IpAddr::V4(Ipv4Addr::new(169, 254, 20, 11))];
 /// Marks IPv4 addresses as ours on every kernel; the kernel wants the interface's name in front.
 const LABEL: &str = "lo:shunt";
 /// Marks addresses as ours (`proto` in `ip address`). Kernel: 5.18; older ones ignore it.
 const PROTOCOL: AddressProtocol = AddressProtocol::Other(115);
-/// Between two times that an address is put back.
+/// The pause after an address was added again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a DNS address cannot be used.
@@ -33,7 +33,7 @@ pub enum AddressError {
     /// No netlink socket.
     #[error("opening a netlink socket")]
     Socket(#[source] io::Error),
-    /// The kernel does not list what is there.
+    /// The kernel does not list interfaces or addresses.
     #[error("listing {what} of this host")]
     List {
         /// Interfaces or addresses.
@@ -48,10 +48,10 @@ pub enum AddressError {
     /// Each usual address is taken.
     #[error("{} and {} are both in use, the latter by interface {holder}: choose another with --dns-bind-address", USUAL[0], USUAL[1])]
     AllTaken {
-        /// Who has the last one.
+        /// The interface that has the last one.
         holder: String,
     },
-    /// A link-local address is held by someone else's interface.
+    /// Another interface has the link-local address.
     #[error("--dns-bind-address {address}: interface {holder} holds this address; choose another")]
     Held {
         /// The address.
@@ -77,7 +77,7 @@ pub enum AddressError {
 struct Assigned {
     address: IpAddr,
     interface: String,
-    /// Bears one of our marks.
+    /// It has one of our marks.
     ours: bool,
 }
 
@@ -90,7 +90,7 @@ pub struct Prepared {
     pub on_lo: Vec<IpAddr>,
 }
 
-/// Decides where DNS listens, and gives `lo` those of the addresses that nothing has yet.
+/// Decides where DNS listens, and adds to `lo` those addresses that no interface has yet.
 pub async fn prepare(listen: &DnsListen) -> Result<Prepared, AddressError> {
     let host = Host::open()?;
     let assigned = host.assigned().await?;
@@ -103,7 +103,8 @@ pub async fn prepare(listen: &DnsListen) -> Result<Prepared, AddressError> {
     Ok(Prepared { listen, on_lo })
 }
 
-/// Puts back what somebody takes from `lo`, for ever: our sockets outlive that, but no query reaches them.
+/// Adds addresses again that another program removed from `lo`, for ever: our sockets stay open without them, but no
+/// query reaches them.
 pub fn keep(on_lo: Vec<IpAddr>) -> Result<impl Future<Output = ()>, AddressError> {
     let mut changes = Changes::listen().map_err(AddressError::Socket)?;
     Ok(async move {
@@ -113,7 +114,7 @@ pub fn keep(on_lo: Vec<IpAddr>) -> Result<impl Future<Output = ()>, AddressError
             if let Err(error) = &outcome
                 && !failing
             {
-                warn!(reason = with_causes(error), "the DNS addresses on lo cannot be looked after");
+                warn!(reason = with_causes(error), "the DNS addresses on lo cannot be checked; the daemon retries it");
             }
             failing = outcome.is_err();
             changes.due(failing).await;
@@ -130,13 +131,13 @@ async fn put_back(on_lo: &[IpAddr], changes: &mut Changes) -> Result<(), Address
         warn!(%address, "the DNS address was gone from lo; put it back");
     }
     if !missing.is_empty() {
-        // Whoever takes it away again and again is not to be raced.
+        // A pause, so that this daemon does not race with a program that keeps removing it.
         sleep(PAUSE).await;
     }
     Ok(())
 }
 
-/// Removes the addresses that [`prepare`] put on `lo`, in this or an earlier life. Returns which.
+/// Removes the addresses that [`prepare`] added to `lo`, in this or an earlier daemon. Returns them.
 pub async fn remove() -> Result<Vec<IpAddr>, AddressError> {
     let host = Host::open()?;
     let assigned = host.assigned().await?;
@@ -153,7 +154,7 @@ fn choose(listen: &DnsListen, assigned: &[Assigned]) -> Result<Vec<SocketAddr>, 
     };
     match listen {
         DnsListen::Given(addresses) => {
-            // Any other address of this host may be listened on; on these, pods expect what holds them now.
+            // DNS may listen on any other address of this host; at these, pods expect the program that holds them now.
             let taken = addresses.iter().map(SocketAddr::ip).filter(|ip| USUAL.contains(ip));
             match taken.filter_map(|address| held_elsewhere(&address).map(|holder| (address, holder))).next() {
                 Some((address, holder)) => Err(AddressError::Held { address, holder: holder.clone() }),
@@ -172,7 +173,8 @@ fn choose(listen: &DnsListen, assigned: &[Assigned]) -> Result<Vec<SocketAddr>, 
     }
 }
 
-/// The addresses to listen on that `lo` has or is to get. What another interface has comes and goes with it.
+/// The addresses to listen on that `lo` has or must get. An address of another interface comes and goes with that
+/// interface.
 fn needed_on_lo(chosen: &[SocketAddr], assigned: &[Assigned]) -> Vec<IpAddr> {
     let mut needed: Vec<IpAddr> = chosen.iter().map(SocketAddr::ip).collect();
     needed.sort_unstable();
@@ -183,7 +185,7 @@ fn needed_on_lo(chosen: &[SocketAddr], assigned: &[Assigned]) -> Vec<IpAddr> {
     needed
 }
 
-/// Those that nothing has.
+/// Those that no interface has.
 fn missing(needed: &[IpAddr], assigned: &[Assigned]) -> Vec<IpAddr> {
     needed.iter().copied().filter(|ip| !assigned.iter().any(|held| held.address == *ip)).collect()
 }
@@ -240,7 +242,7 @@ impl Host {
         let message = request.message_mut();
         match address {
             IpAddr::V4(_) => message.attributes.push(AddressAttribute::Label(LABEL.to_owned())),
-            // Nobody else can have it on lo, and a tentative address cannot be bound.
+            // No other host has an address of our lo, and a tentative address cannot be bound.
             IpAddr::V6(_) => message.header.flags |= AddressHeaderFlags::Nodad,
         }
         message.attributes.push(AddressAttribute::Protocol(PROTOCOL));

@@ -8,13 +8,13 @@ use tracing::info;
 
 use crate::plan::{Plan, PlanOptions, plan};
 
-/// Chooses between our server and the cluster's own, and says so in the options to plan with.
+/// Chooses between our server and the cluster's own, by the options of the plan.
 #[derive(Debug)]
 pub struct PlanChoice {
     /// With our server, if there is one.
     ours: PlanOptions,
     serves: watch::Receiver<bool>,
-    /// The daemon ends, and our server with it.
+    /// The daemon stops, and our server with it.
     ending: bool,
     /// The options chosen last leave our server out.
     without_ours: bool,
@@ -33,20 +33,20 @@ impl PlanChoice {
         self.ours.clone()
     }
 
-    /// Returns when another choice may be due; never if none will be.
+    /// Returns when another choice may be due; never returns if none will be.
     pub async fn changed(&mut self) {
         if self.serves.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Nobody answers at our address from now on.
+    /// Notes that our server stops for good.
     pub fn end(&mut self) {
         self.ending = true;
     }
 
-    /// Sends the clients of the cluster DNS address to our server, or while that does not serve and as long as they are
-    /// there, to the cluster's own DNS pods. `None` if that is no change.
+    /// Leads the cluster DNS address to our server; while our server does not serve, to the cluster's own DNS pods, if
+    /// there are any. `None` if that is no change.
     pub fn choose(&mut self, snapshot: &Snapshot) -> Option<PlanOptions> {
         if self.ours.dns_backends.is_empty() {
             return None;
@@ -63,11 +63,11 @@ impl PlanChoice {
     }
 }
 
-/// The options under which the cluster's own DNS serves at its address, if it has an endpoint to do so; without one, a
-/// server that may come back is better than none.
+/// The options under which the cluster's own DNS serves at its address, if it has an endpoint. Without one our server
+/// stays: it may come back, so it is better than none.
 fn without_ours(options: &PlanOptions, snapshot: &Snapshot) -> Option<PlanOptions> {
     let ours = PlanOptions { dns_backends: Vec::new(), ..options.clone() };
-    // A look at each of thousands of Services costs nothing beside a plan of all.
+    // To look at thousands of Services costs little beside a plan of all.
     let candidates = snapshot.services.iter().filter(|(_, service)| may_serve(service, options));
     let services = candidates.map(|(key, service)| (key.clone(), Arc::clone(service))).collect();
     let (plan, _) = plan(&Snapshot { services, ..snapshot.clone() }, &ours);

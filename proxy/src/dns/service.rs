@@ -1,4 +1,4 @@
-//! The bundled DNS server inside the daemon: started on this node's address, and asked a real question to see that it answers.
+//! Starts the bundled DNS server on this node's address, and asks it a question to see whether it answers.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,7 +20,7 @@ use tracing::warn;
 
 use crate::config::{DNS_PORT, DnsConfig, PodNames};
 
-/// Loopback answers in microseconds; a server that needs longer than this is not serving anybody.
+/// Loopback answers in microseconds; a server that needs longer than this does not serve.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why DNS does not start.
@@ -74,7 +74,7 @@ pub async fn start(
     Ok(Started { server: Arc::new(server), corefile: config.corefile.clone().zip(file) })
 }
 
-/// What a Corefile says of where to listen, unless it is usual.
+/// What a Corefile says about where to listen, unless that is usual.
 fn without_effect(file: &Corefile) -> Vec<String> {
     let binds = file.bind.iter().map(|address| format!("bind {address}"));
     binds.chain((file.port != DNS_PORT).then(|| format!("port {}", file.port))).collect()
@@ -88,7 +88,7 @@ pub struct Started {
 }
 
 impl Started {
-    /// Follows the Corefile for ever, if there is one that wants to be followed.
+    /// Follows the Corefile for ever, if there is one with the directive to do so.
     pub fn follow(&mut self, cluster_dns: &[IpAddr]) -> Option<impl Future<Output = ()> + use<>> {
         let (path, file) = self.corefile.take()?;
         let every = file.reload?;
@@ -109,10 +109,10 @@ pub fn zone_config(config: &DnsConfig, cluster_dns: &[IpAddr]) -> Result<ZoneCon
     Ok(ZoneConfig { ttl: config.ttl, pods, dns_addresses, ..ZoneConfig::usual(cluster_domain) })
 }
 
-/// Why a server is taken to be not answering.
+/// Why a server counts as not answering.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The question cannot be sent, or nothing comes back.
+    /// The question cannot be sent, or no answer comes.
     #[error("asking {server}")]
     Io {
         /// The server.
@@ -121,7 +121,7 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
-    /// What comes back is no reply to our question.
+    /// The answer is no reply to our question.
     #[error("{server} sends something that is no reply")]
     NotAReply {
         /// The server.

@@ -1,4 +1,4 @@
-//! Watches the bundled DNS from outside, as a client would; `choice` follows what it sees.
+//! Watches the bundled DNS as a client does; `choice` follows the result.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use tracing::{info, warn};
 
 use crate::dns::service::probe;
 
-/// How often it is asked.
+/// How often the server is asked.
 const EVERY: Duration = Duration::from_secs(1);
-/// So many failures in a row are no accident.
+/// After so many failures in a row the server counts as not serving.
 const FAILURES: u32 = 3;
 
 /// Asks for ever; `serving` is true as soon as it knows the cluster and as long as it answers.

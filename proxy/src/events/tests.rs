@@ -1,4 +1,4 @@
-//! What is told of refusals, on a clock that stands still unless it is waited for.
+//! Events about refused service ports, on a clock that moves only while the test waits.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn refusal((service, reason): &(&str, &str)) -> (PortKey, String) {
     (PortKey { service, port: Arc::from(""), protocol: Protocol::Tcp, family: Family::V4 }, (*reason).to_owned())
 }
 
-/// The Services that a status refuses with the reason, and those that are told of then.
+/// The Services that a status refuses with the reason, and those that get an event then.
 type Row<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
 
 /// Each row is the next status.

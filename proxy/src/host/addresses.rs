@@ -19,23 +19,23 @@ use tracing::warn;
 
 use crate::host::netlink;
 
-/// How often everything is read again even if the kernel told of no change.
+/// How often everything is read again even if the kernel reported no change.
 const AGAIN: Duration = Duration::from_mins(1);
-/// When it is tried again after a failure.
+/// When to retry after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// Interfaces change their addresses in groups; read once for each.
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// The addresses without those of loopback and link-local ones. The first value is complete.
 pub async fn watch() -> io::Result<watch::Receiver<Arc<BTreeSet<IpAddr>>>> {
-    // Listened to before the first look, so that no change falls in between.
+    // Subscribe before the first read, so that no change is lost in between.
     let changes = Changes::listen()?;
     let (sender, receiver) = watch::channel(Arc::new(read().await?));
     tokio::spawn(follow(changes, sender));
     Ok(receiver)
 }
 
-/// Ends with the last receiver.
+/// Publishes the addresses until the last receiver is dropped.
 async fn follow(mut changes: Changes, sender: watch::Sender<Arc<BTreeSet<IpAddr>>>) {
     let mut failing = false;
     loop {
@@ -56,7 +56,7 @@ async fn follow(mut changes: Changes, sender: watch::Sender<Arc<BTreeSet<IpAddr>
             }
             Err(error) => {
                 if !failing {
-                    warn!(%error, "the addresses of this node cannot be followed; those known stay in force");
+                    warn!(%error, "the addresses of this node cannot be read; the known ones stay in use");
                 }
                 failing = true;
             }
@@ -64,17 +64,17 @@ async fn follow(mut changes: Changes, sender: watch::Sender<Arc<BTreeSet<IpAddr>
     }
 }
 
-/// One look answers all that came meanwhile.
+/// One read covers all changes that came meanwhile.
 async fn look(changes: &mut Changes) -> io::Result<BTreeSet<IpAddr>> {
     changes.settle().await?;
     read().await
 }
 
-/// What the kernel tells of changed addresses. That it had to leave something out because we were too slow arrives as a
-/// change like any other.
+/// What the kernel reports of changed addresses. If the kernel lost a report because we were too slow, that arrives as
+/// a change too.
 pub(crate) struct Changes {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    /// The connection lives as long as somebody may ask something of it.
+    /// The connection ends when its last handle is dropped, so one is kept here.
     _handle: Handle,
     connection: JoinHandle<()>,
 }
@@ -87,22 +87,23 @@ impl Changes {
         Ok(Self { messages, _handle: handle, connection: tokio::spawn(connection) })
     }
 
-    /// Waits until it is time to look: at a change, or because the last look is long ago or failed.
+    /// Waits until it is time to read: at a change, or when the last read is long ago or failed.
     pub(crate) async fn due(&mut self, failing: bool) {
         tokio::select! {
-            // None is the end of the connection, which the next look finds out.
+            // None is the end of the connection, which the next read finds out.
             Some(_) | None = self.messages.next(), if !failing => {}
             () = sleep(if failing { RETRY } else { AGAIN }) => {}
         }
     }
 
-    /// Waits for the end of a group of changes. A look after that answers all of them.
+    /// Waits for the end of a group of changes. A read after that covers all of them.
     pub(crate) async fn settle(&mut self) -> io::Result<()> {
         sleep(SETTLE).await;
         self.skip()
     }
 
-    /// Drops what is waiting. If the connection has ended there is a new one, and an error, since changes may be missing.
+    /// Drops the reports that wait. If the connection has ended, it opens a new one and returns an error, since changes
+    /// may be lost.
     fn skip(&mut self) -> io::Result<()> {
         loop {
             match self.messages.try_recv() {

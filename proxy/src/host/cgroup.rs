@@ -1,5 +1,5 @@
-//! Where the cgroup v2 tree is. It may be mounted in a sub-directory of a v1 tree (hybrid layout), so its place is
-//! read from the mount table and never assumed (spec/datapath.md section 0).
+//! Where the cgroup v2 tree is. It may be mounted in a sub-directory of a v1 tree (hybrid layout), so its place is read
+//! from the mount table and never assumed (DP-0).
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -27,7 +27,7 @@ pub struct Mount {
     /// Where it is mounted.
     pub path: PathBuf,
     /// Which part of the tree is mounted there; other than `/` in a cgroup namespace or container, where pods may be
-    /// outside (spec/datapath.md trap 14).
+    /// outside (DP-14).
     pub root: PathBuf,
 }
 

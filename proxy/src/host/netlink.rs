@@ -13,7 +13,7 @@ use rtnetlink::sys::{Socket, SocketAddr};
 const RECEIVE: usize = 1 << 16;
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
-/// How often a list is asked for that changes while the kernel gives it.
+/// How often a list is read again that changed while the kernel gave it.
 const DUMPS: usize = 4;
 
 /// A netlink socket in the network namespace in which it was opened.
@@ -30,7 +30,7 @@ impl Netlink {
         Ok(Self { socket: Socket::new(protocol)?, buffer: Vec::with_capacity(RECEIVE), sequence: 0 })
     }
 
-    /// Asks for a list and gives what `read` makes of each entry.
+    /// Asks for a list and returns what `read` makes of each entry.
     pub(crate) fn dump<T>(
         &mut self,
         kind: u16,
@@ -52,7 +52,7 @@ impl Netlink {
         Err(io::Error::new(io::ErrorKind::Interrupted, "the list changed each time while it was read"))
     }
 
-    /// Has something done and waits until it is.
+    /// Sends a command and waits until the kernel has carried it out.
     pub(crate) fn order(&mut self, kind: u16, request: &[u8]) -> io::Result<()> {
         self.ask(kind, NLM_F_ACK, request)?;
         self.answer(|_| Ok(()))

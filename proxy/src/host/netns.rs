@@ -26,7 +26,7 @@ use crate::sys::netns_cookie;
 
 /// The calling thread's own namespace, in whatever process namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
-/// After which time addresses are read again that were there before.
+/// How long known addresses of a namespace are used before they are read again.
 const ADDRESSES_AGE: Duration = Duration::from_secs(30);
 
 /// A network namespace of this node.
@@ -48,9 +48,9 @@ pub struct Namespace {
 pub struct Inventory {
     /// Each once, by cookie.
     pub namespaces: Vec<Namespace>,
-    /// How many could not be looked at; those that vanished meanwhile do not count.
+    /// How many could not be read; those that vanished meanwhile do not count.
     pub unreadable: usize,
-    /// The `proc` in which processes were looked for.
+    /// The `proc` that was searched for processes.
     pub proc: PathBuf,
 }
 
@@ -77,7 +77,7 @@ impl Scanner {
         Self { proc: proc.to_owned(), named: named.to_vec(), known: HashMap::new() }
     }
 
-    /// Looks at what is there now. Needs `CAP_SYS_ADMIN`; without it all namespaces but the own are unreadable.
+    /// Finds the present namespaces. Needs `CAP_SYS_ADMIN`; without it all namespaces but the own are unreadable.
     /// Kernel: 5.14.
     pub fn scan(&mut self) -> io::Result<Inventory> {
         self.scan_at(Instant::now())
@@ -110,9 +110,9 @@ impl Scanner {
         Ok(inventory)
     }
 
-    /// What `place`, which the calling thread has entered, is.
+    /// Reads the namespace at `place`, which the calling thread has entered.
     fn look(&mut self, place: Place, cookie: u64, own: bool, now: Instant) -> io::Result<Namespace> {
-        // No addresses: it may just be being made.
+        // Without addresses it may be new.
         let fresh = |known: &&Known| !known.addresses.is_empty() && now.duration_since(known.read) < ADDRESSES_AGE;
         let addresses = match self.known.get(&cookie).filter(fresh) {
             Some(known) => known.addresses.clone(),
@@ -131,8 +131,8 @@ pub fn inventory(proc: &Path, named: &[PathBuf]) -> io::Result<Inventory> {
     Scanner::new(proc, named).scan()
 }
 
-/// Does `work` inside a namespace, on a thread of its own that ends with it. The error is that of entering;
-/// [`is_gone`] tells whether the namespace is no longer there.
+/// Does `work` inside a namespace, on a thread of its own that ends with it. The error is that of entering; [`is_gone`]
+/// says whether the namespace is no longer there.
 pub fn within<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     on_a_thread(|| namespace.enter().map(|()| work()))?
 }
@@ -145,7 +145,7 @@ pub fn within_each<T: Send>(
     on_a_thread(|| namespaces.iter().map(|namespace| namespace.enter().map(|()| work(namespace))).collect())
 }
 
-/// Whether entering failed because the namespace, or what led to it, is gone.
+/// Whether entering failed because the namespace, or the path to it, is gone.
 #[must_use]
 pub fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)

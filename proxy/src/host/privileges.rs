@@ -35,7 +35,7 @@ pub fn needed(dns: bool) -> impl Iterator<Item = Capability> {
     [NET_ADMIN, SYS_ADMIN, SYS_PTRACE].into_iter().chain(dns.then_some(NET_BIND_SERVICE))
 }
 
-/// Those of the needed that this process lacks.
+/// The needed capabilities that this process lacks.
 pub fn missing(dns: bool) -> io::Result<Vec<Capability>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let effective = effective(&status).ok_or_else(|| io::Error::other("/proc/self/status has no line CapEff"))?;

@@ -26,7 +26,7 @@ use crate::dns::service;
 use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
 
-/// How often an address is tried again that could not be listened on (spec HM-23).
+/// How often the daemon retries to listen on an address (HM-23).
 const RETRY: Duration = Duration::from_secs(5);
 
 /// An address that cannot be listened on.
@@ -39,12 +39,12 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-/// Takes an address given with `flag`.
+/// Listens on an address given with `flag`.
 pub async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { flag, address, source })
 }
 
-/// Takes an address and serves `routes` there; an address that is not to be had is tried again and again.
+/// Listens on an address and serves `routes` there; retries until the address can be listened on.
 pub async fn serve_in_the_end(
     flag: &'static str,
     address: SocketAddr,
@@ -64,18 +64,18 @@ pub async fn serve_in_the_end(
     }
 }
 
-/// What health is read from.
+/// The inputs of health.
 #[derive(Clone)]
 pub struct Health {
     /// This node's name.
     pub node: Arc<str>,
-    /// A change that waits for twice as long makes the node unhealthy (spec HM-13).
+    /// A change that waits for twice as long makes the node unhealthy (HM-13).
     pub sync_period: Duration,
     /// Since when a change waits.
     pub pending: Pending,
     /// Counts the answers.
     pub metrics: KubeProxy,
-    /// The reconcile loop's word.
+    /// The reconcile loop's status.
     pub status: watch::Receiver<Status>,
     /// Where the bundled DNS answers; `None` until it is started.
     pub dns: watch::Receiver<DnsState>,
@@ -83,10 +83,10 @@ pub struct Health {
     pub path: OpenPath,
 }
 
-/// How far DNS is.
+/// The state of DNS.
 #[derive(Clone, Debug, Default)]
 pub enum DnsState {
-    /// Not there yet.
+    /// Not started yet.
     #[default]
     Starting,
     /// Switched off.
@@ -101,7 +101,7 @@ pub enum DnsState {
 }
 
 impl Health {
-    /// What keeps the node from being ready; asks the DNS server a question.
+    /// The reasons why the node is not ready; asks the DNS server a question.
     async fn not_ready(&self) -> Vec<String> {
         let mut reasons = self.status.borrow().not_ready();
         let path = self.path.report();
@@ -125,14 +125,14 @@ impl Health {
         reasons
     }
 
-    /// Healthy is: nothing to do, or done, or waiting only for a short while. A daemon that starts is healthy.
+    /// Healthy: no change waits, or the oldest one waits only for a short time. A daemon that starts is healthy.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.pending.age() <= self.sync_period * 2
     }
 
-    /// Whether load balancers may send new connections here (spec HM-15). Without a cluster's API nobody takes nodes
-    /// away, so a Node that is not declared is no reason against it.
+    /// Whether load balancers may send new connections here (HM-15). Without a cluster's API no Node is taken out of
+    /// service, so a missing Node object does not count.
     fn is_eligible(&self) -> bool {
         let status = self.status.borrow();
         let node = status.snapshot.as_ref().and_then(|snapshot| snapshot.nodes.get(&*self.node).cloned());
@@ -167,7 +167,7 @@ pub fn health_routes(health: Health) -> Router {
         .with_state(health)
 }
 
-/// `/metrics/slis`: Kubernetes components tell there which of their health checks succeed. This server has one.
+/// `/metrics/slis`: Kubernetes components show there which of their health checks succeed. This server has one.
 const SLIS: &str = "\
 # HELP kubernetes_healthcheck 1 while this server answers
 # TYPE kubernetes_healthcheck gauge
@@ -212,7 +212,7 @@ async fn ready(State(health): State<Health>) -> Response {
         let status = health.status.borrow();
         (status.last_sync, Arc::clone(&status.source))
     };
-    // An API server that is away must not take every node out of service at once: what is programmed goes on.
+    // An API server that is away must not take every node out of service at once: the data path stays in force.
     let warnings: Vec<&String> = source.unreachable.iter().collect();
     let ready = reasons.is_empty();
     answer(ready, json!({ "ready": ready, "reasons": reasons, "warnings": warnings, "lastSync": last_sync }))

@@ -1,4 +1,4 @@
-//! Servers on health-check node ports: by them load balancers learn which nodes have an endpoint (spec 7.1).
+//! Servers on health-check node ports, by which load balancers learn which nodes have an endpoint (HM-1…10a).
 
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -26,7 +26,7 @@ use crate::events::Recorder;
 use crate::http::health::Health;
 use crate::plan::{HealthCheck, HealthCheckAddresses, Plan};
 
-/// A port that is in use is tried again after this, and at every sync (spec HM-8).
+/// How often the daemon retries a port that is in use, beside every sync (HM-8).
 const RETRY: Duration = Duration::from_secs(5);
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
@@ -50,14 +50,14 @@ pub struct HealthChecks {
     health: Health,
     events: Recorder,
     open: BTreeMap<(ObjectKey, Family), Open>,
-    /// Those told of already; a port that stays busy is one event.
+    /// The failures that have an event already; a port that stays busy is one event.
     failed: BTreeSet<(ObjectKey, Family)>,
 }
 
 struct Open {
     check: HealthCheck,
     endpoints: Arc<AtomicUsize>,
-    /// Where it should listen; perhaps it could not, and listens at the wildcard.
+    /// Where it should listen; if that failed, it listens at the wildcard.
     addresses: Vec<IpAddr>,
     /// One for each address; they end with it.
     servers: BTreeMap<IpAddr, JoinSet<()>>,
@@ -77,7 +77,7 @@ impl HealthChecks {
         Self { health, events, open: BTreeMap::new(), failed: BTreeSet::new() }
     }
 
-    /// Follows the plans until told to stop.
+    /// Follows the plans until it is stopped.
     pub async fn run(mut self, mut checks: watch::Receiver<Checks>, stop: CancellationToken) {
         loop {
             let wanted = checks.borrow_and_update().clone();
@@ -135,12 +135,12 @@ impl HealthChecks {
             let (service, family) = key;
             let port = check.port;
             let note =
-                format!("node {family} cannot listen on health-check node port {port}: {error}; it is tried again");
+                format!("node {family} cannot listen on health-check node port {port}: {error}; the daemon retries it");
             self.events.service_warning(service, "FailedToStartServiceHealthcheck", "Listen", note);
         }
     }
 
-    /// Listens at these addresses and no others. Servers stay open where they are wanted still.
+    /// Listens at these addresses and no others. Listeners at addresses that stay in the list remain open.
     async fn listen(&self, key: &(ObjectKey, Family), mut open: Open, addresses: Vec<IpAddr>) -> io::Result<Open> {
         let (service, family) = key;
         let served =
@@ -151,7 +151,7 @@ impl HealthChecks {
         match open.listen_at(&addresses, &routes) {
             Ok(()) => {}
             Err(error) if addresses == any => return Err(error),
-            // Those that are open are closed again; then the wildcard, as upstream does (HM-1).
+            // Close those that are open and listen at the wildcard, as kube-proxy does (HM-1).
             Err(_) => {
                 open.close_besides(&any).await;
                 open.listen_at(&any, &routes)?;
@@ -206,7 +206,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// The same for every path and method (spec HM-2…6).
+/// The same for every path and method (HM-2…6).
 async fn answer(State(served): State<Served>) -> Response {
     let endpoints = served.endpoints.load(Ordering::Relaxed);
     let healthy = served.health.is_healthy();

@@ -1,4 +1,4 @@
-//! kube-proxy's metrics by its names, labels and buckets, where the meaning is the same (spec 7.4).
+//! kube-proxy's metrics by its names, labels and buckets, where the meaning is the same (MT-1).
 
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
@@ -165,7 +165,7 @@ impl KubeProxy {
         }
     }
 
-    /// The kernel went from `old`, the last view it served, to `new` (spec SY-20).
+    /// The kernel went from `old`, the last view it served, to `new` (SY-20).
     pub fn applied(&self, old: Option<&Snapshot>, new: &Snapshot, without_local: WithoutLocal) {
         let now = SystemTime::now();
         self.endpoint_changes_pending.set(0);

@@ -8,21 +8,21 @@ use imbl::OrdMap;
 
 use super::{FrontendKind, PortPlan};
 
-/// What an address means at the ports of which no frontend names this address.
+/// What an address means at the ports where it is no frontend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressMeaning {
-    /// Node ports are accepted here, and from whom.
+    /// Whether the address accepts node ports, and from which clients.
     pub node_ports: Option<NodePorts>,
-    /// It is a cluster IP: a port that is none of its frontends, nor a node port, is refused (NE-11).
+    /// It is a cluster IP: a flow to a port that is neither one of its frontends nor a node port is refused (NE-11).
     pub refuses_other_ports: bool,
 }
 
-/// From whom an address accepts node ports.
+/// The clients from which an address accepts node ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodePorts {
-    /// From everybody.
+    /// Every client.
     FromAnywhere,
-    /// From this node alone: a loopback address, since every network namespace has a loopback of its own.
+    /// This node alone. So a loopback address does, since every network namespace has a loopback of its own.
     FromNodeOnly,
 }
 
@@ -45,12 +45,12 @@ struct Uses {
 }
 
 impl AddressBook {
-    /// What every address means that means anything.
+    /// What each address means; an address without a meaning has no entry.
     pub(super) fn meanings(&self) -> &OrdMap<IpAddr, AddressMeaning> {
         &self.meanings
     }
 
-    /// The addresses of this node that accept node ports are these now.
+    /// Sets the addresses of this node that accept node ports.
     pub(super) fn set_node_ports(&mut self, node_ports: &Arc<BTreeSet<IpAddr>>) {
         let before = std::mem::replace(&mut self.node_ports, Arc::clone(node_ports));
         for address in before.symmetric_difference(node_ports) {
@@ -58,7 +58,7 @@ impl AddressBook {
         }
     }
 
-    /// A service port came, changed or went.
+    /// Follows a service port that was added, changed or removed.
     pub(super) fn follow(&mut self, old: Option<&PortPlan>, new: Option<&PortPlan>) {
         let (old, new) = (sites(old), sites(new));
         if old == new {
@@ -82,7 +82,7 @@ impl AddressBook {
         }
     }
 
-    /// Writes down what an address means now; touches the map only if that is news.
+    /// Updates the meaning of an address; writes to the map only if it changed.
     fn judge(&mut self, address: IpAddr) {
         let uses = self.uses.get(&address);
         let node_ports = self.node_ports.contains(&address).then(|| match address.is_loopback() {

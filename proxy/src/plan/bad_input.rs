@@ -26,7 +26,7 @@ fn ipv4(endpoints: &str) -> String {
     slice("web-1", &format!("addressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{endpoints}]"))
 }
 
-/// The plan for these documents and the reasons for what is left out of it.
+/// The plan for these documents, and the reasons for what it leaves out.
 fn planned(documents: &[String]) -> (Plan, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), [&[BYSTANDER.to_owned()], documents].concat().join("---\n"))
@@ -73,7 +73,7 @@ fn policies_without_anything_to_apply_to_mean_nothing() {
 }
 
 #[test]
-fn hints_nobody_can_follow_are_ignored() {
+fn hints_for_unknown_zones_and_nodes_are_ignored() {
     let hinted = "{addresses: [10.1.0.1], hints: {forZones: [{name: nowhere}]}}, \
         {addresses: [10.1.0.2], hints: {forZones: [{name: nowhere}], forNodes: [{name: nobody}]}}";
     let documents = [service("web", "clusterIP: 10.96.0.1"), ipv4(hinted)];
@@ -92,7 +92,7 @@ fn one_external_ip_goes_to_the_older_service_and_is_reported() {
     check(
         &[dated("a-new", "10.96.0.2", 2025), dated("old", "10.96.0.1", 2020)],
         &["default/a-new - 10.96.0.2:80/tcp <none>", "default/old - 10.96.0.1:80/tcp,192.0.2.1:80/tcp <none>"],
-        &["192.0.2.1:80/tcp is asked for by default/old/tcp and default/a-new/tcp"],
+        &["192.0.2.1:80/tcp is claimed by default/old/tcp and default/a-new/tcp"],
     ); // IN-27
 }
 
@@ -106,7 +106,7 @@ fn addresses_count_in_canonical_form() {
 }
 
 #[test]
-fn slices_of_names_and_of_the_wrong_family_serve_nobody() {
+fn slices_of_names_and_of_the_wrong_family_have_no_endpoints() {
     let names = slice("web-1", "addressType: FQDN\nports: [{port: 80}]\nendpoints: [{addresses: [example.org]}]");
     check(&[service("web", "clusterIP: 10.96.0.1"), names], &["default/web - 10.96.0.1:80/tcp <none>"], &[]); // IN-31
     let mixed = ipv4(&format!("{ENDPOINT}, {{addresses: ['fd00::1']}}, {{addresses: []}}"));

@@ -16,7 +16,7 @@ pub(super) fn built_in_key() -> ObjectKey {
     ObjectKey::new("shunt", "cluster-dns")
 }
 
-/// The node's own DNS at the cluster DNS addresses. A family that lacks one or the other gets nothing, so that the
+/// The node's own DNS at the cluster DNS addresses. A family in which either is missing is not planned, so the
 /// cluster's DNS Service, if there is one, keeps serving it.
 pub(super) fn built_in(options: &PlanOptions) -> Vec<PortPlan> {
     Family::BOTH.into_iter().flat_map(|family| dns_ports(options, family)).collect()

@@ -1,4 +1,4 @@
-//! Who gets a frontend that several service ports ask for (spec IN-27): the same one on every node and at every start.
+//! Which service port gets a frontend that several claim (IN-27): the same one on every node and at every start.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,31 +30,31 @@ impl fmt::Display for Claim {
     }
 }
 
-/// Two service ports ask for one frontend, and one of them does not get it.
+/// Two service ports claim one frontend, and only one of them gets it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
     /// The frontend.
     pub frontend: Claim,
-    /// Who has it.
+    /// The service port that gets it.
     pub winner: PortKey,
-    /// Who goes without.
+    /// The service port that does not get it.
     pub loser: PortKey,
 }
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { frontend, winner, loser } = self;
-        write!(f, "{frontend} is asked for by {winner} and {loser}; {winner} has it")
+        write!(f, "{frontend} is claimed by {winner} and {loser}; {winner} gets it")
     }
 }
 
 /// Precedence between claimants; the smallest wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// The node's own DNS: pods must reach it whatever a Service says.
+    /// The node's own DNS: no Service may take its address.
     BuiltIn,
-    /// The address is the Service's cluster IP. Whoever may write a Service can name any address as an external IP;
-    /// that must not take over the cluster IP of another, however old the Service is.
+    /// The address is the Service's cluster IP. A user who may write a Service can name any address as an external IP;
+    /// this must not take over the cluster IP of another Service, however old the first one is.
     ClusterIp(Age),
     /// External and load balancer addresses, and node ports.
     Other(Age),
@@ -69,7 +69,7 @@ pub(super) enum Age {
     Undated,
 }
 
-/// A service port that asks for a frontend. Ordered by precedence: rank, then namespace, name and port.
+/// A service port that claims a frontend. Ordered by precedence: rank, then namespace, name and port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claimant {
     pub(super) rank: Rank,
@@ -84,7 +84,7 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Whoever asks for a frontend that is contested; empty otherwise.
+    /// The claimants of a frontend, if there are several; empty otherwise.
     pub(super) fn rivals(&self, claim: &Claim) -> &[Claimant] {
         match self.claimants.get(claim) {
             Some(claimants) if claimants.len() > 1 => claimants,
@@ -129,7 +129,7 @@ mod tests {
     use shunt_model::{Service, Snapshot};
     use std::sync::Arc;
 
-    /// Who is planned with which frontends, and who goes without.
+    /// The planned service ports with their frontends, and the conflicts.
     #[track_caller]
     fn check(services: &[Service], wanted: &[&str], lost: &[&str]) {
         let snapshot = cluster(services.to_vec(), []);
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(planned, wanted);
         let conflicts: Vec<_> = conflicts.iter().map(|c| format!("{} {}", c.loser, c.frontend)).collect();
         assert_eq!(conflicts, lost);
-        // Whoever came first to our notice has no advantage.
+        // The order in which the planner saw the Services does not matter.
         let mut planner = Planner::new(options());
         let mut seen = Snapshot::default();
         for service in services.iter().rev() {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_service_has_a_contested_frontend() {
+    fn the_oldest_service_gets_a_contested_frontend() {
         let old = service("old", "ip=10.96.0.1 ext=192.0.2.1 created=10");
         let new = service("a-new", "ip=10.96.0.2 ext=192.0.2.1 created=20");
         let undated = service("a-file", "ip=10.96.0.3 ext=192.0.2.1");
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_ip_is_not_lost_to_anybodys_external_ip() {
+    fn an_external_ip_does_not_take_over_a_cluster_ip() {
         let thief = service("a-thief", "ip=10.96.0.1 ext=10.96.0.2 vip=10.96.0.3 created=1");
         let (web, api) = (service("web", "ip=10.96.0.2 created=7"), service("z-api", "ip=10.96.0.3"));
         check(

@@ -1,9 +1,8 @@
 //! Clusters in a few words, for the tests of the plan.
 //!
 //! Service: `ip=10.96.0.1 port=http:80/tcp np=30080 ext=… vip=… iTP eTP type=lb from=10.0.0.0/8 check=30900 aff=10
-//! created=5 other headless alias`.
-//! Endpoints in the notation of spec 2.5: `e3:Rl z=ab n=1; e4:T` is 10.1.0.3, ready, on this node, hinted to zones a and b
-//! and to node-1; and 10.1.0.4, serving and terminating. `f3` is fd00::3.
+//! created=5 other headless alias`. Endpoints in the notation of docs/rules.md, EV: `e3:Rl z=ab n=1; e4:T` is 10.1.0.3,
+//! ready, on this node, hinted to zones a and b and to node-1; and 10.1.0.4, serving and terminating. `f3` is fd00::3.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;

@@ -1,4 +1,4 @@
-//! Where clients may dial a service port, which lists that takes, and which list serves whom (spec IN-10…26, 2.1, 2.4).
+//! The frontends of a service port, and which list serves which source there (IN-10…26, EP-1…4, DT-1…3).
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -8,7 +8,7 @@ use shunt_model::{ClusterIps, Family, Service, ServiceKind, ServicePort, Traffic
 use super::lists::Needs;
 use super::{Empty, EmptyAtSocket, EmptyLocal, Frontend, FrontendKind, List, PlanOptions, Rule};
 
-/// A frontend before it is known what becomes of a flow to it. Depends on the Service only, not on its endpoints.
+/// A frontend without its rules. Depends on the Service only, not on its endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Site {
     pub(super) address: Option<IpAddr>,
@@ -16,7 +16,7 @@ pub(super) struct Site {
     pub(super) kind: FrontendKind,
 }
 
-/// Whether the Service is ours to balance at all (IN-1, IN-10).
+/// Whether we balance this Service at all (IN-1, IN-10).
 pub(super) fn is_balanced(service: &Service) -> bool {
     let has_address = match &service.cluster_ips {
         ClusterIps::Headless | ClusterIps::Unassigned => false,
@@ -38,7 +38,7 @@ pub(super) fn ports_of(service: &Service) -> impl Iterator<Item = (&ServicePort,
         .flat_map(|(family, cluster_ip)| service.ports.iter().map(move |port| (port, family, cluster_ip)))
 }
 
-/// Where clients dial this port: node port first, then addresses in order, each once.
+/// The frontends of this port: node port first, then addresses in order, each once.
 pub(super) fn sites_of(
     service: &Service,
     (port, family, cluster_ip): (&ServicePort, Family, IpAddr),
@@ -50,14 +50,15 @@ pub(super) fn sites_of(
     let external = of_family(&service.external_ips, family).filter(|_| external_ips); // IN-16
     sites.extend(external.map(at(FrontendKind::External)));
     sites.extend(port.node_port.map(|port| Site { address: None, port, kind: FrontendKind::NodePort }));
-    // Stable: of one address listed twice, the kind pushed first stays. A load balancer's address that is an external
-    // IP too keeps the former kind, so that source ranges hold for it (TP-36 as in nftables mode).
+    // A stable sort: of an address that is listed twice, the kind that was pushed first stays. A load balancer's
+    // address that is also an external IP stays a load balancer's address, so source ranges hold for it (TP-36 as in
+    // nftables mode).
     sites.sort_by_key(|site| (site.address, site.port));
     sites.dedup_by_key(|site| (site.address, site.port));
     sites
 }
 
-/// The lists this service port uses (EP-2, EP-3, EP-4). External IPs count even if they are not obeyed (IN-16).
+/// The lists this service port uses (EP-2, EP-3, EP-4). External IPs count even if they are switched off (IN-16).
 pub(super) fn needs_of(service: &Service, port: &ServicePort, family: Family) -> Needs {
     let external = port.node_port.is_some()
         || of_family(&service.load_balancer_ips, family).next().is_some()
@@ -71,7 +72,7 @@ pub(super) fn needs_of(service: &Service, port: &ServicePort, family: Family) ->
 /// What the rules depend on besides the Service and the kind of frontend.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Situation<'a> {
-    /// The service port works somewhere (EP-22).
+    /// The service port has endpoints on some node (EP-22).
     pub(super) has_endpoints: bool,
     /// The Service has source ranges of this family.
     pub(super) restricted: bool,
@@ -95,7 +96,7 @@ pub(super) fn frontend(site: Site, service: &Service, situation: Situation<'_>) 
         FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort => {
             match (is_external_local(service), options.detector.covers(family)) {
                 (false, _) => (cluster_rule(true), cluster_rule(true), cluster_rule(true)), // TP-20
-                // Who is inside the cluster need not leave it to reach its own load balancer (TP-21, TP-22, TP-25).
+                // Pods and the node reach the Service without leaving the cluster (TP-21, TP-22, TP-25).
                 (true, true) => (cluster_rule(false), cluster_rule(true), local(false)),
                 (true, false) => (local(false), cluster_rule(true), local(false)), // TP-19
             }
@@ -123,7 +124,7 @@ pub(super) fn cluster_rule(masquerade: bool) -> Rule {
     Rule { list: List::Cluster, empty: Empty::Reject, empty_at_socket: EmptyAtSocket::Refuse, masquerade }
 }
 
-/// Policy Local. Silence is for Services that have an endpoint on another node.
+/// Policy Local. Packets are dropped only if another node has an endpoint; otherwise the flow is refused.
 fn local_rule(has_endpoints: bool, empty_local: EmptyLocal, masquerade: bool) -> Rule {
     let (empty, empty_at_socket) = match (has_endpoints, empty_local) {
         (false, EmptyLocal::Refuse | EmptyLocal::Pass) => (Empty::Reject, EmptyAtSocket::Refuse),
@@ -133,7 +134,7 @@ fn local_rule(has_endpoints: bool, empty_local: EmptyLocal, masquerade: bool) ->
     Rule { list: List::Local, empty, empty_at_socket, masquerade }
 }
 
-/// Policy Local counts only for a Service that is meant to be reached from outside (IN-19).
+/// Policy Local counts only for a Service that clients outside can reach (IN-19).
 fn is_external_local(service: &Service) -> bool {
     let accessible = match &service.kind {
         ServiceKind::LoadBalancer | ServiceKind::NodePort => true,
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn services_that_are_not_ours_to_balance_are_left_out() {
+    fn services_that_we_do_not_balance_are_left_out() {
         check("", &[]); // IN-10: unassigned
         check("headless ext=203.0.113.9", &[]); // IN-10
         check("ip=10.96.0.1 alias", &[]); // IN-10: ExternalName with an address left over

@@ -1,4 +1,4 @@
-//! Health-check node ports: by them a load balancer learns which nodes have an endpoint (spec HM-1…3, IN-21).
+//! Health-check node ports: by them a load balancer learns which nodes have an endpoint (HM-1…3, IN-21).
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -15,11 +15,11 @@ use super::merge::endpoints_of;
 pub struct HealthCheck {
     /// The port.
     pub port: NonZeroU16,
-    /// How many addresses on this node have a ready endpoint of the Service, over all its ports (spec HM-3).
+    /// How many addresses on this node have a ready endpoint of the Service, over all its ports (HM-3).
     pub local_endpoints: usize,
 }
 
-/// Where health-check node ports are served: where the node ports of the family are accepted (HM-1).
+/// The addresses of health-check node ports: those that accept node ports of the family (HM-1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthCheckAddresses {
     v4: Vec<IpAddr>,
@@ -32,8 +32,8 @@ impl HealthCheckAddresses {
         Self { v4, v6 }
     }
 
-    /// The addresses to listen on, sorted. Empty means the wildcard: every address of the family accepts node ports,
-    /// or none does, and a load balancer's probe is answered all the same.
+    /// The addresses to listen on, sorted. Empty means the wildcard: every address of the family accepts node ports, or
+    /// none does, and the server must still answer a load balancer's probe.
     #[must_use]
     pub fn of(&self, family: Family) -> &[IpAddr] {
         match family {
@@ -59,7 +59,7 @@ pub(super) fn health_checks(service: &Service, slices: &[&EndpointSlice], node: 
     Family::BOTH.into_iter().filter_map(of_family).collect()
 }
 
-/// The Services that should have a health check but say no port, and did not do so in `old` (spec IN-21).
+/// The Services that need a health-check node port but name none, and did not so in `old` (IN-21).
 pub(super) fn newly_without_port<'a>(old: &'a Snapshot, new: &'a Snapshot) -> impl Iterator<Item = &'a ObjectKey> {
     let lacks = |service: &Service| wants_check(service) && service.health_check_node_port.is_none();
     old.services.diff(&new.services).filter_map(move |item| match item {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_port_is_told_once() {
+    fn a_missing_port_is_reported_once() {
         let of = |words: &str| cluster([service("web", &format!("ip=10.96.0.1 type=lb {words}"))], []);
         let told = |old, new| super::newly_without_port(&old, &new).count();
         assert_eq!(told(of(""), of("eTP")), 1); // IN-21

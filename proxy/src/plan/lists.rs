@@ -1,4 +1,4 @@
-//! Chooses which endpoints of one service port may answer on this node (spec 2.1–2.3): pure, the heart of the plan.
+//! Chooses which endpoints of one service port may answer on this node (EP-1…4, EP-10…15, EP-20…26).
 
 use std::net::SocketAddr;
 
@@ -38,7 +38,7 @@ pub(super) struct ChosenLists {
     pub(super) cluster: Vec<Endpoint>,
     /// EP-21; empty if not needed.
     pub(super) local: Vec<Endpoint>,
-    /// Serving, but in neither list: running flows go on, new ones go elsewhere (CT-3, CT-10).
+    /// Endpoints that serve but are in neither list: they get no new flow and keep the running ones (CT-3, CT-10).
     pub(super) draining: Vec<SocketAddr>,
     /// The service port works somewhere, though perhaps not from here (EP-22).
     pub(super) has_endpoints: bool,
@@ -66,7 +66,7 @@ fn serving_besides(candidates: &[Candidate<'_>], cluster: &[Endpoint], local: &[
     let listed = |list: &[Endpoint], address| list.binary_search_by_key(&address, |e: &Endpoint| e.address).is_ok();
     let left_out = |c: &&Candidate<'_>| c.endpoint.serving && !listed(cluster, c.address) && !listed(local, c.address);
     let mut draining = Vec::new();
-    // Nearly always all of them are in the cluster list.
+    // In nearly all cases every one of them is in the cluster list.
     if cluster.len() < candidates.len() {
         draining.reserve_exact(candidates.iter().filter(left_out).count());
         draining.extend(candidates.iter().filter(left_out).map(|candidate| candidate.address));
@@ -75,7 +75,7 @@ fn serving_besides(candidates: &[Candidate<'_>], cluster: &[Endpoint], local: &[
 }
 
 /// The ready endpoints that `allowed` lets through; if there are none, the terminating ones in `fallback` that still
-/// serve (EP-1). Each list decides for itself, so one may fall back while the other does not (V28).
+/// serve (EP-1). Each list falls back on its own (EV-28).
 fn ready_else_terminating<'a>(
     candidates: &[Candidate<'a>],
     allowed: impl Fn(&Candidate<'a>) -> bool,
@@ -88,7 +88,7 @@ fn ready_else_terminating<'a>(
     select(candidates, |candidate| candidate.serves_while_terminating() && fallback(candidate))
 }
 
-/// Exactly as long as it must be: at 100,000 endpoints spare capacity would be megabytes.
+/// A list without spare capacity: at 100,000 endpoints the spare capacity would be megabytes.
 fn select<'a>(candidates: &[Candidate<'a>], wanted: impl Fn(&Candidate<'a>) -> bool) -> Vec<Endpoint> {
     let mut list = Vec::with_capacity(candidates.iter().filter(|c| wanted(c)).count());
     list.extend(candidates.iter().filter(|c| wanted(c)).map(|c| Endpoint { address: c.address, local: c.local }));
@@ -109,7 +109,7 @@ impl Candidate<'_> {
     }
 }
 
-/// How hints narrow the cluster list (spec 2.2).
+/// How hints narrow the cluster list (EP-10…15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Topology {
     SameNode,
@@ -118,7 +118,7 @@ enum Topology {
 }
 
 impl Topology {
-    /// Decided by the ready endpoints alone. One of them without a hint switches that kind of hint off (EP-10).
+    /// Only ready endpoints decide this. One ready endpoint without a hint switches that kind of hint off (EP-10).
     fn of(candidates: &[Candidate<'_>], place: NodeAndZone<'_>) -> Self {
         let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
         if ready().any(|c| c.hinted_to_node(place)) && ready().all(|c| !c.endpoint.node_hints.is_empty()) {
@@ -175,27 +175,27 @@ mod tests {
 
     #[test]
     fn zone_hints_narrow_the_cluster_list() {
-        check("", "/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:R z=a", "e3 e6", "-", Y); // V1
-        check("eTP np=30080", "/a", "e3:Rl z=a; e4:Rl z=b; e5:R z=c; e6:R z=a", "e3 e6", "e3 e4", Y); // V2
-        check("iTP np=30080", "/a", "e3:Rl z=a; e4:Rl z=b; e5:R z=c; e6:R z=a", "e3 e6", "e3 e4", Y); // V3
-        check("", "/", "e3:R z=a", "e3", "-", Y); // V4, and V5: the model has no empty zone
-        check("", "/b", "e3:R z=a", "e3", "-", Y); // V6
-        check("", "/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:U z=a", "e3", "-", Y); // V7
-        check("", "/a", "e3:U z=a; e4:R z=b; e5:R z=c; e6:U z=a", "e4 e5", "-", Y); // V8
-        check("", "/a", "e3:R z=a; e4:R z=b; e5:R; e6:R z=a", "e3 e4 e5 e6", "-", Y); // V9, EP-10
-        check("", "/c", "e3:R z=abc; e4:R z=bc; e5:R z=bd; e6:R z=c", "e3 e4 e6", "-", Y); // V10, EP-13
-        check("eTP np=30080", "/a", "e0:Rl z=a; e1:Rl z=b; e2:R z=a; e3:R z=b", "e0 e2", "e0 e1", Y); // V15
+        check("", "/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:R z=a", "e3 e6", "-", Y); // EV-1
+        check("eTP np=30080", "/a", "e3:Rl z=a; e4:Rl z=b; e5:R z=c; e6:R z=a", "e3 e6", "e3 e4", Y); // EV-2
+        check("iTP np=30080", "/a", "e3:Rl z=a; e4:Rl z=b; e5:R z=c; e6:R z=a", "e3 e6", "e3 e4", Y); // EV-3
+        check("", "/", "e3:R z=a", "e3", "-", Y); // EV-4, and EV-5: the model has no empty zone
+        check("", "/b", "e3:R z=a", "e3", "-", Y); // EV-6
+        check("", "/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:U z=a", "e3", "-", Y); // EV-7
+        check("", "/a", "e3:U z=a; e4:R z=b; e5:R z=c; e6:U z=a", "e4 e5", "-", Y); // EV-8
+        check("", "/a", "e3:R z=a; e4:R z=b; e5:R; e6:R z=a", "e3 e4 e5 e6", "-", Y); // EV-9, EP-10
+        check("", "/c", "e3:R z=abc; e4:R z=bc; e5:R z=bd; e6:R z=c", "e3 e4 e6", "-", Y); // EV-10, EP-13
+        check("eTP np=30080", "/a", "e0:Rl z=a; e1:Rl z=b; e2:R z=a; e3:R z=b", "e0 e2", "e0 e1", Y); // EV-15
         check("", "/a", "e3:R z=a; e4:U; e5:T", "e3", "-", Y); // EP-10: only ready ones need hints
     }
 
     #[test]
     fn node_hints_come_before_zone_hints() {
-        let v11 = "e3:R z=a n=1; e4:R z=b n=2; e5:R z=c n=3; e6:R z=a n=4";
-        check("", "node-1/a", v11, "e3", "-", Y); // V11
-        check("", "node-1/a", "e3:R z=a n=1; e4:R; e5:R z=c n=3; e6:R z=a n=4", "e3 e4 e5 e6", "-", Y); // V12
-        check("", "node-0/a", v11, "e3 e6", "-", Y); // V13
-        check("", "node-1/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:R z=a", "e3 e6", "-", Y); // V14: no gate, no hints
-        check("", "node-0/d", v11, "e3 e4 e5 e6", "-", Y); // EP-11: neither names us
+        let ev_11 = "e3:R z=a n=1; e4:R z=b n=2; e5:R z=c n=3; e6:R z=a n=4";
+        check("", "node-1/a", ev_11, "e3", "-", Y); // EV-11
+        check("", "node-1/a", "e3:R z=a n=1; e4:R; e5:R z=c n=3; e6:R z=a n=4", "e3 e4 e5 e6", "-", Y); // EV-12
+        check("", "node-0/a", ev_11, "e3 e6", "-", Y); // EV-13
+        check("", "node-1/a", "e3:R z=a; e4:R z=b; e5:R z=c; e6:R z=a", "e3 e6", "-", Y); // EV-14: no gate, no hints
+        check("", "node-0/d", ev_11, "e3 e4 e5 e6", "-", Y); // EP-11: neither names us
         check("", "node-1/a", "e3:R z=a n=1; e4:R z=a", "e3 e4", "-", Y); // EP-10 per kind of hint
     }
 
@@ -211,17 +211,17 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_without_new_flows_is_draining() {
+    fn endpoints_that_serve_outside_of_the_lists_are_draining() {
         check_draining("", None, "e1:R; e2:R", "");
         check_draining("", None, "e1:R; e2:T; e3:U; e4:Tl", "e2 e4"); // CT-10
         check_draining("", None, "e2:T; e3:U", ""); // they are the list
         check_draining("iTP", None, "e1:R; e2:Rl; e3:Tl; e4:U", "e1 e3"); // CT-3: policy does not count
         check_draining("", Some("a"), "e1:R z=a; e2:R z=b", "e2"); // CT-3: nor does topology
-        check_draining("eTP np=30080", None, "e1:R; e2:Tl; e3:T", "e3"); // V28
+        check_draining("eTP np=30080", None, "e1:R; e2:Tl; e3:T", "e3"); // EV-28
     }
 
     #[test]
-    fn hints_for_places_nobody_knows_are_no_hints_for_us() {
+    fn hints_for_unknown_zones_and_nodes_have_no_effect() {
         check("", "/a", "e1:R z=x; e2:R z=y", "e1 e2", "-", Y);
         check("", "/a", "e1:R n=7; e2:R n=8", "e1 e2", "-", Y);
         check("", "/a", "e1:R z=x n=7; e2:R z=a n=8", "e2", "-", Y); // EP-11
@@ -230,17 +230,17 @@ mod tests {
 
     #[test]
     fn policies_decide_which_lists_are_filled() {
-        check("iTP", "/", "", "-", "", N); // V16
-        check("iTP", "/", "e0:R; e1:R", "-", "", Y); // V17
-        check("iTP", "/", "e0:Rl; e1:Rl", "-", "e0 e1", Y); // V18
-        check("iTP", "/", "e0:Rl; e1:R", "-", "e0", Y); // V19
-        check("iTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // V23
-        check("eTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // V24
-        check("iTP eTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // V25
-        check("iTP eTP np=30080", "/", "e0:R; e1:R", "e0 e1", "", Y); // V26
-        check("eTP", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // V29
-        check("eTP type=lb", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // V29, EP-4: no address to reach it by
-        check("iTP", "/", "e0:R; e1:Rl", "-", "e1", Y); // V30
+        check("iTP", "/", "", "-", "", N); // EV-16
+        check("iTP", "/", "e0:R; e1:R", "-", "", Y); // EV-17
+        check("iTP", "/", "e0:Rl; e1:Rl", "-", "e0 e1", Y); // EV-18
+        check("iTP", "/", "e0:Rl; e1:R", "-", "e0", Y); // EV-19
+        check("iTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // EV-23
+        check("eTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // EV-24
+        check("iTP eTP np=30080", "/", "e0:Rl; e1:R", "e0 e1", "e0", Y); // EV-25
+        check("iTP eTP np=30080", "/", "e0:R; e1:R", "e0 e1", "", Y); // EV-26
+        check("eTP", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // EV-29
+        check("eTP type=lb", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // EV-29, EP-4: no address to reach it by
+        check("iTP", "/", "e0:R; e1:Rl", "-", "e1", Y); // EV-30
         check("eTP ext=203.0.113.1", "/", "e0:R; e1:Rl", "e0 e1", "e1", Y); // IN-19: external IPs are access too
         check("eTP vip=203.0.113.1", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // IN-19: a stray status address is not
         check("eTP ext=2001:db8::1", "/", "e0:R; e1:Rl", "e0 e1", "-", Y); // EP-2 counts per family
@@ -248,11 +248,11 @@ mod tests {
 
     #[test]
     fn terminating_endpoints_serve_only_when_none_is_ready() {
-        check("", "/", "e0:U; e1:U", "", "-", N); // V20
-        check("", "/", "e0:U; e1:R", "e1", "-", Y); // V21
-        check("", "/", "e0:Tl; e1:T", "e0 e1", "-", Y); // V22
-        check("iTP eTP np=30080", "/", "e0:T; e1:T", "e0 e1", "", Y); // V27
-        check("eTP np=30080", "/", "e0:R; e1:Ul; e2:Tl; e3:T", "e0", "e2", Y); // V28: each list for itself
+        check("", "/", "e0:U; e1:U", "", "-", N); // EV-20
+        check("", "/", "e0:U; e1:R", "e1", "-", Y); // EV-21
+        check("", "/", "e0:Tl; e1:T", "e0 e1", "-", Y); // EV-22
+        check("iTP eTP np=30080", "/", "e0:T; e1:T", "e0 e1", "", Y); // EV-27
+        check("eTP np=30080", "/", "e0:R; e1:Ul; e2:Tl; e3:T", "e0", "e2", Y); // EV-28: each list for itself
         check("", "/a", "e0:T z=a; e1:T z=b", "e0 e1", "-", Y); // EP-20: the fallback ignores topology
         check("iTP", "/", "e0:Tl; e1:Rl", "-", "e1", Y); // EP-25
         check("iTP", "/", "e0:T", "-", "", Y); // EP-22

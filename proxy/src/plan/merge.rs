@@ -1,4 +1,4 @@
-//! Gathers the endpoints of one service port from all slices of its Service (spec IN-31…39).
+//! Gathers the endpoints of one service port from all slices of its Service (IN-31…39).
 
 use std::cmp::Ordering;
 use std::net::SocketAddr;
@@ -31,8 +31,9 @@ pub(super) fn endpoints_of<'a>(
     candidates
 }
 
-/// Who keeps an address that is listed twice: the lesser. One that is not terminating beats one that is, since the
-/// address has passed to a new pod (IN-38). The rest only makes the choice independent of the order of the input.
+/// Orders two entries for one address; the lesser one stays. An entry that is not terminating comes before one that is,
+/// since the address has passed to a new pod (IN-38). All further steps only make the choice independent of the order
+/// of the input.
 fn by_claim_to_address(a: &Candidate<'_>, b: &Candidate<'_>) -> Ordering {
     let (x, y) = (a.endpoint, b.endpoint);
     x.terminating

@@ -1,4 +1,4 @@
-//! This node as the plan sees it: its zone, its primary addresses, and where it accepts node ports (spec 3.2, EP-12).
+//! This node as the plan sees it: its zone, its primary addresses, and where it accepts node ports (TP-10…14, EP-12).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,7 +47,7 @@ impl ThisNode {
         }
     }
 
-    /// The node's primary address of `family`, as source ranges see it (spec TP-34).
+    /// The node's primary address of `family`, as source ranges see it (TP-34).
     pub(super) fn primary(&self, family: Family) -> Option<IpAddr> {
         let [v4, v6] = self.primary;
         match family {
@@ -57,7 +57,7 @@ impl ThisNode {
     }
 }
 
-/// The address under which a set of node addresses would hold `address`: one stands for all of IPv4 loopback.
+/// The form in which a set of node addresses holds `address`: one address stands for all of IPv4 loopback.
 pub(super) fn as_listed(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) if v4.is_loopback() => Ipv4Addr::LOCALHOST.into(),
@@ -81,7 +81,8 @@ fn accepts(wanted: &NodePortAddresses, node: Option<&Node>, address: &IpAddr) ->
     let family = Family::of(address);
     match wanted {
         NodePortAddresses::All => true,
-        // Only what the Node object says: a guess would open node ports on an address that nobody named.
+        // Only the addresses of the Node object: a guess could open node ports on an address that the operator did not
+        // name.
         NodePortAddresses::Primary => primary(node, family) == Some(*address),
         NodePortAddresses::Within(networks) => {
             accepts_everywhere(wanted, family) || networks.iter().any(|network| network.contains(address))
@@ -98,7 +99,7 @@ fn primary(node: Option<&Node>, family: Family) -> Option<IpAddr> {
     listed(node).find(|address| Family::of(address) == family && !address.is_loopback())
 }
 
-/// The first that another machine could know; link-local ones are the same on every node.
+/// The first address that another machine can reach; link-local addresses are the same on every node.
 fn first(assigned: &BTreeSet<IpAddr>, family: Family) -> Option<IpAddr> {
     let is_link_local = |address: &IpAddr| match address {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -171,7 +172,7 @@ mod tests {
     const INTERFACES: &[&str] = &["127.0.0.1", "127.0.0.53", "::1", "10.0.0.5", "192.168.7.5", "fe80::5"];
 
     #[test]
-    fn all_addresses_accept_node_ports_unless_told_otherwise() {
+    fn all_addresses_accept_node_ports_by_default() {
         let all = NodePortAddresses::All;
         check(all.clone(), OBJECT, None, "10.0.0.5 127.0.0.1 203.0.113.5 ::1 2001:db8::5", "10.0.0.5 2001:db8::5");
         let here = "10.0.0.5 127.0.0.1 192.168.7.5 ::1 fe80::5"; // TP-11: what the kernel calls local
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_node_object_the_first_address_others_could_know_is_primary() {
+    fn without_a_node_object_the_first_address_that_others_can_reach_is_primary() {
         let observed: &[&str] = &["127.0.0.1", "169.254.20.10", "192.168.7.5", "192.168.7.6", "fe80::5", "fd00::5"];
         let wanted = "127.0.0.1 169.254.20.10 192.168.7.5 192.168.7.6 ::1 fd00::5 fe80::5";
         check(NodePortAddresses::All, &[], Some(observed), wanted, "192.168.7.5 fd00::5"); // TP-34

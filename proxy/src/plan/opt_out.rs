@@ -1,4 +1,4 @@
-//! Pods of this node whose sockets are left alone, because an annotation says so.
+//! Pods of this node that opt out of load balancing at their sockets by an annotation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,15 +9,15 @@ use shunt_model::{Pod, Snapshot};
 
 use super::PlanOptions;
 
-/// The addresses of opted-out pods with how many pods have each: for a moment an address may be that of the pod which
-/// had it and of the one that has it now.
+/// The addresses of opted-out pods with how many pods have each: for a moment two pods may have one address, the former
+/// pod and the new one.
 #[derive(Debug, Default)]
 pub(super) struct OptedOut {
     pods: BTreeMap<IpAddr, usize>,
 }
 
 impl OptedOut {
-    /// Follows what changed between two snapshots. The new set, if it is another one.
+    /// Follows what changed between two snapshots. Returns the new set, if it is another one.
     pub(super) fn follow(
         &mut self,
         old: &Snapshot,
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_counts_only_if_one_is_asked_for() {
+    fn a_value_counts_only_if_the_option_names_one() {
         let off = pod("a", "10.1.0.1", NODE, "mesh=off");
         check(&[("mesh", Some("on"))], &[(&[&off], "")]);
         check(&[("mesh", None)], &[(&[&off], "10.1.0.1")]);

@@ -11,24 +11,24 @@ use shunt_model::Family;
 /// What the plan depends on besides the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanOptions {
-    /// Own node name, trimmed and in lower case; empty means that no endpoint is local (spec IN-9).
+    /// Own node name, trimmed and in lower case; empty means that no endpoint is local (IN-9).
     pub node: Arc<str>,
-    /// For which families pods can be told from other clients (spec TP-19).
+    /// The families in which the local detector knows pods from other clients (TP-19).
     pub detector: Detect,
     /// The service addresses pods use for DNS.
     pub cluster_dns: Vec<IpAddr>,
     /// Where the bundled DNS listens on this node; empty means that it is off.
     pub dns_backends: Vec<SocketAddr>,
-    /// Which of this node's addresses accept node ports (spec 3.2).
+    /// Which of this node's addresses accept node ports (TP-10…14).
     pub node_ports: NodePortAddresses,
-    /// Obey `spec.externalIPs` (spec IN-16).
+    /// Obey `spec.externalIPs` (IN-16).
     pub external_ips: bool,
-    /// Ranges that belong to Services alone: a new flow to an address in them that no Service has is dropped (spec
-    /// NE-12). Without any the rule is absent.
+    /// Ranges that belong to Services alone: the plan drops a new flow to an address in them that no Service has
+    /// (NE-12). If the list is empty, the plan has no such rule.
     pub service_cidrs: Vec<IpNet>,
-    /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one.
+    /// What a socket gets under policy Local if only other nodes have endpoints.
     pub empty_local: EmptyLocal,
-    /// Source NAT for every packet to a cluster IP, whoever sends it (TP-40).
+    /// Source NAT for every packet to a cluster IP, from every source (TP-40).
     pub masquerade_all: bool,
     /// Annotations that take a local Pod out of socket load balancing: key and, if given, the value it must have.
     pub opt_out: Vec<(Arc<str>, Option<Arc<str>>)>,
@@ -51,20 +51,20 @@ impl Default for PlanOptions {
     }
 }
 
-/// For which families the local detector can tell whether a flow comes from a pod (spec 2.4, TP-19).
+/// The families in which the local detector says whether a flow comes from a pod (LD-1, TP-19).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detect {
-    /// For none: pods are treated like clients from outside the node.
+    /// None: pods are treated like clients outside of the node.
     Nothing,
-    /// For one family only, as when `--cluster-cidr` names only one.
+    /// One family, as when `--cluster-cidr` names only one.
     Only(Family),
-    /// For both, as the socket path does by network namespace.
+    /// Both, as at sockets, which are known by their network namespace.
     #[default]
     Both,
 }
 
 impl Detect {
-    /// Whether pods of `family` can be told apart.
+    /// Whether the local detector knows pods of `family`.
     #[must_use]
     pub fn covers(self, family: Family) -> bool {
         match self {
@@ -75,15 +75,15 @@ impl Detect {
     }
 }
 
-/// Which addresses of a node accept node ports (spec 3.2).
+/// Which addresses of a node accept node ports (TP-10…14).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NodePortAddresses {
     /// All of them, loopback included.
     #[default]
     All,
-    /// The primary address of each family. A family without one accepts none (spec TP-13).
+    /// The primary address of each family. A family without one accepts none (TP-13).
     Primary,
-    /// Those within a network of their family; all of a family that none of the networks is of (spec TP-10).
+    /// Those inside one of these networks; if no network is of a family, all addresses of that family (TP-10).
     Within(Vec<IpNet>),
 }
 

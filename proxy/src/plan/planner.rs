@@ -1,4 +1,5 @@
-//! Makes the plan and keeps it up to date: looks only at services that changed, or whose rival for a frontend did.
+//! Makes the plan and keeps it up to date: looks only at services that changed, and at those that contest a frontend
+//! with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -20,7 +21,7 @@ use super::opt_out::OptedOut;
 use super::service::{claim, plan_service, stakes_of};
 use super::{Plan, PlanOptions, PortKey, PortPlan};
 
-/// The plan for a snapshot, and who was refused a frontend because another has it.
+/// The plan for a snapshot, and the conflicts: service ports that do not get a frontend because another has it.
 #[must_use]
 pub fn plan(snapshot: &Snapshot, options: &PlanOptions) -> (Plan, Vec<Conflict>) {
     let mut planner = Planner::new(options.clone());
@@ -76,8 +77,8 @@ impl Planner {
         }
     }
 
-    /// The addresses assigned to this node's interfaces. Until told, those of its Node object count. The next update
-    /// takes them into account, even one with the same snapshot.
+    /// Sets the addresses of this node's interfaces. Until then the addresses of its Node object count. The next update
+    /// uses them, even with the same snapshot.
     pub fn observe_addresses(&mut self, addresses: Arc<BTreeSet<IpAddr>>) {
         self.observed = Some(addresses);
     }
@@ -97,7 +98,7 @@ impl Planner {
         for conflict in self.follow(snapshot) {
             warn!(
                 frontend = %conflict.frontend, service = %conflict.loser, winner = %conflict.winner,
-                "two services ask for one frontend; the winner has it, the other goes without"
+                "two services claim one frontend; only the winner gets it"
             );
         }
         &self.plan
@@ -109,7 +110,7 @@ impl Planner {
         &self.plan
     }
 
-    /// Who goes without a frontend right now, in order of frontends.
+    /// The conflicts of the last snapshot, in order of frontends.
     pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
         self.conflicts.values().flatten()
     }
@@ -149,7 +150,7 @@ impl Planner {
         touched
     }
 
-    /// Brings what is known of the node up to date. Returns the services whose plan depends on what changed.
+    /// Updates what the planner knows of the node. Returns the services whose plan depends on what changed.
     fn look_around(&mut self) -> Vec<ObjectKey> {
         let here = ThisNode::new(&self.snapshot, &self.options, self.observed.as_deref());
         if here == self.here {
@@ -172,7 +173,7 @@ impl Planner {
         services.filter(|service| depends(service)).map(|service| service.key.clone()).collect()
     }
 
-    /// Brings the claims up to date. Returns the contested frontends among them, and all services that contest them.
+    /// Updates the claims. Returns the contested frontends among them, and all services that claim those.
     fn restake(&mut self, old: &Snapshot, touched: &BTreeSet<ObjectKey>) -> (BTreeSet<Claim>, BTreeSet<ObjectKey>) {
         let (mut contested, mut services) = (BTreeSet::new(), BTreeSet::new());
         let mut note = |claims: &Claims, claim: Claim| {
@@ -199,7 +200,7 @@ impl Planner {
         (contested, services)
     }
 
-    /// Plans one service anew. Ports that come out the same stay the same allocation.
+    /// Plans one service anew. A port whose plan is equal to the former keeps its allocation.
     fn replan(&mut self, key: &ObjectKey) {
         let (mut fresh, checks) = match self.snapshot.services.get(key) {
             Some(service) => {
@@ -218,7 +219,7 @@ impl Planner {
             });
             source_ranges.take_if(|_| !frontends.iter().any(|frontend| frontend.filtered)); // TP-30
         }
-        // Without a frontend nobody can dial it.
+        // Without a frontend no client can dial it.
         fresh.retain(|port| !port.frontends.is_empty());
         self.replace(key, fresh);
     }
@@ -232,7 +233,7 @@ impl Planner {
                 Some(check) => {
                     self.plan.health_checks.insert(key, check);
                 }
-                // Removing what is not there would copy the nodes on the way.
+                // A removal copies the nodes on its way, even if the key is missing.
                 None if !self.plan.health_checks.contains_key(&key) => {}
                 None => {
                     self.plan.health_checks.remove(&key);
@@ -274,7 +275,7 @@ impl Planner {
     }
 }
 
-/// What the operator and the cluster say belongs to Services alone (spec IN-5).
+/// The ranges that belong to Services alone, as the operator and the cluster say (IN-5).
 fn exclusive(options: &PlanOptions, snapshot: &Snapshot) -> Arc<[IpNet]> {
     let declared = snapshot.service_cidrs.values().flat_map(|object| object.ranges.iter().copied());
     let ranges: BTreeSet<IpNet> = options.service_cidrs.iter().copied().chain(declared).collect();

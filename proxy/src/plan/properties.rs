@@ -143,7 +143,7 @@ fn any_options() -> impl Strategy<Value = PlanOptions> {
     })
 }
 
-/// One change as a source would publish it.
+/// One change, as a source publishes it.
 #[derive(Clone, Debug)]
 enum Edit {
     PutService(Service),
@@ -263,7 +263,7 @@ proptest! {
     }
 
     #[test]
-    fn a_planner_says_what_planning_anew_says(
+    fn a_planner_gives_the_plan_that_planning_anew_gives(
         start in any_cluster(),
         options in any_options(),
         batches in prop::collection::vec(prop::collection::vec(any_edit(), 1..4), 1..12),
@@ -286,7 +286,7 @@ proptest! {
             prop_assert_eq!(planner.plan(), anew.plan());
             prop_assert!(planner.conflicts().eq(anew.conflicts()));
             let same = planner.plan().clone();
-            // Equal objects, none of them shared: nothing may be written again.
+            // Equal objects, none of them shared: the plan must stay as it is.
             planner.update(Arc::new(copied(&snapshot)));
             let now = planner.plan();
             prop_assert!(same.ports.ptr_eq(&now.ports) && same.health_checks.ptr_eq(&now.health_checks));

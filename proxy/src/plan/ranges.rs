@@ -1,4 +1,4 @@
-//! Who may dial a load balancer's addresses: `loadBalancerSourceRanges` (spec IN-17, 3.5).
+//! Which sources may dial a load balancer's addresses: `loadBalancerSourceRanges` (IN-17, TP-30…36).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use shunt_model::{Family, Service};
 
 use super::{Source, node::ThisNode};
 
-/// Who may dial the LoadBalancer frontends of a service port.
+/// The sources that may dial the LoadBalancer frontends of a service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceRanges {
-    /// All of one family; sorted, each once. They include the Service's own addresses where spec TP-34 says so.
+    /// All of one family; sorted, each once. They include the Service's own addresses where TP-34 says so.
     pub ranges: Vec<IpNet>,
     /// This node's own primary address is inside.
     pub node: bool,
@@ -19,7 +19,7 @@ pub struct SourceRanges {
 
 impl SourceRanges {
     /// Whether a flow of this source may pass. A node whose source address is not known yet counts by its primary
-    /// address; anybody else unknown stays out.
+    /// address; every other source without an address is refused.
     #[must_use]
     pub fn admit(&self, source: Source, address: Option<IpAddr>) -> bool {
         match (address, source) {
@@ -45,7 +45,7 @@ pub(super) fn source_ranges(service: &Service, family: Family, here: &ThisNode) 
     let mut restriction = SourceRanges { ranges, node: false };
     restriction.node = here.primary(family).is_some_and(|address| restriction.contains(address));
     if restriction.node {
-        // A load balancer's address is often assigned to the node, and then the source of what the node sends to it.
+        // A load balancer's address is often assigned to the node; the node then sends to it from this address.
         let own = service.load_balancer_ips.iter().filter(|address| Family::of(address) == family);
         restriction.ranges.extend(own.copied().map(IpNet::from));
     }
@@ -94,14 +94,14 @@ mod tests {
     }
 
     #[test]
-    fn a_node_inside_brings_the_services_own_addresses_along() {
+    fn a_node_inside_admits_the_services_own_addresses() {
         let vips = "vip=192.0.2.2 vip=192.0.2.1 vip=2001:db8::1";
         check(&format!("{vips} from=10.0.0.0/8"), Some("10.0.0.0/8 192.0.2.1/32 192.0.2.2/32 +node")); // TP-34
         check(&format!("{vips} from=203.0.113.0/24"), Some("203.0.113.0/24")); // TP-34: the primary address only
     }
 
     #[test]
-    fn who_is_unknown_stays_out_but_the_node() {
+    fn a_source_without_an_address_is_refused_unless_it_is_the_node() {
         let inside = SourceRanges { ranges: vec!["10.0.0.0/8".parse().unwrap()], node: true };
         let outside = SourceRanges { node: false, ..inside.clone() };
         for source in [Source::Pod, Source::Node, Source::Outside] {

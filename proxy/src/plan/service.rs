@@ -1,4 +1,4 @@
-//! One Service: its ports as planned, and the frontends it asks for.
+//! One Service: its ports as planned, and the frontends it claims.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::node::ThisNode;
 use super::ranges::source_ranges;
 use super::{FrontendKind, PlanOptions, PortKey, PortPlan, SourceRanges};
 
-/// All ports of a service, with every frontend it asks for.
+/// All ports of a service, with every frontend it claims.
 pub(super) fn plan_service(
     service: &Service,
     slices: &[&EndpointSlice],
@@ -45,7 +45,7 @@ pub(super) fn plan_service(
     ports_of(service).map(plan_port).collect()
 }
 
-/// Every frontend a Service asks for. Depends on the Service and the options alone.
+/// Every frontend that a Service claims. Depends on the Service and the options alone.
 pub(super) fn stakes_of(service: &Service, options: &PlanOptions) -> Vec<(Claim, Claimant)> {
     let age = service.created.map_or(Age::Undated, Age::Created);
     let rank = move |kind| match kind {

@@ -1,4 +1,4 @@
-//! The reference reading of a plan: what becomes of the first packet of a flow. Every data path is tested against it.
+//! The reference reading of a plan: what the first packet of a flow gets. Every data path is tested against it.
 
 use std::net::IpAddr;
 
@@ -10,47 +10,47 @@ use super::{
     Rule, RuleId, SourceRanges,
 };
 
-/// The first packet of a flow, as far as the plan cares.
+/// The first packet of a flow: the fields that the plan decides by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Who sends it.
+    /// The kind of its source.
     pub source: Source,
-    /// Its source address, if known: at a socket it is chosen after the destination.
+    /// Its source address, if known: at a socket the kernel chooses it after the destination.
     pub source_address: Option<IpAddr>,
-    /// Where it is sent; an IPv4-mapped address counts as IPv4.
+    /// Its destination; an IPv4-mapped address counts as IPv4.
     pub destination: IpAddr,
-    /// The port it is sent to; 0 as in a socket that only asks for its source address.
+    /// Its destination port; a socket that only asks for its source address has 0.
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
 }
 
-/// Who sends a packet, after the local detector has had its say (spec 3.3).
+/// The kind of source of a packet, as the local detector says (LD-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// A pod.
     Pod,
     /// This node itself, pods in its network namespace included.
     Node,
-    /// Anybody else.
+    /// Every other source.
     Outside,
 }
 
-/// What becomes of a new flow as packets.
+/// What the packets of a new flow get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// No service port of ours is meant; leave the packet alone.
+    /// The destination is no service port; do not touch the packet.
     NotOurs,
     /// Pick one of the endpoints; there is at least one.
     Forward {
         /// The service port.
         port: &'a PortKey,
-        /// Whom to pick from.
+        /// The endpoints to pick from.
         endpoints: &'a [Endpoint],
     },
-    /// Refuse at once (spec NE-4).
+    /// Refuse at once (NE-4).
     Reject,
-    /// Say nothing (spec NE-5).
+    /// Drop: the client gets no answer (NE-5).
     Drop,
 }
 
@@ -61,14 +61,14 @@ pub enum SocketVerdict<'a> {
     Forward {
         /// The service port.
         port: &'a PortKey,
-        /// Whom to pick from.
+        /// The endpoints to pick from.
         endpoints: &'a [Endpoint],
     },
     /// ECONNREFUSED at once.
     Refuse,
-    /// EPERM at once: the source ranges keep the source out.
+    /// EPERM at once: the source is outside of the source ranges.
     Deny,
-    /// The socket is left alone; its packets get what packets get.
+    /// The socket keeps the address; its packets get what packets get.
     Pass,
 }
 
@@ -77,11 +77,11 @@ pub enum SocketVerdict<'a> {
 pub struct Decision<'a> {
     /// The outcome.
     pub verdict: Verdict<'a>,
-    /// Why; `None` if the packet is not ours.
+    /// Why; `None` if the destination is no address of Services.
     pub reason: Option<Reason<'a>>,
 }
 
-/// What was met and which rule applied.
+/// What a flow met, and the rule that applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason<'a> {
     /// What the flow is sent to.
@@ -90,7 +90,7 @@ pub struct Reason<'a> {
     pub rule: RuleId,
 }
 
-/// What of ours a flow is sent to.
+/// What a flow is sent to, if the plan decides about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meeting<'a> {
     /// A frontend.
@@ -110,18 +110,19 @@ pub struct Met<'a> {
     pub frontend: &'a Frontend,
     /// The rule for this kind of source.
     pub rule: Rule,
-    /// Whether the source ranges let it pass, if they apply to this frontend.
+    /// Whether the source ranges admit the source, if they apply to this frontend.
     pub admitted: Option<bool>,
 }
 
 impl Plan {
-    /// What becomes of a new flow that starts with `packet`.
+    /// What a new flow gets that starts with `packet`.
     #[must_use]
     pub fn verdict(&self, packet: &Packet) -> Verdict<'_> {
         self.decide(packet).verdict
     }
 
-    /// As [`Plan::verdict`], with the reason. Looks at every frontend: made to be evident, not fast.
+    /// As [`Plan::verdict`], with the reason. Looks at every frontend: it is written to be easy to check, not to be
+    /// fast.
     #[must_use]
     pub fn decide(&self, packet: &Packet) -> Decision<'_> {
         let Some(meeting) = self.meeting(packet) else {
@@ -129,8 +130,8 @@ impl Plan {
         };
         let (verdict, rule) = match meeting {
             Meeting::Frontend(met) => decide_at(met, packet.source),
-            Meeting::UndefinedPort => (Verdict::of_nobody(Self::UNDEFINED_PORT.packet), RuleId::Ne11),
-            Meeting::UnusedAddress => (Verdict::of_nobody(Self::UNUSED_ADDRESS.packet), RuleId::Ne12),
+            Meeting::UndefinedPort => (Verdict::without_endpoint(Self::UNDEFINED_PORT.packet), RuleId::Ne11),
+            Meeting::UnusedAddress => (Verdict::without_endpoint(Self::UNUSED_ADDRESS.packet), RuleId::Ne12),
         };
         Decision { verdict, reason: Some(Reason { meeting, rule }) }
     }
@@ -146,10 +147,10 @@ impl Plan {
             Some(Meeting::Frontend(met)) => match met.outcome() {
                 FrontendOutcome::KeptOut => SocketVerdict::Deny,
                 FrontendOutcome::Served(endpoints) => SocketVerdict::Forward { port: &met.port.key, endpoints },
-                FrontendOutcome::Nobody => SocketVerdict::of_nobody(met.rule.empty_at_socket),
+                FrontendOutcome::NoEndpoint => SocketVerdict::without_endpoint(met.rule.empty_at_socket),
             },
-            Some(Meeting::UndefinedPort) => SocketVerdict::of_nobody(Self::UNDEFINED_PORT.socket),
-            Some(Meeting::UnusedAddress) => SocketVerdict::of_nobody(Self::UNUSED_ADDRESS.socket),
+            Some(Meeting::UndefinedPort) => SocketVerdict::without_endpoint(Self::UNDEFINED_PORT.socket),
+            Some(Meeting::UnusedAddress) => SocketVerdict::without_endpoint(Self::UNUSED_ADDRESS.socket),
             None => SocketVerdict::Pass,
         }
     }
@@ -191,7 +192,7 @@ impl Plan {
         self.addresses.get(&as_listed(address.to_canonical())).copied()
     }
 
-    /// Whether node ports are accepted where the packet is sent (TP-10…16).
+    /// Whether the packet's destination accepts node ports (TP-10…16).
     #[must_use]
     pub fn accepts_node_ports(&self, packet: &Packet) -> bool {
         match self.meaning(packet.destination).and_then(|meaning| meaning.node_ports) {
@@ -207,14 +208,14 @@ impl Plan {
     }
 }
 
-/// What a frontend has for a flow.
+/// What a flow finds at a frontend.
 enum FrontendOutcome<'a> {
     /// The source is outside of the source ranges.
     KeptOut,
     /// At least one endpoint.
     Served(&'a [Endpoint]),
     /// The list is empty.
-    Nobody,
+    NoEndpoint,
 }
 
 impl<'a> Reason<'a> {
@@ -237,17 +238,17 @@ impl<'a> Met<'a> {
     }
 
     fn outcome(&self) -> FrontendOutcome<'a> {
-        // The ranges come first, so that who is kept out does not learn whether anybody serves (TP-35).
+        // The ranges come first: a source outside of them must not learn whether there are endpoints (TP-35).
         match (self.admitted, self.port.list(self.rule.list)) {
             (Some(false), _) => FrontendOutcome::KeptOut,
-            (Some(true) | None, []) => FrontendOutcome::Nobody,
+            (Some(true) | None, []) => FrontendOutcome::NoEndpoint,
             (Some(true) | None, endpoints) => FrontendOutcome::Served(endpoints),
         }
     }
 }
 
 impl Verdict<'_> {
-    fn of_nobody(empty: Empty) -> Self {
+    fn without_endpoint(empty: Empty) -> Self {
         match empty {
             Empty::Reject => Self::Reject,
             Empty::Drop => Self::Drop,
@@ -256,7 +257,7 @@ impl Verdict<'_> {
 }
 
 impl SocketVerdict<'_> {
-    fn of_nobody(empty: EmptyAtSocket) -> Self {
+    fn without_endpoint(empty: EmptyAtSocket) -> Self {
         match empty {
             EmptyAtSocket::Refuse => Self::Refuse,
             EmptyAtSocket::Pass => Self::Pass,
@@ -270,11 +271,11 @@ fn decide_at(met: Met<'_>, source: Source) -> (Verdict<'_>, RuleId) {
         (FrontendOutcome::Served(endpoints), _) => {
             (Verdict::Forward { port: &met.port.key, endpoints }, rule_of_list(met.frontend, source))
         }
-        (FrontendOutcome::Nobody, empty @ Empty::Reject) => (Verdict::of_nobody(empty), RuleId::Ne1),
-        (FrontendOutcome::Nobody, empty @ Empty::Drop) if is_internal(met.frontend) => {
-            (Verdict::of_nobody(empty), RuleId::Ne2)
+        (FrontendOutcome::NoEndpoint, empty @ Empty::Reject) => (Verdict::without_endpoint(empty), RuleId::Ne1),
+        (FrontendOutcome::NoEndpoint, empty @ Empty::Drop) if is_internal(met.frontend) => {
+            (Verdict::without_endpoint(empty), RuleId::Ne2)
         }
-        (FrontendOutcome::Nobody, empty @ Empty::Drop) => (Verdict::of_nobody(empty), RuleId::Ne3),
+        (FrontendOutcome::NoEndpoint, empty @ Empty::Drop) => (Verdict::without_endpoint(empty), RuleId::Ne3),
     }
 }
 
@@ -301,7 +302,7 @@ impl Frontend {
     }
 }
 
-/// Whose policy it is under, for the name of the rule.
+/// Whether the internal policy decides at this frontend, for the name of the rule.
 fn is_internal(frontend: &Frontend) -> bool {
     match frontend.kind {
         FrontendKind::ClusterIp => true,

@@ -19,11 +19,11 @@ pub struct PlanView<'a> {
     pub ports: Vec<PortView<'a>>,
     /// Addresses of this node that accept node ports.
     pub node_addresses: Vec<IpAddr>,
-    /// Addresses of local Pods whose sockets are left alone.
+    /// Addresses of local Pods that opted out: their sockets are left alone.
     pub opted_out: Vec<IpAddr>,
     /// Health-check node ports.
     pub health_checks: Vec<HealthCheckView<'a>>,
-    /// Where they are served; without one of a family, at every address of it.
+    /// The addresses on which those servers listen; without one of a family, every address of that family.
     pub health_check_addresses: Vec<IpAddr>,
 }
 
@@ -59,15 +59,15 @@ pub struct PortView<'a> {
     pub family: Family,
     /// Where clients dial.
     pub frontends: Vec<FrontendView>,
-    /// Who answers under policy Cluster.
+    /// The endpoints of policy Cluster.
     pub cluster: Vec<EndpointView>,
-    /// Who answers under policy Local.
+    /// The endpoints of policy Local.
     pub local: Vec<EndpointView>,
     /// Timeout of ClientIP affinity in seconds, null without affinity.
     pub affinity_seconds: Option<u32>,
-    /// Serving endpoints that no new flow reaches: running ones go on.
+    /// Endpoints that serve but get no new flow; running flows go on.
     pub draining: &'a [SocketAddr],
-    /// Who may dial the LoadBalancer frontends, null for everybody.
+    /// The sources that may dial the LoadBalancer frontends; null means every source.
     pub source_ranges: Option<SourceRangesView<'a>>,
 }
 
@@ -127,7 +127,7 @@ pub struct EndpointView {
 
 impl<'a> From<&'a Plan> for PlanView<'a> {
     fn from(plan: &'a Plan) -> Self {
-        // What a node does not answer from has no place here: `service_cidrs` is what the caller said.
+        // `service_cidrs` is left out: it is what the caller said, and no part of what the node does.
         let Plan { ports, addresses, opted_out, health_checks, health_check_addresses, service_cidrs: _ } = plan;
         let of_node = addresses.iter().filter(|(_, meaning)| meaning.node_ports.is_some());
         let check = |((service, family), check): (&'a (ObjectKey, Family), &HealthCheck)| HealthCheckView {
@@ -237,7 +237,7 @@ fn row(port: &PortPlan) -> [String; 4] {
     [port.key.service.to_string(), name.to_owned(), join(frontends), join(endpoints(port))]
 }
 
-/// All endpoints that any frontend may lead to (spec EP-23).
+/// All endpoints that any frontend may lead to (EP-23).
 fn endpoints(port: &PortPlan) -> impl Iterator<Item = String> {
     let mut reachable: Vec<&Endpoint> = port.cluster.iter().chain(&port.local).collect();
     reachable.sort_unstable();
@@ -280,7 +280,7 @@ mod tests {
             [
                 ["NAMESPACE/NAME", "PORT", "FRONTENDS", "ENDPOINTS"],
                 ["default/empty", "-", "10.96.0.2:53/udp", "<none>"],
-                ["default/web", "http", "*:30080/tcp,10.96.0.1:80/tcp", "10.1.0.1:8080,10.1.0.3:8080*"], // V28, EP-23
+                ["default/web", "http", "*:30080/tcp,10.96.0.1:80/tcp", "10.1.0.1:8080,10.1.0.3:8080*"], // EV-28, EP-23
                 ["default/web", "http", "*:30080/tcp,[fd00:96::1]:80/tcp", "[fd00::1]:8080*"],
             ]
         );

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(100);
-/// As long as kube-proxy waits after a failed sync (spec SY-3).
+/// As long as kube-proxy waits after a failed sync (SY-3).
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Doubles from attempt to attempt.

@@ -1,4 +1,4 @@
-//! The loop with a data path that writes down what it is told, on a clock that stands still unless it is waited for.
+//! The loop with a data path that records its calls, on a clock that moves only while the test waits.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -23,7 +23,7 @@ use crate::metrics;
 use crate::plan::{Plan, PlanOptions, PortKey, fixture};
 use crate::status::Status;
 
-/// What the data path says to a sync.
+/// The result of a sync of the data path.
 #[derive(Clone, Copy)]
 enum Says {
     Done,
@@ -32,13 +32,13 @@ enum Says {
 }
 
 /// One call of sync: when, how many service ports, and how many services DNS knew at that moment.
-type Call = (Duration, usize, usize);
+type SyncCall = (Duration, usize, usize);
 
 struct Fake {
     says: VecDeque<Says>,
     began: Instant,
     dns: watch::Receiver<Option<Arc<Snapshot>>>,
-    calls: Arc<Mutex<Vec<Call>>>,
+    calls: Arc<Mutex<Vec<SyncCall>>>,
     /// Where the last sync led the cluster DNS address.
     leads: Arc<Mutex<String>>,
 }
@@ -83,7 +83,7 @@ struct Loop {
     dns_serves: watch::Sender<bool>,
     dns: watch::Receiver<Option<Arc<Snapshot>>>,
     status: watch::Receiver<Status>,
-    calls: Arc<Mutex<Vec<Call>>>,
+    calls: Arc<Mutex<Vec<SyncCall>>>,
     leads: Arc<Mutex<String>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -100,7 +100,7 @@ impl Loop {
         let (health, health_read) = watch::channel(SourceHealth::default());
         let (status, status_read) = watch::channel(Status::default());
         let (reachable, dns) = watch::channel(None);
-        let calls = Arc::<Mutex<Vec<Call>>>::default();
+        let calls = Arc::<Mutex<Vec<SyncCall>>>::default();
         let (says, leads) = (says.iter().copied().collect(), Arc::<Mutex<String>>::default());
         let (began, told) = (Instant::now(), (Arc::clone(&calls), Arc::clone(&leads)));
         let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1 };
@@ -276,7 +276,7 @@ async fn check_dns(events: &[(&str, &str)]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn our_dns_serves_as_soon_as_it_knows_the_cluster_or_nobody_else_is_there() {
+async fn our_dns_serves_once_it_knows_the_cluster_or_if_there_are_no_dns_pods() {
     check_dns(&[("pods", "theirs"), ("ours up", "ours")]).await;
     check_dns(&[("no pods", "ours"), ("ours up", "ours")]).await;
     check_dns(&[("no pods", "ours"), ("pods", "theirs"), ("ours up", "ours"), ("pods", "ours")]).await;
@@ -289,13 +289,13 @@ async fn the_cluster_s_own_dns_serves_as_long_as_ours_does_not_and_it_has_pods()
     check(&[("ours down", "theirs"), ("ours up", "ours")]).await;
     check(&[("no pods", "ours"), ("ours down", "ours"), ("ours up", "ours")]).await;
     check(&[("no pods", "ours"), ("ours down", "ours"), ("pods", "theirs")]).await;
-    // A server that may come back is better than none.
+    // Our server may come back, so it is better than no server.
     check(&[("ours down", "theirs"), ("no pods", "ours"), ("pods", "theirs"), ("ours up", "ours")]).await;
     check(&[("ours down", "theirs"), ("no pods", "ours"), ("ours up", "ours"), ("pods", "ours")]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_stops_hands_over_if_somebody_can_take_over() {
+async fn a_daemon_that_stops_hands_over_to_dns_pods_if_there_are_any() {
     check_dns(&[("pods", "theirs"), ("ours up", "ours"), ("stop", "theirs")]).await;
     check_dns(&[("pods", "theirs"), ("ours up", "ours"), ("ours down", "theirs"), ("stop", "theirs")]).await;
     // The address is left to the successor.

@@ -34,18 +34,18 @@ pub(super) struct Parts {
     pub(super) health: Health,
     pub(super) status: watch::Sender<Status>,
     pub(super) dns: watch::Sender<DnsState>,
-    /// It answers from its start on, and at the end whoever waits gets the answer.
+    /// It answers from its start on; at the end it still answers the clients that wait.
     pub(super) dns_server: Option<Arc<Server>>,
 }
 
 impl Parts {
-    /// Takes all sockets before anything else, so that a second daemon by mistake changes nothing; health is served
-    /// from here on (spec HM-11).
+    /// Opens all sockets before anything else, so that a second daemon started by mistake changes nothing. From here on
+    /// the daemon serves health (HM-11).
     pub(super) async fn bind(config: Config) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let stop = CancellationToken::new();
         tasks.spawn(stop_on_signal(stop.clone())?);
-        // The one that tells a second daemon by mistake: servers of HTTP may be tried again (spec HM-23).
+        // Only this socket detects a second daemon: the daemon retries addresses of HTTP that are in use (HM-23).
         let control = Some(Listener::open(&config.control_socket)?);
         let (status, _) = watch::channel(Status::default());
         let (dns, _) = watch::channel(DnsState::default());
@@ -65,7 +65,7 @@ impl Parts {
         Ok(parts)
     }
 
-    /// Work that has no end of its own.
+    /// Adds work that does not end by itself.
     pub(super) fn until_stopped(&mut self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -74,7 +74,7 @@ impl Parts {
         });
     }
 
-    /// Until told to stop; a part that ends by itself is a failure.
+    /// Waits until the daemon is stopped; a part that ends by itself is a failure.
     pub(super) async fn watch_over(&mut self) -> Result<()> {
         let stop = self.stop.clone();
         tokio::select! {
@@ -92,11 +92,11 @@ impl Parts {
 
     /// Stops all parts, DNS last.
     pub(super) async fn end(mut self) {
-        info!("stopping; what is programmed stays in place");
+        info!("stopping; programs and tables stay in place");
         self.stop.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
-            warn!("a part of the daemon does not end in time and is left behind");
+            warn!("a part of the daemon did not stop in time; the daemon ends without it");
         }
         let Some(server) = self.dns_server.take() else { return };
         let ended = match Arc::into_inner(server) {
@@ -104,7 +104,7 @@ impl Parts {
             None => false,
         };
         if !ended {
-            warn!("the DNS server does not end in time and is left behind");
+            warn!("the DNS server did not stop in time; the daemon ends without it");
         }
     }
 }

@@ -13,11 +13,11 @@ use crate::datapath::{self, Datapath, Mode, Opened, Options};
 use crate::plan::{Detect, PlanOptions};
 use crate::reconcile::Reconciler;
 
-/// The configuration takes no other yet.
+/// The only mode that the configuration accepts so far.
 pub(super) const MODE: Mode = Mode::Ebpf;
 
 impl Parts {
-    /// Opens it, and starts what must run beside it.
+    /// Opens the data path and starts its upkeep.
     pub(super) async fn open_datapath(&mut self, options: Options) -> Result<Box<dyn Datapath>> {
         let opening = tokio::task::spawn_blocking(move || datapath::open(MODE, &options));
         let Opened { path, mode, adopted, report, beside } = opening.await.context("opening the data path")??;

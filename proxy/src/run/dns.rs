@@ -1,4 +1,4 @@
-//! The bundled DNS as a part of the daemon: its server, its addresses, and the watch that tells whether it serves.
+//! The bundled DNS as a part of the daemon: its server, its addresses, and the watch that finds out whether it serves.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -53,8 +53,8 @@ impl Parts {
         Ok(DnsState::Serving { addresses: addresses.to_vec(), domain })
     }
 
-    /// Whether the bundled DNS answers decides where its address leads, from now on; it does not answer before it knows
-    /// the cluster.
+    /// From now on the cluster DNS address leads to the bundled DNS while that answers; it does not answer before it
+    /// knows the cluster.
     pub(super) fn choose_dns(&mut self, server: Option<&Arc<Server>>, options: PlanOptions) -> Result<PlanChoice> {
         let (sender, serves) = watch::channel(false);
         if let (Some(config), Some(server)) = (&self.config.dns, server) {

@@ -1,4 +1,4 @@
-//! What the daemon needs of its host: errors that are cheap to find come before anything is touched.
+//! Checks what the daemon needs of its host, before it changes anything.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tracing::info;
@@ -27,7 +27,7 @@ pub(super) fn check(config: &Config) -> Result<Options> {
     Ok(options)
 }
 
-/// Failure costs nothing but the protection (spec 9.1). A kubelet or a service manager has usually set one already.
+/// A failure costs only this protection (CF-13). A kubelet or a service manager has usually set one already.
 pub(super) fn adjust_oom_score(score: i32) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
         info!(score, %error, "oom-score-adj stays as it was: lowering it takes CAP_SYS_RESOURCE");

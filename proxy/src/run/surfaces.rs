@@ -1,4 +1,5 @@
-//! Through what the daemon is watched and asked: HTTP, the control socket, health checks and events, as its parts.
+//! The parts by which users and load balancers watch and ask the daemon: HTTP, the control socket, health checks and
+//! events.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ impl Parts {
         self.serve("--metrics-bind-address", "FailedToStartMetricServer", address, routes).await
     }
 
-    /// Serves HTTP, now or as soon as the address is to be had.
+    /// Serves HTTP, now or as soon as the daemon can listen on the address.
     async fn serve(
         &mut self,
         flag: &'static str,
@@ -68,7 +69,7 @@ impl Parts {
         }
     }
 
-    /// Servers of health checks follow the plan from a task of their own.
+    /// Starts the servers of health checks, which follow the plan in a task of their own.
     pub(super) fn start_health_checks(&mut self) -> watch::Sender<Checks> {
         let (sender, checks) = watch::channel(Checks::default());
         let servers = HealthChecks::new(self.health.clone(), self.events.clone());
@@ -80,7 +81,7 @@ impl Parts {
         sender
     }
 
-    /// Events go to `events` if the source takes any; what the data path refuses becomes one.
+    /// Writes events to `events`, if the source takes any; each service port that the data path refuses is one.
     pub(super) fn start_events(&mut self, events: Option<Events>) {
         if let Some(recorded) = self.recorded.take() {
             self.until_stopped(recorded.write(events));

@@ -14,11 +14,11 @@ pub struct Counts {
     pub frontends: usize,
     /// Endpoints, counted once for each service port.
     pub endpoints: usize,
-    /// Service ports with a Local policy and endpoints, but none here.
+    /// Service ports with policy Local that have endpoints, but none on this node.
     pub without_local: WithoutLocal,
 }
 
-/// Service ports with policy Local that have endpoints, but none here.
+/// Service ports with policy Local that have endpoints, but none on this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WithoutLocal {
     /// By `internalTrafficPolicy`: IPv4, IPv6.
@@ -66,7 +66,7 @@ fn reachable(port: &PortPlan) -> usize {
     port.cluster.len().max(port.local.len())
 }
 
-/// A port with endpoints, but none here for those who must have one here (spec 7.4).
+/// A port with endpoints, but without one on this node where policy Local needs one (NE-16).
 fn count_without_local(port: &PortPlan, by: i64, count: &mut WithoutLocal) {
     if port.cluster.is_empty() || !port.local.is_empty() {
         return;

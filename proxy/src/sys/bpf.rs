@@ -179,7 +179,7 @@ pub fn lookup<const K: usize, const V: usize>(map: BorrowedFd<'_>, key: &[u8; K]
     }
 }
 
-/// All keys, of `K` bytes, of a map that has no batch commands. Nobody else may write meanwhile.
+/// All keys, of `K` bytes, of a map that has no batch commands. No other process may write to it meanwhile.
 pub fn keys<const K: usize>(map: BorrowedFd<'_>) -> io::Result<Vec<[u8; K]>> {
     let mut found: Vec<[u8; K]> = Vec::new();
     loop {
@@ -211,7 +211,7 @@ pub fn delete<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<
 
 /// Reads a whole hash map whose keys have `K` bytes and whose values are 64-bit words. Kernel: 5.6.
 ///
-/// Nobody else may write meanwhile; then every element is given once.
+/// No other process may write to it meanwhile; then every element is returned once.
 pub fn read_words<const K: usize>(map: BorrowedFd<'_>) -> io::Result<Vec<([u8; K], u64)>> {
     let mut found = Vec::new();
     let (mut keys, mut values) = (vec![[0_u8; K]; READ_BATCH], vec![0_u64; READ_BATCH]);

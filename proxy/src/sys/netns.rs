@@ -11,7 +11,7 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// The cookie of the calling thread's network namespace: never used again while the kernel runs, unlike the inode
 /// number of a namespace. Kernel: 5.14.
 pub fn netns_cookie() -> io::Result<u64> {
-    // A netlink socket needs no protocol family to be configured in; any socket will do.
+    // Any socket suffices; one of netlink needs no protocol family in the kernel.
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0_u64;
     let mut length: libc::socklen_t = 8;

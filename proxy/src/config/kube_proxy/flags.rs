@@ -1,4 +1,4 @@
-//! kube-proxy's flags: accepted by name and type, and put where its configuration file has them (spec 9.2).
+//! kube-proxy's flags: accepted by name and type, and put where its configuration file has them (CF-14).
 
 use std::collections::BTreeMap;
 
@@ -76,7 +76,7 @@ pub struct KubeProxyFlags {
 }
 
 impl KubeProxyFlags {
-    /// Whether a port was given as 0, which turns its server off (spec HM-11, HM-25).
+    /// Whether a port was given as 0, which turns its server off (HM-11, HM-25).
     #[must_use]
     pub fn turns_off(&self, flag: &str) -> bool {
         self.given.get(flag) == Some(&json!(0))

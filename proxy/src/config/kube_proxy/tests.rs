@@ -99,7 +99,7 @@ fn fields_are_obeyed() {
     assert_eq!(config.node_ports, crate::plan::NodePortAddresses::Primary);
     assert_eq!(config.sync_period.as_secs(), 60);
     assert!(config.notes.iter().any(|note| note.contains("mode nftables")), "{:?}", config.notes);
-    // The family of the bind address decides that of the defaults (spec 9.1).
+    // The family of the bind address decides that of the defaults (CF-12).
     let config = config_of(&format!("{HEAD}bindAddress: 'fd00::1'\n"), "--manifests m").unwrap();
     assert_eq!(config.healthz.unwrap().to_string(), "[::]:10256");
     assert_eq!(config.metrics.unwrap().to_string(), "[::1]:10249");

@@ -1,4 +1,4 @@
-//! This data path as the door knows it: neutral words in, neutral words out.
+//! This data path behind the door: it translates the door's neutral types into its own and back.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use super::{Adopted, Ebpf, EbpfOpenError, EbpfOptions};
 use crate::datapath::{Check, HostOptions, Mode, Opened, Options, Removed, Report};
 use crate::host::cgroup::{self, CgroupError};
 
-/// Looks at everything that [`open`] needs.
+/// Checks everything that [`open`] needs.
 pub(in crate::datapath) fn probe(host: &HostOptions) -> Vec<Check> {
     checks(host.cgroup_root.as_deref(), &host.bpf_root)
 }

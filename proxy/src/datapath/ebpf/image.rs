@@ -1,4 +1,4 @@
-//! From the plan of one service port to what its tables must hold.
+//! Turns the plan of one service port into the content of the tables.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -10,17 +10,17 @@ use super::SELF_TEST;
 use super::layout::{Access, FrontendKey, Sources, Target};
 use crate::plan::{EmptyAtSocket, Endpoint, Frontend, List, PortKey, PortPlan};
 
-/// What the tables hold for a service port; `None` if nobody can dial it.
+/// What the tables hold for a service port; `None` if it has no frontend.
 ///
-/// Whoever dials from a socket of this node is a pod or the node itself, and namespaces tell which, so spec 2.4 has the
-/// same rule for both: one access for each frontend.
+/// Only pods and the node itself dial from a socket of this node, and their namespace says which. DT-1 has the same
+/// rule for both, so each frontend has one access.
 #[must_use]
 pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {
     if port.frontends.is_empty() {
         return None;
     }
     let uses = |list| port.frontends.iter().any(|frontend| frontend.from_pods.list == list);
-    // Who is in a list that no socket uses gets no new flow from one, and keeps those that it has.
+    // An endpoint that is only in a list that no socket uses drains: it gets no new flow and keeps the running ones.
     let unused =
         [(List::Cluster, &port.cluster), (List::Local, &port.local)].into_iter().filter(|(list, _)| !uses(*list));
     let used = [(List::Cluster, &port.cluster), (List::Local, &port.local)].into_iter().filter(|(list, _)| uses(*list));

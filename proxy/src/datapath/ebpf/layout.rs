@@ -1,9 +1,9 @@
 //! Which service, slot and backend elements hold what, and the writes that lead from one state to the next.
 //!
 //! A plain value without access to the kernel: [`Layout::upsert`] and [`Layout::remove`] return [`Write`]s in an order
-//! in which every prefix is safe. After each of them every frontend leads to a service all of whose visible slots
-//! point at living backends of its old or new endpoints, and a frontend that has endpoints before and after is never
-//! without in between (spec/datapath.md 2.4; proved by the property test in `layout/tests.rs`).
+//! in which every prefix is safe. After each of them every frontend leads to a service all of whose visible slots point
+//! at living backends of its old or new endpoints, and a frontend that has endpoints before and after is never without
+//! in between (TB-2; proved by the property test in `layout/tests.rs`).
 //!
 //! A service port has one entry in the directory. Its slots begin with the endpoints on this node, so frontends under
 //! policy Local use the first of them and all others the whole. Where the list of policy Local is not a part of that of
@@ -63,7 +63,7 @@ impl Default for Capacity {
     }
 }
 
-/// A table has no room; nothing of the change was done.
+/// A table has no room; the change was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {table} table is full ({capacity} elements)")]
 pub struct Full {
@@ -73,31 +73,32 @@ pub struct Full {
     pub capacity: u32,
 }
 
-/// What a service port is to look like.
+/// What the tables must hold for a service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target<'a> {
-    /// What clients dial.
+    /// The frontends.
     pub frontends: Vec<(FrontendKey, Access)>,
-    /// Who answers under policy Cluster; each address once.
+    /// The endpoints of policy Cluster; each address once.
     pub cluster: &'a [Endpoint],
-    /// Who answers under policy Local; holds all local ones of `cluster`.
+    /// The endpoints of policy Local; holds all local ones of `cluster`.
     pub local: &'a [Endpoint],
-    /// Who gets no new flow while running ones go on.
+    /// Endpoints that get no new flow and keep the running ones.
     pub draining: Vec<SocketAddr>,
     /// Timeout of session affinity in seconds, 0 without.
     pub affinity: u32,
-    /// Without an endpoint here, a socket's flow under policy Local is left alone; it is refused otherwise.
+    /// What a socket's flow under policy Local gets without an endpoint on this node: it keeps its address if true, and
+    /// is refused if false.
     pub leaves_alone: bool,
-    /// Who may use the filtered frontends.
+    /// The sources that may dial the filtered frontends.
     pub ranges: Option<Sources<'a>>,
 }
 
 /// How a frontend is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// By which list.
+    /// The list it uses.
     pub list: List,
-    /// For sources in the ranges only.
+    /// Only sources in the ranges may dial it.
     pub filtered: bool,
 }
 
@@ -180,12 +181,12 @@ impl Layout {
         }
     }
 
-    /// The writes that make everything of `owner` disappear.
+    /// The writes that remove all elements of `owner`.
     pub fn remove(&mut self, owner: &PortKey, now: Moment) -> Vec<Write> {
         self.ports.remove(owner).map_or_else(Vec::new, |main| self.drop_port(main, now))
     }
 
-    /// The writes that remove what no service port has claimed since the tables were read back.
+    /// The writes that remove what no service port has adopted since the tables were read back.
     pub fn remove_unclaimed(&mut self, now: Moment) -> Vec<Write> {
         let mut unclaimed: Vec<u32> =
             self.records.iter().filter(|(_, record)| record.owner.is_none()).map(|(service, _)| *service).collect();
@@ -204,7 +205,7 @@ impl Layout {
         services
     }
 
-    /// The writes that would bring one service port's tables to what they are believed to be, in a safe order.
+    /// The writes, in a safe order, that make the tables hold what the layout has for one service port.
     #[must_use]
     pub fn image(&self, service: u32) -> Vec<Write> {
         let Some(record) = self.records.get(&service) else { return Vec::new() };
@@ -219,7 +220,7 @@ impl Layout {
         writes
     }
 
-    /// Whether `key` is one of ours.
+    /// Whether the layout has the frontend `key`.
     #[must_use]
     pub fn has_frontend(&self, key: &FrontendKey) -> bool {
         self.frontends.get(key).is_some()
@@ -242,7 +243,7 @@ impl Layout {
         if Family::BOTH.into_iter().all(fits) { Ok(()) } else { Err(full) }
     }
 
-    /// After a restart: the entry that `target`'s frontends lead to, if nobody owns it yet.
+    /// After a restart: the entry that `target`'s frontends lead to, if it has no owner yet.
     fn adopt(&mut self, owner: &PortKey, target: &Target<'_>) -> Option<u32> {
         let leads = target.frontends.iter().filter_map(|(key, _)| self.frontends.get(key));
         let mains = leads.filter_map(|lead| Some(self.records.get(&lead.service)?.terms.port()));

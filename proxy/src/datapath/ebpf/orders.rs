@@ -1,4 +1,4 @@
-//! What upkeep works towards, said by the sync that has just succeeded.
+//! The orders that each successful sync gives to upkeep.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,43 +6,44 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// What a round of upkeep works towards.
+/// What a round of upkeep must reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Orders {
-    /// Pods whose sockets are left alone.
+    /// Addresses of pods that opted out.
     pub(super) opted_out: Arc<BTreeSet<IpAddr>>,
-    /// Some Service asks for sources, so the addresses of pods must be known.
+    /// Some Service has source ranges, so programs must know the addresses of pods.
     pub(super) sources: bool,
     /// How many backends have died so far.
     pub(super) departed: u64,
 }
 
-/// Gives the orders. Before the first sync that succeeds there are none.
+/// Publishes the orders; the first sync that succeeds publishes the first.
 #[derive(Debug, Default)]
 pub(super) struct OrderWriter {
     orders: watch::Sender<Option<Orders>>,
-    /// Service ports of the plan synced last that ask for sources.
+    /// How many service ports of the last plan have source ranges.
     with_ranges: usize,
     departed: u64,
 }
 
 impl OrderWriter {
-    /// Where the orders come out.
+    /// The channel to upkeep.
     pub(super) fn subscribe(&self) -> watch::Receiver<Option<Orders>> {
         self.orders.subscribe()
     }
 
-    /// A backend has died: sockets may still hang on it. It counts from the next success on.
+    /// Counts a backend that died: sockets may still be connected to it. The next successful sync publishes it.
     pub(super) fn backend_gone(&mut self) {
         self.departed = self.departed.saturating_add(1);
     }
 
-    /// The next difference will be one to an empty plan.
+    /// Forgets the last plan: the next difference is one to an empty plan.
     pub(super) fn forget_plan(&mut self) {
         self.with_ranges = 0;
     }
 
-    /// The tables are as planned. `gained` and `lost`: service ports that ask for sources, of the difference written.
+    /// Publishes the orders after a sync. `gained` and `lost`: how many service ports with source ranges the difference
+    /// has.
     pub(super) fn synced(&mut self, opted_out: &Arc<BTreeSet<IpAddr>>, gained: usize, lost: usize) {
         self.with_ranges = self.with_ranges.saturating_add(gained).saturating_sub(lost);
         let orders =
@@ -59,7 +60,7 @@ impl OrderWriter {
 mod tests {
     use super::*;
 
-    /// The orders after a sync: whether they are news, whether sources are asked for, and how many backends died.
+    /// The orders after a sync: whether they changed, whether sources are needed, and how many backends died.
     #[track_caller]
     fn check(writer: &mut OrderWriter, gained: usize, lost: usize, news: bool, sources: bool, departed: u64) {
         let orders = writer.subscribe();

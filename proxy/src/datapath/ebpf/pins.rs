@@ -1,7 +1,7 @@
 //! What outlives the daemon: the directory tree of pins on the BPF file system, made and removed.
 //!
 //! `<bpf root>/v<version of the tables>/{maps,programs,links}/<name>` and `<bpf root>/flows-v<version>/maps/<name>`:
-//! what clients got outlives a change of the tables.
+//! flows outlive a change of the tables.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use proxy_abi::maps::{self, Lifetime, Map};
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
 
-/// Where the BPF file system is mounted by convention, and by us if nobody did.
+/// Where the BPF file system is mounted by convention, and where we mount it if it is missing.
 const BPF_MOUNT: &str = "/sys/fs/bpf";
 
 /// The pins cannot be made or removed.
@@ -22,7 +22,7 @@ pub(in crate::datapath) enum PinError {
     /// No BPF file system.
     #[error("mounting the BPF file system on {BPF_MOUNT}")]
     Mount(#[source] nix::Error),
-    /// The root is elsewhere.
+    /// The root is on another file system.
     #[error(
         "{} is not on a BPF file system: programs and maps could not outlive the daemon; choose a --bpf-root below \
          {BPF_MOUNT} or mount one there (mount -t bpf bpf DIR)",
@@ -32,9 +32,9 @@ pub(in crate::datapath) enum PinError {
     /// A directory or pin.
     #[error("{doing} {}", .path.display())]
     File {
-        /// What was tried.
+        /// What failed.
         doing: &'static str,
-        /// With what.
+        /// On which path.
         path: PathBuf,
         /// What the kernel said.
         #[source]
@@ -59,7 +59,7 @@ impl MapPins {
         directory.join(map.name)
     }
 
-    /// Whether a map of the tables is there.
+    /// Whether a map of the tables is pinned.
     pub(super) fn has_tables(&self) -> bool {
         maps::ALL.iter().any(|map| map.lifetime == Lifetime::Tables && self.of(map).exists())
     }
@@ -75,7 +75,7 @@ pub(super) struct Pins {
     pub(super) links: PathBuf,
 }
 
-/// Another version of the tables, whose programs are attached.
+/// Another version of the tables with programs that are attached.
 #[derive(Clone, Debug)]
 pub(super) struct Former {
     pub(super) version: u32,
@@ -128,12 +128,12 @@ impl Pins {
         Ok(found)
     }
 
-    /// Removes tables that no program reads: an earlier start did not get as far.
+    /// Removes tables that no program reads, as an earlier start that failed leaves them.
     pub(super) fn discard_tables(&self) -> Result<(), PinError> {
         self.discard(Lifetime::Tables)
     }
 
-    /// Removes flows: the tables begin anew, and what flows refer to is not in them.
+    /// Removes flows: the new tables do not hold what these flows refer to.
     pub(super) fn discard_flows(&self) -> Result<(), PinError> {
         self.discard(Lifetime::Flows)
     }
@@ -151,7 +151,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Takes over the flows of `former`, if they are beside its tables and none are here.
+    /// Takes over the flows of `former`, if they are pinned with its tables and this version has none.
     pub(super) fn adopt_flows(&self, former: &Former) -> Result<(), PinError> {
         for map in maps::ALL.iter().filter(|map| map.lifetime == Lifetime::Flows) {
             let (from, to) = (former.maps.of(map), self.maps.of(map));
@@ -162,7 +162,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Takes over the links of `former`, which run its programs until they are switched over.
+    /// Takes over the links of `former`; they run its programs until the programs are replaced.
     pub(super) fn adopt_links(&self, former: &Former) -> Result<(), PinError> {
         for (from, to) in [(&former.programs, &self.programs), (&former.links, &self.links)] {
             for pin in list(from)? {

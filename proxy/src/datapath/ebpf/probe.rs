@@ -14,7 +14,7 @@ use crate::host::cgroup;
 /// hooks with 5.8, socket storage in these hooks with 5.8, mappable arrays with 5.5, links with 5.7.
 const OLDEST: (u32, u32) = (5, 18);
 
-/// Looks at everything that [`super::Ebpf::open`] needs.
+/// Checks everything that [`super::Ebpf::open`] needs.
 #[must_use]
 pub(super) fn checks(cgroup_root: Option<&Path>, bpf_root: &Path) -> Vec<Check> {
     let (tree, files) = (cgroup_tree(cgroup_root), bpf_file_system(bpf_root));
@@ -113,7 +113,7 @@ fn object() -> Check {
     }
 }
 
-/// Only told: this version balances connections at sockets.
+/// A note only: this version balances connections at sockets.
 fn packets() -> Check {
     let detail = match is_program_supported(ProgramType::SchedClassifier) {
         Ok(true) => "programs on interfaces are possible (not used by this version)".to_owned(),

@@ -1,4 +1,4 @@
-//! The programs at sockets, and what must be seen to beside the tables while they run.
+//! The programs at sockets, and the upkeep that they need while they run.
 
 mod coverage;
 mod foreign;

@@ -1,7 +1,7 @@
-//! What the tables of another version hold, taken over under the same ids: sockets and clients refer to backends and
+//! Takes over what the tables of another version hold, under the same ids: sockets and clients refer to backends and
 //! service ports by them, and what they refer to must stay what it was.
 //!
-//! It is read before anything is made, and written before a program of this version is attached.
+//! It reads them before it makes any map, and writes them before it attaches a program of this version.
 
 use std::net::IpAddr;
 
@@ -24,16 +24,16 @@ pub(super) struct Taken {
     namespaces: Vec<(u64, Namespace)>,
 }
 
-/// It cannot be read.
+/// The tables of another version cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TakeoverError {
-    /// Made by a program that this one does not know.
+    /// This program does not know the layout of that version.
     #[error("the layout of version {0} is not known to this program")]
     Unknown(u32),
-    /// A map is not as that version has it.
+    /// A map does not have the layout of that version.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The kernel refuses to give it back.
+    /// The kernel refused a read.
     #[error(transparent)]
     Read(#[from] SyncError),
 }
@@ -47,8 +47,9 @@ impl Taken {
         }
     }
 
-    /// In version 2 one word of `CONFIG` had two writers, no address told from whom it takes node ports, and a flag for
-    /// all decided what becomes of flows that [`Terms::leaves_alone`] marks. All else is as here.
+    /// In version 2 one word of `CONFIG` had two writers, no address said from which clients it takes node ports, and
+    /// one flag decided for all service ports whether flows that [`Terms::leaves_alone`] marks are left alone. All else
+    /// is the same.
     fn read_v2(former: &Former) -> Result<Self, TakeoverError> {
         let tables = Tables::open(&former.maps)?;
         let v2::Flags { opt_outs, silent } = v2::flags(&former.maps)?;
@@ -68,7 +69,7 @@ impl Taken {
         Ok(Self { dump, addresses, namespaces })
     }
 
-    /// Writes it to tables that are empty and that no program reads yet.
+    /// Writes it to empty tables that no program reads yet.
     pub(super) fn write(
         &self,
         tables: &mut Tables,
@@ -85,7 +86,8 @@ impl Taken {
             namespaces.set(*cookie, *namespace)?;
         }
         let opted_out = self.namespaces.iter().filter(|(_, value)| value.flags & Namespace::OPTED_OUT != 0).count();
-        // The first round of upkeep says the same; until then nothing may be translated that was not before.
+        // The first round of upkeep writes the same. Until then programs must not translate for pods that had opted
+        // out.
         config.set_opt_outs(u64::try_from(opted_out).unwrap_or(u64::MAX))?;
         Ok(self.dump.directory.len())
     }

@@ -27,7 +27,7 @@ pub(crate) struct InterfaceAddress {
 }
 
 impl InterfaceAddress {
-    /// What a message says, if it bears an address.
+    /// Reads a message, if it has an address.
     pub(crate) fn of(message: &AddressMessage) -> Option<Self> {
         let flags = message.header.flags;
         Some(Self {
@@ -54,8 +54,8 @@ pub(crate) fn list() -> io::Result<Vec<InterfaceAddress>> {
     })
 }
 
-/// The addresses by which others may know a namespace: interface by interface in the kernel's order, secondary ones
-/// behind all others.
+/// The addresses at which others may reach a namespace: interface by interface in the kernel's order, secondary ones
+/// after all others.
 pub(crate) fn reachable(mut found: Vec<InterfaceAddress>) -> Vec<IpAddr> {
     found.retain(|assigned| match assigned.address {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),

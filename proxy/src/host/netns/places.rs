@@ -12,7 +12,7 @@ use super::{inode, is_gone};
 /// Device and inode number of a namespace.
 pub(super) type Inode = (u64, u64);
 
-/// How many processes of one namespace are remembered as ways into it; one may end at any time.
+/// How many processes of one namespace are remembered as paths to it; one may end at any time.
 const PROCESSES: usize = 4;
 
 /// A network namespace that was seen.
@@ -20,7 +20,7 @@ const PROCESSES: usize = 4;
 pub(super) struct Place {
     /// The lowest process in it.
     pub(super) process: Option<u32>,
-    /// Ways into it; those that last longer first.
+    /// Paths to it; those that last longer first.
     pub(super) paths: Vec<PathBuf>,
 }
 
@@ -35,12 +35,12 @@ impl Place {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     pub(super) all: BTreeMap<Inode, Place>,
-    /// How many could not be looked at.
+    /// How many could not be read.
     pub(super) unreadable: usize,
 }
 
 impl Places {
-    /// Threads that left their process's namespace for one that no process is in are not looked for.
+    /// Finds them. It misses a namespace that only single threads are in and no process.
     pub(super) fn find(proc: &Path, named: &[PathBuf]) -> io::Result<Self> {
         let mut places = Self::default();
         for directory in named {

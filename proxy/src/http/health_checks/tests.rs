@@ -35,7 +35,7 @@ fn checks(family: Family, port: NonZeroU16, local_endpoints: usize) -> Checks {
     Checks { wanted: OrdMap::unit(key, HealthCheck { port, local_endpoints }), ..Checks::default() }
 }
 
-/// The head and the body of the answer to `request`, or that nobody listens.
+/// The head and the body of the answer to `request`, or that no server listens.
 async fn ask(ip: IpAddr, port: NonZeroU16, request: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect((ip, port.get())).await.ok()?;
     stream.write_all(format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
@@ -64,7 +64,7 @@ async fn the_answer_is_that_of_kube_proxy_in_2_to_6() {
         });
         assert_eq!(serde_json::from_str::<serde_json::Value>(&body).unwrap(), expected);
     }
-    // Nobody here: 503, on the same server and with the weight.
+    // No endpoint here: 503, on the same server and with the weight.
     servers.reconcile(&checks(Family::V4, port, 0)).await;
     let (head, body) = ask(V4, port, "GET /").await.unwrap();
     assert!(head.starts_with("http/1.1 503") && head.contains("endpoint-weight: 0"), "{head}");

@@ -1,4 +1,4 @@
-//! Who gets what: the decision table, the matrix of endpoints and source NAT, and what sockets get.
+//! What each kind of source gets: the decision table, the matrix of endpoints and source NAT, and what sockets get.
 
 use super::*;
 use crate::plan::fixture::{NODE, cluster, ip, names, options, pod, service, set_node, slice};

@@ -1,4 +1,4 @@
-//! The backend arrays: which element lives in which generation.
+//! The backend arrays: which elements are in use, and their generations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ struct Lives {
     pool: Pool,
     /// Last generation of each element used so far.
     generations: Vec<u16>,
-    /// Read back alive, but no service refers to them.
+    /// Elements that were read back alive, but to which no service refers.
     strays: BTreeSet<u32>,
 }
 
@@ -32,7 +32,7 @@ impl Backends {
         Self { four: lives.clone(), six: lives }
     }
 
-    /// As read back: `used` elements belong to services, `strays` are alive without one.
+    /// The arrays as read back: `used` elements belong to services, `strays` are alive without one.
     pub(super) fn restored(capacity: u32, four: Restored, six: Restored) -> Self {
         let lives = |restored: Restored| {
             let taken = restored.used.union(&restored.strays).copied().collect();
@@ -74,18 +74,18 @@ impl Backends {
         Some(taken)
     }
 
-    /// Gives back a life that nobody has seen.
+    /// Gives back a backend that was never published.
     pub(super) fn untake(&mut self, family: Family, reference: BackendRef) {
         self.of(family).untake(reference);
     }
 
-    /// Ends a life.
+    /// Removes a backend.
     pub(super) fn retire(&mut self, family: Family, reference: BackendRef, now: Moment) -> Write {
         self.of(family).pool.retire(reference.index(), now);
         Write::BackendGone { family, index: reference.index() }
     }
 
-    /// Ends the lives that belong to no service.
+    /// Removes the backends that belong to no service.
     pub(super) fn remove_strays(&mut self, now: Moment) -> Vec<Write> {
         let mut writes = Vec::new();
         for family in Family::BOTH {

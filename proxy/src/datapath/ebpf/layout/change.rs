@@ -1,5 +1,5 @@
-//! How a service port in place becomes another: what it needs is reserved first, so that a full table changes nothing;
-//! then all that joins is shown, frontends are pointed, and only then all that leaves is taken out.
+//! Changes a service port in the tables: first reserves what the change needs, so that a full table changes nothing;
+//! then publishes the endpoints that join, then the frontends, and only then removes what leaves.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -20,24 +20,24 @@ struct Port {
 }
 
 /// The lists of a service port as its entries hold them.
-struct Lists<'a> {
+struct EntryLists<'a> {
     main: &'a [Endpoint],
     second: Option<&'a [Endpoint]>,
 }
 
-/// One entry and what becomes of it.
-struct Step<'a> {
+/// One entry and how it changes.
+struct EntryStep<'a> {
     wanted: &'a [Endpoint],
     change: Change,
     slots: Slots,
 }
 
-/// How the slots of an entry come to hold another list.
+/// How the slots of an entry get another list.
 #[derive(Clone, Copy)]
 enum Slots {
-    /// One by one where they are.
+    /// One by one, in the region they have.
     InPlace,
-    /// All anew in this region; an empty list has none.
+    /// All written to this new region; an empty list has none.
     Anew(Option<Region>),
 }
 
@@ -82,7 +82,7 @@ impl Slots {
     }
 }
 
-impl<'a> Lists<'a> {
+impl<'a> EntryLists<'a> {
     fn of(target: &Target<'a>) -> Self {
         let uses = |list: List| target.frontends.iter().any(|(_, access)| access.list == list);
         match (uses(List::Cluster), uses(List::Local)) {
@@ -96,7 +96,7 @@ impl<'a> Lists<'a> {
 }
 
 impl Port {
-    /// No endpoint hangs on it, nor a range of sources.
+    /// It has neither endpoints nor source ranges.
     fn is_empty(&self) -> bool {
         let Record { placed, draining, prefixes, ranges, region, .. } = &self.record;
         placed.is_empty()
@@ -125,7 +125,7 @@ impl Port {
 impl Layout {
     /// The writes that make the service port of entry `main` look like `target`.
     pub(super) fn change(&mut self, main: u32, target: &Target<'_>, now: Moment) -> Result<Vec<Write>, Full> {
-        let lists = Lists::of(target);
+        let lists = EntryLists::of(target);
         self.with_port(main, |layout, port| match port.is_empty() && lists.second.is_none() {
             true => layout.fill(port, target, lists.main, now),
             false => {
@@ -136,8 +136,8 @@ impl Layout {
         .unwrap_or(Ok(Vec::new()))
     }
 
-    /// The short way for a service port without any endpoint so far, as all are after a start: nothing is there that
-    /// could stay, leave or be shared.
+    /// The short way for a service port that had no endpoint so far, as all are after a start: no endpoint stays,
+    /// leaves or is shared.
     fn fill(
         &mut self,
         port: &mut Port,
@@ -145,7 +145,7 @@ impl Layout {
         wanted: &[Endpoint],
         now: Moment,
     ) -> Result<Vec<Write>, Full> {
-        let step = Step { wanted, change: Change::default(), slots: Slots::InPlace };
+        let step = EntryStep { wanted, change: Change::default(), slots: Slots::InPlace };
         let slots = self.slots_for(None, &step, Scope::Whole, now)?;
         let family = port.record.family;
         let full = Full { table: "backend", capacity: self.capacity.backends };
@@ -176,8 +176,8 @@ impl Layout {
         Ok(writes)
     }
 
-    /// The writes that take away what `target` no longer holds, for a service port that [`Full`] kept from growing: a
-    /// removed endpoint gets nothing more even then.
+    /// The writes that remove what `target` no longer holds, for a service port that could not grow because of
+    /// [`Full`]: a removed endpoint must get no new flow even then.
     pub fn shrink(&mut self, owner: &crate::plan::PortKey, target: &Target<'_>, now: Moment) -> Vec<Write> {
         let Some(main) = self.ports.get(owner).copied() else { return Vec::new() };
         let wanted: HashSet<SocketAddr> = target.cluster.iter().chain(target.local).map(|end| end.address).collect();
@@ -187,7 +187,7 @@ impl Layout {
         };
         let shrunk = self.with_port(main, |layout, port| {
             let (held, second) = (kept(&port.record), port.second.as_ref().map(|(_, record)| kept(record)));
-            let lists = Lists { main: &held, second: second.as_deref() };
+            let lists = EntryLists { main: &held, second: second.as_deref() };
             layout.apply(port, target, &lists, Scope::Lists, now)
         });
         // Nothing is added, so nothing can be full.
@@ -209,13 +209,13 @@ impl Layout {
         &mut self,
         port: &mut Port,
         target: &Target<'_>,
-        lists: &Lists<'_>,
+        lists: &EntryLists<'_>,
         scope: Scope,
         now: Moment,
     ) -> Result<Vec<Write>, Full> {
-        let mut main = Step { wanted: lists.main, change: port.record.change(lists.main), slots: Slots::InPlace };
+        let mut main = EntryStep { wanted: lists.main, change: port.record.change(lists.main), slots: Slots::InPlace };
         let held = port.second.as_ref().map(|(_, record)| record);
-        let mut second = lists.second.map(|wanted| Step {
+        let mut second = lists.second.map(|wanted| EntryStep {
             wanted,
             change: held.map_or_else(|| all(wanted), |record| record.change(wanted)),
             slots: Slots::InPlace,
@@ -251,12 +251,12 @@ impl Layout {
     }
 
     /// The scope of a change of the whole service port.
-    fn scope(&self, port: &Port, target: &Target<'_>, lists: &Lists<'_>) -> Scope {
+    fn scope(&self, port: &Port, target: &Target<'_>, lists: &EntryLists<'_>) -> Scope {
         if self.repoints(port, target, lists) { Scope::Repointed } else { Scope::Whole }
     }
 
-    /// Whether a frontend that is there changes what it leads to.
-    fn repoints(&self, port: &Port, target: &Target<'_>, lists: &Lists<'_>) -> bool {
+    /// Whether a frontend that stays leads to another entry.
+    fn repoints(&self, port: &Port, target: &Target<'_>, lists: &EntryLists<'_>) -> bool {
         lists.second.is_some() != port.second.is_some()
             || target
                 .frontends
@@ -264,12 +264,12 @@ impl Layout {
                 .any(|(key, access)| self.frontends.get(key).is_some_and(|lead| lead != port.lead(*access)))
     }
 
-    /// Takes all that the change needs, or nothing.
+    /// Reserves all that the change needs, or nothing.
     fn reserve(
         &mut self,
         port: &Port,
         target: &Target<'_>,
-        steps: (&mut Step<'_>, Option<&mut Step<'_>>),
+        steps: (&mut EntryStep<'_>, Option<&mut EntryStep<'_>>),
         scope: Scope,
         now: Moment,
     ) -> Result<Reserved, Full> {
@@ -312,7 +312,7 @@ impl Layout {
     fn slots_for(
         &mut self,
         record: Option<&Record>,
-        step: &Step<'_>,
+        step: &EntryStep<'_>,
         scope: Scope,
         now: Moment,
     ) -> Result<Slots, Full> {
@@ -331,12 +331,13 @@ impl Layout {
         }
     }
 
-    /// Brings backends to life, back from draining, or into the other list. Returns the backends of all endpoints.
+    /// Creates backends, or gives draining ones and those of the other list their new standing. Returns the backends of
+    /// all endpoints.
     fn enliven(
         &mut self,
         port: &mut Port,
         reserved: &Reserved,
-        steps: (&Step<'_>, Option<&Step<'_>>),
+        steps: (&EntryStep<'_>, Option<&EntryStep<'_>>),
         writes: &mut Vec<Write>,
     ) -> HashMap<Endpoint, BackendRef> {
         let (family, main) = (port.record.family, port.main);
@@ -370,11 +371,11 @@ impl Layout {
         references
     }
 
-    /// Shows what joins an entry; returns what a switch of regions took out of sight.
+    /// Publishes what joins an entry; returns the endpoints that a switch of regions removed.
     fn show(
         &mut self,
         (service, record): (u32, &mut Record),
-        step: &Step<'_>,
+        step: &EntryStep<'_>,
         scope: Scope,
         references: &HashMap<Endpoint, BackendRef>,
         writes: &mut Vec<Write>,
@@ -437,7 +438,7 @@ impl Layout {
         }
     }
 
-    /// Makes exactly `wanted` lead to the entries of `port`.
+    /// Makes the frontends in `wanted`, and no others, lead to the entries of `port`.
     fn point(
         &mut self,
         port: &mut Port,
@@ -469,11 +470,11 @@ impl Layout {
         }
     }
 
-    /// Takes out of an entry what leaves it.
+    /// Removes from an entry what leaves it.
     fn hide(
         &mut self,
         (service, record): (u32, &mut Record),
-        step: &Step<'_>,
+        step: &EntryStep<'_>,
         scope: Scope,
         writes: &mut Vec<Write>,
         now: Moment,
@@ -483,7 +484,7 @@ impl Layout {
             former.into_iter().for_each(|former| self.regions.retire(former, now));
             return left;
         }
-        // A switch of regions has taken out already what could not stay.
+        // A switch of regions has already removed what leaves.
         let removed = step.change.removed.iter().filter(|_| !step.slots.are_anew() || scope == Scope::Repointed);
         removed.filter_map(|(address, local)| record.take_out(service, *address, *local, writes)).collect()
     }
@@ -521,9 +522,14 @@ impl Layout {
     }
 }
 
-/// Tells backends that leave a list so. Before their slots go: a backend that no slot shows drains if it says so, and was
-/// never seen if not, which is all that a daemon can tell after a crash.
-fn lower(port: &Port, draining: &[SocketAddr], steps: (&Step<'_>, Option<&Step<'_>>), writes: &mut Vec<Write>) {
+/// Writes the new standing of backends that leave a list, before their slots are removed. After a crash a daemon knows
+/// a draining backend by its standing alone; a backend without a slot and with another standing was never published.
+fn lower(
+    port: &Port,
+    draining: &[SocketAddr],
+    steps: (&EntryStep<'_>, Option<&EntryStep<'_>>),
+    writes: &mut Vec<Write>,
+) {
     let second = port.second.as_ref().map(|(_, record)| record);
     if draining.is_empty() && second.is_none() && steps.1.is_none() {
         return;
@@ -552,7 +558,7 @@ fn all(wanted: &[Endpoint]) -> Change {
 }
 
 /// The endpoints that no list of the port holds yet, nor its draining ones.
-fn new_endpoints(port: &Port, main: &Step<'_>, second: Option<&Step<'_>>) -> Vec<Endpoint> {
+fn new_endpoints(port: &Port, main: &EntryStep<'_>, second: Option<&EntryStep<'_>>) -> Vec<Endpoint> {
     let held = if second.is_some() || port.second.is_some() { port.references() } else { HashMap::new() };
     let added = main.change.added.iter().chain(second.into_iter().flat_map(|step| &step.change.added));
     let mut seen = HashSet::new();

@@ -26,7 +26,7 @@ impl Frontends {
         }
     }
 
-    /// Sends `key` along `lead`; returns where it led before.
+    /// Makes `key` lead to `lead`; returns the lead it had before.
     pub(super) fn insert(&mut self, key: FrontendKey, lead: Lead) -> Option<Lead> {
         let former = self.leads.insert(key, lead);
         if former.is_none() {

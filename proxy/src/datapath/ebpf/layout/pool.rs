@@ -1,7 +1,7 @@
 //! Allocators of the layout: numbered elements and regions of slots, both with a quarantine.
 //!
-//! What a program may still hold is not handed out again before [`GRACE`] has passed: programs do not sleep, so any
-//! that ran when the element was freed has long ended (spec/datapath.md 2.4).
+//! A freed element is not handed out again before [`GRACE`] has passed, since a program may still hold it. Programs do
+//! not sleep, so each that ran when the element was freed has ended by then (TB-3).
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -30,7 +30,7 @@ impl Pool {
         Self { capacity, fresh, resting }
     }
 
-    /// An element that nobody holds.
+    /// Takes a free element.
     pub fn take(&mut self, now: Moment) -> Option<u32> {
         if self.resting.front().is_some_and(|(_, ready)| *ready <= now) {
             return self.resting.pop_front().map(|(element, _)| element);
@@ -99,7 +99,7 @@ impl Regions {
         Self { free: BTreeSet::from([(top, 0)]), resting: VecDeque::new(), top }
     }
 
-    /// A region that nobody reads.
+    /// Takes a free region.
     pub fn take(&mut self, order: u8, now: Moment) -> Option<Region> {
         while let Some((region, _)) = self.resting.front().copied().filter(|(_, ready)| *ready <= now) {
             self.resting.pop_front();
@@ -143,7 +143,7 @@ impl Regions {
         self.resting.push_back((region, now.saturating_add(GRACE)));
     }
 
-    /// Gives back a region that nobody has seen, or that has rested.
+    /// Gives back a region that was never published, or that has rested.
     pub fn release(&mut self, region: Region) {
         let mut region = region;
         while region.order < self.top {

@@ -11,10 +11,10 @@ use super::write::Write;
 #[derive(Clone, Debug)]
 pub(super) struct Ranges {
     capacity: u32,
-    /// Id 0 is nobody, so ids are one more than the pool's elements.
+    /// Id 0 means no ranges, so ids are one more than the pool's elements.
     ids: Pool,
     prefixes: usize,
-    /// Read back, but no service refers to them.
+    /// Ranges that were read back, but to which no service refers.
     strays: BTreeMap<u32, Vec<IpNet>>,
 }
 
@@ -51,8 +51,8 @@ impl Ranges {
         Ok(id.saturating_add(1))
     }
 
-    /// The writes that remove the prefixes of an id that no service refers to any more. At once: a program that still
-    /// holds the id meets fewer prefixes at worst, and the id itself is not used again soon.
+    /// The writes that remove the prefixes of an id that no service refers to any more. They take effect at once: a
+    /// program that still holds the id finds fewer prefixes at worst, and the id itself rests before it is used again.
     pub(super) fn retire(&mut self, id: u32, prefixes: &[IpNet], now: Moment) -> Vec<Write> {
         if id == 0 {
             return Vec::new();
@@ -64,7 +64,7 @@ impl Ranges {
         prefixes.iter().map(|prefix| Write::RangeGone { id, prefix: *prefix }).collect()
     }
 
-    /// The writes that remove what belongs to no service.
+    /// The writes that remove prefixes to which no service refers.
     pub(super) fn remove_strays(&mut self, now: Moment) -> Vec<Write> {
         let strays = std::mem::take(&mut self.strays);
         strays.into_iter().flat_map(|(id, prefixes)| self.retire(id, &prefixes, now)).collect()

@@ -1,4 +1,4 @@
-//! The layout of tables that another life of the daemon left behind.
+//! Rebuilds the layout from the tables of an earlier daemon.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -37,8 +37,8 @@ struct Found {
 
 impl Layout {
     /// Takes over what is in the tables. Services are without an owner until [`Layout::upsert`] finds them by their
-    /// frontends; [`Layout::remove_unclaimed`] removes the rest. What could not have been written by us (a torn state
-    /// of a crashed write) is kept readable but only replaced, never extended.
+    /// frontends; [`Layout::remove_unclaimed`] removes the rest. A state that this program does not write, as after a
+    /// crash in the middle of a change, stays readable, but it is only replaced and never extended.
     #[must_use]
     pub fn restored(capacity: Capacity, dump: &Dump) -> Self {
         let mut four = Found::new(Family::V4, &dump.backends4);
@@ -87,7 +87,7 @@ impl Layout {
 }
 
 /// The writes that make empty tables hold what `dump` holds, every element at its index and in its generation, dead
-/// backends too: a reference of theirs must not come to life again. What does not fit into `capacity` is left out.
+/// backends too: a reference to a dead backend must never match again. What does not fit into `capacity` is left out.
 pub(in crate::datapath::ebpf) fn image(dump: &Dump, capacity: Capacity) -> Vec<Write> {
     let mut writes = Vec::new();
     for (family, backends) in [(Family::V4, &dump.backends4), (Family::V6, &dump.backends6)] {
@@ -110,7 +110,7 @@ pub(in crate::datapath::ebpf) fn image(dump: &Dump, capacity: Capacity) -> Vec<W
     writes
 }
 
-/// Joins second entries to those that stand for their service ports. One without the other is broken.
+/// Joins second entries to those that stand for their service ports. A second entry without a first one is broken.
 fn join(records: &mut HashMap<u32, Record>) {
     let seconds: Vec<(u32, u32)> = records
         .iter()
@@ -181,7 +181,7 @@ fn record(
     Record { broken: false, region: Some(region), local: extent.local() as usize, placed, ..record }
 }
 
-/// No backend twice.
+/// Whether each backend occurs once.
 fn distinct(placed: &[Placed]) -> bool {
     let mut seen = BTreeSet::new();
     placed.iter().all(|placed| seen.insert(placed.reference.index()))
@@ -201,8 +201,8 @@ impl Found {
         Self { alive, restored: Restored { generations, ..Restored::default() } }
     }
 
-    /// The living backends that no slot shows and that say so, by the service port that they name. Others were about to be
-    /// shown when the daemon died.
+    /// The draining backends: alive, without a slot, and with the standing of a draining one, by the service port that
+    /// they name. Other backends without a slot were not published yet when the daemon died.
     fn draining(&self) -> HashMap<u32, Vec<Placed>> {
         let mut draining: HashMap<u32, Vec<Placed>> = HashMap::new();
         let unseen = self.alive.iter().filter(|(index, _)| !self.restored.used.contains(index));

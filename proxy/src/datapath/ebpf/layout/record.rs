@@ -1,4 +1,4 @@
-//! One entry of the directory and its slots: the writes that add endpoints, take them out of sight, or switch regions.
+//! One entry of the directory and its slots: the writes that add endpoints, remove them, or switch regions.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -11,13 +11,13 @@ use super::pool::Region;
 use super::write::{FrontendKey, Write, backend};
 use crate::plan::{Endpoint, PortKey};
 
-/// One element of the directory and all that hangs on it.
+/// One element of the directory with its slots, backends, frontends and ranges.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     pub(super) family: Family,
     /// `None` after a restart, until a service port of the plan turns out to own its frontends.
     pub(super) owner: Option<PortKey>,
-    /// Read back in a state we would not have written; never adopted, only replaced.
+    /// It was read back in a state that this program does not write; it is never adopted, only replaced.
     pub(super) broken: bool,
     pub(super) region: Option<Region>,
     /// The visible slots in order, those on this node first.
@@ -41,7 +41,7 @@ pub(super) struct Placed {
     pub(super) reference: BackendRef,
 }
 
-/// What makes the list of a record another one.
+/// The changes that lead from the list of a record to another.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Change {
     pub(super) added: Vec<Endpoint>,
@@ -123,7 +123,7 @@ impl Record {
         Write::Slot { index: self.base().saturating_add(number(at)), slot: Slot::new(placed.reference, local) }
     }
 
-    /// Shows one endpoint; the region has room. A local one goes to the end of the local slots, and the remote one that
+    /// Adds one endpoint; the region has room. A local one goes to the end of the local slots, and the remote one that
     /// stands there goes to the end of all.
     pub(super) fn insert(&mut self, service: u32, end: Endpoint, reference: BackendRef, writes: &mut Vec<Write>) {
         let placed = Placed { address: end.address, reference };
@@ -146,7 +146,7 @@ impl Record {
         writes.push(Write::Extent { service, extent: self.extent() });
     }
 
-    /// Takes one endpoint out of sight. Its old tail slot stays as it is, for readers that hold the old extent.
+    /// Removes one endpoint from the visible slots. The last slot stays as it is, for readers that hold the old extent.
     pub(super) fn take_out(
         &mut self,
         service: u32,
@@ -179,7 +179,7 @@ impl Record {
         Some(gone)
     }
 
-    /// Switches to another region; returns the one left behind and the endpoints that are out of sight.
+    /// Switches to another region; returns the former region and the endpoints that are no longer visible.
     pub(super) fn switch(
         &mut self,
         service: u32,
@@ -204,7 +204,7 @@ impl Record {
         (former, left)
     }
 
-    /// The entry is told its terms and ranges, in that order.
+    /// The writes of the entry's terms and ranges, in that order.
     pub(super) fn set(&mut self, service: u32, terms: Terms, ranges: RangesWord, writes: &mut Vec<Write>) {
         if self.terms != terms {
             self.terms = terms;
@@ -220,7 +220,7 @@ impl Record {
         self.placed.iter().any(|placed| placed.reference == reference)
     }
 
-    /// The backends of the service port that this entry stands for, as they should be.
+    /// The writes of all backends of the service port that this entry stands for.
     pub(super) fn backends_image(&self, service: u32, second: Option<&Self>) -> Vec<Write> {
         let standing =
             |reference: BackendRef, listed, local| Standing::new(reference.generation(), service, listed, local);
@@ -234,7 +234,7 @@ impl Record {
         all.map(|(address, reference, standing)| backend(self.family, address, reference, standing)).collect()
     }
 
-    /// The entry and its slots, as they should be.
+    /// The writes of the entry and its slots.
     pub(super) fn entry_image(&self, service: u32) -> Vec<Write> {
         let slots = self.placed.iter().enumerate().map(|(at, placed)| self.slot(at, *placed, at < self.local));
         let words = [

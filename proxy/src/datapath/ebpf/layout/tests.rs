@@ -67,10 +67,10 @@ fn endpoint(number: u8, local: bool, family: Family) -> Endpoint {
 
 /// One step of a story: service `number` gets these endpoints and frontends, or goes.
 #[derive(Clone, Debug)]
-struct Step {
+struct StoryStep {
     number: u8,
     /// Endpoint, on this node, and in which of the lists: cluster, local or both.
-    ends: Option<BTreeMap<u8, (bool, Place)>>,
+    ends: Option<BTreeMap<u8, (bool, InLists)>>,
     fronts: BTreeMap<u8, Access>,
     draining: BTreeSet<u8>,
     affinity: u32,
@@ -79,13 +79,13 @@ struct Step {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum InLists {
     Usual,
     OnlyLocal,
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let place = prop_oneof![4 => Just(Place::Usual), 1 => Just(Place::OnlyLocal)];
+fn step() -> impl Strategy<Value = StoryStep> {
+    let place = prop_oneof![4 => Just(InLists::Usual), 1 => Just(InLists::OnlyLocal)];
     let ends = proptest::collection::btree_map(0..24_u8, (any::<bool>(), place), 0..12);
     let ends = prop_oneof![5 => ends.prop_map(Some), 1 => Just(None)];
     let access = (any::<bool>(), any::<bool>())
@@ -95,7 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
     let ranges = proptest::option::of(proptest::collection::btree_set(0..4_u8, 0..3));
     let wait = prop_oneof![Just(0), Just(GRACE)];
     (0..4_u8, ends, fronts, draining, 0..2_u32, ranges, wait).prop_map(
-        |(number, ends, fronts, draining, affinity, ranges, wait)| Step {
+        |(number, ends, fronts, draining, affinity, ranges, wait)| StoryStep {
             number,
             ends,
             fronts,
@@ -118,11 +118,11 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(step: &Step, family: Family) -> Self {
+    fn of(step: &StoryStep, family: Family) -> Self {
         let ends = || step.ends.iter().flatten();
-        let is_local = |local: bool, place: Place| local || place == Place::OnlyLocal;
+        let is_local = |local: bool, place: InLists| local || place == InLists::OnlyLocal;
         let mut cluster: Vec<Endpoint> = ends()
-            .filter(|(_, (_, place))| *place == Place::Usual)
+            .filter(|(_, (_, place))| *place == InLists::Usual)
             .map(|(number, (local, _))| endpoint(*number, *local, family))
             .collect();
         let mut local: Vec<Endpoint> = ends()
@@ -180,7 +180,7 @@ fn of_service(number: u8, family: Family) -> Vec<FrontendKey> {
     (0..3).map(|front| frontend(number * 4 + front, family)).collect()
 }
 
-fn run(steps: &[Step], family: Family) {
+fn run(steps: &[StoryStep], family: Family) {
     let (mut layout, mut memory, mut now) = (Layout::new(SMALL), Memory::default(), 0);
     for step in steps {
         now += step.wait;
@@ -258,7 +258,7 @@ fn apply_each(memory: &mut Memory, writes: &[Write], number: u8, family: Family,
     }
 }
 
-/// An affinity record is followed exactly to endpoints of the list in use (spec SA-5).
+/// An affinity record is followed exactly to endpoints of the list in use (SA-5).
 fn standings(memory: &Memory, wanted: &Wanted, family: Family) {
     for (list, ends, local) in [(List::Cluster, &wanted.cluster, false), (List::Local, &wanted.local, true)] {
         if !wanted.uses(list) || wanted.frontends.is_empty() {
@@ -279,7 +279,7 @@ fn standings(memory: &Memory, wanted: &Wanted, family: Family) {
     }
 }
 
-/// What the layout believes is what the tables hold.
+/// The layout's record is what the tables hold.
 fn audited(memory: &Memory, layout: &Layout) {
     let mut repaired = memory.clone();
     for service in layout.services() {
@@ -328,7 +328,7 @@ proptest! {
     fn a_torn_change_is_repaired(first in step(), second in step(), cut in 0..80_usize) {
         let (mut layout, mut memory) = (Layout::new(SMALL), Memory::default());
         let family = Family::V4;
-        let second = Step { number: first.number, ..second };
+        let second = StoryStep { number: first.number, ..second };
         for (step, cut) in [(&first, usize::MAX), (&second, cut)] {
             let wanted = Wanted::of(step, family);
             for write in layout.upsert(&owner(step.number, family), &wanted.target(), 0).unwrap().iter().take(cut) {

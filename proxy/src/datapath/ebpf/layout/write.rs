@@ -11,10 +11,10 @@ use proxy_abi::{
 use shunt_model::{Family, Protocol};
 use zerocopy::transmute;
 
-/// A store that programs see at once. A list of them is safe to stop after any element.
+/// One write, which programs see at once. A list of writes may stop after any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// A backend comes alive; `words` are those of [`Backend6`] or, in the first two, of [`Backend4`].
+    /// A backend is created; `words` are those of [`Backend6`] or, in the first two, of [`Backend4`].
     Backend {
         /// Which array.
         family: Family,
@@ -32,14 +32,14 @@ pub enum Write {
         /// The value.
         standing: Standing,
     },
-    /// A backend dies: its references fail from now on.
+    /// A backend is removed: its references no longer match.
     BackendGone {
         /// Which array.
         family: Family,
         /// Which element.
         index: u32,
     },
-    /// A choice of a service.
+    /// A slot of a service.
     Slot {
         /// Which slot.
         index: u32,
@@ -95,7 +95,7 @@ pub enum Write {
         /// Where it leads.
         lead: Lead,
     },
-    /// A frontend is ours no longer.
+    /// A frontend is removed.
     FrontendGone {
         /// What clients dialled.
         key: FrontendKey,
@@ -141,7 +141,7 @@ impl FrontendKey {
         }
     }
 
-    /// The value that sends this key along `lead`.
+    /// The value that makes this key lead to `lead`.
     #[must_use]
     pub fn value(&self, lead: Lead) -> FrontendValue {
         match self {
@@ -221,7 +221,7 @@ pub struct Life {
     pub address: SocketAddr,
     /// Its generation, 0 if it is dead.
     pub generation: u16,
-    /// What it is in its service port; tells the last generation even if it is dead.
+    /// What it is in its service port; holds the last generation even if it is dead.
     pub standing: Standing,
 }
 
@@ -245,7 +245,7 @@ pub fn backend_parts(family: Family, words: [u64; 4]) -> Life {
     }
 }
 
-/// The write that brings a backend to life.
+/// The write that creates a backend.
 #[must_use]
 pub fn backend(family: Family, address: SocketAddr, reference: BackendRef, standing: Standing) -> Write {
     Write::Backend { family, index: reference.index(), words: backend_words(address, standing) }

@@ -1,7 +1,7 @@
 //! Whether the processes of pods are below the cgroup that the programs are attached to.
 //!
-//! In a container with a cgroup namespace of its own, the root that it sees is not the host's; pods beside it would be
-//! left out without any sign of it (spec/datapath.md 3.1 trap 14).
+//! In a container with a cgroup namespace of its own, the root that it sees is not the host's; without this check pods
+//! beside it would silently get no load balancing (DP-14).
 
 use std::fs;
 use std::io;
@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::host::cgroup;
 use crate::host::netns::Inventory;
 
-/// Processes in namespaces of pods whose cgroup is not below `root`, and where they are. One process stands for each
-/// namespace.
+/// The processes of pods whose cgroup is not below `root`, with that cgroup: one process for each network namespace.
 pub(super) fn uncovered(root: &Path, inventory: &Inventory) -> io::Result<Vec<(u32, String)>> {
     let Ok(mount) = cgroup::discover() else { return Ok(Vec::new()) };
     let served = served(root, &mount);

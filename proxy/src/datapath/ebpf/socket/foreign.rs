@@ -1,5 +1,5 @@
-//! Programs of others at the hooks we use: each sees what the one before it made of an address, so two load balancers
-//! get in each other's way (spec/datapath.md 3.1 trap 15).
+//! Programs of other tools at the hooks that we use: each program sees the address that the one before it wrote, so two
+//! load balancers disturb each other (DP-15).
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -43,7 +43,7 @@ impl std::fmt::Display for Foreign {
     }
 }
 
-/// The programs of others that are in effect at `cgroup`. `links`: where ours are pinned.
+/// The programs of other tools that are in effect at `cgroup`. `links`: where ours are pinned.
 pub(super) fn foreign(cgroup: &Path, links: &Path) -> io::Result<Vec<Foreign>> {
     let directory = File::open(cgroup)?;
     let ours: BTreeSet<u32> = our_programs(links).into_iter().collect();

@@ -1,7 +1,7 @@
-//! Programs into the kernel, and links that keep them at the cgroup.
+//! Loads the programs and links them to the cgroup.
 //!
-//! A link found from an earlier life of the daemon is kept if it runs the same code at the same cgroup, and switched
-//! over in place if it runs other code, so there is no moment without a program.
+//! A link that an earlier daemon pinned stays if it runs the same code at the same cgroup. If it runs other code, the
+//! program is replaced in the link, so there is no moment without a program.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -20,8 +20,8 @@ use super::super::pins::Pins;
 use super::super::tables::kernel::{TableError, verify};
 use crate::sys::bpf;
 
-/// Hook and program, in the order in which they are attached: answers are translated back before anything is
-/// translated forth.
+/// Hook and program, in the order in which they are attached: programs that translate answers come before those that
+/// translate calls.
 const PROGRAMS: [(&str, &str); 10] = [
     ("getpeername4", "shunt_getpeer4"),
     ("getpeername6", "shunt_getpeer6"),
@@ -47,10 +47,10 @@ pub enum ProgramsError {
     /// The object file does not hold one of the programs.
     #[error("the BPF object has no program {0}: it is not the object of this version")]
     NoProgram(&'static str),
-    /// A pinned map of another layout.
+    /// A pinned map has another layout.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The object cannot be parsed or a map not be created.
+    /// The object cannot be parsed, or a map cannot be created.
     #[error("loading the BPF object")]
     Object(#[source] Box<EbpfError>),
     /// The verifier refused a program.
@@ -86,7 +86,7 @@ pub enum ProgramsError {
     },
 }
 
-/// What was done with the links.
+/// How many links were kept, replaced and attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Links {
     /// Kept as they were.
@@ -111,7 +111,7 @@ impl Loaded {
         Ok(Self(ebpf))
     }
 
-    /// Sees to it that each program is linked to `cgroup`.
+    /// Links each program to `cgroup`, or keeps its link.
     pub(in crate::datapath::ebpf) fn attach(mut self, pins: &Pins, cgroup: &Path) -> Result<Links, ProgramsError> {
         let opened = |source| ProgramsError::Cgroup { path: cgroup.to_owned(), source };
         let directory = File::open(cgroup).map_err(opened)?;
@@ -248,7 +248,7 @@ fn kernel<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     move |error| ProgramsError::Kernel { doing, program, source: error.into() }
 }
 
-/// The pinned link, if there is one and it is at this cgroup; the kernel shows cgroup 0 once the directory is gone.
+/// The pinned link, if there is one at this cgroup; the kernel shows cgroup 0 once the directory was removed.
 fn existing(pin: &Path, cgroup_id: u64, name: &'static str) -> Result<Option<bpf::CgroupLink>, ProgramsError> {
     let link = match bpf::open_pin(pin) {
         Ok(link) => link,

@@ -1,13 +1,13 @@
-//! Proves that the hooks are in effect for this very process, without sending a packet (spec/datapath.md 3.1 trap 14).
+//! Tests that the hooks are in effect for this process, without sending a packet (DP-14).
 //!
-//! A UDP socket connects to an address that leads to loopback while the programs run: where it ends up tells.
+//! A UDP socket connects to a frontend that leads to loopback; its peer address shows whether the programs ran.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use super::super::SELF_TEST;
 
-/// What is not as it should be.
+/// Why the self-test failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SelfTestError {
     /// The connect hook did nothing.
@@ -21,7 +21,7 @@ pub(super) enum SelfTestError {
         /// What was dialled.
         dialled: SocketAddr,
     },
-    /// Something else was done.
+    /// The socket got another peer.
     #[error(
         "a socket that dialled {dialled} ended up at {peer}: another program at the same hook changes addresses too"
     )]
@@ -31,7 +31,7 @@ pub(super) enum SelfTestError {
         /// What `getpeername` says.
         peer: SocketAddr,
     },
-    /// There was nothing to test with.
+    /// There is no loopback address to test with.
     #[error("no loopback address of this network namespace can be reached: is lo up?")]
     NoLoopback,
     /// The call failed.
@@ -45,7 +45,7 @@ pub(super) enum SelfTestError {
     },
 }
 
-/// Dials both families; one that this host does not have is left out.
+/// Dials both families, without one that this host does not have.
 pub(super) fn probe() -> Result<(), SelfTestError> {
     let mut possible = SELF_TEST.into_iter().filter(has_family).peekable();
     if possible.peek().is_none() {
@@ -61,7 +61,7 @@ fn socket(like: &SocketAddr) -> io::Result<UdpSocket> {
     }
 }
 
-/// Whether the loopback address that the probe leads to can be reached at all.
+/// Whether a socket can reach the loopback address that the frontend leads to.
 fn has_family(probe: &SocketAddr) -> bool {
     let loopback = match probe {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, probe.port())),

@@ -1,9 +1,9 @@
-//! Sockets that hang on an endpoint that left: they are destroyed, so that their owners connect anew at once.
+//! Destroys sockets that are connected to an endpoint that left, so that their owners connect anew at once.
 //!
-//! Only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still connecting.
-//! Established connections to an endpoint that ends are its own business (spec CT-6, UC-12). Which sockets are ours is told
-//! by what the programs keep of them: TCP sockets in their storage, which the kernel lists, and UDP sockets in a map by
-//! cookie. A socket that dialled an endpoint by itself is in neither.
+//! It destroys only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
+//! connecting. Established TCP connections stay (CT-6, UC-12). The programs keep a flow for each socket that dialled a
+//! frontend: for TCP in the socket's storage, which the kernel lists, and for UDP in a map by cookie. A socket that
+//! dialled the endpoint itself has no flow.
 
 mod diag;
 
@@ -14,7 +14,7 @@ use shunt_model::Family;
 
 use crate::host::netns::{self, Namespace};
 
-/// Where the programs keep what sockets dialled.
+/// The maps in which the programs keep flows of sockets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Maps<'a> {
     /// `PEER`.
@@ -26,11 +26,11 @@ pub(super) struct Maps<'a> {
 /// What one sweep did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Swept {
-    /// Sockets with a backend of ours.
+    /// How many sockets with a flow were found.
     pub(super) examined: usize,
-    /// Sockets destroyed.
+    /// How many sockets were destroyed.
     pub(super) destroyed: usize,
-    /// Namespaces, by cookie, that could not be looked at, and why. Those that are gone do not count.
+    /// Namespaces, by cookie, that could not be searched, and why. Those that are gone do not count.
     pub(super) failed: Vec<(u64, String)>,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn sweep(
     };
     for (namespace, outcome) in namespaces.iter().zip(outcomes) {
         match outcome {
-            Ok(Here { examined, destroyed, failed }) => {
+            Ok(SweptNamespace { examined, destroyed, failed }) => {
                 swept.examined = swept.examined.saturating_add(examined);
                 swept.destroyed = swept.destroyed.saturating_add(destroyed);
                 swept.failed.extend(failed.map(|error| (namespace.cookie, error)));
@@ -62,9 +62,9 @@ pub(super) fn sweep(
     swept
 }
 
-/// Failures are told here as text: a kernel that lists no UDP sockets says ENOENT, as does a namespace that is gone.
-fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> Here {
-    let mut here = Here::default();
+/// A failure is kept as text: a kernel that lists no UDP sockets says ENOENT, as does a namespace that is gone.
+fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> SweptNamespace {
+    let mut here = SweptNamespace::default();
     let listed = diag::Diag::open().and_then(|mut diag| Ok((diag.connected(maps)?, diag)));
     let (connected, mut diag) = match listed {
         Ok(listed) => listed,
@@ -82,7 +82,7 @@ fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync
         match diag.destroy(socket) {
             Ok(true) => here.destroyed = here.destroyed.saturating_add(1),
             Ok(false) => {}
-            // The others are looked at all the same.
+            // Go on with the other sockets.
             Err(error) => here.failed = Some(format!("destroying a socket (CONFIG_INET_DIAG_DESTROY): {error}")),
         }
     }
@@ -91,7 +91,7 @@ fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync
 
 /// What was done in one namespace.
 #[derive(Default)]
-struct Here {
+struct SweptNamespace {
     examined: usize,
     destroyed: usize,
     failed: Option<String>,

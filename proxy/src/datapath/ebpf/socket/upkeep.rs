@@ -1,5 +1,5 @@
-//! What must be seen to beside the tables: which namespaces opt out, which sockets hang on endpoints that left, and
-//! whether the programs are in effect at all. A round reconciles what is there; nothing depends on having seen an event.
+//! Upkeep beside the tables: follows the namespaces that opt out, destroys sockets of endpoints that left, and tests
+//! whether the programs are in effect. Each round looks at the present state and depends on no event.
 
 mod rounds;
 
@@ -26,11 +26,11 @@ use super::{coverage, selftest};
 use crate::datapath::SyncError;
 use crate::host::netns::{Inventory, Namespace, Scanner};
 
-/// How often the self-test runs and everything is looked at again.
+/// How often the self-test runs and a round does everything.
 const CHECKUP: Duration = Duration::from_mins(1);
-/// How often namespaces are looked for while something depends on them.
+/// How often a round searches for namespaces while something depends on them.
 const SCAN: Duration = Duration::from_secs(1);
-/// A program that ran when a backend left may still bring a socket to it: look a second time after this.
+/// A program that ran when a backend left may still connect a socket to it: sweep a second time after this.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// Sweeps take at most a fifth of the time of one core.
 const REST: u32 = 4;
@@ -38,9 +38,9 @@ const REST: u32 = 4;
 /// What the rounds found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::datapath::ebpf) struct Findings {
-    /// Why the programs are not in effect where they should be.
+    /// The reasons why the programs are not in effect.
     pub(in crate::datapath::ebpf) not_in_effect: Vec<String>,
-    /// Programs of others at our hooks.
+    /// Programs of other tools at our hooks.
     pub(in crate::datapath::ebpf) foreign: Vec<Foreign>,
     /// Network namespaces seen.
     pub(in crate::datapath::ebpf) namespaces: usize,
@@ -54,7 +54,7 @@ pub(in crate::datapath::ebpf) struct Findings {
     pub(in crate::datapath::ebpf) failures: u64,
 }
 
-/// Sees to all that. Owns the maps of namespaces; everything else it only reads.
+/// Does the rounds. Owns the map of namespaces and only reads all others.
 #[derive(Debug)]
 pub(in crate::datapath::ebpf) struct Upkeep {
     cgroup: PathBuf,
@@ -81,21 +81,21 @@ pub(in crate::datapath::ebpf) struct Upkeep {
 /// A part of a round failed.
 #[derive(Debug, thiserror::Error)]
 enum UpkeepError {
-    /// Looking at the host.
+    /// Reading the state of the host.
     #[error("looking at the host")]
     Host(#[from] io::Error),
-    /// Telling the programs.
+    /// Writing for the programs.
     #[error(transparent)]
     Tables(#[from] SyncError),
 }
 
-/// When what is next.
+/// When each part of a round is due next.
 #[derive(Clone, Copy, Debug)]
 struct Due {
     scan: Instant,
     checkup: Instant,
     sweep: Option<Instant>,
-    /// Not to sweep before.
+    /// No sweep before this.
     rested: Instant,
 }
 
@@ -124,11 +124,11 @@ impl Upkeep {
         })
     }
 
-    /// Takes new orders: the next round is due at once.
+    /// Takes new orders: a round is due at once.
     fn take(&mut self, orders: Orders) {
         let now = Instant::now();
         if self.swept != Some(orders.departed) {
-            // After a start too: endpoints may have left while nobody watched.
+            // After a start too: endpoints may have left while no daemon ran.
             self.swept = Some(orders.departed);
             self.looked_twice = false;
             self.due.sweep = Some(now.max(self.due.rested));
@@ -168,18 +168,18 @@ impl Upkeep {
     fn note(&mut self, doing: &'static str, outcome: Result<(), UpkeepError>) {
         if let Err(error) = outcome {
             self.findings.failures = self.findings.failures.saturating_add(1);
-            warn!(doing, reason = with_causes(&error), "upkeep is incomplete and will be tried again");
+            warn!(doing, reason = with_causes(&error), "upkeep is incomplete; the next round retries it");
         }
     }
 
-    /// Tells the programs which namespaces there are, and forgets those that are gone.
+    /// Writes the namespaces of this node for the programs, and removes those that are gone.
     fn scan(&mut self) -> Result<(), UpkeepError> {
         self.inventory = self.scanner.scan()?;
         let pods = self.inventory.namespaces.iter().filter(|namespace| !namespace.own);
         let wanted: BTreeMap<u64, Known> =
             pods.map(|namespace| (namespace.cookie, known(namespace, &self.orders.opted_out))).collect();
         if self.held.is_empty() {
-            // What an earlier life of the daemon left.
+            // What an earlier daemon left.
             self.held = self.namespaces.all()?.into_iter().collect();
         }
         for (cookie, value) in &wanted {
@@ -215,11 +215,11 @@ impl Upkeep {
         let incomplete = !failed.is_empty();
         for (cookie, error) in failed {
             self.findings.failures = self.findings.failures.saturating_add(1);
-            warn!(cookie, error, "sockets of this network namespace could not be looked at");
+            warn!(cookie, error, "the sockets of this network namespace cannot be listed or destroyed");
         }
         let now = Instant::now();
         self.due.rested = now + now.duration_since(began) * REST;
-        // Until a look finds nothing, and at least a second time.
+        // Sweep until a sweep finds nothing, and at least twice.
         let second = destroyed == 0 && self.looked_twice && !incomplete;
         self.looked_twice = !second;
         self.due.sweep = (!second).then(|| now + if incomplete { SCAN } else { SECOND_LOOK });
@@ -244,7 +244,7 @@ impl Upkeep {
             Err(error) => self.note("comparing cgroups", Err(error.into())),
         }
         for reason in reasons.iter().filter(|reason| !self.findings.not_in_effect.contains(reason)) {
-            warn!(reason, "the socket programs are not in effect where they should be");
+            warn!(reason, "the socket programs are not in effect");
         }
         self.findings.not_in_effect = reasons;
         match foreign(&self.cgroup, &self.links) {

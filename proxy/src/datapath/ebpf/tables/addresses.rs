@@ -1,4 +1,4 @@
-//! What addresses mean besides their frontends: which accept node ports, and which are cluster IPs (spec TP-3, NE-11).
+//! What addresses mean besides their frontends: which accept node ports, and which are cluster IPs (TP-3, NE-11).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -38,7 +38,7 @@ impl Meaning {
     }
 }
 
-/// What the map is believed to hold, and what the plan last said.
+/// The record of what the map holds, and what the last plan says.
 #[derive(Clone, Debug, Default)]
 pub(in crate::datapath::ebpf) struct Addresses {
     held: BTreeMap<IpAddr, Meaning>,
@@ -48,7 +48,7 @@ pub(in crate::datapath::ebpf) struct Addresses {
 }
 
 impl Addresses {
-    /// As read back: no meaning is believed in until a plan has it.
+    /// The record of a map that was read back: each meaning counts as unconfirmed until a plan has it.
     pub(in crate::datapath::ebpf) fn restored(found: Vec<(IpAddr, Meaning)>) -> Self {
         let touched = found.iter().map(|(address, _)| *address).collect();
         Self { held: found.into_iter().collect(), touched, ..Self::default() }
@@ -116,7 +116,7 @@ mod tests {
         addresses.follow(&planned.into_iter().collect());
         let (set, gone) = addresses.take_changes();
         assert_eq!(set, [(ip("127.0.0.1"), node(NodePorts::FromNodeOnly))], "what is there already is not written");
-        assert_eq!(gone, [ip("10.96.0.1")], "nobody claims it");
+        assert_eq!(gone, [ip("10.96.0.1")], "the plan does not have it");
         assert_eq!(addresses.take_changes(), (vec![], vec![]));
     }
 }

@@ -14,7 +14,7 @@ use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
 use crate::plan::{Detect, EmptyLocal, Meeting, Packet, Plan, PlanOptions, SocketVerdict, Source, plan};
 
-/// Every frontend, and what is near them: other ports, loopback, addresses that nobody has, node ports at addresses.
+/// Every frontend, and what is near them: other ports, loopback, unused addresses, node ports at addresses.
 fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
     let frontends = || plan.ports.values().flat_map(|port| &port.frontends);
     let mut addresses: BTreeSet<IpAddr> = frontends().filter_map(|frontend| frontend.address).collect();
@@ -56,7 +56,7 @@ fn wanted(plan: &Plan, client: Caller, to: SocketAddr, protocol: Protocol) -> Ou
     }
 }
 
-/// At sockets, pods are always told apart.
+/// At sockets, pods are always known as pods.
 fn planned(snapshot: &Snapshot, dns: bool, exclusive: bool, empty_local: EmptyLocal) -> Plan {
     let options = PlanOptions {
         detector: Detect::Both,
@@ -69,7 +69,7 @@ fn planned(snapshot: &Snapshot, dns: bool, exclusive: bool, empty_local: EmptyLo
     plan(snapshot, &options).0
 }
 
-/// Everybody's flows to every destination.
+/// The flows of every caller to every destination.
 fn flows(plan: &Plan) -> impl Iterator<Item = (Caller, SocketAddr, Protocol)> {
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     destinations(plan).into_iter().flat_map(move |to| {

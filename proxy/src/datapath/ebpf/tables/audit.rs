@@ -1,6 +1,6 @@
-//! Compares the kernel with what we believe about it, a slice at a time, and repairs what differs.
+//! Compares the tables in the kernel with the layout, a part at a time, and repairs what differs.
 //!
-//! Nobody but the daemon writes to its maps; a difference is the work of a stray hand or of a bug.
+//! Only the daemon writes to its maps; a difference comes from another tool or from a bug.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,18 @@ use super::addresses::Addresses;
 use super::kernel::Tables;
 use crate::datapath::SyncError;
 
-/// Service ports looked at in one step: about a millisecond at ten endpoints each.
+/// How many service ports one step compares: about a millisecond at ten endpoints each.
 const SLICE: usize = 256;
 
-/// Where the audit is.
+/// The progress of the audit.
 #[derive(Debug, Default)]
 pub(in crate::datapath::ebpf) struct Audit {
-    /// The service ports of this round that are still to be looked at, last first.
+    /// The service ports of this round that are not compared yet, last first.
     rest: Vec<u32>,
 }
 
 impl Audit {
-    /// Looks at the next service ports; at the end of a round, for elements that belong to nobody.
+    /// Compares the next service ports; at the end of a round, for frontends without an owner.
     pub(in crate::datapath::ebpf) fn step(
         &mut self,
         layout: &Layout,
@@ -33,7 +33,7 @@ impl Audit {
         if self.rest.is_empty() {
             repaired.extend(strangers(layout, tables)?);
             repair_addresses(addresses, tables)?.into_iter().for_each(|address| {
-                warn!(%address, "an address meant something else in the kernel and was repaired");
+                warn!(%address, "the entry of an address differed from the plan and was repaired");
             });
             self.rest = layout.services();
             self.rest.reverse();
@@ -47,7 +47,7 @@ impl Audit {
             }
         }
         for write in &repaired {
-            warn!(?write, "an element in the kernel was not as it should be and was repaired");
+            warn!(?write, "an element in the kernel differed from the layout and was repaired");
             tables.write(write)?;
         }
         tables.flush()?;
@@ -55,7 +55,7 @@ impl Audit {
     }
 }
 
-/// The removal of frontends that nobody programmed.
+/// The writes that remove frontends which the layout does not have.
 fn strangers(layout: &Layout, tables: &Tables) -> Result<Vec<Write>, SyncError> {
     let found = tables.frontends()?.into_iter().map(|(key, _)| key);
     Ok(found.filter(|key| !layout.has_frontend(key)).map(|key| Write::FrontendGone { key }).collect())

@@ -27,7 +27,7 @@ const BACKEND6_WORDS: usize = maps::BACKENDS6.words();
 /// A map cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// Not to be opened.
+    /// It cannot be opened.
     #[error("opening the map pinned at {}", .path.display())]
     Open {
         /// The pin.
@@ -36,7 +36,7 @@ pub enum TableError {
         #[source]
         source: io::Error,
     },
-    /// Another layout than ours.
+    /// It has another layout.
     #[error(
         "the map pinned at {} has keys of {key} and values of {value} bytes, not {wanted_key} and {wanted_value}: it is not \
          of this version; `shunt cleanup` removes it",
@@ -192,8 +192,8 @@ impl Tables {
         }
     }
 
-    /// Whether the tables look as if `write` had just been carried out; prefixes of ranges are not looked at, as a
-    /// lookup finds a shorter one too.
+    /// Whether the tables hold what `write` writes. Prefixes of ranges are not compared, as a lookup finds a shorter
+    /// one too.
     pub(in crate::datapath::ebpf) fn holds(&self, write: &Write) -> Result<bool, SyncError> {
         let entry = |service, at, value| self.directory.load(service, at) == Some(value);
         Ok(match *write {
@@ -223,7 +223,7 @@ impl Tables {
         })
     }
 
-    /// Says what an address means; no meaning removes it.
+    /// Writes the meaning of an address; without a meaning, removes it.
     pub(in crate::datapath::ebpf) fn set_address(
         &mut self,
         ip: IpAddr,
@@ -238,7 +238,7 @@ impl Tables {
         .map_err(refused("ADDRESSES"))
     }
 
-    /// Says what many addresses mean, in one call.
+    /// Writes the meanings of many addresses in one call.
     pub(in crate::datapath::ebpf) fn set_addresses(&mut self, meanings: &[(IpAddr, Meaning)]) -> Result<(), SyncError> {
         let element = |(ip, meaning): &(IpAddr, Meaning)| {
             let key = address(*ip);
@@ -248,7 +248,7 @@ impl Tables {
         update(&self.addresses, &elements).map_err(refused("ADDRESSES"))
     }
 
-    /// All addresses that mean something.
+    /// All addresses in the map.
     pub(in crate::datapath::ebpf) fn addresses(&self) -> Result<Vec<(IpAddr, Meaning)>, SyncError> {
         let found = bpf::read_words(self.addresses.as_fd())
             .map_err(|source| SyncError::Read { object: "ADDRESSES", source })?;

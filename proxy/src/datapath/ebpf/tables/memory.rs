@@ -1,4 +1,4 @@
-//! The tables as plain memory, read by the lookup that the programs run: what a plan comes to without a kernel.
+//! The tables in plain memory, read without a kernel by the same lookup that the programs run.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -47,7 +47,7 @@ pub(in crate::datapath::ebpf) struct Call {
 }
 
 impl Call {
-    /// At the beginning of time.
+    /// A call at time 0.
     pub(in crate::datapath::ebpf) fn by(caller: Caller) -> Self {
         Self { caller, left_alone: false, random: 0, now: 0 }
     }
@@ -161,7 +161,7 @@ impl Readable for V6 {
 }
 
 impl Memory {
-    /// The tables that `plan` comes to.
+    /// The tables of `plan`.
     pub fn of(plan: &Plan) -> Result<Self, Full> {
         let (mut memory, mut addresses) = (Self::default(), Addresses::default());
         let mut layout = Layout::new(Capacity::default());
@@ -236,7 +236,7 @@ impl Memory {
         self.life(family, slot.backend())
     }
 
-    /// The backend behind a reference, unless that life has ended.
+    /// The backend behind a reference, unless its generation has ended.
     #[cfg(test)]
     pub(in crate::datapath::ebpf) fn life(&self, family: Family, reference: BackendRef) -> Option<Life> {
         let words = self.backends.get(&(family, reference.index()))?;

@@ -76,7 +76,7 @@ pub(in crate::datapath::ebpf) mod v2 {
     const FLAGS: usize = 1;
     /// Some namespaces are left alone.
     const OPT_OUTS: u64 = 1;
-    /// What the switch of terms means: without it a flow is refused that the terms leave alone.
+    /// Flows that the terms leave alone keep their address; without this flag they are refused.
     const SILENT: u64 = 2;
 
     /// What the flags say.

@@ -35,7 +35,7 @@ impl Upkeep {
                 () = tokio::time::sleep_until(self.next().into()) => Ok(()),
             };
         }
-        // No sync will follow; whoever watches over the daemon notices that first.
+        // The channel of orders closed: no sync will follow, and the daemon stops for another reason.
         stop.cancelled().await;
     }
 }
