@@ -3,6 +3,7 @@
 //! Nothing outside of this module names a data path's own types. Every path takes the whole plan and writes the
 //! difference; a path is one arm of each `match` on [`Mode`] below.
 
+mod caller;
 pub mod ebpf;
 mod handover;
 mod offer;

@@ -16,13 +16,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use cluster::{Cluster, Shop};
+use cluster::{Cluster, MODES, Shop};
 use lab::manifests::{self, PodState};
 use lab::peer::{Mode, now};
 use lab::{Client, Pod, Process};
 use serde_json::json;
 
-const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 /// How often the daemon is killed under the eyes of a pod that opted out.
 const RESTARTS: u32 = 5;
 /// Options of a client that dials every 2 ms until the test is over.
@@ -49,12 +48,7 @@ fn pins(root: &Path) -> BTreeSet<String> {
 fn a_killed_daemon_fails_no_connection_and_its_successor_adopts_the_state() {
     let Some(cluster) = Cluster::alone("killed") else { return };
     let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready, PodState::Ready]);
-    let mut clients: Vec<_> = shop
-        .addresses()
-        .into_iter()
-        .flat_map(|to| MODES.map(|mode| (to, mode)))
-        .map(|(to, mode)| (to, mode, shop.client.connect_loop(to, mode, 5).unwrap()))
-        .collect();
+    let mut clients = shop.dial_in_every_way();
     assert!(cluster.kernel_writes() > 0, "the first daemon programs the Service");
     let (services, before) = (cluster.services(), pins(&cluster.bpf_root()));
     assert!(!before.is_empty(), "the data path is not pinned");
@@ -119,12 +113,7 @@ fn disguise_as_version_2(root: &Path) {
 fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_them() {
     let Some(cluster) = Cluster::alone("takenover") else { return };
     let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready; 3]);
-    let mut clients: Vec<_> = shop
-        .addresses()
-        .into_iter()
-        .flat_map(|to| MODES.map(|mode| (to, mode)))
-        .map(|(to, mode)| (to, mode, shop.client.connect_loop(to, mode, 5).unwrap()))
-        .collect();
+    let mut clients = shop.dial_in_every_way();
     // One socket each, connected before; among so many each endpoint has some in each family.
     let keep = ["--same-socket", "--interval", "5", "--timeout", "1000"];
     let mut sockets: Vec<(SocketAddr, Client, String)> = Vec::new();

@@ -8,12 +8,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cluster::{Cluster, Shop};
+use cluster::{Cluster, MODES, Shop};
 use lab::manifests::PodState;
 use lab::peer::{Attempt, Mode, now};
 
 /// Every way to reach a Service; each is tried on both families.
-const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 /// Enough for every one of three endpoints to be chosen: it is missed by chance once in 10^10 runs.
 const ENOUGH: u32 = 60;
 
@@ -94,12 +93,7 @@ fn a_service_without_endpoints_refuses_at_once() {
 fn added_endpoints_take_traffic_and_removed_ones_none_without_a_failure() {
     let Some(cluster) = Cluster::get() else { return };
     let mut shop = Shop::open(&cluster, "change", &[PodState::Ready, PodState::Ready]);
-    let mut clients: Vec<_> = shop
-        .addresses()
-        .into_iter()
-        .flat_map(|to| MODES.map(|mode| (to, mode)))
-        .map(|(to, mode)| (to, mode, shop.client.connect_loop(to, mode, 5).unwrap()))
-        .collect();
+    let mut clients = shop.dial_in_every_way();
     for (_, _, client) in &mut clients {
         client.wait_for_attempts(0, 10).unwrap();
     }

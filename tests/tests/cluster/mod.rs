@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use lab::manifests::{self, PodState, Port};
 use lab::peer::Mode;
-use lab::{Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process};
+use lab::{Client, Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process};
 
 use crate::support;
 
+/// Every way to dial.
+pub const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 const NAMESPACE: &str = "test";
 const PORT: u16 = 80;
 const TARGET: u16 = 7000;
@@ -179,6 +181,12 @@ impl Shop {
     /// Its IPv4 address as an IPv6 socket sees it.
     pub fn mapped_address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::new(10, 96, 1, self.number).to_ipv6_mapped(), PORT))
+    }
+
+    /// Clients that dial each address again and again, in each mode.
+    pub fn dial_in_every_way(&self) -> Vec<(SocketAddr, Mode, Client)> {
+        let ways = self.addresses().into_iter().flat_map(|to| MODES.map(|mode| (to, mode)));
+        ways.map(|(to, mode)| (to, mode, self.client.connect_loop(to, mode, 5).unwrap())).collect()
     }
 
     /// Adds a pod.

@@ -9,7 +9,7 @@ use proptest::test_runner::TestRunner;
 use shunt_model::{Family, Protocol, Snapshot};
 
 use super::memory::Memory;
-use crate::datapath::reading::{Caller, Outcome};
+use crate::datapath::caller::{Caller, Outcome};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
 use crate::plan::{Detect, EmptyLocal, Meeting, Packet, Plan, PlanOptions, SocketVerdict, Source, plan};

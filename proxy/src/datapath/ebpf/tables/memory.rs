@@ -21,7 +21,7 @@ use super::super::layout::write::{Life, backend_parts};
 use super::super::layout::write::{address, address_of};
 use super::super::layout::{Capacity, Dump, FrontendKey, Full, Layout, Write};
 use super::addresses::{self, Addresses};
-use crate::datapath::reading::{Caller, Outcome};
+use crate::datapath::caller::{Caller, Outcome};
 use crate::plan::Plan;
 
 /// The tables.
