@@ -44,7 +44,11 @@ impl Question {
         let mut labels = name.iter().rev();
         let inside = domain.iter().rev().all(|ours| labels.next().is_some_and(|theirs| same(ours, theirs)));
         if !inside {
-            return reverse(name).map_or(Self::Outside, Self::Reverse);
+            return match reverse(name) {
+                ReverseName::Outside => Self::Outside,
+                ReverseName::Partial => Self::Reverse(None),
+                ReverseName::Address(address) => Self::Reverse(Some(address)),
+            };
         }
         let Some(rest) = labels.map(lower).collect::<Option<Vec<String>>>() else {
             return Self::Shapeless; // DNS-1.9
@@ -92,24 +96,37 @@ fn without_underscore(label: &str) -> &str {
 
 /// The address that a name in the reverse trees spells.
 pub(crate) fn address_of(name: &Name) -> Option<IpAddr> {
-    reverse(name).flatten()
+    match reverse(name) {
+        ReverseName::Address(address) => Some(address),
+        ReverseName::Partial | ReverseName::Outside => None,
+    }
 }
 
-/// `None` outside the reverse trees, `Some(None)` inside them where no whole address is spelled.
-fn reverse(name: &Name) -> Option<Option<IpAddr>> {
+/// What a name says in the reverse trees.
+enum ReverseName {
+    /// It is in none of them.
+    Outside,
+    /// It spells no whole address.
+    Partial,
+    /// It spells this one.
+    Address(IpAddr),
+}
+
+fn reverse(name: &Name) -> ReverseName {
     let mut labels = name.iter().rev();
     if !labels.next().is_some_and(|label| same(label, b"arpa")) {
-        return None;
+        return ReverseName::Outside;
     }
-    let tree = labels.next()?;
+    let Some(tree) = labels.next() else { return ReverseName::Outside };
     let labels: Vec<&[u8]> = labels.collect();
-    if same(tree, b"in-addr") {
-        Some(octets(&labels).map(IpAddr::V4))
+    let address = if same(tree, b"in-addr") {
+        octets(&labels).map(IpAddr::V4)
     } else if same(tree, b"ip6") {
-        Some(nibbles(&labels).map(IpAddr::V6))
+        nibbles(&labels).map(IpAddr::V6)
     } else {
-        None
-    }
+        return ReverseName::Outside;
+    };
+    address.map_or(ReverseName::Partial, ReverseName::Address)
 }
 
 fn octets(labels: &[&[u8]]) -> Option<Ipv4Addr> {

@@ -279,9 +279,10 @@ fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
             pins.adopt_links(&former)?;
             return Ok(None);
         }
+        // No program reads what an interrupted start may have left in them.
+        pins.discard_tables()?;
         match Taken::read(&former) {
             Ok(taken) => {
-                pins.discard_tables()?;
                 pins.adopt_flows(&former)?;
                 return Ok(Some((former, taken)));
             }

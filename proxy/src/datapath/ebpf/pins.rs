@@ -151,23 +151,26 @@ impl Pins {
         Ok(())
     }
 
-    /// Takes over the flows of `former`, if they are pinned with its tables and this version has none.
+    /// Shares the flows of `former`, which refer to what is in its tables. It keeps its own pins until it is removed, so
+    /// that a daemon of that version can still start again.
     pub(super) fn adopt_flows(&self, former: &Former) -> Result<(), PinError> {
+        if former.maps.flows == self.maps.flows {
+            return Ok(());
+        }
+        // Those of an even earlier time refer to other tables.
+        self.discard_flows()?;
         for map in maps::ALL.iter().filter(|map| map.lifetime == Lifetime::Flows) {
-            let (from, to) = (former.maps.of(map), self.maps.of(map));
-            if from != to && from.exists() && !to.exists() {
-                rename(&from, &to)?;
-            }
+            share(&former.maps.of(map), &self.maps.of(map))?;
         }
         Ok(())
     }
 
-    /// Takes over the links of `former`; they run its programs until the programs are replaced.
+    /// Shares the links of `former`; they run its programs until the programs are replaced.
     pub(super) fn adopt_links(&self, former: &Former) -> Result<(), PinError> {
         for (from, to) in [(&former.programs, &self.programs), (&former.links, &self.links)] {
             for pin in list(from)? {
                 if let Some(name) = pin.file_name() {
-                    rename(&pin, &to.join(name))?;
+                    share(&pin, &to.join(name))?;
                 }
             }
         }
@@ -186,9 +189,13 @@ fn flows(root: &Path) -> PathBuf {
     root.join(format!("flows-v{}", Lifetime::Flows.version()))
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), PinError> {
-    let failed = |source| PinError::File { doing: "taking over the pin", path: from.to_owned(), source };
-    std::fs::rename(from, to).map_err(failed)
+/// Pins what is pinned at `from` at `to` as well, unless something is pinned there.
+fn share(from: &Path, to: &Path) -> Result<(), PinError> {
+    match std::fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(source) => Err(PinError::File { doing: "taking over the pin", path: from.to_owned(), source }),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Whether the nearest existing directory above or at `path` is on a BPF file system.
