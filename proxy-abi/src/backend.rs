@@ -108,6 +108,8 @@ pub struct Backend4 {
 }
 
 impl Backend4 {
+    /// Index of the word that holds generation, port and address.
+    pub const LIFE: usize = 0;
     /// Index of the word that holds the [`Standing`].
     pub const STANDING: usize = 1;
 

@@ -120,16 +120,16 @@ impl Shape {
 pub struct Terms(pub u64);
 
 impl Terms {
-    const LEAVES_ALONE: u64 = 1 << 24;
+    const KEEPS_DESTINATION: u64 = 1 << 24;
     const TIMEOUT: u64 = (1 << 24) - 1;
 
     /// Terms of the service port that entry `port` stands for. `timeout`: of session affinity in seconds, 0 without.
-    /// `leaves_alone`: under policy Local without an endpoint on this node, a socket's flow keeps its destination if
+    /// `keeps_destination`: under policy Local without an endpoint on this node, a socket's flow keeps its destination if
     /// true, and is refused if false.
     #[must_use]
-    pub const fn new(port: u32, timeout: u32, leaves_alone: bool) -> Self {
-        let leaves_alone = if leaves_alone { Self::LEAVES_ALONE } else { 0 };
-        Self(((port as u64) << 32) | leaves_alone | (timeout as u64 & Self::TIMEOUT))
+    pub const fn new(port: u32, timeout: u32, keeps_destination: bool) -> Self {
+        let keeps_destination = if keeps_destination { Self::KEEPS_DESTINATION } else { 0 };
+        Self(((port as u64) << 32) | keeps_destination | (timeout as u64 & Self::TIMEOUT))
     }
 
     /// The entry that stands for the service port.
@@ -149,8 +149,8 @@ impl Terms {
     /// See [`Terms::new`].
     #[inline(always)]
     #[must_use]
-    pub const fn leaves_alone(self) -> bool {
-        self.0 & Self::LEAVES_ALONE != 0
+    pub const fn keeps_destination(self) -> bool {
+        self.0 & Self::KEEPS_DESTINATION != 0
     }
 }
 
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn terms_and_ranges_give_back_their_parts() {
         let terms = Terms::new(u32::MAX, 86_400, true);
-        assert_eq!((terms.port(), terms.timeout(), terms.leaves_alone()), (u32::MAX, 86_400, true));
+        assert_eq!((terms.port(), terms.timeout(), terms.keeps_destination()), (u32::MAX, 86_400, true));
         assert_eq!(Terms::default().timeout(), 0);
         let ranges = RangesWord::new(7, true);
         assert_eq!((ranges.id(), ranges.node(), RangesWord::new(7, false).node()), (7, true, false));

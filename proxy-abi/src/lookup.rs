@@ -1,7 +1,7 @@
 //! The one lookup, from what a client dials to an endpoint or a refusal: socket programs run it, and so do tests and
 //! `shunt explain` on tables in memory.
 //!
-//! Generic over [`Tables`], which reads elements, and over [`Client`], which describes the caller. The lookup calls
+//! Generic over [`Tables`], which reads elements, and over [`Caller`], which describes the caller. The lookup calls
 //! both as rarely as it can, because in a program each call is one of the kernel.
 
 use crate::directory::at;
@@ -44,11 +44,11 @@ pub trait Tables {
 }
 
 /// The caller.
-pub trait Client {
+pub trait Caller {
     /// The client is in the node's own network namespace.
     fn is_of_node(&self) -> bool;
     /// The client's pod has opted out: nothing is a frontend for it.
-    fn is_left_alone(&self) -> bool;
+    fn has_opted_out(&self) -> bool;
     /// The client's source address, IPv4-mapped for `ipv4`; `None` if it is not known. The lookup does not need it for
     /// the node itself.
     fn source(&self, ipv4: bool) -> Option<Address6>;
@@ -84,11 +84,11 @@ pub struct Target<A> {
 
 /// Why a flow gets no endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum NoEndpoint {
     /// The service port has no endpoint for it (NE-1, NE-2).
     Refused,
     /// No endpoint on this node, under policy Local, and the operator wants such flows to keep their destination.
-    LeftAlone,
+    KeepsDestination,
     /// The source is outside of the Service's source ranges (TP-31).
     Denied,
 }
@@ -123,11 +123,14 @@ pub enum V6 {}
 /// choice do not happen.
 const TRIES: u32 = 4;
 
+/// Protocol number of UDP in an IP header.
+const UDP: u8 = 17;
+
 const LOOPBACK4: Address4 = u32::from_ne_bytes([127, 0, 0, 1]);
 
 /// What `address` means to `client`; IPv4-mapped addresses are for [`V4`].
 #[inline(always)]
-pub fn meaning<F: Family, T: Tables, C: Client>(
+pub fn meaning<F: Family, T: Tables, C: Caller>(
     tables: &T,
     client: &C,
     address: F::Address,
@@ -135,32 +138,38 @@ pub fn meaning<F: Family, T: Tables, C: Client>(
     protocol: u8,
 ) -> Meaning {
     if let Some(lead) = F::lead(tables, Some(address), port, protocol) {
-        return unless_left_alone(client, Meaning::Frontend(lead));
+        return unless_opted_out(client, Meaning::Frontend(lead));
     }
     let value = address_value(tables, &F::listed(address));
     if value.takes_node_ports()
         && let Some(lead) = F::lead(tables, None, port, protocol)
         && (!value.for_node_only() || client.is_of_node())
     {
-        return unless_left_alone(client, Meaning::Frontend(lead));
+        return unless_opted_out(client, Meaning::Frontend(lead));
     }
-    // Port 0 is how resolvers ask for the route to an address, and no service port.
-    if value.refuses_other_ports() && port != 0 {
-        return unless_left_alone(client, Meaning::Undefined);
+    if value.refuses_other_ports() && !is_route_probe(port, protocol) {
+        return unless_opted_out(client, Meaning::Undefined);
     }
     Meaning::Foreign
 }
 
+/// Whether the call asks only for the route to an address: resolvers connect a socket to port 0 (glibc), or to UDP port
+/// 65535 (musl), and send no packet (DP-11).
+#[inline(always)]
+const fn is_route_probe(port: Port, protocol: u8) -> bool {
+    port == 0 || (port == u16::MAX && protocol == UDP)
+}
+
 /// The endpoint for a new flow along `lead`: a random one, or with session affinity the one that the client had last.
 #[inline(always)]
-pub fn endpoint<F: Family, T: Tables, C: Client>(
+pub fn endpoint<F: Family, T: Tables, C: Caller>(
     tables: &T,
     client: &C,
     lead: Lead,
-) -> Result<Target<F::Address>, Refusal> {
-    let Some(entry) = tables.directory(lead.service) else { return Err(Refusal::Refused) };
+) -> Result<Target<F::Address>, NoEndpoint> {
+    let Some(entry) = tables.directory(lead.service) else { return Err(NoEndpoint::Refused) };
     if lead.filtered && !is_inside(tables, client, RangesWord(entry.word(at::RANGES)), F::IPV4) {
-        return Err(Refusal::Denied);
+        return Err(NoEndpoint::Denied);
     }
     let terms = Terms(entry.word(at::TERMS));
     if terms.timeout() == 0 {
@@ -186,14 +195,18 @@ pub fn choose<F: Family, T: Tables>(
     lead: Lead,
     terms: Terms,
     seed: u32,
-) -> Result<Target<F::Address>, Refusal> {
+) -> Result<Target<F::Address>, NoEndpoint> {
     for _ in 0..TRIES {
         let extent = Extent(entry.word(at::EXTENT));
         let count = extent.count(lead.local);
         if count == 0 {
-            return Err(if lead.local && terms.leaves_alone() { Refusal::LeftAlone } else { Refusal::Refused });
+            return Err(if lead.local && terms.keeps_destination() {
+                NoEndpoint::KeepsDestination
+            } else {
+                NoEndpoint::Refused
+            });
         }
-        let Some(slot) = tables.slot(extent.choice(count, seed)) else { return Err(Refusal::Refused) };
+        let Some(slot) = tables.slot(extent.choice(count, seed)) else { return Err(NoEndpoint::Refused) };
         let slot = Slot(slot.word(0));
         // A slot that is not local where only local ones were: the extent is stale (see `Slot::local`).
         if lead.local && !slot.local() {
@@ -203,7 +216,7 @@ pub fn choose<F: Family, T: Tables>(
             return Ok(target);
         }
     }
-    Err(Refusal::Refused)
+    Err(NoEndpoint::Refused)
 }
 
 /// The endpoint that the client had last, if it may still serve the client.
@@ -226,7 +239,7 @@ fn recall<F: Family, T: Tables>(
 
 /// Whether the client lies in the source ranges of a Service.
 #[inline(always)]
-fn is_inside<T: Tables, C: Client>(tables: &T, client: &C, ranges: RangesWord, ipv4: bool) -> bool {
+fn is_inside<T: Tables, C: Caller>(tables: &T, client: &C, ranges: RangesWord, ipv4: bool) -> bool {
     if client.is_of_node() {
         return ranges.node();
     }
@@ -245,8 +258,8 @@ fn address_value<T: Tables>(tables: &T, address: &Address6) -> AddressValue {
 }
 
 #[inline(always)]
-fn unless_left_alone<C: Client>(client: &C, meaning: Meaning) -> Meaning {
-    if client.is_left_alone() { Meaning::Foreign } else { meaning }
+fn unless_opted_out<C: Caller>(client: &C, meaning: Meaning) -> Meaning {
+    if client.has_opted_out() { Meaning::Foreign } else { meaning }
 }
 
 /// The element may be recycled for another key at this moment; the fingerprint shows it.
@@ -275,7 +288,7 @@ impl Family for V4 {
     #[inline(always)]
     fn alive<T: Tables>(tables: &T, reference: BackendRef) -> Option<Target<Address4>> {
         let backend = tables.backend4(reference.index())?;
-        let life = backend.word(0);
+        let life = backend.word(Backend4::LIFE);
         let (address, port) = (Backend4::address(life), Backend4::port(life));
         let alive = Backend4::generation(life) == reference.generation();
         if alive { Some(Target { address, port, reference }) } else { None }

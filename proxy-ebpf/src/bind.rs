@@ -7,11 +7,11 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockContext;
-use proxy_abi::{Config, FrontendKey4, FrontendKey6};
+use proxy_abi::lookup::{Family, V4, V6};
+use proxy_abi::{Config, Port};
 
 use crate::client::host_cookie;
-use crate::maps::{FRONTENDS4, FRONTENDS6};
-use crate::tables::config;
+use crate::tables::{Kernel, config};
 use crate::{DENY, PROCEED};
 
 const EADDRINUSE: i32 = 98;
@@ -45,20 +45,16 @@ fn in_use() -> i32 {
 
 pub(crate) fn post_bind4(ctx: &SockContext) -> i32 {
     let Some((protocol, port)) = bound(ctx) else { return PROCEED };
-    match FRONTENDS4.get_ptr(FrontendKey4 { address: 0, port, protocol, scope: 0 }) {
-        Some(_) => in_use(),
-        None => PROCEED,
-    }
+    if is_node_port::<V4>(port, protocol) { in_use() } else { PROCEED }
 }
 
 pub(crate) fn post_bind6(ctx: &SockContext) -> i32 {
     let Some((protocol, port)) = bound(ctx) else { return PROCEED };
-    if FRONTENDS6.get_ptr(FrontendKey6 { address: [0; 4], port, protocol, scope: 0 }).is_some() {
-        return in_use();
-    }
     // A socket bound to [::] usually takes IPv4 as well.
-    match FRONTENDS4.get_ptr(FrontendKey4 { address: 0, port, protocol, scope: 0 }) {
-        Some(_) => in_use(),
-        None => PROCEED,
-    }
+    if is_node_port::<V6>(port, protocol) || is_node_port::<V4>(port, protocol) { in_use() } else { PROCEED }
+}
+
+#[inline(always)]
+fn is_node_port<F: Family>(port: Port, protocol: u8) -> bool {
+    F::lead(&Kernel, None, port, protocol).is_some()
 }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::lookup::Client;
+use proxy_abi::lookup::Caller;
 use proxy_abi::{Address6, AffinityKey, Config, Namespace, mapped};
 
 use crate::maps::NAMESPACES;
@@ -35,14 +35,14 @@ impl Socket<'_> {
     }
 }
 
-impl Client for Socket<'_> {
+impl Caller for Socket<'_> {
     #[inline(always)]
     fn is_of_node(&self) -> bool {
         self.cookie() == host_cookie()
     }
 
     #[inline(always)]
-    fn is_left_alone(&self) -> bool {
+    fn has_opted_out(&self) -> bool {
         config(Config::OPT_OUTS) != 0
             && self.namespace().is_some_and(|namespace| namespace.flags & Namespace::OPTED_OUT != 0)
     }

@@ -16,7 +16,7 @@ pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
     let (address, port) = (address4(ctx), port(ctx));
     let lead = match meaning::<V4, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
-        Meaning::Undefined => return undefined(ctx, protocol, port),
+        Meaning::Undefined => return refuse(),
         Meaning::Foreign => return forget(ctx),
     };
     let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
@@ -36,7 +36,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
     }
     let lead = match meaning::<V6, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
-        Meaning::Undefined => return undefined(ctx, protocol, port),
+        Meaning::Undefined => return refuse(),
         Meaning::Foreign => return forget(ctx),
     };
     let target = match endpoint::<V6, _, _>(&Kernel, &Socket(ctx), lead) {
@@ -53,7 +53,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
 fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol: u8) -> i32 {
     let lead = match meaning::<V4, _, _>(&Kernel, &Socket(ctx), address, port, protocol) {
         Meaning::Frontend(lead) => lead,
-        Meaning::Undefined => return undefined(ctx, protocol, port),
+        Meaning::Undefined => return refuse(),
         Meaning::Foreign => return forget(ctx),
     };
     let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
@@ -68,14 +68,6 @@ fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol
 #[inline(always)]
 fn through_mapped(target: &Target<Address4>) -> Target<Address6> {
     Target { address: mapped(target.address), port: target.port, reference: target.reference }
-}
-
-/// The port to which musl connects UDP sockets to find routes; it sends no packet. glibc takes port 0.
-const ROUTE_PROBE: Port = 65_535_u16.to_be();
-
-#[inline(always)]
-fn undefined(ctx: &SockAddrContext, protocol: u8, port: Port) -> i32 {
-    if protocol == UDP && port == ROUTE_PROBE { forget(ctx) } else { refuse() }
 }
 
 #[inline(always)]

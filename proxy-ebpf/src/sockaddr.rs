@@ -8,7 +8,7 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::lookup::Refusal;
+use proxy_abi::lookup::NoEndpoint;
 use proxy_abi::{Address4, Address6, Port};
 
 use crate::{DENY, PROCEED};
@@ -104,11 +104,11 @@ pub(crate) fn refuse() -> i32 {
 
 /// Ends a call that has no endpoint, or lets it keep its address.
 #[inline(always)]
-pub(crate) fn end(why: Refusal) -> i32 {
+pub(crate) fn end(why: NoEndpoint) -> i32 {
     match why {
-        Refusal::Refused => refuse(),
-        Refusal::LeftAlone => PROCEED,
+        NoEndpoint::Refused => refuse(),
+        NoEndpoint::KeepsDestination => PROCEED,
         // A hook that denies gives EPERM, as does a firewall on the node.
-        Refusal::Denied => DENY,
+        NoEndpoint::Denied => DENY,
     }
 }

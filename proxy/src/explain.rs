@@ -250,7 +250,7 @@ fn socket_word(outcome: &Outcome) -> &'static str {
         Outcome::Endpoints { .. } => "forward",
         Outcome::Refused => "refuse",
         Outcome::Denied => "deny",
-        Outcome::LeftAlone | Outcome::Foreign => "pass",
+        Outcome::KeepsDestination | Outcome::Foreign => "pass",
     }
 }
 
@@ -260,7 +260,7 @@ fn step_at_socket(outcome: &Outcome, rule: RuleId) -> Option<ExplainedStep> {
         Outcome::Endpoints { .. } => return None,
         Outcome::Refused => "refused at once (ECONNREFUSED)",
         Outcome::Denied => "refused at once (EPERM)",
-        Outcome::LeftAlone | Outcome::Foreign => "left alone, its packets keep this destination",
+        Outcome::KeepsDestination | Outcome::Foreign => "left alone, its packets keep this destination",
     };
     Some(step(format!("at a socket of this node: {words}"), rule))
 }

@@ -140,6 +140,9 @@ pub struct PortPlan {
     pub draining: Vec<SocketAddr>,
     /// The sources that may dial the LoadBalancer frontends (TP-30…37); `None` means every source.
     pub source_ranges: Option<Arc<SourceRanges>>,
+    /// What a socket of this node gets that `local` serves, when `local` is empty. When `cluster` is empty, a socket
+    /// that it serves is refused.
+    pub empty_local_at_sockets: EmptyAtSocket,
 }
 
 /// An endpoint a new flow may reach. Ordered by address, then port.
@@ -162,6 +165,9 @@ pub struct Frontend {
     pub kind: FrontendKind,
     /// Only sources inside [`PortPlan::source_ranges`] may dial it (TP-30, TP-36).
     pub filtered: bool,
+    /// The list that serves a socket of this node, in a pod or of the node itself. Whatever a detector can tell of
+    /// packets, at sockets the network namespace tells pods from the node, and both are inside the cluster.
+    pub at_sockets: List,
     /// For flows from pods.
     pub from_pods: Rule,
     /// For flows from this node itself.
@@ -192,8 +198,6 @@ pub struct Rule {
     pub list: List,
     /// What a packet gets when that list is empty.
     pub empty: Empty,
-    /// What a socket of this node gets when that list is empty.
-    pub empty_at_socket: EmptyAtSocket,
     /// A packet's source becomes an address of this node (TP-20…23, TP-40). Not at a socket, where the kernel chooses
     /// the source after the endpoint (TP-50). Ask [`Rule::masquerades`], which knows the flows that need it always.
     pub masquerade: bool,

@@ -60,7 +60,7 @@ impl Rules for Tables {
                 Outcome::Served { by: addresses.into_iter().map(|address| cast.server(address)).collect(), sticky }
             }
             Lookup::Refused => Outcome::Reject,
-            Lookup::LeftAlone | Lookup::Denied => Outcome::Drop,
+            Lookup::KeepsDestination | Lookup::Denied => Outcome::Drop,
             Lookup::Foreign => Outcome::Pass,
         })
     }

@@ -12,7 +12,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ use serde_json::json;
 const RESTARTS: u32 = 5;
 /// Options of a client that dials every 2 ms until the test is over.
 const UNTIL_STOPPED: [&str; 4] = ["--interval", "2", "--duration", "600"];
+/// A load balancer's address.
+const RESTRICTED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77)), 80);
 /// What the router calls itself.
 const OUTSIDE: &str = "outside";
 const SOON: Duration = Duration::from_secs(10);
@@ -113,7 +115,12 @@ fn disguise_as_version_2(root: &Path) {
 fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_them() {
     let Some(cluster) = Cluster::alone("takenover") else { return };
     let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready; 3]);
+    let _server = serve_outside(&cluster, &shop.addresses());
+    let mesh = opted_out_pod(&cluster, shop.addresses()[0]);
+    restrict_to_pods(&cluster, &shop);
     let mut clients = shop.dial_in_every_way();
+    clients.push((RESTRICTED, Mode::Tcp, shop.client.connect_loop(RESTRICTED, Mode::Tcp, 2).unwrap()));
+    let mut opted_out = mesh.connect_loop(shop.addresses()[0], Mode::Tcp, 2).unwrap();
     // One socket each, connected before; among so many each endpoint has some in each family.
     let keep = ["--same-socket", "--interval", "5", "--timeout", "1000"];
     let mut sockets: Vec<(SocketAddr, Client, String)> = Vec::new();
@@ -133,6 +140,9 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
         let attempts = socket.wait_for_attempts(started, 5).unwrap();
         assert!(attempts.iter().all(|a| a.server.as_ref() == Some(server)), "{to} had {server}: {attempts:?}");
     }
+    let untouched = opted_out.wait_for_attempts(started, 50).unwrap();
+    assert!(untouched.iter().all(|a| a.server.as_deref() == Some(OUTSIDE)), "translated: {untouched:?}");
+    assert_eq!(opted_out.failures().unwrap(), [], "the router answers always");
     // What the sockets refer to is known: those of an endpoint that leaves are ended, and no others.
     let removed = now();
     shop.set(0, PodState::Unready);
@@ -170,20 +180,40 @@ fn serve_outside(cluster: &Cluster, addresses: &[SocketAddr]) -> Process {
     cluster.outside().serve(OUTSIDE, &["--tcp", &port, "--udp", &port]).unwrap()
 }
 
+/// A pod that has opted out: what it sends to a Service's address ends at the router.
+fn opted_out_pod(cluster: &Cluster, to: SocketAddr) -> Pod {
+    let mesh = cluster.node.pod("mesh").unwrap();
+    let mut pod = manifests::pod("test", "mesh", &mesh, PodState::Ready, &[]);
+    pod["metadata"]["annotations"] = json!({"shunt.dev/socket-proxy": "disabled"});
+    cluster.manifests.put("mesh", &[pod]).unwrap();
+    let answer = || mesh.connect(to, Mode::Tcp, 1).unwrap().remove(0).server;
+    cluster.wait_for("the pod to be left alone", || answer().as_deref() == Some(OUTSIDE));
+    mesh
+}
+
+/// Puts a load balancer's address before the pods of `shop` that takes connections of pods alone.
+fn restrict_to_pods(cluster: &Cluster, shop: &Shop) {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "restricted", "namespace": "test"},
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.1.200", "clusterIPs": ["10.96.1.200"],
+            "selector": {"app": shop.name()}, "loadBalancerSourceRanges": ["10.244.0.0/16"],
+            "ports": [{"name": "tcp", "port": RESTRICTED.port(), "targetPort": 7000}],
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": RESTRICTED.ip()}]}},
+    });
+    cluster.manifests.put("restricted", &[service]).unwrap();
+    let answer = || shop.client.connect(RESTRICTED, Mode::Tcp, 1).unwrap().remove(0).server;
+    cluster.wait_for("the load balancer's address to be served", || answer().is_some());
+}
+
 #[test]
 fn no_connection_of_an_opted_out_pod_is_translated_while_the_daemon_is_killed_and_restarted() {
     let Some(cluster) = Cluster::alone("optrestart") else { return };
     let shop = Shop::open(&cluster, "opt", &[PodState::Ready]);
     let _server = serve_outside(&cluster, &shop.addresses());
     let ways = shop.addresses().map(|to| MODES.map(|mode| (to, mode))).concat();
-    let mesh = cluster.node.pod("mesh").unwrap();
-    let mut pod = manifests::pod("test", "mesh", &mesh, PodState::Ready, &[]);
-    pod["metadata"]["annotations"] = json!({"shunt.dev/socket-proxy": "disabled"});
-    cluster.manifests.put("mesh", &[pod]).unwrap();
-    let (first, _) = ways[0];
-    let answer = || mesh.connect(first, Mode::Tcp, 1).unwrap().remove(0).server;
-    cluster.wait_for("the pod to be left alone", || answer().as_deref() == Some(OUTSIDE));
-
+    let mesh = opted_out_pod(&cluster, ways[0].0);
     let dial = |client: &Pod| -> Vec<Client> {
         ways.iter().map(|(to, mode)| client.connect_in_background(*to, *mode, &UNTIL_STOPPED).unwrap()).collect()
     };

@@ -25,7 +25,7 @@ pub enum Outcome {
     /// ECONNREFUSED: no endpoint serves, or the Service does not define the port.
     Refused,
     /// The socket keeps the address: policy Local, no endpoint on this node, and the plan lets such flows keep it.
-    LeftAlone,
+    KeepsDestination,
     /// EPERM: the source is outside of the Service's source ranges.
     Denied,
     /// The socket keeps the address: it is no frontend.

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 pub(super) use self::door::{check, open, probe, remove};
 use self::layout::pool::Moment;
-use self::layout::{Layout, Target, Write};
+use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;
 use self::pins::{Former, PinError, Pins};
 use self::socket::programs::{self, Links, ProgramsError};
@@ -33,7 +33,7 @@ use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
 pub use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
-use self::tables::node::{Namespaces, NodeConfig};
+use self::tables::node::{NodeWords, OptOuts};
 use self::takeover::Taken;
 use super::{Datapath, Mode, SyncError, Synced};
 use crate::host::cgroup::CgroupError;
@@ -99,12 +99,8 @@ pub(super) enum EbpfOpenError {
 /// What the data path adopted from an earlier daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Adopted {
-    /// Services in the tables.
-    services: usize,
-    /// Frontends in the tables.
-    frontends: usize,
-    /// Backends in the tables.
-    backends: usize,
+    /// What the tables hold.
+    usage: Usage,
     /// The links.
     links: Links,
 }
@@ -132,25 +128,26 @@ struct Ebpf {
 impl Ebpf {
     /// Loads the programs or adopts those that run, opens the tables and reads what is in them. Nothing that balances
     /// traffic now is changed before the first [`Datapath::sync`].
-    fn open(options: &EbpfOptions) -> Result<(Self, Adopted), EbpfOpenError> {
+    fn open(options: &EbpfOptions) -> Result<(Self, OptOuts, Adopted), EbpfOpenError> {
         let read =
             |path: &PathBuf| std::fs::read(path).map_err(|source| EbpfOpenError::Object { path: path.clone(), source });
         let object = options.object.as_ref().map(read).transpose()?;
         let pins = Pins::create(&options.bpf_root)?;
         let former = former(&pins)?;
         let loaded = programs::Loaded::load(object.as_deref().unwrap_or(OBJECT), &pins)?;
-        let (mut tables, config) = (Tables::open(&pins.maps)?, NodeConfig::open(&pins.maps)?);
+        let (mut tables, mut opt_outs) = (Tables::open(&pins.maps)?, OptOuts::open(&pins.maps)?);
         if let Some((former, taken)) = former {
-            let services = taken.write(&mut tables, &Namespaces::open(&pins.maps)?, &config)?;
+            let services = taken.write(&mut tables, &mut opt_outs)?;
             pins.adopt_links(&former)?;
             info!(version = former.version, services, "took over the tables of another version");
         }
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
-        config.set_node(cookie, if options.bind_protection { Config::BIND_PROTECTION } else { 0 })?;
+        let flags = if options.bind_protection { Config::BIND_PROTECTION } else { 0 };
+        NodeWords::open(&pins.maps)?.write(cookie, flags)?;
         let links = loaded.attach(&pins, &options.cgroup_root)?;
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let addresses = Addresses::restored(tables.addresses()?);
-        let (services, frontends, backends) = layout.usage();
+        let usage = layout.usage();
         let ebpf = Self {
             tables,
             layout,
@@ -164,7 +161,7 @@ impl Ebpf {
             orders: OrderWriter::default(),
             started: Instant::now(),
         };
-        Ok((ebpf, Adopted { services, frontends, backends, links }))
+        Ok((ebpf, opt_outs, Adopted { usage, links }))
     }
 
     /// The layout's clock.
@@ -173,6 +170,7 @@ impl Ebpf {
     }
 
     fn read_back(&mut self) -> Result<(), SyncError> {
+        self.tables.forget_pending();
         self.layout = Layout::restored(self.tables.capacity(), &self.tables.dump()?);
         self.addresses = Addresses::restored(self.tables.addresses()?);
         self.synced = Plan::default();
@@ -264,19 +262,20 @@ impl Ebpf {
     fn retire_other_versions(&self) {
         match self.pins.remove_other_versions() {
             Ok(0) => {}
-            Ok(links) => info!(links, "removed the programs of another version"),
-            Err(error) => warn!(%error, "the programs of another version stay attached"),
+            Ok(links) => info!(links, "removed the pins of another version"),
+            Err(error) => warn!(%error, "the pins of another version are not removed"),
         }
     }
 }
 
-/// Reads the tables of another version whose programs are attached, before this version makes any. Flows stay if the
-/// tables that they refer to are known.
-fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
+/// What another version holds whose programs are attached, read before anything is made. Flows stay if what they refer
+/// to is known.
+fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, EbpfOpenError> {
     if let Some(former) = pins.former()? {
-        if pins.has_links()? {
-            // The tables were taken over, and then a start was interrupted between two links.
-            pins.adopt_links(&former)?;
+        if programs::are_in_charge(pins)? {
+            if pins.shares_links_with(&former)? {
+                pins.adopt_links(&former)?;
+            }
             return Ok(None);
         }
         // No program reads what an interrupted start may have left in them.
@@ -295,6 +294,7 @@ fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, PinError> {
         }
     }
     if !pins.maps.has_tables() {
+        pins.discard_tables()?;
         pins.discard_flows()?;
     }
     Ok(None)

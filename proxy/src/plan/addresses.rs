@@ -95,7 +95,8 @@ impl AddressBook {
             }
             return;
         }
-        let refuses_other_ports = uses.is_some_and(|uses| uses.cluster_ip > 0);
+        // Loopback is each namespace's own, whatever a Service claims.
+        let refuses_other_ports = !address.is_loopback() && uses.is_some_and(|uses| uses.cluster_ip > 0);
         let meaning = AddressMeaning { node_ports, refuses_other_ports };
         if self.meanings.get(&address) != Some(&meaning) {
             self.meanings.insert(address, meaning);

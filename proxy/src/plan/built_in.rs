@@ -7,7 +7,7 @@ use std::sync::Arc;
 use shunt_model::{Family, ObjectKey, Protocol};
 
 use super::frontends::{cluster_ip_rules, cluster_rule};
-use super::{Endpoint, Frontend, FrontendKind, PlanOptions, PortKey, PortPlan};
+use super::{EmptyAtSocket, Endpoint, Frontend, FrontendKind, List, PlanOptions, PortKey, PortPlan};
 
 const DNS_PORT: NonZeroU16 = NonZeroU16::new(53).unwrap();
 
@@ -43,6 +43,7 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
         affinity: None,
         draining: Vec::new(),
         source_ranges: None,
+        empty_local_at_sockets: EmptyAtSocket::Refuse,
     };
     [("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp)].map(port).into()
 }
@@ -50,7 +51,16 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
 fn frontend(address: IpAddr, options: &PlanOptions, family: Family) -> Frontend {
     let (from_pods, from_node, from_outside) = cluster_ip_rules(cluster_rule, options, family);
     let (address, kind) = (Some(address), FrontendKind::ClusterIp);
-    Frontend { address, port: DNS_PORT, kind, filtered: false, from_pods, from_node, from_outside }
+    Frontend {
+        address,
+        port: DNS_PORT,
+        kind,
+        filtered: false,
+        at_sockets: List::Cluster,
+        from_pods,
+        from_node,
+        from_outside,
+    }
 }
 
 fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {

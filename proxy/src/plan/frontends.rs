@@ -87,7 +87,7 @@ type Rules = (Rule, Rule, Rule);
 /// Turns a site into a frontend by the decision table (DT-1…3) and the matrix of source NAT (MX-2).
 pub(super) fn frontend(site: Site, service: &Service, situation: Situation<'_>) -> Frontend {
     let Situation { has_endpoints, restricted, family, options } = situation;
-    let local = |masquerade| local_rule(has_endpoints, options.empty_local, masquerade);
+    let local = |masquerade| local_rule(has_endpoints, masquerade);
     let (from_pods, from_node, from_outside) = match site.kind {
         FrontendKind::ClusterIp => match service.internal_policy {
             TrafficPolicy::Cluster => cluster_ip_rules(cluster_rule, options, family),
@@ -106,8 +106,22 @@ pub(super) fn frontend(site: Site, service: &Service, situation: Situation<'_>) 
         FrontendKind::LoadBalancer => restricted,
         FrontendKind::ClusterIp | FrontendKind::External | FrontendKind::NodePort => false,
     };
+    let at_sockets = match (site.kind, service.internal_policy) {
+        (FrontendKind::ClusterIp, TrafficPolicy::Local) => List::Local,
+        (FrontendKind::ClusterIp, TrafficPolicy::Cluster) => List::Cluster,
+        // A client inside the cluster does not leave it to reach the Service (TP-21, TP-22).
+        (FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort, _) => List::Cluster,
+    };
     let Site { address, port, kind } = site;
-    Frontend { address, port, kind, filtered, from_pods, from_node, from_outside }
+    Frontend { address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside }
+}
+
+/// What a socket gets when policy Local has no endpoint. Where no node has one, a refusal is right in any case.
+pub(super) fn empty_local_at_sockets(has_endpoints: bool, options: &PlanOptions) -> EmptyAtSocket {
+    match (has_endpoints, options.empty_local) {
+        (true, EmptyLocal::Pass) => EmptyAtSocket::Pass,
+        (true, EmptyLocal::Refuse) | (false, EmptyLocal::Refuse | EmptyLocal::Pass) => EmptyAtSocket::Refuse,
+    }
 }
 
 /// The rules of a cluster IP, which differ in source NAT alone (TP-40).
@@ -121,17 +135,13 @@ pub(super) fn cluster_ip_rules(rule: impl Fn(bool) -> Rule, options: &PlanOption
 
 /// Policy Cluster.
 pub(super) fn cluster_rule(masquerade: bool) -> Rule {
-    Rule { list: List::Cluster, empty: Empty::Reject, empty_at_socket: EmptyAtSocket::Refuse, masquerade }
+    Rule { list: List::Cluster, empty: Empty::Reject, masquerade }
 }
 
 /// Policy Local. Packets are dropped only if another node has an endpoint; otherwise the flow is refused.
-fn local_rule(has_endpoints: bool, empty_local: EmptyLocal, masquerade: bool) -> Rule {
-    let (empty, empty_at_socket) = match (has_endpoints, empty_local) {
-        (false, EmptyLocal::Refuse | EmptyLocal::Pass) => (Empty::Reject, EmptyAtSocket::Refuse),
-        (true, EmptyLocal::Refuse) => (Empty::Drop, EmptyAtSocket::Refuse),
-        (true, EmptyLocal::Pass) => (Empty::Drop, EmptyAtSocket::Pass),
-    };
-    Rule { list: List::Local, empty, empty_at_socket, masquerade }
+fn local_rule(has_endpoints: bool, masquerade: bool) -> Rule {
+    let empty = if has_endpoints { Empty::Drop } else { Empty::Reject };
+    Rule { list: List::Local, empty, masquerade }
 }
 
 /// Policy Local counts only for a Service that clients outside can reach (IN-19).

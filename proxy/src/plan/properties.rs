@@ -310,12 +310,14 @@ proptest! {
                     (endpoints, _) => Verdict::Forward { port: &port.key, endpoints },
                 };
                 prop_assert_eq!(plan.verdict(&packet), wanted);
-                let at_socket = match wanted {
-                    Verdict::NotOurs => SocketVerdict::Pass,
-                    Verdict::Forward { port, endpoints } => SocketVerdict::Forward { port, endpoints },
+                // Whatever the detector, a socket of this node is inside the cluster, as the node itself is.
+                let at_socket = match (port.list(frontend.from_node.list), frontend.from_node.empty) {
+                    _ if source == Source::Outside => continue,
+                    _ if wanted == Verdict::NotOurs => SocketVerdict::Pass,
                     _ if kept_out => SocketVerdict::Deny,
-                    Verdict::Drop if options.empty_local == EmptyLocal::Pass => SocketVerdict::Pass,
-                    Verdict::Reject | Verdict::Drop => SocketVerdict::Refuse,
+                    ([], Empty::Drop) if options.empty_local == EmptyLocal::Pass => SocketVerdict::Pass,
+                    ([], Empty::Drop | Empty::Reject) => SocketVerdict::Refuse,
+                    (endpoints, _) => SocketVerdict::Forward { port: &port.key, endpoints },
                 };
                 prop_assert_eq!(plan.decide_at_socket(&packet), at_socket);
                 prop_assert_eq!(frontend.filtered, frontend.kind == FrontendKind::LoadBalancer && port.source_ranges.is_some());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shunt_model::{EndpointSlice, Family, Service, ServicePort};
 
 use super::claims::{Age, Claim, Claimant, Rank};
-use super::frontends::{Site, Situation, frontend, needs_of, ports_of, sites_of};
+use super::frontends::{Site, Situation, empty_local_at_sockets, frontend, needs_of, ports_of, sites_of};
 use super::lists::{ChosenLists, NodeAndZone, choose};
 use super::merge::endpoints_of;
 use super::node::ThisNode;
@@ -40,6 +40,7 @@ pub(super) fn plan_service(
             affinity: service.affinity,
             draining,
             source_ranges,
+            empty_local_at_sockets: empty_local_at_sockets(has_endpoints, options),
         }
     };
     ports_of(service).map(plan_port).collect()

@@ -1,6 +1,7 @@
 //! The reference reading of a plan: what the first packet of a flow gets. Every data path is tested against it.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use shunt_model::{Family, Protocol};
 
@@ -144,11 +145,15 @@ impl Plan {
             return SocketVerdict::Pass;
         }
         match self.meeting(packet) {
-            Some(Meeting::Frontend(met)) => match met.outcome() {
-                FrontendOutcome::KeptOut => SocketVerdict::Deny,
-                FrontendOutcome::Served(endpoints) => SocketVerdict::Forward { port: &met.port.key, endpoints },
-                FrontendOutcome::NoEndpoint => SocketVerdict::without_endpoint(met.rule.empty_at_socket),
-            },
+            Some(Meeting::Frontend(Met { admitted: Some(false), .. })) => SocketVerdict::Deny,
+            Some(Meeting::Frontend(Met { port, frontend, .. })) => {
+                match (port.list(frontend.at_sockets), frontend.at_sockets) {
+                    ([], List::Cluster) => SocketVerdict::Refuse,
+                    ([], List::Local) => SocketVerdict::without_endpoint(port.empty_local_at_sockets),
+                    (endpoints, _) => SocketVerdict::Forward { port: &port.key, endpoints },
+                }
+            }
+            Some(Meeting::UndefinedPort) if is_route_probe(packet) => SocketVerdict::Pass,
             Some(Meeting::UndefinedPort) => SocketVerdict::without_endpoint(Self::UNDEFINED_PORT.socket),
             Some(Meeting::UnusedAddress) => SocketVerdict::without_endpoint(Self::UNUSED_ADDRESS.socket),
             None => SocketVerdict::Pass,
@@ -265,6 +270,11 @@ impl SocketVerdict<'_> {
     }
 }
 
+/// UDP to port 65535, to which musl connects a socket to learn of the route; glibc takes port 0 (DP-11).
+fn is_route_probe(packet: &Packet) -> bool {
+    packet.protocol == Protocol::Udp && packet.port == u16::MAX
+}
+
 fn decide_at(met: Met<'_>, source: Source) -> (Verdict<'_>, RuleId) {
     match (met.outcome(), met.rule.empty) {
         (FrontendOutcome::KeptOut, _) => (Verdict::Drop, RuleId::Tp32),
@@ -280,6 +290,21 @@ fn decide_at(met: Met<'_>, source: Source) -> (Verdict<'_>, RuleId) {
 }
 
 impl PortPlan {
+    /// The endpoints that no new flow of a socket reaches and that keep the flows they have: those that drain, and those
+    /// of a list that serves no socket.
+    #[must_use]
+    pub fn draining_at_sockets(&self) -> Vec<SocketAddr> {
+        let serves = |list: List| self.frontends.iter().any(|frontend| frontend.at_sockets == list);
+        let in_lists = |serving: bool| {
+            let lists = [List::Cluster, List::Local].into_iter().filter(move |list| serves(*list) == serving);
+            lists.flat_map(|list| self.list(list)).map(|endpoint| endpoint.address)
+        };
+        let reached: BTreeSet<SocketAddr> = in_lists(true).collect();
+        let mut draining = self.draining.clone();
+        draining.extend(in_lists(false).filter(|address| !reached.contains(address)));
+        draining
+    }
+
     /// One of the two lists.
     #[must_use]
     pub fn list(&self, list: List) -> &[Endpoint] {

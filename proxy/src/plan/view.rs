@@ -69,6 +69,8 @@ pub struct PortView<'a> {
     pub draining: &'a [SocketAddr],
     /// The sources that may dial the LoadBalancer frontends; null means every source.
     pub source_ranges: Option<SourceRangesView<'a>>,
+    /// What a socket of this node gets that `local` serves, when `local` is empty: `refuse` or `pass`.
+    pub empty_local_at_sockets: EmptyAtSocket,
 }
 
 /// A restriction of clients.
@@ -93,6 +95,8 @@ pub struct FrontendView {
     pub kind: FrontendKind,
     /// Only sources inside the source ranges may dial it.
     pub filtered: bool,
+    /// The list that serves a socket of this node: `cluster` or `local`.
+    pub at_sockets: List,
     /// What serves flows from pods.
     pub from_pods: RuleView,
     /// What serves flows from the node itself.
@@ -109,8 +113,6 @@ pub struct RuleView {
     pub list: List,
     /// What happens to packets when that list is empty: `reject` or `drop`.
     pub empty: Empty,
-    /// What happens at a socket of this node when that list is empty: `refuse` or `pass`.
-    pub empty_at_socket: EmptyAtSocket,
     /// A packet's source becomes an address of this node.
     pub masquerade: bool,
 }
@@ -153,7 +155,8 @@ impl<'a> From<&'a Plan> for PlanView<'a> {
 
 impl<'a> From<&'a PortPlan> for PortView<'a> {
     fn from(port: &'a PortPlan) -> Self {
-        let PortPlan { key, frontends, cluster, local, affinity, draining, source_ranges } = port;
+        let PortPlan { key, frontends, cluster, local, affinity, draining, source_ranges, empty_local_at_sockets } =
+            port;
         let restriction = |ranges: &'a SourceRanges| {
             let SourceRanges { ranges, node } = ranges;
             SourceRangesView { ranges, node: *node }
@@ -170,22 +173,24 @@ impl<'a> From<&'a PortPlan> for PortView<'a> {
             affinity_seconds: affinity.map(std::num::NonZero::get),
             draining,
             source_ranges: source_ranges.as_deref().map(restriction),
+            empty_local_at_sockets: *empty_local_at_sockets,
         }
     }
 }
 
 impl From<&Frontend> for FrontendView {
     fn from(frontend: &Frontend) -> Self {
-        let Frontend { address, port, kind, filtered, from_pods, from_node, from_outside } = *frontend;
+        let Frontend { address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside } = *frontend;
         let rule = |rule| {
-            let Rule { list, empty, empty_at_socket, masquerade } = rule;
-            RuleView { list, empty, empty_at_socket, masquerade }
+            let Rule { list, empty, masquerade } = rule;
+            RuleView { list, empty, masquerade }
         };
         Self {
             address,
             port: port.get(),
             kind,
             filtered,
+            at_sockets,
             from_pods: rule(from_pods),
             from_node: rule(from_node),
             from_outside: rule(from_outside),
@@ -289,7 +294,8 @@ mod tests {
     #[test]
     fn the_json_keeps_its_field_names() {
         let json: serde_json::Value = serde_json::from_str(&render_json(&example()).unwrap()).unwrap();
-        let rule = |list, empty, masquerade| serde_json::json!({ "list": list, "empty": empty, "emptyAtSocket": "refuse", "masquerade": masquerade });
+        let rule =
+            |list, empty, masquerade| serde_json::json!({ "list": list, "empty": empty, "masquerade": masquerade });
         let [plain, masqueraded] = [false, true].map(|masquerade| rule("cluster", "reject", masquerade));
         let local = rule("local", "drop", false);
         assert_eq!(json["ports"].as_array().unwrap().len(), 3);
@@ -297,10 +303,11 @@ mod tests {
             json["ports"][1],
             serde_json::json!({
                 "namespace": "default", "name": "web", "port": "http", "protocol": "TCP", "family": "IPv4",
+                "emptyLocalAtSockets": "refuse",
                 "frontends": [
-                    { "address": null, "port": 30080, "kind": "NodePort", "filtered": false,
+                    { "address": null, "port": 30080, "kind": "NodePort", "filtered": false, "atSockets": "cluster",
                       "fromPods": plain, "fromNode": masqueraded, "fromOutside": local },
-                    { "address": "10.96.0.1", "port": 80, "kind": "ClusterIP", "filtered": false,
+                    { "address": "10.96.0.1", "port": 80, "kind": "ClusterIP", "filtered": false, "atSockets": "cluster",
                       "fromPods": plain, "fromNode": masqueraded, "fromOutside": masqueraded },
                 ],
                 "cluster": [{ "address": "10.1.0.1:8080", "local": false }],

@@ -6,6 +6,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::layout::Usage;
 use super::pins::{self, PinError, RemovedPins};
 use super::probe::checks;
 use super::socket::programs::Links;
@@ -41,9 +42,9 @@ pub(in crate::datapath) fn open(
         object: object.clone(),
         bind_protection: *bind_protection,
     };
-    let (ebpf, adopted) = Ebpf::open(&options)?;
+    let (ebpf, opt_outs, adopted) = Ebpf::open(&options)?;
 
-    let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins)?;
+    let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins, opt_outs)?;
     let orders = ebpf.orders.subscribe();
     Ok(Opened {
         path: Box::new(ebpf),
@@ -68,7 +69,7 @@ fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
 
 impl std::fmt::Display for Adopted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { services, frontends, backends, links: Links { kept, replaced, attached } } = self;
+        let Self { usage: Usage { services, frontends, backends }, links: Links { kept, replaced, attached } } = self;
         write!(f, "{services} services, {frontends} frontends and {backends} backends in the tables; ")?;
         write!(f, "{kept} programs kept, {replaced} replaced, {attached} attached")
     }

@@ -19,25 +19,14 @@ pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {
     if port.frontends.is_empty() {
         return None;
     }
-    let uses = |list| port.frontends.iter().any(|frontend| frontend.from_pods.list == list);
-    // An endpoint that is only in a list that no socket uses drains: it gets no new flow and keeps the running ones.
-    let unused =
-        [(List::Cluster, &port.cluster), (List::Local, &port.local)].into_iter().filter(|(list, _)| !uses(*list));
-    let used = [(List::Cluster, &port.cluster), (List::Local, &port.local)].into_iter().filter(|(list, _)| uses(*list));
-    let used = |address: &SocketAddr| used.clone().any(|(_, list)| list.iter().any(|end| end.address == *address));
-    let mut draining = port.draining.clone();
-    draining.extend(unused.flat_map(|(_, list)| list).map(|end| end.address).filter(|address| !used(address)));
     let frontends = port.frontends.iter().map(|frontend| (key(port, frontend), access(frontend))).collect();
-    let leaves_alone = |frontend: &Frontend| {
-        frontend.from_pods.list == List::Local && frontend.from_pods.empty_at_socket == EmptyAtSocket::Pass
-    };
     Some(Target {
         frontends,
         cluster: &port.cluster,
         local: &port.local,
-        draining,
+        draining: port.draining_at_sockets(),
         affinity: port.affinity.map_or(0, std::num::NonZero::get),
-        leaves_alone: port.frontends.iter().any(leaves_alone),
+        keeps_destination: port.empty_local_at_sockets == EmptyAtSocket::Pass,
         ranges: port.source_ranges.as_ref().map(|ranges| Sources { prefixes: &ranges.ranges, node: ranges.node }),
     })
 }
@@ -50,7 +39,7 @@ fn key(port: &PortPlan, frontend: &Frontend) -> FrontendKey {
 }
 
 fn access(frontend: &Frontend) -> Access {
-    Access { list: frontend.from_pods.list, filtered: frontend.filtered }
+    Access { list: frontend.at_sockets, filtered: frontend.filtered }
 }
 
 /// The service ports that the self-test dials: owner, frontend, and the loopback address it leads to.

@@ -88,7 +88,7 @@ pub struct Target<'a> {
     pub affinity: u32,
     /// What a socket's flow under policy Local gets without an endpoint on this node: it keeps its address if true, and
     /// is refused if false.
-    pub leaves_alone: bool,
+    pub keeps_destination: bool,
     /// The sources that may dial the filtered frontends.
     pub ranges: Option<Sources<'a>>,
 }
@@ -109,6 +109,17 @@ pub struct Sources<'a> {
     pub prefixes: &'a [IpNet],
     /// The node itself.
     pub node: bool,
+}
+
+/// How much of the tables is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Entries of the directory.
+    pub services: usize,
+    /// Frontends of both families.
+    pub frontends: usize,
+    /// Endpoints that slots show.
+    pub backends: usize,
 }
 
 /// The allocation of all tables.
@@ -141,14 +152,14 @@ impl Layout {
         }
     }
 
-    /// How many services, frontends and backends are in use.
+    /// How much of the tables is in use.
     #[must_use]
-    pub fn usage(&self) -> (usize, usize, usize) {
-        (
-            self.records.len(),
-            self.frontends.count(Family::V4).saturating_add(self.frontends.count(Family::V6)),
-            self.records.values().map(|record| record.placed.len()).sum(),
-        )
+    pub fn usage(&self) -> Usage {
+        Usage {
+            services: self.records.len(),
+            frontends: self.frontends.count(Family::V4).saturating_add(self.frontends.count(Family::V6)),
+            backends: self.records.values().map(|record| record.placed.len()).sum(),
+        }
     }
 
     /// The writes that make `owner` look like `target`. Nothing is changed if a table is full.

@@ -4,6 +4,7 @@
 //! flows outlive a change of the tables.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -59,9 +60,9 @@ impl MapPins {
         directory.join(map.name)
     }
 
-    /// Whether a map of the tables is pinned.
+    /// Whether the tables are there, all of them.
     pub(super) fn has_tables(&self) -> bool {
-        maps::ALL.iter().any(|map| map.lifetime == Lifetime::Tables && self.of(map).exists())
+        maps::ALL.iter().all(|map| map.lifetime != Lifetime::Tables || self.of(map).exists())
     }
 }
 
@@ -91,6 +92,10 @@ impl Pins {
     /// The directories below `root`, made if they are missing.
     pub(super) fn create(root: &Path) -> Result<Self, PinError> {
         mount_bpf(root)?;
+        Self::at(root)
+    }
+
+    fn at(root: &Path) -> Result<Self, PinError> {
         let version = root.join(format!("v{}", Lifetime::Tables.version()));
         let pins = Self {
             root: root.to_owned(),
@@ -106,9 +111,14 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Whether programs of this version are attached.
-    pub(super) fn has_links(&self) -> Result<bool, PinError> {
-        Ok(!list(&self.links)?.is_empty())
+    /// Whether a link of `former` is one of ours too: an earlier start was interrupted while it shared them.
+    pub(super) fn shares_links_with(&self, former: &Former) -> Result<bool, PinError> {
+        let inode = |path: &Path| std::fs::metadata(path).ok().map(|found| found.ino());
+        let shared = |theirs: &PathBuf| {
+            let ours = theirs.file_name().map(|name| self.links.join(name));
+            ours.and_then(|ours| inode(&ours)).is_some_and(|ours| inode(theirs) == Some(ours))
+        };
+        Ok(list(&former.links)?.iter().any(shared))
     }
 
     /// The newest other version whose programs are attached.
@@ -192,7 +202,8 @@ fn flows(root: &Path) -> PathBuf {
 /// Pins what is pinned at `from` at `to` as well, unless something is pinned there.
 fn share(from: &Path, to: &Path) -> Result<(), PinError> {
     match std::fs::hard_link(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        // A pin that the former version lacks is made anew.
+        Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => Ok(()),
         Err(source) => Err(PinError::File { doing: "taking over the pin", path: from.to_owned(), source }),
         Ok(()) => Ok(()),
     }
@@ -288,5 +299,92 @@ fn remove_directory(path: &Path) -> Result<(), PinError> {
         Ok(()) => Ok(()),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
         Err(source) => Err(PinError::File { doing: "removing the directory", path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Files in the place of pins: the directories and what is in them are the same.
+    struct Found {
+        root: TempDir,
+        pins: Pins,
+    }
+
+    impl Found {
+        fn new(files: &[&str]) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let pins = Pins::at(root.path()).unwrap();
+            let found = Self { root, pins };
+            files.iter().for_each(|file| found.make(file));
+            found
+        }
+
+        fn make(&self, file: &str) {
+            let path = self.root.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, file).unwrap();
+        }
+
+        /// What was pinned at `file` first.
+        fn holds(&self, file: &str) -> Option<String> {
+            std::fs::read_to_string(self.root.path().join(file)).ok()
+        }
+
+        fn former(&self) -> Option<u32> {
+            self.pins.former().unwrap().map(|former| former.version)
+        }
+    }
+
+    #[test]
+    fn the_newest_other_version_with_links_is_the_former_one() {
+        assert_eq!(Found::new(&[]).former(), None);
+        assert_eq!(Found::new(&["v2/maps/SLOTS", "v3/links/connect4", "other/links/connect4"]).former(), None);
+        assert_eq!(Found::new(&["v1/links/connect4", "v2/links/connect4"]).former(), Some(2));
+        assert_eq!(Found::new(&["v1/links/connect4", "v2/maps/SLOTS"]).former(), Some(1));
+    }
+
+    #[test]
+    fn flows_beside_the_former_tables_are_shared_in_place_of_older_ones() {
+        let found =
+            Found::new(&["v2/links/connect4", "v2/maps/AFFINITY", "flows-v1/maps/AFFINITY", "flows-v1/maps/PEER"]);
+        found.pins.adopt_flows(&found.pins.former().unwrap().unwrap()).unwrap();
+        assert_eq!(found.holds("flows-v1/maps/AFFINITY").as_deref(), Some("v2/maps/AFFINITY"));
+        assert_eq!(found.holds("flows-v1/maps/PEER"), None, "it belongs to other tables, and is made anew");
+        assert_eq!(found.holds("v2/maps/AFFINITY").as_deref(), Some("v2/maps/AFFINITY"), "v2 can start again");
+    }
+
+    #[test]
+    fn links_are_shared_and_an_interrupted_takeover_is_known_by_them() {
+        let found = Found::new(&["v2/links/connect4", "v2/links/connect6", "v2/programs/connect4"]);
+        let former = found.pins.former().unwrap().unwrap();
+        found.make("v3/links/sendmsg4");
+        found.make("v3/links/connect4-new");
+        assert!(!found.pins.shares_links_with(&former).unwrap(), "these were made anew");
+        std::fs::hard_link(found.root.path().join("v2/links/connect4"), found.root.path().join("v3/links/connect4"))
+            .unwrap();
+        assert!(found.pins.shares_links_with(&former).unwrap());
+        found.pins.adopt_links(&former).unwrap();
+        assert_eq!(found.holds("v3/links/connect6").as_deref(), Some("v2/links/connect6"));
+        assert_eq!(found.holds("v3/programs/connect4").as_deref(), Some("v2/programs/connect4"));
+        assert_eq!(found.pins.remove_other_versions().unwrap(), 2);
+        assert_eq!((found.former(), found.holds("v2/links/connect4")), (None, None));
+        assert_eq!(found.holds("v3/links/connect4").as_deref(), Some("v2/links/connect4"), "ours stay");
+    }
+
+    #[test]
+    fn tables_are_there_only_if_all_of_them_are() {
+        let names =
+            maps::ALL.iter().filter(|map| map.lifetime == Lifetime::Tables).map(|map| format!("v3/maps/{}", map.name));
+        let all: Vec<String> = names.collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        assert!(Found::new(&all).pins.maps.has_tables());
+        assert!(!Found::new(&all[1..]).pins.maps.has_tables());
+        let found = Found::new(&all);
+        found.pins.discard_tables().unwrap();
+        assert_eq!(found.holds(all[0]), None);
     }
 }

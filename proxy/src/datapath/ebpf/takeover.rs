@@ -3,6 +3,7 @@
 //!
 //! It reads them before it makes any map, and writes them before it attaches a program of this version.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use proxy_abi::directory::at;
@@ -13,15 +14,15 @@ use super::layout::rebuild::image;
 use super::pins::Former;
 use super::tables::addresses::Meaning;
 use super::tables::kernel::{TableError, Tables};
-use super::tables::node::{Namespaces, NodeConfig, v2};
+use super::tables::node::{OptOuts, v2};
 use crate::datapath::SyncError;
 
 /// What another version holds, in the words of this one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Taken {
     dump: Dump,
     addresses: Vec<(IpAddr, Meaning)>,
-    namespaces: Vec<(u64, Namespace)>,
+    namespaces: BTreeMap<u64, Namespace>,
 }
 
 /// The tables of another version cannot be read.
@@ -42,53 +43,84 @@ impl Taken {
     /// Reads what `former` holds.
     pub(super) fn read(former: &Former) -> Result<Self, TakeoverError> {
         match former.version {
-            2 => Self::read_v2(former),
+            2 => {
+                let (tables, namespaces) = (Tables::open(&former.maps)?, v2::namespaces(&former.maps)?);
+                let found = Self { dump: tables.dump()?, addresses: tables.addresses()?, namespaces };
+                Ok(from_v2(found, v2::is_silent(&former.maps)?))
+            }
             unknown => Err(TakeoverError::Unknown(unknown)),
         }
     }
 
-    /// In version 2 one word of `CONFIG` had two writers, no address said from which clients it takes node ports, and
-    /// one flag decided for all service ports whether flows that [`Terms::leaves_alone`] marks are left alone. All else
-    /// is the same.
-    fn read_v2(former: &Former) -> Result<Self, TakeoverError> {
-        let tables = Tables::open(&former.maps)?;
-        let v2::Flags { opt_outs, silent } = v2::flags(&former.maps)?;
-        let mut dump = tables.dump()?;
-        for (_, words) in &mut dump.directory {
-            if let Some(terms) = words.get_mut(at::TERMS) {
-                let former = Terms(*terms);
-                let timeout = u32::try_from(former.timeout()).unwrap_or(u32::MAX);
-                *terms = Terms::new(former.port(), timeout, former.leaves_alone() && silent).0;
-            }
-        }
-        let mut addresses = tables.addresses()?;
-        for (_, meaning) in addresses.iter_mut().filter(|(address, _)| address.is_loopback()) {
-            meaning.node_ports = meaning.node_ports.map(|_| NodePorts::FromNodeOnly);
-        }
-        let namespaces = if opt_outs { Namespaces::open(&former.maps)?.all()? } else { Vec::new() };
-        Ok(Self { dump, addresses, namespaces })
-    }
-
-    /// Writes it to empty tables that no program reads yet.
-    pub(super) fn write(
-        &self,
-        tables: &mut Tables,
-        namespaces: &Namespaces,
-        config: &NodeConfig,
-    ) -> Result<usize, SyncError> {
+    /// Writes it to empty tables that no program reads yet. Until the first round of upkeep programs must know all
+    /// namespaces: pods that had opted out, and the addresses of all others for source ranges.
+    pub(super) fn write(&self, tables: &mut Tables, opt_outs: &mut OptOuts) -> Result<usize, SyncError> {
         let writes = image(&self.dump, tables.capacity());
         for write in &writes {
             tables.write(write)?;
         }
         tables.flush()?;
         tables.set_addresses(&self.addresses)?;
-        for (cookie, namespace) in &self.namespaces {
-            namespaces.set(*cookie, *namespace)?;
-        }
-        let opted_out = self.namespaces.iter().filter(|(_, value)| value.flags & Namespace::OPTED_OUT != 0).count();
-        // The first round of upkeep writes the same. Until then programs must not translate for pods that had opted
-        // out.
-        config.set_opt_outs(u64::try_from(opted_out).unwrap_or(u64::MAX))?;
+        opt_outs.apply(&self.namespaces)?;
         Ok(self.dump.directory.len())
+    }
+}
+
+/// In version 2 no address said from which clients it takes node ports, and one flag, `silent`, decided for all service
+/// ports whether flows that [`Terms::keeps_destination`] marks keep it. All else was as it is.
+fn from_v2(found: Taken, silent: bool) -> Taken {
+    let Taken { mut dump, mut addresses, namespaces } = found;
+    for (_, words) in &mut dump.directory {
+        if let Some(terms) = words.get_mut(at::TERMS) {
+            let former = Terms(*terms);
+            let timeout = u32::try_from(former.timeout()).unwrap_or(u32::MAX);
+            *terms = Terms::new(former.port(), timeout, former.keeps_destination() && silent).0;
+        }
+    }
+    for (_, meaning) in addresses.iter_mut().filter(|(address, _)| address.is_loopback()) {
+        meaning.node_ports = meaning.node_ports.map(|_| NodePorts::FromNodeOnly);
+    }
+    Taken { dump, addresses, namespaces }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What version 3 makes of the terms of a service port under version 2.
+    #[track_caller]
+    fn check_terms(marked: bool, silent: bool, wanted: bool) {
+        let entry = |keeps| [7, 8, Terms::new(5, 10_800, keeps).0, 9];
+        let found = Taken {
+            dump: Dump { directory: vec![(5, entry(marked))], ..Dump::default() },
+            namespaces: BTreeMap::from([(3, Namespace { flags: Namespace::OPTED_OUT, ..Namespace::default() })]),
+            ..Taken::default()
+        };
+        let taken = from_v2(found.clone(), silent);
+        assert_eq!(taken.dump.directory, [(5, entry(wanted))], "marked {marked}, silent {silent}");
+        assert_eq!(taken.namespaces, found.namespaces);
+    }
+
+    #[test]
+    fn one_flag_decided_for_all_whether_a_flow_without_a_local_endpoint_keeps_its_destination() {
+        check_terms(false, false, false);
+        check_terms(false, true, false);
+        check_terms(true, false, false);
+        check_terms(true, true, true);
+    }
+
+    #[test]
+    fn loopback_takes_node_ports_from_the_node_only() {
+        let node = |node_ports| Meaning { node_ports: Some(node_ports), refuses: false };
+        let cluster_ip = Meaning { node_ports: None, refuses: true };
+        let check = |address: &str, found, wanted| {
+            let address: IpAddr = address.parse().unwrap();
+            let found = Taken { addresses: vec![(address, found)], ..Taken::default() };
+            assert_eq!(from_v2(found, false).addresses, [(address, wanted)]);
+        };
+        check("127.0.0.1", node(NodePorts::FromAnywhere), node(NodePorts::FromNodeOnly));
+        check("::1", node(NodePorts::FromAnywhere), node(NodePorts::FromNodeOnly));
+        check("10.0.0.5", node(NodePorts::FromAnywhere), node(NodePorts::FromAnywhere));
+        check("10.96.0.1", cluster_ip, cluster_ip);
     }
 }

@@ -62,7 +62,7 @@ struct Reserved {
 
 /// The terms of the service port that `main` stands for.
 pub(super) fn terms(main: u32, target: &Target<'_>) -> Terms {
-    Terms::new(main, target.affinity, target.leaves_alone)
+    Terms::new(main, target.affinity, target.keeps_destination)
 }
 
 impl Slots {
@@ -85,13 +85,14 @@ impl Slots {
 impl<'a> EntryLists<'a> {
     fn of(target: &Target<'a>) -> Self {
         let uses = |list: List| target.frontends.iter().any(|(_, access)| access.list == list);
-        match (uses(List::Cluster), uses(List::Local)) {
-            (false, true) => Self { main: target.local, second: None },
-            (true, true) if !target.cluster.iter().filter(|end| end.local).eq(target.local) => {
-                Self { main: target.cluster, second: Some(target.local) }
-            }
-            (true | false, _) => Self { main: target.cluster, second: None },
+        if !uses(List::Local) {
+            return Self { main: target.cluster, second: None };
         }
+        if !uses(List::Cluster) {
+            return Self { main: target.local, second: None };
+        }
+        let is_a_part = target.cluster.iter().filter(|end| end.local).eq(target.local);
+        Self { main: target.cluster, second: if is_a_part { None } else { Some(target.local) } }
     }
 }
 

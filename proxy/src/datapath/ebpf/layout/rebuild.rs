@@ -14,7 +14,7 @@ use super::write::{FrontendKey, Life, Write, backend_parts};
 use super::{Capacity, Frontends, Layout};
 
 /// Everything that is in the tables.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Dump {
     /// All elements of both frontend maps.
     pub frontends: Vec<(FrontendKey, FrontendValue)>,

@@ -157,7 +157,7 @@ impl Wanted {
             local: &self.local,
             draining: self.draining.clone(),
             affinity: self.affinity,
-            leaves_alone: false,
+            keeps_destination: false,
             ranges: self.prefixes.as_ref().map(|prefixes| Sources { prefixes, node: true }),
         }
     }
@@ -290,7 +290,8 @@ fn audited(memory: &Memory, layout: &Layout) {
 
 fn sorted(memory: &Memory) -> impl std::fmt::Debug {
     let dump = memory.dump();
-    let (mut frontends, mut directory, mut backends) = (dump.frontends, dump.directory, dump.backends4);
+    let (mut frontends, mut directory) = (dump.frontends, dump.directory);
+    let mut backends = [dump.backends4, dump.backends6].concat();
     frontends.sort_unstable_by_key(|(key, _)| *key);
     directory.sort_unstable();
     backends.sort_unstable();
@@ -439,7 +440,8 @@ proptest! {
     /// Another version of the tables takes over what is there: each reference that a socket or a client may hold means
     /// there what it meant here, and no later change gives it to another endpoint.
     #[test]
-    fn another_version_keeps_every_id(steps in proptest::collection::vec(step(), 1..30), cut in 0..30_usize) {
+    fn another_version_keeps_every_id(steps in proptest::collection::vec(step(), 1..30), cut in 0..30_usize, six in any::<bool>()) {
+        let family = if six { Family::V6 } else { Family::V4 };
         let (mut layout, mut memory, mut now) = (Layout::new(SMALL), Memory::default(), 0);
         let mut seen: BTreeMap<BackendRef, (SocketAddr, u32)> = BTreeMap::new();
         for (at, step) in steps.iter().enumerate() {
@@ -449,11 +451,11 @@ proptest! {
                 image(&memory.dump(), SMALL).iter().for_each(|write| other.apply(write));
                 prop_assert_eq!(format!("{:?}", sorted(&other)), format!("{:?}", sorted(&memory)));
                 for reference in seen.keys() {
-                    prop_assert_eq!(other.life(Family::V4, *reference), memory.life(Family::V4, *reference));
+                    prop_assert_eq!(other.life(family, *reference), memory.life(family, *reference));
                 }
                 (layout, memory) = (Layout::restored(SMALL, &other.dump()), other);
             }
-            let (owner, wanted) = (owner(step.number, Family::V4), Wanted::of(step, Family::V4));
+            let (owner, wanted) = (owner(step.number, family), Wanted::of(step, family));
             let writes = match (&step.ends, layout.upsert(&owner, &wanted.target(), now)) {
                 (Some(_), Ok(writes)) => writes,
                 (Some(_), Err(Full { .. })) => layout.shrink(&owner, &wanted.target(), now),
@@ -461,7 +463,7 @@ proptest! {
             };
             for write in &writes {
                 memory.apply(write);
-                let alive = memory.backends.iter().map(|((_, index), words)| (index, write::backend_parts(Family::V4, *words)));
+                let alive = memory.backends.iter().map(|((_, index), words)| (index, write::backend_parts(family, *words)));
                 for (index, life) in alive.filter(|(_, life)| life.generation != 0) {
                     let reference = BackendRef::new(*index, life.generation);
                     let meant = (life.address, life.standing.port());

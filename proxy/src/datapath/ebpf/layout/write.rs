@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
+use proxy_abi::maps::{self, Map};
 use proxy_abi::{
     Address4, Address6, Backend4, Backend6, BackendRef, Extent, FrontendKey4, FrontendKey6, FrontendValue, Lead,
     RangeKey, RangePrefix, RangesWord, Shape, Slot, Standing, Terms,
@@ -138,6 +139,15 @@ impl FrontendKey {
         match self {
             Self::V4(_) => Family::V4,
             Self::V6(_) => Family::V6,
+        }
+    }
+
+    /// The map that holds it.
+    #[must_use]
+    pub const fn map(&self) -> Map {
+        match self {
+            Self::V4(_) => maps::FRONTENDS4,
+            Self::V6(_) => maps::FRONTENDS6,
         }
     }
 

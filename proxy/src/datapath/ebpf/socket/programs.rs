@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapInfo;
 use aya::programs::links::FdLink;
 use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo, loaded_programs,
@@ -140,6 +141,20 @@ impl Loaded {
     }
 }
 
+/// Whether a program that one of our links runs reads our tables: then they are in charge, and hold more than another
+/// version knows.
+pub(in crate::datapath::ebpf) fn are_in_charge(pins: &Pins) -> Result<bool, ProgramsError> {
+    const NAME: &str = "shunt_connect4";
+    let Ok(directory) = MapInfo::from_pin(pins.maps.of(&maps::DIRECTORY)) else { return Ok(false) };
+    let ours = our_programs(&pins.links);
+    for program in loaded_programs().filter_map(Result::ok).filter(|program| ours.contains(&program.id())) {
+        if map_ids(&program, NAME)?.contains(&directory.id()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The ids of the programs that the links pinned in `links` run now.
 pub(in crate::datapath::ebpf) fn our_programs(links: &Path) -> Vec<u32> {
     let programs = PROGRAMS.iter().filter_map(|(hook, _)| bpf::open_pin(&links.join(hook)).ok());
@@ -266,11 +281,12 @@ fn same_program(running: u32, program: &Hook<'_>, name: &'static str) -> Result<
     let Some(old) = loaded_programs().filter_map(Result::ok).find(|found| found.id() == running) else {
         return Ok(false);
     };
-    let maps = |program: &ProgramInfo| -> Result<BTreeSet<u32>, ProgramsError> {
-        let ids = program.map_ids().map_err(kernel("asking about the maps of", name))?;
-        Ok(ids.unwrap_or_default().into_iter().collect())
-    };
-    Ok(old.tag() == new.tag() && maps(&old)? == maps(&new)?)
+    Ok(old.tag() == new.tag() && map_ids(&old, name)? == map_ids(&new, name)?)
+}
+
+fn map_ids(program: &ProgramInfo, name: &'static str) -> Result<BTreeSet<u32>, ProgramsError> {
+    let ids = program.map_ids().map_err(kernel("asking about the maps of", name))?;
+    Ok(ids.unwrap_or_default().into_iter().collect())
 }
 
 fn replace(pin: &Path, program: &Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {

@@ -19,7 +19,7 @@ use super::super::layout::write::address as words;
 use super::super::orders::Orders;
 use super::super::pins::Pins;
 use super::super::tables::kernel::{Array, TableError, open};
-use super::super::tables::node::{Namespaces, NodeConfig};
+use super::super::tables::node::OptOuts;
 use super::foreign::{Foreign, foreign};
 use super::sweep::{self, Maps, Swept};
 use super::{coverage, selftest};
@@ -54,7 +54,7 @@ pub(in crate::datapath::ebpf) struct Findings {
     pub(in crate::datapath::ebpf) failures: u64,
 }
 
-/// Does the rounds. Owns the map of namespaces and only reads all others.
+/// Does the rounds. Writes [`OptOuts`] and only reads all other tables.
 #[derive(Debug)]
 pub(in crate::datapath::ebpf) struct Upkeep {
     cgroup: PathBuf,
@@ -63,9 +63,7 @@ pub(in crate::datapath::ebpf) struct Upkeep {
     links: PathBuf,
     scanner: Scanner,
     inventory: Inventory,
-    namespaces: Namespaces,
-    held: BTreeMap<u64, Known>,
-    config: NodeConfig,
+    opt_outs: OptOuts,
     peers: OwnedFd,
     connected: OwnedFd,
     backends4: Array,
@@ -100,7 +98,12 @@ struct Due {
 }
 
 impl Upkeep {
-    pub(in crate::datapath::ebpf) fn open(cgroup: &Path, covers_all: bool, pins: &Pins) -> Result<Self, TableError> {
+    pub(in crate::datapath::ebpf) fn open(
+        cgroup: &Path,
+        covers_all: bool,
+        pins: &Pins,
+        opt_outs: OptOuts,
+    ) -> Result<Self, TableError> {
         let named = ["/run/netns", "/var/run/netns"].map(PathBuf::from);
         let now = Instant::now();
         Ok(Self {
@@ -109,9 +112,7 @@ impl Upkeep {
             links: pins.links.clone(),
             scanner: Scanner::new(Path::new("/proc"), &named),
             inventory: Inventory::default(),
-            namespaces: Namespaces::open(&pins.maps)?,
-            held: BTreeMap::new(),
-            config: NodeConfig::open(&pins.maps)?,
+            opt_outs,
             peers: open(&pins.maps, &maps::PEER)?,
             connected: open(&pins.maps, &maps::CONNECTED)?,
             backends4: Array::open(&pins.maps, &maps::BACKENDS4)?,
@@ -178,24 +179,9 @@ impl Upkeep {
         let pods = self.inventory.namespaces.iter().filter(|namespace| !namespace.own);
         let wanted: BTreeMap<u64, Known> =
             pods.map(|namespace| (namespace.cookie, known(namespace, &self.orders.opted_out))).collect();
-        if self.held.is_empty() {
-            // What an earlier daemon left.
-            self.held = self.namespaces.all()?.into_iter().collect();
-        }
-        for (cookie, value) in &wanted {
-            if self.held.get(cookie) != Some(value) {
-                self.namespaces.set(*cookie, *value)?;
-                self.held.insert(*cookie, *value);
-            }
-        }
-        let gone: Vec<u64> = self.held.keys().filter(|cookie| !wanted.contains_key(cookie)).copied().collect();
-        for cookie in gone {
-            self.namespaces.remove(cookie)?;
-            self.held.remove(&cookie);
-        }
         self.findings.namespaces = self.inventory.namespaces.len();
-        self.findings.opted_out = wanted.values().filter(|value| value.flags & Known::OPTED_OUT != 0).count();
-        Ok(self.config.set_opt_outs(u64::try_from(self.findings.opted_out).unwrap_or(u64::MAX))?)
+        self.findings.opted_out = self.opt_outs.apply(&wanted)?;
+        Ok(())
     }
 
     fn sweep(&mut self, began: Instant) {

@@ -22,7 +22,7 @@ fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
     addresses.extend(["127.0.0.1", "127.1.2.3", "::1", "10.96.0.99", "192.0.2.9", "fd00:96::99"].map(ip));
     addresses.extend(["::ffff:10.96.0.1", "::ffff:192.0.2.1"].map(ip));
     let mut ports: BTreeSet<u16> = frontends().map(|frontend| frontend.port.get()).collect();
-    ports.extend([0, 81]);
+    ports.extend([0, 81, 65_535]);
     addresses.into_iter().flat_map(|address| ports.iter().map(move |port| SocketAddr::new(address, *port))).collect()
 }
 
@@ -50,7 +50,7 @@ fn wanted(plan: &Plan, client: Caller, to: SocketAddr, protocol: Protocol) -> Ou
         SocketVerdict::Refuse => Outcome::Refused,
         SocketVerdict::Deny => Outcome::Denied,
         SocketVerdict::Pass => match plan.decide(&packet).reason.map(|reason| reason.meeting) {
-            Some(Meeting::Frontend(_)) => Outcome::LeftAlone,
+            Some(Meeting::Frontend(_)) => Outcome::KeepsDestination,
             Some(Meeting::UndefinedPort | Meeting::UnusedAddress) | None => Outcome::Foreign,
         },
     }
@@ -106,7 +106,7 @@ fn the_random_clusters_meet_every_outcome() {
             Outcome::Endpoints { sticky: true, .. } => "sticky endpoints",
             Outcome::Endpoints { sticky: false, .. } => "endpoints",
             Outcome::Refused => "refused",
-            Outcome::LeftAlone => "elsewhere",
+            Outcome::KeepsDestination => "elsewhere",
             Outcome::Denied => "denied",
             Outcome::Foreign => "foreign",
         }));

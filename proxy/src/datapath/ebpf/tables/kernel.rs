@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapInfo;
 use proxy_abi::directory::at;
 use proxy_abi::maps::{self, Map};
-use proxy_abi::{AddressValue, Backend4, Backend6, Directory, Extent, FrontendKey4, FrontendKey6, FrontendValue};
+use proxy_abi::{
+    Address6, AddressValue, Backend4, Backend6, Directory, Extent, FrontendKey4, FrontendKey6, FrontendValue,
+};
 use shunt_model::Family;
 use zerocopy::transmute;
 
@@ -69,8 +71,8 @@ pub(in crate::datapath::ebpf) struct Tables {
     backends6: Array,
     capacity: Capacity,
     /// New frontends that are written in one batch, before anything is taken away.
-    pending4: Vec<([u8; 8], u64)>,
-    pending6: Vec<([u8; 20], u64)>,
+    pending4: Vec<([u8; size_of::<FrontendKey4>()], u64)>,
+    pending6: Vec<([u8; size_of::<FrontendKey6>()], u64)>,
 }
 
 /// An array that is mapped to our memory.
@@ -167,12 +169,11 @@ impl Tables {
                 self.flush()?;
                 self.directory.store(service, &[(at::RANGES, ranges.0)])
             }
-            Write::Range { id, prefix } => {
-                bpf::update(self.ranges.as_fd(), &range_key(id, &prefix), &id.to_ne_bytes()).map_err(refused("RANGES"))
-            }
+            Write::Range { id, prefix } => bpf::update(self.ranges.as_fd(), &range_key(id, &prefix), &id.to_ne_bytes())
+                .map_err(refused(maps::RANGES.name)),
             Write::RangeGone { id, prefix } => {
                 self.flush()?;
-                bpf::delete(self.ranges.as_fd(), &range_key(id, &prefix)).map_err(refused("RANGES"))
+                bpf::delete(self.ranges.as_fd(), &range_key(id, &prefix)).map_err(refused(maps::RANGES.name))
             }
             Write::Frontend { key, lead } => {
                 match key {
@@ -187,7 +188,7 @@ impl Tables {
                     FrontendKey::V4(four) => bpf::delete(self.frontends4.as_fd(), &bytes4(four)),
                     FrontendKey::V6(six) => bpf::delete(self.frontends6.as_fd(), &bytes6(six)),
                 }
-                .map_err(refused("FRONTENDS"))
+                .map_err(refused(key.map().name))
             }
         }
     }
@@ -213,7 +214,7 @@ impl Tables {
                     FrontendKey::V4(four) => bpf::lookup_word(self.frontends4.as_fd(), &bytes4(four)),
                     FrontendKey::V6(six) => bpf::lookup_word(self.frontends6.as_fd(), &bytes6(six)),
                 };
-                found.map_err(|source| SyncError::Read { object: "FRONTENDS", source })? == Some(key.value(lead).0)
+                found.map_err(|source| SyncError::Read { object: key.map().name, source })? == Some(key.value(lead).0)
             }
             Write::Range { .. }
             | Write::RangeGone { .. }
@@ -230,12 +231,12 @@ impl Tables {
         meaning: Option<Meaning>,
     ) -> Result<(), SyncError> {
         let (key, map) = (address(ip), self.addresses.as_fd());
-        let bytes: [u8; 16] = transmute!(key);
+        let bytes: [u8; size_of::<Address6>()] = transmute!(key);
         match meaning {
             Some(meaning) => bpf::update_word(map, &bytes, meaning.value(&key).0),
             None => bpf::delete(map, &bytes),
         }
-        .map_err(refused("ADDRESSES"))
+        .map_err(refused(maps::ADDRESSES.name))
     }
 
     /// Writes the meanings of many addresses in one call.
@@ -244,41 +245,51 @@ impl Tables {
             let key = address(*ip);
             (transmute!(key), meaning.value(&key).0)
         };
-        let elements: Vec<([u8; 16], u64)> = meanings.iter().map(element).collect();
-        update(&self.addresses, &elements).map_err(refused("ADDRESSES"))
+        let elements: Vec<([u8; size_of::<Address6>()], u64)> = meanings.iter().map(element).collect();
+        update(&self.addresses, &elements).map_err(refused(maps::ADDRESSES.name))
     }
 
     /// All addresses in the map.
     pub(in crate::datapath::ebpf) fn addresses(&self) -> Result<Vec<(IpAddr, Meaning)>, SyncError> {
         let found = bpf::read_words(self.addresses.as_fd())
-            .map_err(|source| SyncError::Read { object: "ADDRESSES", source })?;
-        let element =
-            |(key, value): ([u8; 16], u64)| (IpAddr::from(key).to_canonical(), Meaning::of(AddressValue(value)));
+            .map_err(|source| SyncError::Read { object: maps::ADDRESSES.name, source })?;
+        let element = |(key, value): ([u8; size_of::<Address6>()], u64)| {
+            (IpAddr::from(key).to_canonical(), Meaning::of(AddressValue(value)))
+        };
         Ok(found.into_iter().map(element).collect())
     }
 
     /// All frontends in the maps.
     pub(in crate::datapath::ebpf) fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, SyncError> {
         let failed = |object| move |source| SyncError::Read { object, source };
-        let four: Vec<([u8; 8], u64)> = bpf::read_words(self.frontends4.as_fd()).map_err(failed("FRONTENDS4"))?;
-        let six: Vec<([u8; 20], u64)> = bpf::read_words(self.frontends6.as_fd()).map_err(failed("FRONTENDS6"))?;
+        let four: Vec<([u8; size_of::<FrontendKey4>()], u64)> =
+            bpf::read_words(self.frontends4.as_fd()).map_err(failed(maps::FRONTENDS4.name))?;
+        let six: Vec<([u8; size_of::<FrontendKey6>()], u64)> =
+            bpf::read_words(self.frontends6.as_fd()).map_err(failed(maps::FRONTENDS6.name))?;
         let four = four.into_iter().map(|(key, value)| (FrontendKey::V4(transmute!(key)), value));
         let six = six.into_iter().map(|(key, value)| (FrontendKey::V6(transmute!(key)), value));
         Ok(four.chain(six).map(|(key, value)| (key, FrontendValue(value))).collect())
+    }
+
+    /// Drops the frontends that wait, after a failure.
+    pub(in crate::datapath::ebpf) fn forget_pending(&mut self) {
+        self.pending4.clear();
+        self.pending6.clear();
     }
 
     /// Writes the frontends that wait.
     pub(in crate::datapath::ebpf) fn flush(&mut self) -> Result<(), SyncError> {
         let failed = |object| move |source| SyncError::Write { object, source };
         let four = std::mem::take(&mut self.pending4);
-        update(&self.frontends4, &four).map_err(failed("FRONTENDS4"))?;
+        update(&self.frontends4, &four).map_err(failed(maps::FRONTENDS4.name))?;
         let six = std::mem::take(&mut self.pending6);
-        update(&self.frontends6, &six).map_err(failed("FRONTENDS6"))
+        update(&self.frontends6, &six).map_err(failed(maps::FRONTENDS6.name))
     }
 
     /// Everything that is in the tables.
     pub(in crate::datapath::ebpf) fn dump(&self) -> Result<Dump, SyncError> {
-        let ranges = bpf::keys(self.ranges.as_fd()).map_err(|source| SyncError::Read { object: "RANGES", source })?;
+        let ranges =
+            bpf::keys(self.ranges.as_fd()).map_err(|source| SyncError::Read { object: maps::RANGES.name, source })?;
         let directory: Vec<(u32, Directory)> = self.directory.elements::<DIRECTORY_WORDS>();
         let extents = directory.iter().map(|(_, [extent, ..])| Extent(*extent));
         let indexes = extents.flat_map(|extent| (0..extent.all()).map(move |at| extent.base().saturating_add(at)));
@@ -299,11 +310,11 @@ fn refused(object: &'static str) -> impl FnOnce(io::Error) -> SyncError {
     move |source| SyncError::Write { object, source }
 }
 
-fn bytes4(key: FrontendKey4) -> [u8; 8] {
+fn bytes4(key: FrontendKey4) -> [u8; size_of::<FrontendKey4>()] {
     transmute!(key)
 }
 
-fn bytes6(key: FrontendKey6) -> [u8; 20] {
+fn bytes6(key: FrontendKey6) -> [u8; size_of::<FrontendKey6>()] {
     transmute!(key)
 }
 

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use proxy_abi::directory::at;
-use proxy_abi::lookup::{self, Client, Meaning, Refusal, V4, V6, Words};
+use proxy_abi::lookup::{self, Meaning, NoEndpoint, V4, V6, Words};
 use proxy_abi::{
-    Address4, Address6, AffinityKey, AffinityValue, Backend6, Directory, Extent, FrontendKey4, FrontendKey6,
+    Address4, Address6, AffinityKey, AffinityValue, Backend4, Backend6, Directory, Extent, FrontendKey4, FrontendKey6,
     FrontendValue, Port, RangeKey, Terms,
 };
 #[cfg(test)]
@@ -53,12 +53,12 @@ impl Call {
     }
 }
 
-impl Client for Call {
+impl lookup::Caller for Call {
     fn is_of_node(&self) -> bool {
         self.caller == Caller::Node
     }
 
-    fn is_left_alone(&self) -> bool {
+    fn has_opted_out(&self) -> bool {
         self.left_alone
     }
 
@@ -193,9 +193,9 @@ impl Memory {
         };
         match lookup::endpoint::<F, _, _>(self, &call, lead) {
             Ok(_) => {}
-            Err(Refusal::Refused) => return Outcome::Refused,
-            Err(Refusal::LeftAlone) => return Outcome::LeftAlone,
-            Err(Refusal::Denied) => return Outcome::Denied,
+            Err(NoEndpoint::Refused) => return Outcome::Refused,
+            Err(NoEndpoint::KeepsDestination) => return Outcome::KeepsDestination,
+            Err(NoEndpoint::Denied) => return Outcome::Denied,
         }
         let entry = self.entry(lead.service);
         let (extent, terms) = (Extent(word(entry, at::EXTENT)), Terms(word(entry, at::TERMS)));
@@ -259,8 +259,12 @@ impl Memory {
             Write::Range { id, prefix } => drop(self.ranges.insert((id, prefix))),
             Write::RangeGone { id, prefix } => drop(self.ranges.remove(&(id, prefix))),
             Write::Backend { family, index, words } => drop(self.backends.insert((family, index), words)),
-            Write::Standing { family, index, standing } => self.set_backend(family, index, (1, 3), standing.0),
-            Write::BackendGone { family, index } => self.set_backend(family, index, (0, Backend6::LIFE), 0),
+            Write::Standing { family, index, standing } => {
+                self.set_backend(family, index, (Backend4::STANDING, Backend6::STANDING), standing.0)
+            }
+            Write::BackendGone { family, index } => {
+                self.set_backend(family, index, (Backend4::LIFE, Backend6::LIFE), 0)
+            }
             Write::Slot { index, slot } => drop(self.slots.insert(index, slot.0)),
             Write::Frontend { key, lead } => drop(self.frontends.insert(key, key.value(lead))),
             Write::FrontendGone { key } => drop(self.frontends.remove(&key)),
@@ -356,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_left_alone_meets_no_frontend() {
+    fn a_caller_that_has_opted_out_meets_no_frontend() {
         let memory = sticky("e1:R", Memory::default());
         let call = Call { left_alone: true, ..Call::by(Caller::Pod(ip(PODS[0]))) };
         assert_eq!(memory.endpoint::<V4>(call, v4(ip("10.96.0.1")), 80, Protocol::Tcp), None);

@@ -1,5 +1,8 @@
-//! What programs must know of the node: its words in `CONFIG`, each with one writer, and the network namespaces.
+//! What programs must know of the node: its words in `CONFIG`, and the network namespaces that are left alone.
+//!
+//! Each word has one writer: the start has those of [`NodeWords`], and [`OptOuts`] goes from the start to upkeep.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use proxy_abi::maps;
@@ -11,85 +14,91 @@ use super::kernel::{Array, TableError, open};
 use crate::datapath::SyncError;
 use crate::sys::bpf;
 
-/// `CONFIG`.
+/// The words of `CONFIG` that a start writes.
 #[derive(Debug)]
-pub(in crate::datapath::ebpf) struct NodeConfig(Array);
+pub(in crate::datapath::ebpf) struct NodeWords(Array);
 
-impl NodeConfig {
+impl NodeWords {
     pub(in crate::datapath::ebpf) fn open(pins: &MapPins) -> Result<Self, TableError> {
         Ok(Self(Array::open(pins, &maps::CONFIG)?))
     }
 
-    /// Written at the start, and by nothing else.
-    pub(in crate::datapath::ebpf) fn set_node(&self, host_cookie: u64, flags: u64) -> Result<(), SyncError> {
+    pub(in crate::datapath::ebpf) fn write(self, host_cookie: u64, flags: u64) -> Result<(), SyncError> {
         self.0.store(0, &[(Config::HOST_COOKIE, host_cookie), (Config::FLAGS, flags)])
-    }
-
-    /// Written by upkeep, and by nothing else; only if it is another number.
-    pub(in crate::datapath::ebpf) fn set_opt_outs(&self, count: u64) -> Result<(), SyncError> {
-        if self.0.load(0, Config::OPT_OUTS) == Some(count) {
-            return Ok(());
-        }
-        self.0.store(0, &[(Config::OPT_OUTS, count)])
     }
 }
 
-/// `NAMESPACES`.
+/// `NAMESPACES`, and the word of `CONFIG` that says how many of them have opted out.
 #[derive(Debug)]
-pub(in crate::datapath::ebpf) struct Namespaces(OwnedFd);
+pub(in crate::datapath::ebpf) struct OptOuts {
+    namespaces: OwnedFd,
+    config: Array,
+    held: BTreeMap<u64, Namespace>,
+}
 
-impl Namespaces {
+impl OptOuts {
     pub(in crate::datapath::ebpf) fn open(pins: &MapPins) -> Result<Self, TableError> {
-        Ok(Self(open(pins, &maps::NAMESPACES)?))
+        let (namespaces, config) = (open(pins, &maps::NAMESPACES)?, Array::open(pins, &maps::CONFIG)?);
+        let held = all(&namespaces).map_err(|source| TableError::Open { path: pins.of(&maps::NAMESPACES), source })?;
+        Ok(Self { namespaces, config, held })
     }
 
-    /// Those that are known, by cookie.
-    pub(in crate::datapath::ebpf) fn all(&self) -> Result<Vec<(u64, Namespace)>, SyncError> {
-        let failed = |source| SyncError::Read { object: maps::NAMESPACES.name, source };
-        let mut all = Vec::new();
-        for cookie in bpf::keys::<8>(self.0.as_fd()).map_err(failed)? {
-            let found: Option<[u8; size_of::<Namespace>()]> = bpf::lookup(self.0.as_fd(), &cookie).map_err(failed)?;
-            all.extend(found.map(|value| (u64::from_ne_bytes(cookie), transmute!(value))));
+    /// Makes the programs know exactly `wanted`, by cookie, and writes only what differs. Returns how many of them have
+    /// opted out.
+    pub(in crate::datapath::ebpf) fn apply(&mut self, wanted: &BTreeMap<u64, Namespace>) -> Result<usize, SyncError> {
+        let failed = |source| SyncError::Write { object: maps::NAMESPACES.name, source };
+        for (cookie, namespace) in wanted {
+            if self.held.get(cookie) != Some(namespace) {
+                let value: [u8; size_of::<Namespace>()] = transmute!(*namespace);
+                bpf::update(self.namespaces.as_fd(), &cookie.to_ne_bytes(), &value).map_err(failed)?;
+                self.held.insert(*cookie, *namespace);
+            }
         }
-        Ok(all)
+        let gone: Vec<u64> = self.held.keys().filter(|cookie| !wanted.contains_key(cookie)).copied().collect();
+        for cookie in gone {
+            bpf::delete(self.namespaces.as_fd(), &cookie.to_ne_bytes()).map_err(failed)?;
+            self.held.remove(&cookie);
+        }
+        let opted_out = wanted.values().filter(|namespace| namespace.flags & Namespace::OPTED_OUT != 0).count();
+        let count = u64::try_from(opted_out).unwrap_or(u64::MAX);
+        if self.config.load(0, Config::OPT_OUTS) != Some(count) {
+            self.config.store(0, &[(Config::OPT_OUTS, count)])?;
+        }
+        Ok(opted_out)
     }
+}
 
-    pub(in crate::datapath::ebpf) fn set(&self, cookie: u64, namespace: Namespace) -> Result<(), SyncError> {
-        let value: [u8; size_of::<Namespace>()] = transmute!(namespace);
-        let written = bpf::update(self.0.as_fd(), &cookie.to_ne_bytes(), &value);
-        written.map_err(|source| SyncError::Write { object: maps::NAMESPACES.name, source })
+/// The namespaces that the programs know, by cookie.
+fn all(map: &OwnedFd) -> std::io::Result<BTreeMap<u64, Namespace>> {
+    let mut all = BTreeMap::new();
+    for cookie in bpf::keys::<8>(map.as_fd())? {
+        let found: Option<[u8; size_of::<Namespace>()]> = bpf::lookup(map.as_fd(), &cookie)?;
+        all.extend(found.map(|value| (u64::from_ne_bytes(cookie), transmute!(value))));
     }
-
-    pub(in crate::datapath::ebpf) fn remove(&self, cookie: u64) -> Result<(), SyncError> {
-        let removed = bpf::delete(self.0.as_fd(), &cookie.to_ne_bytes());
-        removed.map_err(|source| SyncError::Write { object: maps::NAMESPACES.name, source })
-    }
+    Ok(all)
 }
 
 /// `CONFIG` as version 2 of the tables had it.
 pub(in crate::datapath::ebpf) mod v2 {
-    use super::{AsFd as _, MapPins, TableError, bpf, maps};
+    use super::{AsFd as _, BTreeMap, MapPins, Namespace, TableError, all, bpf, maps, open};
     use crate::sys::mapped::Mapped;
 
     const WORDS: usize = 2;
     /// Index of the flags.
     const FLAGS: usize = 1;
-    /// Some namespaces are left alone.
-    const OPT_OUTS: u64 = 1;
-    /// Flows that the terms leave alone keep their address; without this flag they are refused.
+    /// Flows that the terms mark keep their destination; without this flag they are refused.
     const SILENT: u64 = 2;
 
-    /// What the flags say.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(in crate::datapath::ebpf) struct Flags {
-        pub(in crate::datapath::ebpf) opt_outs: bool,
-        pub(in crate::datapath::ebpf) silent: bool,
+    /// The namespaces, which have the same form.
+    pub(in crate::datapath::ebpf) fn namespaces(pins: &MapPins) -> Result<BTreeMap<u64, Namespace>, TableError> {
+        let failed = |source| TableError::Open { path: pins.of(&maps::NAMESPACES), source };
+        all(&open(pins, &maps::NAMESPACES)?).map_err(failed)
     }
 
-    pub(in crate::datapath::ebpf) fn flags(pins: &MapPins) -> Result<Flags, TableError> {
+    pub(in crate::datapath::ebpf) fn is_silent(pins: &MapPins) -> Result<bool, TableError> {
         let path = pins.of(&maps::CONFIG);
         let memory = bpf::open_pin(&path).and_then(|map| Mapped::new(map.as_fd(), WORDS));
         let flags = memory.map_err(|source| TableError::Open { path, source })?.load(FLAGS).unwrap_or_default();
-        Ok(Flags { opt_outs: flags & OPT_OUTS != 0, silent: flags & SILENT != 0 })
+        Ok(flags & SILENT != 0)
     }
 }
