@@ -260,10 +260,10 @@ impl Memory {
             Write::RangeGone { id, prefix } => drop(self.ranges.remove(&(id, prefix))),
             Write::Backend { family, index, words } => drop(self.backends.insert((family, index), words)),
             Write::Standing { family, index, standing } => {
-                self.set_backend(family, index, (Backend4::STANDING, Backend6::STANDING), standing.0)
+                self.set_backend(family, index, (Backend4::STANDING, Backend6::STANDING), standing.0);
             }
             Write::BackendGone { family, index } => {
-                self.set_backend(family, index, (Backend4::LIFE, Backend6::LIFE), 0)
+                self.set_backend(family, index, (Backend4::LIFE, Backend6::LIFE), 0);
             }
             Write::Slot { index, slot } => drop(self.slots.insert(index, slot.0)),
             Write::Frontend { key, lead } => drop(self.frontends.insert(key, key.value(lead))),
