@@ -17,7 +17,7 @@ use tracing::info;
 use self::daemon::Parts;
 use self::dns::StartedDns;
 use crate::config::Config;
-use crate::datapath::Options;
+use crate::datapath::{Mode, Options};
 use crate::metrics::Durations;
 use crate::reconcile::{Input, Reconciler, Sinks};
 use crate::{host, reload, source};
@@ -25,7 +25,7 @@ use crate::{host, reload, source};
 /// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (SY-17). `file` is the configuration
 /// file: when it changes the daemon ends, and its supervisor starts it with the new one (SY-18).
 pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
-    let options = prerequisites::check(&config)?;
+    let (mode, options) = prerequisites::check(&config)?;
     prerequisites::adjust_oom_score(config.oom_score_adj);
     shunt_serving::limits::raise_open_files();
     let mut parts = Parts::bind(config).await?;
@@ -36,7 +36,7 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let started = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        started = parts.start(options) => Some(started),
+        started = parts.start(mode, options) => Some(started),
     };
     // The source must outlive all other parts: a source that ends early would look like a failure.
     let (_source, outcome) = match started {
@@ -52,7 +52,7 @@ impl Parts {
     /// Nothing is written before the first view of the cluster is complete (SY-1). DNS does not wait for it: the tables
     /// of an earlier daemon may lead clients here already, and other names need no cluster (DNS-11.2). The source must
     /// live as long as the daemon.
-    async fn start(&mut self, options: Options) -> Result<Source> {
+    async fn start(&mut self, mode: Mode, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
         let (reachable, served) = watch::channel(None);
         let StartedDns { server, listen } = self.start_dns(served).await?;
@@ -63,8 +63,7 @@ impl Parts {
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
         self.start_events(events);
-        let path = self.open_datapath(options).await?;
-        let mode = path.mode();
+        let path = self.open_datapath(mode, options).await?;
         let options = self.choose_dns(server.as_ref(), datapath::plan_options(&config, listen))?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
         let health_checks = self.start_health_checks();
