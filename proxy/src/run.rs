@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use shunt_model::source::Source;
-use tokio::sync::watch;
 use tracing::info;
 
 use self::daemon::Parts;
@@ -54,23 +53,22 @@ impl Parts {
     /// live as long as the daemon.
     async fn start(&mut self, mode: Mode, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
-        let (reachable, served) = watch::channel(None);
-        let StartedDns { server, listen } = self.start_dns(served).await?;
+        let StartedDns { server, listen } = self.start_dns().await?;
         // While the daemon waits for the first view, it also answers at the control socket why it waits.
         self.start_control(server.as_ref());
-        let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
+        let durations = Durations::new(self.health.metrics.clone());
         self.start_metrics(durations.clone(), server.as_ref()).await?;
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
         self.start_events(events);
+        self.start_counting(source.snapshots.clone());
         let path = self.open_datapath(mode, options).await?;
-        let options = self.choose_dns(server.as_ref(), datapath::plan_options(&config, listen))?;
+        let options = datapath::plan_options(&config, listen);
+        let goal = self.choose_dns(server.as_ref(), options, source.snapshots.clone())?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
-        let health_checks = self.start_health_checks();
-        let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
-        let input = Input { snapshots, health, addresses, options };
-        let (status, pending) = (self.status.clone(), self.health.pending.clone());
-        let sinks = Sinks { status, reachable, health_checks, pending, durations };
+        self.start_health_checks();
+        let input = Input { goal, health: source.health.clone(), addresses };
+        let sinks = Sinks { status: self.status.clone(), pending: self.health.pending.clone(), durations };
         self.start_reconciler(Reconciler::new(path, input, sinks));
         info!(node = config.node, %mode, "started");
         self.events.starting(&config.node);
