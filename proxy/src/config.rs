@@ -22,6 +22,7 @@ pub use kube_proxy::flags::KubeProxyFlags;
 pub use settings::{LogFormat, PodNames, ProxyMode, Settings};
 pub use values::{Address, Annotation, CommaSeparated, NodePortAddress, Text};
 
+use crate::datapath::{Mode, Requested};
 use crate::plan::{EmptyLocal, NodePortAddresses};
 
 /// Port of the DNS server where none is given.
@@ -75,6 +76,8 @@ pub struct Config {
     pub opt_out: Vec<Annotation>,
     /// What a socket gets where policy Local has no endpoint on this node.
     pub empty_local: EmptyLocal,
+    /// The data path.
+    pub mode: Requested,
     /// The served cgroup; discovered if not given.
     pub cgroup_root: Option<PathBuf>,
     /// Where programs and maps are pinned.
@@ -217,7 +220,7 @@ impl Config {
         let has_document = file.kube_proxy.is_some();
         let document = document(&mut flags, &kube_flags, file.kube_proxy, &mut notes)?;
         let settings = flags.or(file.settings);
-        check_mode(settings.proxy_mode.unwrap_or(ProxyMode::Auto))?;
+        let mode = requested(settings.proxy_mode.unwrap_or(ProxyMode::Auto))?;
         let cluster_dns = cluster_dns(settings.cluster_dns.as_ref())?;
         let dns = if settings.dns.unwrap_or(true) { Some(DnsConfig::new(&settings)?) } else { None };
         let turned_off = |flag: &str| !has_document && kube_flags.turns_off(flag);
@@ -236,6 +239,7 @@ impl Config {
                 .opt_out_annotation
                 .map_or_else(default_opt_out, |CommaSeparated(annotations)| annotations),
             empty_local: settings.empty_local.unwrap_or_default(),
+            mode,
             cgroup_root: settings.cgroup_root,
             bpf_root: settings.bpf_root.unwrap_or_else(|| PathBuf::from(BPF_ROOT)),
             bpf_object: settings.bpf_object,
@@ -474,9 +478,10 @@ fn source(
     }
 }
 
-fn check_mode(mode: ProxyMode) -> Result<(), ConfigError> {
+fn requested(mode: ProxyMode) -> Result<Requested, ConfigError> {
     match mode {
-        ProxyMode::Auto | ProxyMode::Ebpf => Ok(()),
+        ProxyMode::Auto => Ok(Requested::Auto),
+        ProxyMode::Ebpf => Ok(Requested::Only(Mode::Ebpf)),
         ProxyMode::Nftables => Err(ConfigError::ProxyMode("nftables")),
         ProxyMode::Iptables => Err(ConfigError::ProxyMode("iptables")),
     }

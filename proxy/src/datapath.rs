@@ -4,7 +4,8 @@
 //! difference; a path is one arm of each `match` on [`Mode`] below.
 
 mod caller;
-pub mod ebpf;
+#[expect(unreachable_pub, reason = "its parts are open to each other; this module is the door that closes them")]
+mod ebpf;
 mod handover;
 mod offer;
 pub mod reading;
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::handover::{Handover, Other};
-pub use self::offer::{Check, CheckState, Offer};
+pub use self::offer::{Check, CheckState, ChooseError, Offer, Requested, choose};
 pub use self::report::{Number, NumberKind, OpenPath, Report};
 use crate::plan::{Plan, PortKey};
 
@@ -46,6 +47,13 @@ impl Mode {
     pub const fn description(self) -> &'static str {
         match self {
             Self::Ebpf => "eBPF programs at sockets",
+        }
+    }
+
+    /// Whether this path does all that `other` does, so that nothing of `other` may be left once this one serves.
+    const fn replaces(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Ebpf, Self::Ebpf) => false,
         }
     }
 }
@@ -140,21 +148,13 @@ pub enum SyncError {
     },
 }
 
-/// Why a data path cannot be opened.
+/// A data path cannot be opened. The programs and tables that balance traffic stay as they were.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The host lacks something; nothing has been touched.
-    #[error(transparent)]
-    Host(Box<dyn Error + Send + Sync>),
-    /// Opening failed. The programs and tables that balance traffic stay as they were.
-    #[error("opening the {} data path", .mode)]
-    Open {
-        /// Which one.
-        mode: Mode,
-        /// Why.
-        #[source]
-        source: Box<dyn Error + Send + Sync>,
-    },
+#[error("opening the {mode} data path")]
+pub struct OpenError {
+    mode: Mode,
+    #[source]
+    source: Box<dyn Error + Send + Sync>,
 }
 
 /// Things of one kind that [`remove`] removed, at least one.
@@ -184,40 +184,34 @@ pub struct RemoveError {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// What each data path can do on this host. Probing changes nothing.
+/// What each data path can do on this host, in the order in which [`choose`] prefers them. Probing changes nothing.
 #[must_use]
-pub fn probe(host: &HostOptions) -> Vec<Offer> {
+pub fn probe(options: &Options) -> Vec<Offer> {
     let checks = |mode| match mode {
-        Mode::Ebpf => ebpf::probe(host),
+        Mode::Ebpf => ebpf::probe(options),
     };
     Mode::ALL.into_iter().map(|mode| Offer { mode, checks: checks(mode) }).collect()
 }
 
-/// Fails if `options` cannot work for a reason that is cheap to find, before anything is touched.
-pub fn check(mode: Mode, options: &Options) -> Result<(), OpenError> {
-    match mode {
-        Mode::Ebpf => ebpf::check(&options.host).map_err(|error| OpenError::Host(error.into())),
-    }
-}
-
 /// Opens a data path and adopts what an earlier daemon left of it. What balances traffic now stays as it is until the
-/// first sync; after the first complete sync, the path removes what other data paths left here.
+/// first sync; after the first complete sync, what the data paths that this one replaces left here is removed.
 pub fn open(mode: Mode, options: &Options) -> Result<Opened, OpenError> {
     let (reports, report) = watch::channel(Report::default());
-    let failed = |source| OpenError::Open { mode, source };
+    let failed = |source| OpenError { mode, source };
     let opened = match mode {
         Mode::Ebpf => ebpf::open(options, reports.clone(), report).map_err(|error| failed(error.into()))?,
     };
-    let path = Box::new(Handover::new(opened.path, others(mode, &options.host), reports));
+    let path = Box::new(Handover::new(opened.path, replaced(mode, &options.host), reports));
     Ok(Opened { path, ..opened })
 }
 
-fn others(mode: Mode, host: &HostOptions) -> Vec<Other> {
+/// The data paths whose leftovers must go once `mode` serves; others may go on beside it.
+fn replaced(mode: Mode, host: &HostOptions) -> Vec<Other> {
     let other = |mode| {
         let host = host.clone();
         Other { mode, remove: Box::new(move || remove(mode, &host)) }
     };
-    Mode::ALL.into_iter().filter(|other| *other != mode).map(other).collect()
+    Mode::ALL.into_iter().filter(|other| mode.replaces(*other)).map(other).collect()
 }
 
 /// Removes all that a data path has installed on this host. What is missing counts as removed.

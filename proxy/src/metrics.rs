@@ -1,8 +1,10 @@
 //! The numbers under `/metrics`, read at the moment of each request.
 
+pub mod census;
 mod kube_proxy;
 
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -14,29 +16,54 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use shunt_dns::Exporter;
+use shunt_model::Snapshot;
 use shunt_serving::metrics::Process;
 
 use crate::datapath::{Number, NumberKind, OpenPath};
 use crate::status::Status;
-use crate::status::census::Counts;
+use census::Counts;
 
 pub use kube_proxy::KubeProxy;
 
-/// Durations on the way from a new view of the cluster to the kernel: buckets from 0.1 ms to 1.6 s.
+/// What is measured on the way from a new view of the cluster to the kernel: buckets from 0.1 ms to 1.6 s.
+///
+/// Every sync counts, and the moment at which it ends. Whoever follows the status sees only the newest one, so the
+/// reconciler tells these numbers itself.
 #[derive(Clone, Debug)]
 pub struct Durations {
-    /// Of each plan.
-    pub plan: Histogram,
-    /// Of each sync.
-    pub sync: Histogram,
+    plan: Histogram,
+    sync: Histogram,
     /// The same and more, by kube-proxy's names.
-    pub kube_proxy: KubeProxy,
+    kube_proxy: KubeProxy,
 }
 
-impl Default for Durations {
-    fn default() -> Self {
+impl Durations {
+    /// Of kube-proxy's metrics, those of syncs are counted in `kube_proxy`.
+    #[must_use]
+    pub fn new(kube_proxy: KubeProxy) -> Self {
         let histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 15));
-        Self { plan: histogram(), sync: histogram(), kube_proxy: KubeProxy::default() }
+        Self { plan: histogram(), sync: histogram(), kube_proxy }
+    }
+
+    /// A plan and its sync begin.
+    pub fn begun(&self) {
+        self.kube_proxy.queued();
+    }
+
+    /// A plan took so long.
+    pub fn planned(&self, elapsed: Duration) {
+        self.plan.observe(elapsed.as_secs_f64());
+    }
+
+    /// A sync took so long, successful or not; a full one read the kernel back.
+    pub fn synced(&self, full: bool, elapsed: Duration) {
+        self.sync.observe(elapsed.as_secs_f64());
+        self.kube_proxy.synced(full, elapsed);
+    }
+
+    /// The kernel went from `old`, the last view it served, to `new`.
+    pub fn applied(&self, old: Option<&Snapshot>, new: &Snapshot) {
+        self.kube_proxy.applied(old, new);
     }
 }
 
@@ -44,6 +71,7 @@ impl Default for Durations {
 #[must_use]
 pub fn registry(
     status: watch::Receiver<Status>,
+    counts: watch::Receiver<Counts>,
     path: OpenPath,
     durations: Durations,
     dns: Option<Exporter>,
@@ -57,7 +85,7 @@ pub fn registry(
     let registry = all.sub_registry_with_prefix("shunt");
     registry.register("plan_duration_seconds", "Time to plan what a new view changes", durations.plan);
     registry.register("sync_duration_seconds", "Time of each sync, successful or not", durations.sync);
-    registry.register_collector(Box::new(Proxy(status)));
+    registry.register_collector(Box::new(Proxy { status, counts }));
     registry.register_collector(Box::new(PathNumbers(path)));
     all
 }
@@ -79,19 +107,22 @@ impl Collector for PathNumbers {
 }
 
 #[derive(Debug)]
-struct Proxy(watch::Receiver<Status>);
+struct Proxy {
+    status: watch::Receiver<Status>,
+    counts: watch::Receiver<Counts>,
+}
 
 impl Collector for Proxy {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         // The encoder writes to memory and never waits, so the sender is not held up.
-        let status = self.0.borrow();
+        let status = self.status.borrow();
         counter(&mut encoder, "syncs", "Syncs tried", status.syncs)?;
         counter(&mut encoder, "failed_syncs", "Syncs that failed as a whole", status.failed_syncs)?;
         counter(&mut encoder, "kernel_writes", "Map elements written, removals included", status.writes)?;
         counter(&mut encoder, "audit_repairs", "Elements that were not as written and were repaired", status.repaired)?;
         gauge(&mut encoder, "refused_ports", "Service ports the data path could not take", status.refused.len())?;
         gauge(&mut encoder, "conflicts", "Service ports without a frontend that another has", status.conflicts.len())?;
-        let Counts { ports, frontends, endpoints, without_local: _ } = status.planned;
+        let Counts { ports, frontends, endpoints, without_local: _ } = *self.counts.borrow();
         gauge(&mut encoder, "service_ports", "Service ports planned", ports)?;
         gauge(&mut encoder, "frontends", "Frontends planned", frontends)?;
         gauge(&mut encoder, "endpoints", "Endpoints planned, once per service port", endpoints)?;

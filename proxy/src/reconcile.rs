@@ -18,52 +18,53 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::datapath::{Datapath, SyncError, Synced};
-use crate::dns::choice::PlanChoice;
-use crate::http::health_checks::Checks;
-use crate::plan::{Plan, Planner, PortKey};
-use crate::status::census::Census;
+use crate::metrics::Durations;
+use crate::plan::{Plan, PlanOptions, Planner, PortKey};
 use crate::status::{LastSync, Pending, Status};
 use backoff::Backoff;
 
 /// How often a part of the kernel is compared with what was written to it.
 const AUDIT: Duration = Duration::from_secs(1);
 
+/// What the kernel is to serve.
+#[derive(Clone, Debug, Default)]
+pub struct Goal {
+    /// The view of the cluster.
+    pub snapshot: Arc<Snapshot>,
+    /// The options by which it is planned.
+    pub options: Arc<PlanOptions>,
+}
+
 /// The loop's inputs.
 pub struct Input {
-    /// Views of the cluster; the first is complete already (SY-1).
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The goal; its first view is complete already (SY-1). When the daemon stops, the sender sends what must hold while
+    /// no daemon runs, and goes.
+    pub goal: watch::Receiver<Goal>,
     /// The health of the source.
     pub health: watch::Receiver<SourceHealth>,
     /// Addresses of this node's interfaces.
     pub addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
-    /// The options of the plan.
-    pub options: PlanChoice,
 }
 
 /// Where the loop publishes what it did.
 pub struct Sinks {
-    /// The status.
+    /// The status, which all others follow.
     pub status: watch::Sender<Status>,
-    /// The views that the kernel serves, for DNS: a name must not resolve to a service that is not reachable yet.
-    pub reachable: watch::Sender<Option<Arc<Snapshot>>>,
-    /// The health checks of the plan that the kernel serves.
-    pub health_checks: watch::Sender<Checks>,
-    /// Since when a change waits.
+    /// Since when a change waits; not in the status, for it must be seen while a sync hangs.
     pub pending: Pending,
-    /// Takes the duration of every sync in seconds.
-    pub durations: crate::metrics::Durations,
+    /// Takes what is measured; not in the status, for whoever follows that sees only the newest one and not every sync.
+    pub durations: Durations,
 }
 
 /// The loop's state.
 pub struct Reconciler {
     planner: Planner,
+    /// The options of the planner.
+    options: Arc<PlanOptions>,
     datapath: Box<dyn Datapath>,
     input: Input,
     sinks: Sinks,
     status: Status,
-    census: Census,
-    /// The view that came last.
-    received: Arc<Snapshot>,
     generation: u64,
     backoff: Backoff,
 }
@@ -72,26 +73,23 @@ impl Reconciler {
     /// A loop that has not begun.
     #[must_use]
     pub fn new(datapath: Box<dyn Datapath>, input: Input, sinks: Sinks) -> Self {
+        let options = Arc::clone(&input.goal.borrow().options);
         Self {
-            planner: Planner::new(input.options.usual()),
+            planner: Planner::new((*options).clone()),
+            options,
             datapath,
             input,
             sinks,
             status: Status::default(),
-            census: Census::default(),
-            received: Arc::default(),
             generation: 0,
             backoff: Backoff::default(),
         }
     }
 
-    /// Syncs now, at every new view, and again after a failure, until it is stopped or the source ends. Syncs block, so
+    /// Syncs now, at every new goal, and again after a failure, until it is stopped or the source ends. Syncs block, so
     /// this future needs a thread of its own. The data path stays as it is at the end (SY-17).
     pub async fn run(mut self, stop: CancellationToken) {
         self.look_at_health();
-        // Our DNS server knows no name before the first sync; until then the cluster's own DNS pods serve, if there are
-        // any.
-        self.choose_options();
         let mut next = Some(self.sync_newest());
         let mut audits = tokio::time::interval(AUDIT);
         audits.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,21 +97,11 @@ impl Reconciler {
             let retry = next.take().flatten();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => {
-                    self.input.options.end();
-                    if self.choose_options() {
-                        self.sync_newest();
-                    }
-                    return;
-                }
-                () = self.input.options.changed() => {
-                    next = Some(if self.choose_options() { self.sync_newest() } else { retry });
-                }
-                changed = self.input.snapshots.changed() => {
+                () = stop.cancelled() => return self.end().await,
+                changed = self.input.goal.changed() => {
                     if changed.is_err() {
                         return self.source_ended(&stop).await;
                     }
-                    self.choose_options();
                     next = Some(self.sync_newest());
                 }
                 changed = self.input.health.changed() => {
@@ -139,53 +127,49 @@ impl Reconciler {
         }
     }
 
-    /// Takes the options that fit the newest view: while our DNS server does not serve, the cluster's own DNS pods may.
-    /// True if the options changed, so a sync must follow.
-    fn choose_options(&mut self) -> bool {
-        let snapshot = Arc::clone(&self.input.snapshots.borrow());
-        let chosen = self.input.options.choose(&snapshot);
-        let changed = chosen.is_some();
-        if let Some(options) = chosen {
-            self.planner = Planner::new(options);
+    /// Waits for the last goal. New options must hold while no daemon runs; a new view alone is left to the next daemon.
+    async fn end(mut self) {
+        while self.input.goal.changed().await.is_ok() {}
+        let has_new_options = !Arc::ptr_eq(&self.input.goal.borrow().options, &self.options);
+        if has_new_options {
+            self.sync_newest();
         }
-        changed
     }
 
-    /// Applies the newest view to the kernel. Returns when to retry, if the sync is incomplete.
+    /// Applies the newest goal to the kernel. Returns when to retry, if the sync is incomplete.
     fn sync_newest(&mut self) -> Option<Instant> {
         self.sinks.pending.begin();
-        let snapshot = Arc::clone(&self.input.snapshots.borrow_and_update());
+        self.sinks.durations.begun();
+        let Goal { snapshot, options } = self.input.goal.borrow_and_update().clone();
         self.generation += 1;
-        self.sinks.durations.kube_proxy.received(&self.received, &snapshot);
-        self.received = Arc::clone(&snapshot);
+        if !Arc::ptr_eq(&options, &self.options) {
+            self.planner = Planner::new((*options).clone());
+            self.options = options;
+        }
         let started = Instant::now();
         self.planner.observe_addresses(Arc::clone(&self.input.addresses.borrow_and_update()));
         self.planner.update(Arc::clone(&snapshot));
-        self.sinks.durations.plan.observe(started.elapsed().as_secs_f64());
+        self.sinks.durations.planned(started.elapsed());
         let started = Instant::now();
         let outcome = self.datapath.sync(self.planner.plan());
         let elapsed = started.elapsed();
-        self.sinks.durations.sync.observe(elapsed.as_secs_f64());
         // The first sync and the one after a failure read the kernel back.
         let full = self.status.last_sync.is_none() || self.status.error.is_some();
-        self.sinks.durations.kube_proxy.synced(full, elapsed);
+        self.sinks.durations.synced(full, elapsed);
         self.status.syncs += 1;
-        self.status.planned = self.census.count(self.planner.plan());
+        self.status.planned = self.planner.plan().clone();
         self.status.conflicts = self.planner.conflicts().cloned().collect();
         let complete = match outcome {
             Ok(synced) => {
                 let before = self.status.snapshot.replace(Arc::clone(&snapshot));
-                let without_local = self.status.planned.without_local;
-                self.sinks.durations.kube_proxy.applied(before.as_deref(), &snapshot, without_local);
+                self.sinks.durations.applied(before.as_deref(), &snapshot);
                 self.succeeded(synced, elapsed)
             }
             Err(error) => self.failed(&error),
         };
         self.publish();
         if self.status.error.is_none() {
-            self.sinks.reachable.send_replace(Some(snapshot));
             self.sinks.pending.end();
-            self.give_health_checks();
         }
         if complete {
             self.backoff.reset();
@@ -212,16 +196,6 @@ impl Reconciler {
         }
     }
 
-    /// After the sync, so that a load balancer sends no client here too early (HM-7).
-    fn give_health_checks(&self) {
-        let checks = Checks::from(self.planner.plan());
-        self.sinks.health_checks.send_if_modified(|known| {
-            let modified = *known != checks;
-            *known = checks;
-            modified
-        });
-    }
-
     /// True if the data path took every service port.
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
         let Synced { writes, refused } = synced;
@@ -231,7 +205,7 @@ impl Reconciler {
                 generation,
                 writes,
                 refused = refused.len(),
-                frontends = self.status.planned.frontends,
+                ports = self.status.planned.ports.len(),
                 ?elapsed,
                 "synced"
             );

@@ -11,13 +11,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use shunt_model::source::Source;
-use tokio::sync::watch;
 use tracing::info;
 
 use self::daemon::Parts;
 use self::dns::StartedDns;
 use crate::config::Config;
-use crate::datapath::Options;
+use crate::datapath::{Mode, Options};
 use crate::metrics::Durations;
 use crate::reconcile::{Input, Reconciler, Sinks};
 use crate::{host, reload, source};
@@ -25,7 +24,7 @@ use crate::{host, reload, source};
 /// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (SY-17). `file` is the configuration
 /// file: when it changes the daemon ends, and its supervisor starts it with the new one (SY-18).
 pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
-    let options = prerequisites::check(&config)?;
+    let (mode, options) = prerequisites::check(&config)?;
     prerequisites::adjust_oom_score(config.oom_score_adj);
     shunt_serving::limits::raise_open_files();
     let mut parts = Parts::bind(config).await?;
@@ -36,7 +35,7 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let started = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        started = parts.start(options) => Some(started),
+        started = parts.start(mode, options) => Some(started),
     };
     // The source must outlive all other parts: a source that ends early would look like a failure.
     let (_source, outcome) = match started {
@@ -52,26 +51,24 @@ impl Parts {
     /// Nothing is written before the first view of the cluster is complete (SY-1). DNS does not wait for it: the tables
     /// of an earlier daemon may lead clients here already, and other names need no cluster (DNS-11.2). The source must
     /// live as long as the daemon.
-    async fn start(&mut self, options: Options) -> Result<Source> {
+    async fn start(&mut self, mode: Mode, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
-        let (reachable, served) = watch::channel(None);
-        let StartedDns { server, listen } = self.start_dns(served).await?;
+        let StartedDns { server, listen } = self.start_dns().await?;
         // While the daemon waits for the first view, it also answers at the control socket why it waits.
         self.start_control(server.as_ref());
-        let durations = Durations { kube_proxy: self.health.metrics.clone(), ..Durations::default() };
+        let durations = Durations::new(self.health.metrics.clone());
         self.start_metrics(durations.clone(), server.as_ref()).await?;
         let (source, events) = source::start(&config, &self.status).await?;
         info!("first view of the cluster is complete");
         self.start_events(events);
-        let path = self.open_datapath(options).await?;
-        let mode = path.mode();
-        let options = self.choose_dns(server.as_ref(), datapath::plan_options(&config, listen))?;
+        self.start_counting(source.snapshots.clone());
+        let path = self.open_datapath(mode, options).await?;
+        let options = datapath::plan_options(&config, listen);
+        let goal = self.choose_dns(server.as_ref(), options, source.snapshots.clone())?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;
-        let health_checks = self.start_health_checks();
-        let (snapshots, health) = (source.snapshots.clone(), source.health.clone());
-        let input = Input { snapshots, health, addresses, options };
-        let (status, pending) = (self.status.clone(), self.health.pending.clone());
-        let sinks = Sinks { status, reachable, health_checks, pending, durations };
+        self.start_health_checks();
+        let input = Input { goal, health: source.health.clone(), addresses };
+        let sinks = Sinks { status: self.status.clone(), pending: self.health.pending.clone(), durations };
         self.start_reconciler(Reconciler::new(path, input, sinks));
         info!(node = config.node, %mode, "started");
         self.events.starting(&config.node);

@@ -1,7 +1,5 @@
 //! The status of the daemon, which health, metrics and the command line read.
 
-pub mod census;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -10,7 +8,6 @@ use serde::Serialize;
 use shunt_model::Snapshot;
 use shunt_model::source::SourceHealth;
 
-use self::census::Counts;
 use crate::plan::{Conflict, Plan, PortKey};
 
 /// The status after the last sync. Each sync publishes a new one.
@@ -32,7 +29,7 @@ pub struct Status {
     pub failing_since: Option<SystemTime>,
     /// The plan that the kernel serves since the last successful sync.
     pub programmed: Plan,
-    /// The view of the cluster that led to it.
+    /// The view of the cluster that led to it. A name must resolve only to a service of this view, which is reachable.
     pub snapshot: Option<Arc<Snapshot>>,
     /// Service ports the data path could not take, with the reason.
     pub refused: Vec<(PortKey, String)>,
@@ -40,8 +37,8 @@ pub struct Status {
     pub conflicts: Vec<Conflict>,
     /// The health of the source.
     pub source: Arc<SourceHealth>,
-    /// What the last plan holds.
-    pub planned: Counts,
+    /// The last plan, whether or not its sync succeeded.
+    pub planned: Plan,
 }
 
 /// One successful sync.

@@ -30,16 +30,16 @@ fn verdict() {
 
 #[test]
 fn tables() {
-    read_corpus(Tables::default());
+    read_corpus(Readings::default());
 }
 
 /// The tables of all nodes for the scene that is on.
 #[derive(Default)]
-struct Tables {
+struct Readings {
     nodes: BTreeMap<String, Reading>,
 }
 
-impl Rules for Tables {
+impl Rules for Readings {
     fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
         let tables = |(node, plan): (String, Plan)| anyhow::Ok((node, Reading::of(&plan)?));
         // So that a lookup tells where packets get no answer from where they are refused.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
-use shunt_proxy::datapath::{self, Check, CheckState, HostOptions, Mode};
+use shunt_proxy::datapath::{self, Check, CheckState, HostOptions, Mode, Options, Requested};
 use shunt_proxy::host::privileges;
 
 use super::print;
@@ -27,10 +27,11 @@ pub(super) struct CheckArguments {
 
 pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let CheckArguments { cgroup_root, bpf_root, control_socket } = arguments;
-    let offers = datapath::probe(&HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() });
+    let host = HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() };
+    let offers = datapath::probe(&Options { host, object: None, bind_protection: true });
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
-    let used = offers.iter().find(|offer| allowed && offer.possible()).map(|offer| offer.mode);
+    let used = datapath::choose(Requested::Auto, &offers).ok().filter(|_| allowed);
     checks.extend(offers.into_iter().flat_map(|offer| offer.checks));
     checks.push(daemon(control_socket));
     print(&table(&checks, used))?;

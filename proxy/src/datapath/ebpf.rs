@@ -23,7 +23,7 @@ use imbl::ordmap::DiffItem;
 use proxy_abi::Config;
 use tracing::{info, warn};
 
-pub(super) use self::door::{check, open, probe, remove};
+pub(super) use self::door::{open, probe, remove};
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;

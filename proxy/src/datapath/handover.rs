@@ -10,14 +10,14 @@ use tracing::{info, warn};
 use super::{Datapath, Mode, RemoveError, Removed, Report, SyncError, Synced};
 use crate::plan::Plan;
 
-/// A data path that may have left something here.
+/// A data path that the open one replaces and that may have left something here.
 pub(super) struct Other {
     pub(super) mode: Mode,
     pub(super) remove: Box<dyn FnMut() -> Result<Vec<Removed>, RemoveError> + Send>,
 }
 
-/// The open path. After its first complete sync it removes what all other paths left; after the next sync it retries a
-/// removal that failed.
+/// The open path. After its first complete sync it removes what the paths that it replaces left; after the next sync it
+/// retries a removal that failed.
 pub(super) struct Handover {
     path: Box<dyn Datapath>,
     /// Those not yet removed.

@@ -4,74 +4,94 @@ use std::sync::Arc;
 
 use shunt_model::{Service, Snapshot};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::plan::{Plan, PlanOptions, plan};
+use crate::reconcile::Goal;
 
-/// Chooses between our server and the cluster's own, by the options of the plan.
+/// Chooses between our server and the cluster's own by the options of the plan, and passes each view on with those that
+/// fit it.
 #[derive(Debug)]
 pub struct PlanChoice {
     /// With our server, if there is one.
-    ours: PlanOptions,
+    ours: Arc<PlanOptions>,
+    /// Without it.
+    theirs: Arc<PlanOptions>,
     serves: watch::Receiver<bool>,
-    /// The daemon stops, and our server with it.
-    ending: bool,
-    /// The options chosen last leave our server out.
-    without_ours: bool,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    goal: watch::Sender<Goal>,
 }
 
 impl PlanChoice {
-    /// Our server is chosen first. `serves`: it knows the cluster and answers.
+    /// Has chosen for the first view. `serves`: our server knows the cluster and answers. Before its first sync it knows
+    /// no name; until then the cluster's own DNS pods serve, if there are any.
     #[must_use]
-    pub fn new(ours: PlanOptions, serves: watch::Receiver<bool>) -> Self {
-        Self { ours, serves, ending: false, without_ours: false }
+    pub fn new(
+        ours: PlanOptions,
+        serves: watch::Receiver<bool>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> (Self, watch::Receiver<Goal>) {
+        let theirs = Arc::new(PlanOptions { dns_backends: Vec::new(), ..ours.clone() });
+        let ours = Arc::new(ours);
+        let first = Goal { snapshot: Arc::clone(&snapshots.borrow()), options: Arc::clone(&ours) };
+        let (goal, chosen) = watch::channel(first);
+        let mut choice = Self { ours, theirs, serves, snapshots, goal };
+        choice.choose(false);
+        (choice, chosen)
     }
 
-    /// The options to begin with.
-    #[must_use]
-    pub fn usual(&self) -> PlanOptions {
-        self.ours.clone()
-    }
-
-    /// Returns when another choice may be due; never returns if none will be.
-    pub async fn changed(&mut self) {
-        if self.serves.changed().await.is_err() {
-            std::future::pending::<()>().await;
+    /// Follows the views and our server until the views end or the daemon stops, and our server with it.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let ending = tokio::select! {
+                biased;
+                () = stop.cancelled() => true,
+                Ok(()) = self.serves.changed() => false,
+                changed = self.snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    false
+                }
+            };
+            self.choose(ending);
+            if ending {
+                return;
+            }
         }
-    }
-
-    /// Notes that our server stops for good.
-    pub fn end(&mut self) {
-        self.ending = true;
     }
 
     /// Leads the cluster DNS address to our server; while our server does not serve, to the cluster's own DNS pods, if
-    /// there are any. `None` if that is no change.
-    pub fn choose(&mut self, snapshot: &Snapshot) -> Option<PlanOptions> {
-        if self.ours.dns_backends.is_empty() {
-            return None;
-        }
-        let ours_serves = *self.serves.borrow_and_update() && !self.ending;
-        let others = if ours_serves { None } else { without_ours(&self.ours, snapshot) };
-        if others.is_some() == self.without_ours {
-            return None;
-        }
-        self.without_ours = others.is_some();
-        let server = if self.without_ours { "the cluster's own" } else { "the bundled one" };
-        info!(server, "the cluster DNS address leads to another server now");
-        Some(others.unwrap_or_else(|| self.ours.clone()))
+    /// there are any.
+    fn choose(&mut self, ending: bool) {
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        let serves = *self.serves.borrow_and_update() && !ending;
+        let has_ours = !self.ours.dns_backends.is_empty();
+        let options =
+            if has_ours && !serves && others_serve(&self.theirs, &snapshot) { &self.theirs } else { &self.ours };
+        let goal = Goal { snapshot, options: Arc::clone(options) };
+        self.goal.send_if_modified(|known| {
+            let changed = !Arc::ptr_eq(&known.options, &goal.options);
+            if changed {
+                let server = if Arc::ptr_eq(options, &self.theirs) { "the cluster's own" } else { "the bundled one" };
+                info!(server, "the cluster DNS address leads to another server now");
+            }
+            let modified = changed || !Arc::ptr_eq(&known.snapshot, &goal.snapshot);
+            *known = goal;
+            modified
+        });
     }
 }
 
-/// The options under which the cluster's own DNS serves at its address, if it has an endpoint. Without one our server
-/// stays: it may come back, so it is better than none.
-fn without_ours(options: &PlanOptions, snapshot: &Snapshot) -> Option<PlanOptions> {
-    let ours = PlanOptions { dns_backends: Vec::new(), ..options.clone() };
+/// Whether the cluster's own DNS serves at its address, so has an endpoint. Without one our server stays: it may come
+/// back, so it is better than none.
+fn others_serve(theirs: &PlanOptions, snapshot: &Snapshot) -> bool {
     // To look at thousands of Services costs little beside a plan of all.
-    let candidates = snapshot.services.iter().filter(|(_, service)| may_serve(service, options));
+    let candidates = snapshot.services.iter().filter(|(_, service)| may_serve(service, theirs));
     let services = candidates.map(|(key, service)| (key.clone(), Arc::clone(service))).collect();
-    let (plan, _) = plan(&Snapshot { services, ..snapshot.clone() }, &ours);
-    serves_dns(&plan, options).then_some(ours)
+    let (plan, _) = plan(&Snapshot { services, ..snapshot.clone() }, theirs);
+    serves_dns(&plan, theirs)
 }
 
 fn may_serve(service: &Service, options: &PlanOptions) -> bool {

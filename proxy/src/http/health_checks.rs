@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::events::Recorder;
 use crate::http::health::Health;
 use crate::plan::{HealthCheck, HealthCheckAddresses, Plan};
+use crate::status::Status;
 
 /// How often the daemon retries a port that is in use, beside every sync (HM-8).
 const RETRY: Duration = Duration::from_secs(5);
@@ -77,10 +78,11 @@ impl HealthChecks {
         Self { health, events, open: BTreeMap::new(), failed: BTreeSet::new() }
     }
 
-    /// Follows the plans until it is stopped.
-    pub async fn run(mut self, mut checks: watch::Receiver<Checks>, stop: CancellationToken) {
+    /// Follows the plan that the kernel serves until it is stopped: after the sync, so that a load balancer sends no
+    /// client here too early (HM-7).
+    pub async fn run(mut self, mut status: watch::Receiver<Status>, stop: CancellationToken) {
+        let mut wanted = Checks::default();
         loop {
-            let wanted = checks.borrow_and_update().clone();
             self.reconcile(&wanted).await;
             let retry = async {
                 match self.failed.is_empty() {
@@ -90,8 +92,9 @@ impl HealthChecks {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = checks.changed() => if changed.is_err() {
-                    return stop.cancelled().await;
+                changed = next(&mut status, &wanted) => match changed {
+                    Some(changed) => wanted = changed,
+                    None => return stop.cancelled().await,
                 },
                 () = retry => {}
             }
@@ -160,6 +163,12 @@ impl HealthChecks {
         open.addresses = addresses;
         Ok(open)
     }
+}
+
+/// The health checks that the kernel serves, as soon as they differ from `known`; `None` if the status has ended.
+async fn next(status: &mut watch::Receiver<Status>, known: &Checks) -> Option<Checks> {
+    let differ = |status: &Status| Checks::from(&status.programmed) != *known;
+    status.wait_for(differ).await.ok().map(|status| Checks::from(&status.programmed))
 }
 
 impl Open {

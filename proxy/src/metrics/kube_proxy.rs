@@ -1,5 +1,6 @@
 //! kube-proxy's metrics by its names, labels and buckets, where the meaning is the same (MT-1).
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +12,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use shunt_model::{EndpointSlice, Family, Snapshot};
+use tokio::sync::watch;
 
-use crate::status::census::WithoutLocal;
+use super::census::WithoutLocal;
+use crate::status::{LastSync, Status};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfFamily {
@@ -93,6 +96,14 @@ fn unix(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
+/// How many slices and Services differ.
+fn changes(old: &Snapshot, new: &Snapshot) -> (usize, usize) {
+    if std::ptr::eq(old, new) {
+        return (0, 0);
+    }
+    (old.slices.diff(&new.slices).count(), old.services.diff(&new.services).count())
+}
+
 impl KubeProxy {
     /// Puts them under their names.
     pub fn register(&self, registry: &mut Registry) {
@@ -144,20 +155,68 @@ impl KubeProxy {
         registry.register("proxy_livez", "Answers on /livez", self.livez.clone());
     }
 
-    /// A view came that leads from `old` to `new`.
-    pub fn received(&self, old: &Snapshot, new: &Snapshot) {
-        for family in Family::BOTH {
-            self.queued.get_or_create(&label(family)).set(unix(SystemTime::now()));
+    /// Counts the changes that come with views and those that wait to be applied, for ever.
+    pub async fn follow(self, mut snapshots: watch::Receiver<Arc<Snapshot>>, mut status: watch::Receiver<Status>) {
+        let mut received = Arc::<Snapshot>::default();
+        loop {
+            let newest = Arc::clone(&snapshots.borrow_and_update());
+            self.received(&received, &newest);
+            received = newest;
+            let (served, last) = {
+                let status = status.borrow_and_update();
+                (status.snapshot.clone(), status.last_sync)
+            };
+            if let (Some(served), Some(last)) = (served, last) {
+                self.served(&served, &received, last);
+            }
+            tokio::select! {
+                Ok(()) = snapshots.changed() => {}
+                Ok(()) = status.changed() => {}
+                else => return std::future::pending().await,
+            }
         }
-        let (slices, services) = (old.slices.diff(&new.slices).count(), old.services.diff(&new.services).count());
+    }
+
+    /// A view came that leads from `old` to `new`.
+    fn received(&self, old: &Snapshot, new: &Snapshot) {
+        let (slices, services) = changes(old, new);
         self.endpoint_changes.inc_by(u64::try_from(slices).unwrap_or(u64::MAX));
         self.service_changes.inc_by(u64::try_from(services).unwrap_or(u64::MAX));
         self.endpoint_changes_pending.inc_by(i64::try_from(slices).unwrap_or(i64::MAX));
         self.service_changes_pending.inc_by(i64::try_from(services).unwrap_or(i64::MAX));
     }
 
+    /// The kernel serves `served`, the view that came last is `received`.
+    fn served(&self, served: &Snapshot, received: &Snapshot, last: LastSync) {
+        let (slices, services) = changes(served, received);
+        self.endpoint_changes_pending.set(i64::try_from(slices).unwrap_or(i64::MAX));
+        self.service_changes_pending.set(i64::try_from(services).unwrap_or(i64::MAX));
+        for family in Family::BOTH {
+            self.last.get_or_create(&label(family)).set(unix(last.at));
+        }
+    }
+
+    /// So many of the service ports that the kernel serves have no endpoint here.
+    pub(super) fn serves(&self, without_local: WithoutLocal) {
+        for (family, index) in [(Family::V4, 0), (Family::V6, 1)] {
+            let ip_family = label(family).ip_family;
+            for (traffic_policy, counts) in [("internal", without_local.internal), ("external", without_local.external)]
+            {
+                let count = counts.get(index).copied().unwrap_or_default();
+                self.no_local.get_or_create(&OfPolicy { traffic_policy, ip_family }).set(count);
+            }
+        }
+    }
+
+    /// A sync is asked for.
+    pub(super) fn queued(&self) {
+        for family in Family::BOTH {
+            self.queued.get_or_create(&label(family)).set(unix(SystemTime::now()));
+        }
+    }
+
     /// A sync ended, well or not. Both families are synced at once.
-    pub fn synced(&self, full: bool, elapsed: Duration) {
+    pub(super) fn synced(&self, full: bool, elapsed: Duration) {
         let which = if full { &self.full_syncs } else { &self.partial_syncs };
         for family in Family::BOTH {
             self.syncs.get_or_create(&label(family)).observe(elapsed.as_secs_f64());
@@ -166,19 +225,8 @@ impl KubeProxy {
     }
 
     /// The kernel went from `old`, the last view it served, to `new` (SY-20).
-    pub fn applied(&self, old: Option<&Snapshot>, new: &Snapshot, without_local: WithoutLocal) {
+    pub(super) fn applied(&self, old: Option<&Snapshot>, new: &Snapshot) {
         let now = SystemTime::now();
-        self.endpoint_changes_pending.set(0);
-        self.service_changes_pending.set(0);
-        for (family, index) in [(Family::V4, 0), (Family::V6, 1)] {
-            self.last.get_or_create(&label(family)).set(unix(now));
-            let ip_family = label(family).ip_family;
-            for (traffic_policy, counts) in [("internal", without_local.internal), ("external", without_local.external)]
-            {
-                let count = counts.get(index).copied().unwrap_or_default();
-                self.no_local.get_or_create(&OfPolicy { traffic_policy, ip_family }).set(count);
-            }
-        }
         let empty = Snapshot::default();
         for item in old.unwrap_or(&empty).slices.diff(&new.slices) {
             let slice = match item {
@@ -236,7 +284,10 @@ mod tests {
         metrics.received(&old, &new);
         check(&scrape(&metrics), "kubeproxy_sync_proxy_rules_endpoint_changes_pending 1");
         metrics.synced(true, Duration::from_millis(3));
-        metrics.applied(None, &new, WithoutLocal { internal: [1, 0], external: [0, 2] });
+        metrics.applied(None, &new);
+        let last = LastSync { generation: 1, at: SystemTime::now(), elapsed: Duration::from_millis(3) };
+        metrics.served(&new, &new, last);
+        metrics.serves(WithoutLocal { internal: [1, 0], external: [0, 2] });
         metrics.healthz(503);
         metrics.livez(200);
         let text = scrape(&metrics);
@@ -262,6 +313,37 @@ mod tests {
         assert!(text.contains("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1"));
         assert!(!text.contains("# EOF"));
         assert_eq!(programming_buckets().count(), 2 + 59 + 12 + 7);
+    }
+
+    /// How many changes of slices have come, and how many of them are not applied.
+    fn slice_changes(metrics: &KubeProxy) -> (u64, i64) {
+        (metrics.endpoint_changes.get(), metrics.endpoint_changes_pending.get())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_wait_until_the_kernel_serves_their_view() {
+        let view = |ends: &str| Arc::new(cluster([], [slice("web", "a", "http:80/tcp", ends)]));
+        let last_sync = Some(LastSync { generation: 1, at: SystemTime::now(), elapsed: Duration::ZERO });
+        let served = |view: &Arc<Snapshot>| Status { last_sync, snapshot: Some(Arc::clone(view)), ..Status::default() };
+        // The clock moves only when the follower has nothing left to do.
+        let settle = || tokio::time::sleep(Duration::from_millis(1));
+        let (first, second) = (view("e1:R"), view("e1:R; e2:R"));
+        let (snapshots, snapshots_read) = watch::channel(Arc::clone(&first));
+        let (status, status_read) = watch::channel(Status::default());
+        let metrics = KubeProxy::default();
+        let follower = tokio::spawn(metrics.clone().follow(snapshots_read, status_read));
+        settle().await;
+        assert_eq!(slice_changes(&metrics), (1, 1));
+        snapshots.send_replace(Arc::clone(&second));
+        settle().await;
+        assert_eq!(slice_changes(&metrics), (2, 2));
+        status.send_replace(served(&first));
+        settle().await;
+        assert_eq!(slice_changes(&metrics), (2, 1), "the second one still waits");
+        status.send_replace(served(&second));
+        settle().await;
+        assert_eq!(slice_changes(&metrics), (2, 0));
+        follower.abort();
     }
 
     #[test]

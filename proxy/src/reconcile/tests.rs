@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Input, Reconciler, Sinks};
 use crate::datapath::{Datapath, Mode, SyncError, Synced};
 use crate::dns::choice::PlanChoice;
-use crate::metrics;
+use crate::dns::reachable;
+use crate::metrics::census::Census;
+use crate::metrics::{Durations, KubeProxy};
 use crate::plan::{Plan, PlanOptions, PortKey, fixture};
 use crate::status::Status;
 
@@ -106,13 +108,14 @@ impl Loop {
         let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1 };
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (dns_serves, dns_serves_read) = watch::channel(false);
-        let options = PlanChoice::new(options, dns_serves_read);
-        let input = Input { snapshots: snapshots_read, health: health_read, addresses, options };
-        let (health_checks, _) = watch::channel(crate::http::health_checks::Checks::default());
-        let (pending, durations) = (crate::status::Pending::default(), metrics::Durations::default());
-        let sinks = Sinks { status, reachable, health_checks, pending, durations };
+        let (choice, goal) = PlanChoice::new(options, dns_serves_read, snapshots_read);
+        let input = Input { goal, health: health_read, addresses };
+        let (pending, durations) = (crate::status::Pending::default(), Durations::new(KubeProxy::default()));
+        let sinks = Sinks { status, pending, durations };
         let reconciler = Reconciler::new(Box::new(fake), input, sinks);
         let stop = CancellationToken::new();
+        tokio::spawn(reachable::follow(status_read.clone(), reachable));
+        tokio::spawn(choice.run(stop.clone()));
         let task = tokio::spawn(reconciler.run(stop.clone()));
         let (status, _addresses) = (status_read, addresses_sender);
         Self { snapshots, health, _addresses, dns_serves, dns, status, calls, leads, stop, task }
@@ -221,11 +224,13 @@ async fn refused_ports_are_told_left_out_and_tried_again() {
 async fn a_new_view_does_not_wait_for_the_retry_and_counts_follow_it() {
     let mut l = Loop::start(3, &[Says::Failed]);
     let status = l.until(|status| status.syncs == 1).await;
-    let planned = status.planned;
+    let mut census = Census::default();
+    let planned = census.count(&status.planned);
     assert_eq!((planned.ports, planned.frontends, planned.endpoints), (3, 3, 0));
     l.snapshots.send_replace(cluster(1));
     let status = l.until(|status| status.syncs == 2).await;
-    assert_eq!((status.planned.ports, status.planned.frontends), (1, 1));
+    let planned = census.count(&status.planned);
+    assert_eq!((planned.ports, planned.frontends), (1, 1));
     assert_eq!(status.last_sync.map(|sync| sync.generation), Some(2));
     assert_eq!(l.end().await, [(0, 3, 0), (0, 1, 0)]);
 }

@@ -13,13 +13,10 @@ use crate::datapath::{self, Datapath, Mode, Opened, Options};
 use crate::plan::{Detect, PlanOptions};
 use crate::reconcile::Reconciler;
 
-/// The only mode that the configuration accepts so far.
-pub(super) const MODE: Mode = Mode::Ebpf;
-
 impl Parts {
     /// Opens the data path and starts its upkeep.
-    pub(super) async fn open_datapath(&mut self, options: Options) -> Result<Box<dyn Datapath>> {
-        let opening = tokio::task::spawn_blocking(move || datapath::open(MODE, &options));
+    pub(super) async fn open_datapath(&mut self, mode: Mode, options: Options) -> Result<Box<dyn Datapath>> {
+        let opening = tokio::task::spawn_blocking(move || datapath::open(mode, &options));
         let Opened { path, mode, adopted, report, beside } = opening.await.context("opening the data path")??;
         info!(%mode, adopted, "data path is open");
         self.health.path.publish(mode, report);

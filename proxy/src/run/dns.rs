@@ -13,9 +13,10 @@ use super::daemon::Parts;
 use crate::config::DnsConfig;
 use crate::dns::addresses::Prepared;
 use crate::dns::choice::PlanChoice;
-use crate::dns::{addresses, service, watch as dns_watch};
+use crate::dns::{addresses, reachable, service, watch as dns_watch};
 use crate::http::health::DnsState;
 use crate::plan::PlanOptions;
+use crate::reconcile::Goal;
 
 /// The server, if DNS is switched on, and where it listens.
 #[derive(Default)]
@@ -25,12 +26,13 @@ pub(super) struct StartedDns {
 }
 
 impl Parts {
-    /// It answers cluster names from the views in `served`.
-    pub(super) async fn start_dns(&mut self, served: watch::Receiver<Option<Arc<Snapshot>>>) -> Result<StartedDns> {
+    /// It answers cluster names from the views that the kernel serves.
+    pub(super) async fn start_dns(&mut self) -> Result<StartedDns> {
         let Some(config) = &self.config.dns else {
             self.dns.send_replace(DnsState::Off);
             return Ok(StartedDns::default());
         };
+        let (reachable, served) = watch::channel(None);
         let Prepared { listen, on_lo } = addresses::prepare(&config.listen).await?;
         let cluster_dns = &self.config.cluster_dns;
         let mut started = service::start(config, listen, cluster_dns, served).await?;
@@ -41,6 +43,7 @@ impl Parts {
         let state = self.serving(config, &listen)?;
         self.dns.send_replace(state);
         self.until_stopped(keep);
+        self.until_stopped(reachable::follow(self.status.subscribe(), reachable));
         if let Some(follow) = follow {
             self.until_stopped(follow);
         }
@@ -54,13 +57,26 @@ impl Parts {
     }
 
     /// From now on the cluster DNS address leads to the bundled DNS while that answers; it does not answer before it
-    /// knows the cluster.
-    pub(super) fn choose_dns(&mut self, server: Option<&Arc<Server>>, options: PlanOptions) -> Result<PlanChoice> {
+    /// knows the cluster. At the stop it leads to the cluster's own DNS, if there is any. Returns each view in `snapshots`
+    /// with the options that follow.
+    pub(super) fn choose_dns(
+        &mut self,
+        server: Option<&Arc<Server>>,
+        options: PlanOptions,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<watch::Receiver<Goal>> {
         let (sender, serves) = watch::channel(false);
         if let (Some(config), Some(server)) = (&self.config.dns, server) {
             let domain = service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
             self.until_stopped(dns_watch::watch(server.local_addresses().to_vec(), domain, server.views(), sender));
         }
-        Ok(PlanChoice::new(options, serves))
+        let (choice, goal) = PlanChoice::new(options, serves, snapshots);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            choice.run(stop.clone()).await;
+            stop.cancelled().await;
+            Ok(())
+        });
+        Ok(goal)
     }
 }

@@ -3,14 +3,13 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use tracing::info;
 
-use super::datapath::MODE;
 use crate::config::Config;
-use crate::datapath::{self, HostOptions, Options};
+use crate::datapath::{self, HostOptions, Mode, Options};
 use crate::host::privileges::{self, Capability};
 use crate::source;
 
-/// Returns what the data path will need.
-pub(super) fn check(config: &Config) -> Result<Options> {
+/// Returns the data path that serves, and what it will need.
+pub(super) fn check(config: &Config) -> Result<(Mode, Options)> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
     let missing = privileges::missing(config.dns.is_some()).context("asking for the capabilities of this process")?;
@@ -23,8 +22,8 @@ pub(super) fn check(config: &Config) -> Result<Options> {
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
     };
-    datapath::check(MODE, &options)?;
-    Ok(options)
+    let mode = datapath::choose(config.mode, &datapath::probe(&options))?;
+    Ok((mode, options))
 }
 
 /// A failure costs only this protection (CF-13). A kubelet or a service manager has usually set one already.

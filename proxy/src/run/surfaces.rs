@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use futures::FutureExt as _;
 use shunt_dns::Server;
+use shunt_model::Snapshot;
 use shunt_model::source::kube::Events;
 use tokio::sync::watch;
 
@@ -14,7 +15,8 @@ use super::daemon::Parts;
 use crate::control::{Control, Views};
 use crate::events;
 use crate::http::health::{self, BindError};
-use crate::http::health_checks::{Checks, HealthChecks};
+use crate::http::health_checks::HealthChecks;
+use crate::metrics::census::{self, Counts};
 use crate::metrics::{self, Durations};
 
 impl Parts {
@@ -27,9 +29,18 @@ impl Parts {
     pub(super) async fn start_metrics(&mut self, durations: Durations, dns: Option<&Arc<Server>>) -> Result<()> {
         let Some(address) = self.config.metrics else { return Ok(()) };
         let (dns, path) = (dns.map(|server| server.exporter()), &self.health.path);
-        let registry = metrics::registry(self.status.subscribe(), path.clone(), durations, dns);
+        let (sender, counts) = watch::channel(Counts::default());
+        let registry = metrics::registry(self.status.subscribe(), counts, path.clone(), durations, dns);
         let routes = health::metrics_routes(registry, path.clone(), self.config.configz());
+        self.until_stopped(census::follow(self.status.subscribe(), sender, self.health.metrics.clone()));
         self.serve("--metrics-bind-address", "FailedToStartMetricServer", address, routes).await
+    }
+
+    /// Counts changes of the cluster as kube-proxy does, if metrics are served.
+    pub(super) fn start_counting(&mut self, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        if self.config.metrics.is_some() {
+            self.until_stopped(self.health.metrics.clone().follow(snapshots, self.status.subscribe()));
+        }
     }
 
     /// Serves HTTP, now or as soon as the daemon can listen on the address.
@@ -69,16 +80,14 @@ impl Parts {
         }
     }
 
-    /// Starts the servers of health checks, which follow the plan in a task of their own.
-    pub(super) fn start_health_checks(&mut self) -> watch::Sender<Checks> {
-        let (sender, checks) = watch::channel(Checks::default());
+    /// Starts the servers of health checks, which follow the plan that the kernel serves.
+    pub(super) fn start_health_checks(&mut self) {
         let servers = HealthChecks::new(self.health.clone(), self.events.clone());
-        let serving = servers.run(checks, self.stop.clone());
+        let serving = servers.run(self.status.subscribe(), self.stop.clone());
         self.tasks.spawn(async move {
             serving.await;
             Ok(())
         });
-        sender
     }
 
     /// Writes events to `events`, if the source takes any; each service port that the data path refuses is one.

@@ -5,11 +5,11 @@ use std::path::Path;
 /// Lines a file may have, tests included.
 const LINES: usize = 600;
 /// Where unsafe code may stand.
-const UNSAFE_PLACES: [&str; 4] = ["proxy-abi", "proxy-ebpf", "proxy/src/sys", "proxy/src/sys.rs"];
+const UNSAFE_PLACES: [&str; 3] = ["proxy-ebpf", "proxy/src/sys", "proxy/src/sys.rs"];
 /// Names that say nothing about what is inside.
 const BANNED_NAMES: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "stuff"];
-/// The one door to data paths, and tests that look behind it.
-const DATAPATH_PLACES: [&str; 3] = ["proxy/src/datapath", "proxy/src/datapath.rs", "proxy/tests"];
+/// The one door to data paths, and what is behind it.
+const DATAPATH_PLACES: [&str; 2] = ["proxy/src/datapath", "proxy/src/datapath.rs"];
 /// The modules of data paths; what is theirs is named nowhere else.
 const DATAPATHS: [&str; 3] = ["ebpf", "nftables", "iptables"];
 /// Promises in place of code.
@@ -185,7 +185,8 @@ mod tests {
     #[test]
     fn unsafe_code_stands_only_in_the_listed_places() {
         let text = "//! A.\nfn a() { unsafe { b() } }\n";
-        check("proxy-abi/src/lib.rs", text, "");
+        check("proxy-ebpf/src/maps.rs", text, "");
+        check("proxy-abi/src/lib.rs", text, "unsafe code");
         check("proxy/src/sys/batch.rs", text, "");
         check("proxy/src/plan.rs", text, "unsafe code");
         check("proxy/src/system.rs", text, "unsafe code");
@@ -204,7 +205,7 @@ mod tests {
         let text = "//! A.\nuse crate::datapath::ebpf::Ebpf;\n";
         check("proxy/src/datapath.rs", text, "");
         check("proxy/src/datapath/handover.rs", text, "");
-        check("proxy/tests/flows.rs", text, "");
+        check("proxy/tests/flows.rs", text, "`ebpf`");
         check("proxy/src/reconcile.rs", text, "`ebpf`");
         check("proxy/src/datapaths.rs", text, "`ebpf`");
         check("proxy/src/run.rs", "//! A.\nuse crate::datapath::{self, ebpf::Ebpf};\n", "`ebpf`");

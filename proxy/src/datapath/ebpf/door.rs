@@ -16,16 +16,8 @@ use crate::datapath::{Check, HostOptions, Mode, Opened, Options, Removed, Report
 use crate::host::cgroup::{self, CgroupError};
 
 /// Checks everything that [`open`] needs.
-pub(in crate::datapath) fn probe(host: &HostOptions) -> Vec<Check> {
-    checks(host.cgroup_root.as_deref(), &host.bpf_root)
-}
-
-/// Whether there is a cgroup to attach to.
-pub(in crate::datapath) fn check(host: &HostOptions) -> Result<(), CgroupError> {
-    match &host.cgroup_root {
-        Some(given) => cgroup::verify(given),
-        None => cgroup::discover().map(drop),
-    }
+pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
+    checks(options)
 }
 
 /// Opens tables and programs, with upkeep to run beside them.

@@ -1,24 +1,42 @@
-//! What this kernel and host offer to the socket data path, asked without changing anything.
+//! What this kernel and host offer to the socket data path, found out by trying and without changing anything.
 
 use std::path::Path;
 
+use aya::maps::MapType;
 use aya::programs::ProgramType;
-use aya::sys::is_program_supported;
+use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 use nix::sys::utsname::uname;
+use shunt_model::with_causes;
 
 use super::pins::on_bpf;
-use crate::datapath::{Check, CheckState};
+use crate::datapath::{Check, CheckState, Options};
 use crate::host::cgroup;
 
-/// The oldest kernel with everything the programs use: `bpf_set_retval` for cgroup hooks came with 5.18, `getpeername`
-/// hooks with 5.8, socket storage in these hooks with 5.8, mappable arrays with 5.5, links with 5.7.
+/// The oldest kernel of kernel.org with everything the programs use; only a hint in texts, for a distribution may have
+/// taken some of it into an older one. `bpf_set_retval` for cgroup hooks came with 5.18, `getpeername` hooks with 5.8,
+/// socket storage in these hooks with 5.8, mappable arrays with 5.5, links with 5.7.
 const OLDEST: (u32, u32) = (5, 18);
+
+/// The programs that call helpers which are not in all kernels, with these helpers.
+const HELPERS: [(ProgramType, &str, BpfHelper, &str); 6] = [
+    (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_set_retval, "bpf_set_retval"),
+    (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie"),
+    (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_sk_storage_get, "bpf_sk_storage_get"),
+    (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "bpf_ktime_get_coarse_ns"),
+    (ProgramType::CgroupSock, "bind()", BpfHelper::BPF_FUNC_set_retval, "bpf_set_retval"),
+    (ProgramType::CgroupSock, "bind()", BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie"),
+];
+
+/// The types of the programs' maps that are not in all kernels.
+const MAPS: [(MapType, &str); 3] =
+    [(MapType::SkStorage, "socket storage"), (MapType::LpmTrie, "prefix trees"), (MapType::LruHash, "LRU tables")];
 
 /// Checks everything that [`super::Ebpf::open`] needs.
 #[must_use]
-pub(super) fn checks(cgroup_root: Option<&Path>, bpf_root: &Path) -> Vec<Check> {
-    let (tree, files) = (cgroup_tree(cgroup_root), bpf_file_system(bpf_root));
-    vec![kernel(), btf(), program_type(), tree, files, object(), packets()]
+pub(super) fn checks(options: &Options) -> Vec<Check> {
+    let tree = cgroup_tree(options.host.cgroup_root.as_deref());
+    let files = bpf_file_system(&options.host.bpf_root);
+    vec![kernel(), btf(), program_type(), helpers(), maps(), tree, files, object(options.object.as_deref()), packets()]
 }
 
 fn check(name: &'static str, state: CheckState, detail: impl Into<String>) -> Check {
@@ -30,13 +48,15 @@ fn kernel() -> Check {
     let release = uname().map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default();
     match version(&release) {
         Some(found) if found >= OLDEST => check("kernel", CheckState::Ok, release),
-        Some(_) => {
-            check("kernel", CheckState::Missing, format!("{release} is too old: socket programs need {major}.{minor}"))
-        }
+        Some(_) => check(
+            "kernel",
+            CheckState::Note,
+            format!("{release} is older than {major}.{minor}, the first with all that socket programs need"),
+        ),
         None => check(
             "kernel",
             CheckState::Note,
-            format!("release {release:?} is not understood; {major}.{minor} is needed"),
+            format!("release {release:?} is not understood; {major}.{minor} has all that socket programs need"),
         ),
     }
 }
@@ -62,9 +82,43 @@ fn program_type() -> Check {
         Err(error) => check(
             NAME,
             CheckState::Missing,
-            format!("cannot be asked for: {error}; CAP_BPF and CAP_NET_ADMIN are needed"),
+            format!("cannot be asked for: {}; CAP_BPF and CAP_NET_ADMIN are needed", with_causes(&error)),
         ),
     }
+}
+
+/// What the programs call; the kernel checks a program of two instructions for each.
+fn helpers() -> Check {
+    let tried = HELPERS.into_iter().map(|(program, place, helper, name)| {
+        (format!("{name} at {place}"), is_helper_supported(program, helper).map_err(|error| with_causes(&error)))
+    });
+    all("BPF helpers", "the kernel has all that the programs call", tried)
+}
+
+/// What the programs' tables are made of; the kernel makes a map of one element for each.
+fn maps() -> Check {
+    let tried = MAPS
+        .into_iter()
+        .map(|(map, name)| (name.to_owned(), is_map_supported(map).map_err(|error| with_causes(&error))));
+    all("BPF maps", "the kernel has all types that the tables need", tried)
+}
+
+/// Whether all that was tried is there.
+fn all(name: &'static str, found: &str, tried: impl Iterator<Item = (String, Result<bool, String>)>) -> Check {
+    let (major, minor) = OLDEST;
+    let mut missing = Vec::new();
+    for (what, result) in tried {
+        match result {
+            Ok(true) => {}
+            Ok(false) => missing.push(what),
+            Err(error) => return check(name, CheckState::Missing, format!("{what} cannot be asked for: {error}")),
+        }
+    }
+    if missing.is_empty() {
+        return check(name, CheckState::Ok, found);
+    }
+    let missing = missing.join(", ");
+    check(name, CheckState::Missing, format!("the kernel lacks {missing}; Linux {major}.{minor} and later have it"))
 }
 
 fn cgroup_tree(root: Option<&Path>) -> Check {
@@ -104,8 +158,15 @@ fn bpf_file_system(root: &Path) -> Check {
     }
 }
 
-fn object() -> Check {
+fn object(given: Option<&Path>) -> Check {
     const NAME: &str = "BPF programs";
+    if let Some(file) = given {
+        let path = file.display();
+        return match std::fs::metadata(file) {
+            Ok(found) => check(NAME, CheckState::Ok, format!("{} bytes, in {path}", found.len())),
+            Err(error) => check(NAME, CheckState::Missing, format!("{path}: {error}")),
+        };
+    }
     if super::OBJECT.is_empty() {
         check(NAME, CheckState::Missing, super::ProgramsError::Missing.to_string())
     } else {
@@ -133,5 +194,20 @@ mod tests {
         assert_eq!(version("5.10.0-30-amd64"), Some((5, 10)));
         assert_eq!(version("linux"), None);
         assert!(version("5.9.1") < Some(OLDEST) && version("5.18") >= Some(OLDEST));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_kernel_that_has_it() {
+        let said = |tried: &[(&str, Result<bool, &str>)]| {
+            let tried = tried.iter().map(|(what, result)| ((*what).to_owned(), result.map_err(str::to_owned)));
+            let Check { state, detail, .. } = all("BPF helpers", "all", tried);
+            (state, detail)
+        };
+        assert_eq!(said(&[("a", Ok(true)), ("b", Ok(true))]), (CheckState::Ok, "all".to_owned()));
+        let lacks = "the kernel lacks a, c; Linux 5.18 and later have it";
+        let tried = [("a", Ok(false)), ("b", Ok(true)), ("c", Ok(false))];
+        assert_eq!(said(&tried), (CheckState::Missing, lacks.to_owned()));
+        let unknown = "b cannot be asked for: not permitted";
+        assert_eq!(said(&[("a", Ok(true)), ("b", Err("not permitted"))]), (CheckState::Missing, unknown.to_owned()));
     }
 }

@@ -100,3 +100,10 @@ fn audits_go_to_the_open_path() {
     assert_eq!((handover.audit().unwrap(), handover.mode()), (7, Mode::Ebpf));
     assert_eq!(*calls.lock().unwrap(), ["audit"]);
 }
+
+#[test]
+fn no_path_replaces_itself() {
+    for mode in Mode::ALL {
+        assert!(!mode.replaces(mode), "{mode}");
+    }
+}

@@ -16,6 +16,7 @@ use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_
 use crate::config::{DnsConfig, DnsListen, PodNames};
 use crate::datapath::{Mode, Number, NumberKind, OpenPath, Report};
 use crate::metrics::KubeProxy;
+use crate::metrics::census::Counts;
 use crate::plan::PortKey;
 use crate::status::{LastSync, Pending, Status};
 use crate::{dns::service, metrics};
@@ -199,11 +200,19 @@ async fn load_balancers_are_sent_away_from_a_node_that_goes() {
     }
 }
 
+fn counts() -> watch::Receiver<Counts> {
+    watch::channel(Counts::default()).1
+}
+
+fn durations() -> metrics::Durations {
+    metrics::Durations::new(KubeProxy::default())
+}
+
 #[tokio::test]
 async fn metrics_come_in_the_format_that_is_asked_for() {
     let routes = || {
         let (_, status) = watch::channel(Status::default());
-        let registry = metrics::registry(status, OpenPath::default(), metrics::Durations::default(), None);
+        let registry = metrics::registry(status, counts(), OpenPath::default(), durations(), None);
         metrics_routes(registry, path(Report::default()), serde_json::json!({"kubeproxy.config.k8s.io": {"mode": ""}}))
     };
     let (head, text) = ask(routes(), "/metrics", "").await;
@@ -253,9 +262,9 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
     let number = |name, kind, value| Number { name, help: "What it means", kind, value };
     let numbers = vec![number("sweeps", NumberKind::Counter, 4), number("left_alone", NumberKind::Gauge, 2)];
     let path = path(Report { numbers, ..Report::default() });
-    let durations = metrics::Durations::default();
-    durations.sync.observe(0.003);
-    let registry = metrics::registry(status, path, durations, Some(server.exporter()));
+    let durations = durations();
+    durations.synced(true, Duration::from_millis(3));
+    let registry = metrics::registry(status, counts(), path, durations, Some(server.exporter()));
     let (code, text) = get(metrics_routes(registry, OpenPath::default(), Value::Null), "/metrics").await;
     assert_eq!(code, 200);
     for line in [

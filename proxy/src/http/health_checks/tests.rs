@@ -174,3 +174,24 @@ async fn two_services_may_exchange_their_ports_in_7() {
     assert!(ask(V4, first, "GET /").await.unwrap().1.contains("api"));
     assert!(ask(V4, second, "GET /").await.unwrap().1.contains("web"));
 }
+
+#[tokio::test]
+async fn servers_open_once_the_kernel_serves_the_plan_hm_7() {
+    let (port, stop) = (free_port(), CancellationToken::new());
+    let plan = Plan { health_checks: checks(Family::V4, port, 1).wanted, ..Plan::default() };
+    let (status, status_read) = watch::channel(Status { planned: plan.clone(), ..Status::default() });
+    let mut known = status_read.clone();
+    let serving = tokio::spawn(servers(Pending::default()).run(status_read, stop.clone()));
+    let failed = Status { planned: plan.clone(), error: Some("no memory".to_owned()), ..Status::default() };
+    status.send_replace(failed);
+    let soon = Duration::from_millis(50);
+    assert!(tokio::time::timeout(soon, next(&mut known, &Checks::default())).await.is_err(), "a plan that only waits");
+    assert!(ask(V4, port, "GET /").await.is_none());
+    status.send_replace(Status { programmed: plan.clone(), ..Status::default() });
+    assert_eq!(next(&mut known, &Checks::default()).await, Some(Checks::from(&plan)));
+    while ask(V4, port, "GET /").await.is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stop.cancel();
+    serving.await.unwrap();
+}

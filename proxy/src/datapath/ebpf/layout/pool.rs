@@ -51,12 +51,6 @@ impl Pool {
     pub fn untake(&mut self, element: u32) {
         self.resting.push_front((element, 0));
     }
-
-    /// How many elements are in use or resting.
-    #[must_use]
-    pub fn used(&self) -> u32 {
-        self.fresh.saturating_sub(u32::try_from(self.resting.len()).unwrap_or(u32::MAX))
-    }
 }
 
 /// A run of `1 << order` slots, aligned to its size.

@@ -17,9 +17,11 @@ use shunt_model::{Family, Protocol};
 
 use super::super::image;
 #[cfg(test)]
+use super::super::layout::Dump;
+#[cfg(test)]
 use super::super::layout::write::{Life, backend_parts};
 use super::super::layout::write::{address, address_of};
-use super::super::layout::{Capacity, Dump, FrontendKey, Full, Layout, Write};
+use super::super::layout::{Capacity, FrontendKey, Full, Layout, Write};
 use super::addresses::{self, Addresses};
 use crate::datapath::caller::{Caller, Outcome};
 use crate::plan::Plan;
@@ -280,7 +282,7 @@ impl Memory {
     }
 
     /// What a daemon would read back.
-    #[must_use]
+    #[cfg(test)]
     pub fn dump(&self) -> Dump {
         let of = |wanted| {
             let of_family = self.backends.iter().filter(move |((family, _), _)| *family == wanted);

@@ -2,8 +2,11 @@
 
 use imbl::ordmap::DiffItem;
 use shunt_model::Family;
+use tokio::sync::watch;
 
+use super::KubeProxy;
 use crate::plan::{FrontendKind, List, Plan, PortPlan, Rule};
+use crate::status::Status;
 
 /// What a plan holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,25 @@ impl Census {
         }
         counts.ports = self.counted.ports.len();
         *counts
+    }
+}
+
+/// Counts what is planned into `counts`, and what is served into kube-proxy's metrics, until the status ends.
+pub async fn follow(mut status: watch::Receiver<Status>, counts: watch::Sender<Counts>, kube_proxy: KubeProxy) {
+    let mut census = Census::default();
+    loop {
+        let (plan, served) = {
+            let status = status.borrow_and_update();
+            (status.planned.clone(), status.last_sync.is_some() && status.error.is_none())
+        };
+        let counted = census.count(&plan);
+        counts.send_replace(counted);
+        if served {
+            kube_proxy.serves(counted.without_local);
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
     }
 }
 
