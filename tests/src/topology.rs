@@ -97,7 +97,7 @@ impl Core {
         let cgroup = host::cgroup2_root()?.join(&prefix);
         let bpf = host::bpffs_root()?.join(&prefix);
         let directory = env::temp_dir().join(&prefix);
-        // The guard first: whatever is made from here on is removed even if we are killed.
+        // The guard first: everything made after this point is removed even if this process is killed.
         let guard = Guard::start(&binaries.peer, &prefix)?;
         let core =
             Self { prefix, binaries, cgroup, bpf, directory, logs: AtomicU32::new(0), nodes: AtomicU32::new(0), guard };
@@ -124,7 +124,7 @@ impl Core {
         self.directory.join(format!("{node}.sock"))
     }
 
-    /// A log file nobody else writes to.
+    /// A log file to which no other process writes.
     pub(crate) fn new_log(&self, stem: &str) -> PathBuf {
         let number = self.logs.fetch_add(1, Ordering::Relaxed);
         self.directory.join(format!("{number:03}-{stem}.log"))
@@ -132,7 +132,10 @@ impl Core {
 }
 
 impl Drop for Core {
-    #[expect(clippy::print_stderr, reason = "what cannot be removed must be seen, and Drop has no other way to say it")]
+    #[expect(
+        clippy::print_stderr,
+        reason = "what cannot be removed must be seen, and Drop has no other way to report it"
+    )]
     fn drop(&mut self) {
         if let Err(error) = remove(&self.prefix) {
             if !thread::panicking() {
@@ -144,7 +147,7 @@ impl Drop for Core {
     }
 }
 
-/// A process that waits for us to end, however we do, and then removes the lab.
+/// A process that waits until this one ends, in any way, and then removes the lab.
 ///
 /// A parent-death signal would not do: it follows the thread that started the child, and test threads come and go.
 #[derive(Debug)]
@@ -165,7 +168,7 @@ impl Guard {
 
     fn end(&mut self) {
         drop(self.alive.take());
-        // Its exit code says the same as the removal that just succeeded.
+        // Its exit code adds nothing: the removal has just succeeded.
         drop(self.child.wait());
     }
 }

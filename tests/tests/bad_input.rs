@@ -75,7 +75,7 @@ impl Watched {
         }
     }
 
-    /// Writes `file`, and sees that it is told of once, with everything in `message`, and costs nothing else.
+    /// Writes `file`, and checks that it is reported once, with everything in `message`, and has no other effect.
     #[track_caller]
     fn check(&mut self, file: &str, text: &str, message: &[&str]) {
         let path = self.cluster.manifests.directory().join(file).display().to_string();
@@ -275,7 +275,7 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     fs::create_dir(place.path().join("manifests")).unwrap();
     fs::write(place.path().join("typo.yaml"), "manifest: /nowhere\n").unwrap();
     fs::write(place.path().join("Corefile"), ".:53 {\n  kubernetes cluster.local\n  dnsmasq\n}\n").unwrap();
-    // Whoever is not root may not be able to reach the one that was built.
+    // A user other than root may have no access to the one that was built.
     let binary = place.path().join("shunt");
     fs::copy(Binaries::find().unwrap().shunt().unwrap(), &binary).unwrap();
     let shunt = CommandLine { place, binary };

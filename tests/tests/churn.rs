@@ -1,7 +1,7 @@
 //! Thousands of services and a thousand endpoint changes a second, while clients connect as fast as they can.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, its helpers included")]
-#![expect(clippy::print_stderr, reason = "figures are told, not asserted")]
+#![expect(clippy::print_stderr, reason = "figures are printed, not asserted")]
 
 mod support;
 

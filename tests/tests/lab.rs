@@ -60,7 +60,7 @@ fn nothing_has_a_route_out_of_the_lab() {
     let lab = Lab::new("closed").unwrap();
     let node = lab.node("n1").unwrap();
     let pod = node.pod("pod").unwrap();
-    // A documentation address: even a broken lab would reach nobody with it.
+    // A documentation address: even a broken lab would reach no host with it.
     let elsewhere = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
     for from in [&*pod, node.host(), &lab.outside] {
         let attempts = from.connect(elsewhere, Mode::Tcp, 1).unwrap();

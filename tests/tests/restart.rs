@@ -22,11 +22,11 @@ use lab::peer::{Mode, now};
 use lab::{Client, Pod, Process};
 use serde_json::json;
 
-/// How often the daemon is killed under the eyes of a pod that opted out.
+/// How often the daemon is killed while a pod that opted out dials.
 const RESTARTS: u32 = 5;
 /// Options of a client that dials every 2 ms until the test is over.
 const UNTIL_STOPPED: [&str; 4] = ["--interval", "2", "--duration", "600"];
-/// What the router calls itself.
+/// The name that the router's server gives.
 const OUTSIDE: &str = "outside";
 const SOON: Duration = Duration::from_secs(10);
 
@@ -85,7 +85,7 @@ fn a_stopped_daemon_leaves_the_data_path_in_place() {
 }
 
 #[test]
-fn endpoints_that_changed_while_nobody_watched_are_caught_up_with() {
+fn endpoints_that_changed_while_no_daemon_ran_are_applied_at_the_next_start() {
     let Some(cluster) = Cluster::alone("caughtup") else { return };
     let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready, PodState::Ready]);
     cluster.daemon().kill9().unwrap();
@@ -153,7 +153,8 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
     }
 }
 
-/// Gives the Service's addresses to the router: a connection that is not translated ends at a server there, and says so.
+/// Gives the Service's addresses to the router: a connection that is not translated ends at a server there, which gives
+/// the router's name.
 fn serve_outside(cluster: &Cluster, addresses: &[SocketAddr]) -> Process {
     let gateways: [IpAddr; 2] = [cluster.node.ipv4.into(), cluster.node.ipv6.into()];
     for ((to, pods), gateway) in addresses.iter().zip(cluster.node.pod_cidrs()).zip(gateways) {

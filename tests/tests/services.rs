@@ -104,7 +104,7 @@ fn added_endpoints_take_traffic_and_removed_ones_none_without_a_failure() {
             .wait_for(added, &format!("change-2 by {mode:?} to {to}"), |a| a.server.as_deref() == Some("change-2"))
             .unwrap();
     }
-    // Its server goes on: what counts is that nobody asks it any more.
+    // Its server still runs, but no client may reach it any more.
     shop.set(0, PodState::Terminating);
     cluster.wait_until_applied(&shop.client);
     let removed = now();

@@ -1,4 +1,4 @@
-//! Where things are: the workspace, its target directory, its packages, as cargo itself tells.
+//! Where things are: the workspace, its target directory, its packages, as cargo itself reports.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,7 +88,7 @@ impl Workspace {
         &self.metadata.workspace_root
     }
 
-    /// Cargo's target directory, wherever the user has moved it.
+    /// Cargo's target directory, also if the user has moved it.
     pub(crate) fn target(&self) -> &Path {
         &self.metadata.target_directory
     }

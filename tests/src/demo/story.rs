@@ -53,7 +53,7 @@ impl Stage<'_> {
         self.expectations.expect(self.screen, held, what, seen)
     }
 
-    /// Response code and data; a question nobody answered is an outcome too, and is shown as such.
+    /// Response code and data; a question without an answer is an outcome too, and is shown as such.
     fn lookup(&self, client: usize, name: &str, kind: &str, server: &str) -> anyhow::Result<(String, Vec<String>)> {
         let pod = self.world.clients.get(client).context("no such client")?;
         match pod.resolve(name, kind, server.parse().context("reading the server's address")?) {
@@ -110,7 +110,7 @@ impl Stage<'_> {
             ("no-such.shop.svc.cluster.local".to_owned(), "A", ("NXDomain", Vec::new())),
         ];
         for (number, (name, kind, (rcode, data))) in questions.into_iter().enumerate() {
-            // Both clients and both addresses get to ask.
+            // Both clients ask, at both addresses.
             let server = if number % 2 == 0 { DNS_V4 } else { DNS_V6 };
             let answer = self.lookup(number % 2, &name, kind, server)?;
             let held = answer == (rcode.to_owned(), data);
@@ -230,7 +230,7 @@ impl Stage<'_> {
             let attempts = pod.connect_with(to, mode, &["--count", "1", "--timeout", patience])?;
             let attempt = attempts.into_iter().next().context("no attempt")?;
             let error = attempt.error.unwrap_or_default();
-            // The kernel does not tell a UDP socket that there is no route; its question just stays unanswered.
+            // A UDP socket gets no error if there is no route; its question only stays without an answer.
             let silent = mode == Mode::Udp && error == "ETIMEDOUT";
             let held = silent || ["ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH"].contains(&error.as_str());
             let seen = if error.is_empty() { "answered".to_owned() } else { error };

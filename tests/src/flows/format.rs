@@ -93,7 +93,7 @@ pub struct RawFlow {
 pub enum Expect {
     /// Exactly these servers answer: all of them over enough tries, and no other.
     To(Vec<Server>),
-    /// One of these answers, and always the same one, wherever in `to` this client dials.
+    /// One of these answers, and always the same one for every address in `to` that this client dials.
     OneOf(Vec<Server>),
     /// Refused at once.
     Reject,

@@ -1,8 +1,8 @@
 //! What real sockets see of a flow, judged: answers, refusal, denial, silence and an unreachable address told apart.
 //!
-//! A socket is told at once what a packet would wait for (`docs/parity.md`): where a packet gets silence because the
-//! policy is Local and no endpoint is on the node, a socket is refused; where source ranges leave the client out, it
-//! is denied. Nothing else passes for either.
+//! A socket gets an error at once where a packet would wait for an answer (`docs/parity.md`): where a packet gets
+//! silence because the policy is Local and no endpoint is on the node, a socket is refused; where source ranges leave
+//! the client out, it is denied. No other error counts as either.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,13 +27,13 @@ pub struct Dialled {
 /// How an attempt failed, as far as a socket can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Failure {
-    /// `ECONNREFUSED`: by the programs, or by a host where nobody listens.
+    /// `ECONNREFUSED`: by the programs, or by a host where no server listens.
     Refused,
-    /// `EPERM`: the programs let this client not go there.
+    /// `EPERM`: the programs deny this client the address.
     Denied,
-    /// No way there.
+    /// No route, or no host at the address.
     Unreachable,
-    /// Nothing within the time.
+    /// No answer within the time.
     Silent,
     /// Anything else, by its name.
     Other(String),
@@ -69,7 +69,7 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
             Expect::Deny => failed(&servers, failure.as_ref(), &[Failure::Denied]),
             Expect::Pass => left_alone(cast, flow, dialled, &servers, failure.as_ref()),
         };
-        // TP-51: the client believes to talk to whom it dialled.
+        // TP-51: the client sees the address that it dialled as its peer.
         let address = dialled.to.address;
         let other = dialled.attempts.iter().filter_map(|attempt| attempt.peername).find(|peer| *peer != address);
         if right && other.is_none() {
@@ -87,7 +87,7 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
     Seen::Right
 }
 
-/// Whether nobody answered, and it failed in one of these ways.
+/// Whether no server answered, and it failed in one of these ways.
 fn failed(servers: &BTreeSet<Server>, failure: Option<&Failure>, ways: &[Failure]) -> bool {
     servers.is_empty() && failure.is_some_and(|failure| ways.contains(failure))
 }
@@ -106,15 +106,15 @@ fn left_alone(
         Some(owner) if owner.serves() && [PORT, OTHER_PORT].contains(&port) => {
             failure.is_none() && *servers == BTreeSet::from([Server { place: owner.name.clone(), port }])
         }
-        // Nobody listens there; the host says so.
+        // No server listens there, and the host refuses.
         Some(_) => failed(servers, failure, without_listener(dialled)),
-        // No host has the address, and the router says so.
+        // No host has the address, and the router reports it.
         None => failed(servers, failure, without_host(dialled)),
     }
 }
 
-/// A datagram's sender hears of it only if it is connected. The kernel may keep such a message back, as it sends only so
-/// many a second; the reset of a TCP connection is never kept back.
+/// The sender of a datagram gets the error only if its socket is connected. The kernel may leave the message out, since
+/// it limits them by rate; it never leaves out the reset of a TCP connection.
 fn without_listener(dialled: &Dialled) -> &'static [Failure] {
     match (dialled.to.protocol, dialled.mode) {
         (Protocol::Udp, Mode::UdpUnconnected) => &[Failure::Silent],
@@ -123,7 +123,7 @@ fn without_listener(dialled: &Dialled) -> &'static [Failure] {
     }
 }
 
-/// The router's message too may be kept back, and UDP sockets without `IP_RECVERR` do not hear of it.
+/// The router's message too may be left out, and UDP sockets without `IP_RECVERR` do not get it.
 fn without_host(dialled: &Dialled) -> &'static [Failure] {
     match dialled.to.protocol {
         Protocol::Udp => &[Failure::Silent],
@@ -168,7 +168,7 @@ mod tests {
         Attempt { t: 0, began: 0, server, peername: answered.then_some(to), error, us: 0 }
     }
 
-    /// What is said when pod a1 dials and sees these outcomes: names of servers, and of an error.
+    /// The judgement when pod a1 dials and sees these outcomes: names of servers, and of an error.
     fn judged(expect: &Expect, to: &str, mode: Mode, outcomes: &[&str]) -> Seen {
         static CAST: LazyLock<Cast> = LazyLock::new(|| load().unwrap().cast);
         let address: SocketAddr = to.parse().unwrap();
@@ -198,7 +198,7 @@ mod tests {
     const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 
     #[test]
-    fn a_refusal_is_a_refusal_whatever_a_packet_would_get() {
+    fn a_socket_is_refused_where_packets_are_rejected_or_dropped() {
         check(&Expect::Reject, CLUSTER_IP, &MODES, &["ECONNREFUSED"]);
         check(&Expect::Drop, CLUSTER_IP, &MODES, &["ECONNREFUSED"]);
         check(&Expect::Drop, "[fd00:10:96::101]:80", &MODES, &["ECONNREFUSED"]);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_proxy_nobody_at_an_address_is_no_way_there_or_silence() {
+    fn without_a_proxy_an_address_without_a_host_is_unreachable_or_silent() {
         check(&Expect::Pass, CLUSTER_IP, &[Mode::Tcp], &["EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT"]);
         check(&Expect::Pass, CLUSTER_IP, &[Mode::Udp, Mode::UdpUnconnected], &["ETIMEDOUT"]);
     }
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wrong_is_told_by_its_name() {
+    fn a_wrong_outcome_is_reported_by_its_name() {
         let Seen::Wrong(told) = judged(&Expect::Drop, CLUSTER_IP, Mode::Tcp, &["ETIMEDOUT"]) else { panic!("right") };
         assert_eq!(told, "10.96.1.1:80/tcp (Tcp): wanted drop, got silence");
         let Seen::Wrong(told) = judged(&Expect::Deny, CLUSTER_IP, Mode::Udp, &["EHOSTUNREACH"]) else {

@@ -1,4 +1,4 @@
-//! The IPv6 twin of a story that is told in IPv4: the same objects and flows with the lab's IPv6 addresses.
+//! The IPv6 twin of a story that is written in IPv4: the same objects and flows with the lab's IPv6 addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

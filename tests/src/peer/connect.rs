@@ -1,4 +1,4 @@
-//! A client that connects again and again and says who answered.
+//! A client that connects again and again and prints which server answered.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
@@ -40,7 +40,7 @@ pub struct ConnectArguments {
     same_socket: bool,
 }
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// When it was answered or failed, in nanoseconds since 1970.
@@ -49,7 +49,7 @@ pub struct Attempt {
     pub began: u64,
     /// The name the server gave.
     pub server: Option<String>,
-    /// Who the client believes to talk to: `getpeername`, or where the datagram came from.
+    /// The address of the peer as the client sees it: `getpeername`, or the source of the datagram.
     pub peername: Option<SocketAddr>,
     /// The kernel's name of the error.
     pub error: Option<String>,
@@ -68,7 +68,7 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     for number in 0..arguments.count {
         let attempt = timed(&target, number, kept.as_ref());
         print(&attempt)?;
-        // What a receiver and a sender are told of a socket that was destroyed.
+        // The errors that a receiver and a sender get from a socket that was destroyed.
         if kept.is_some() && matches!(attempt.error.as_deref(), Some("ECONNABORTED" | "EDESTADDRREQ")) {
             kept = Some(udp_socket(&target).context("making a UDP socket anew")?);
         }
@@ -81,7 +81,7 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One attempt and what it came to.
+/// One attempt and its outcome.
 pub(super) fn timed(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> Attempt {
     let (start, began) = (Instant::now(), now());
     let result = attempt(target, number, kept);

@@ -30,7 +30,7 @@ pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>
     }
 }
 
-/// A UDP socket for this target, connected if the mode says so.
+/// A UDP socket for this target, connected if the mode is a connected one.
 pub(super) fn udp_socket(target: &DialTarget) -> io::Result<UdpSocket> {
     let any = if target.to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(target.bind.unwrap_or_else(|| SocketAddr::new(any, 0)))?;

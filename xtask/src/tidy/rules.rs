@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_and_whatever_is_shipped_are_read() {
+    fn texts_and_all_that_is_shipped_are_read() {
         let reads = |path: &str| cites_rules(Path::new(path));
         assert!(reads("proxy/src/run.rs") && reads("docs/dns.md") && reads("tests/flows/matrix.yaml"));
         assert!(reads("deploy/helm/shunt/templates/_names.tpl") && reads("README.md"));
