@@ -64,6 +64,13 @@ impl DaemonOptions {
     }
 }
 
+impl Node {
+    /// Starts the daemon of this node and waits until it is ready.
+    pub fn daemon(&self, options: DaemonOptions) -> anyhow::Result<Daemon> {
+        Daemon::start(self.clone(), options)
+    }
+}
+
 /// A daemon, running or stopped. Dropping it kills the process; what it programmed stays, as with any daemon that dies.
 #[derive(Debug)]
 pub struct Daemon {

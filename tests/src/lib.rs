@@ -15,6 +15,7 @@ mod host;
 mod http;
 mod kube_api;
 mod leftovers;
+mod lifetime;
 pub mod manifests;
 mod network;
 mod node;

@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::Context as _;
 
 use crate::host::ip_batch;
-use crate::node::Node;
 use crate::place::Place;
 
 /// The router's address on its bridge: gateway of the nodes, and the source address of the outside client.
@@ -77,11 +76,12 @@ pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Res
     )
 }
 
-/// Joins a pod to its node: a veth, host routes on the node, one gateway for everything in the pod.
-pub(crate) fn join_pod(node: &Node, pod: &Place, number: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> anyhow::Result<()> {
+/// Joins pod `number` to node `node_number`: a veth, host routes on the node, one gateway for everything in the pod.
+pub(crate) fn join_pod(node: &Place, node_number: u8, pod: &Place, number: u8) -> anyhow::Result<()> {
     make_namespace(pod, NamespaceRole::Host)?;
     let netns = pod.netns();
-    let (node_v4, node_v6) = (node.ipv4, node.ipv6);
+    let (node_v4, node_v6) = node_addresses(node_number);
+    let (v4, v6) = pod_addresses(node_number, number);
     // `src`: without it the node would dial its pods from the gateway address, which other nodes share.
     ip_batch(
         Some(node.netns()),

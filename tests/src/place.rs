@@ -11,8 +11,8 @@ use anyhow::{Context as _, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 use serde::de::DeserializeOwned;
 
+use crate::lifetime::Core;
 use crate::process::Process;
-use crate::topology::Core;
 
 /// A network namespace with a cgroup directory.
 #[derive(Clone, Debug)]

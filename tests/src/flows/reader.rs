@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
 
+use super::book::Book;
 use super::cast::{Cast, Role, Server};
-use super::format::{Book, Expect};
+use super::format::Expect;
 use super::scene::{Destination, Flow, Protocol, Scene, scenes};
 
 /// Applies scenes, one after the other, and reports what becomes of their flows.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::format::parse;
+use super::book::parse;
 use super::{Role, load, scenes};
 use crate::network;
 
