@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lab::peer::{Attempt, Mode, now};
+use lab::peer::{Attempt, CallError, Mode, now};
 use lab::{Client, DaemonOptions, Lab, Manifests, Pod, Process};
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ fn wait_until_applied(manifests: &Manifests, client: &Pod, number: u8) {
     let dial = ["--count", "1", "--timeout", "200"];
     loop {
         let attempt = client.connect_with(SocketAddr::from((marker, PORT)), Mode::Tcp, &dial).unwrap().remove(0);
-        if attempt.error.as_deref() == Some("ECONNREFUSED") {
+        if attempt.error == Some(CallError::Refused) {
             return;
         }
         assert!(Instant::now() < deadline, "marker {number} is not in force after 20 s: {attempt:?}");

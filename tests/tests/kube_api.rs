@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab::manifests::{self, PodState, Port, SliceEndpoint};
-use lab::peer::{Mode, now};
+use lab::peer::{CallError, Mode, now};
 use lab::{Client, Daemon, DaemonOptions, KubeApi, Lab, Manifests, Node, Pod, Process};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -374,7 +374,7 @@ impl WatchedService {
         let reached: BTreeSet<&str> = attempts.iter().filter_map(|attempt| attempt.server.as_deref()).collect();
         assert_eq!(reached, names);
         if names.is_empty() {
-            assert!(attempts.iter().all(|attempt| attempt.error.as_deref() == Some("ECONNREFUSED")), "{attempts:?}");
+            assert!(attempts.iter().all(|attempt| attempt.error == Some(CallError::Refused)), "{attempts:?}");
         } else {
             assert_eq!(attempts.iter().find(|attempt| attempt.error.is_some()), None);
         }

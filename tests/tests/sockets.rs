@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cluster::{Cluster, Shop};
 use lab::manifests::{PodState, Port};
-use lab::peer::{Mode, now};
+use lab::peer::{CallError, Mode, now};
 use lab::{Place, manifests};
 use serde_json::{Value, json};
 
@@ -47,7 +47,7 @@ fn a_connected_udp_client_of_a_removed_endpoint_gets_another_at_once() {
         let failures: Vec<_> = client.failures().unwrap().into_iter().filter_map(|attempt| attempt.error).collect();
         // A receiver gets the former, a sender the latter.
         assert_eq!(failures.len(), 1, "{to}: {failures:?}");
-        assert!(matches!(failures[0].as_str(), "ECONNABORTED" | "EDESTADDRREQ"), "{to}: {failures:?}");
+        assert!(matches!(failures[0], CallError::Aborted | CallError::NoDestination), "{to}: {failures:?}");
         shop.set(gone, PodState::Ready);
         cluster.wait_until_applied(&shop.client);
     }
@@ -190,7 +190,7 @@ fn a_process_of_the_node_cannot_bind_a_node_port_in_use() {
     assert_eq!(bind(host, "bind-tcp", at("0.0.0.0", NODE_PORT)), None, "no program has it yet");
     node_port(&cluster, &shop, NODE_PORT);
     for any in ["0.0.0.0", "::"] {
-        assert_eq!(bind(host, "bind-tcp", at(any, NODE_PORT)).as_deref(), Some("EADDRINUSE"), "{any}");
+        assert_eq!(bind(host, "bind-tcp", at(any, NODE_PORT)), Some(CallError::InUse), "{any}");
         assert_eq!(bind(host, "bind-udp", at(any, NODE_PORT)), None, "another protocol: {any}");
         assert_eq!(bind(host, "bind-tcp", at(any, NODE_PORT + 1)), None, "another port: {any}");
         assert_eq!(bind(&shop.client, "bind-tcp", at(any, NODE_PORT)), None, "a pod has ports of its own: {any}");

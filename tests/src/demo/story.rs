@@ -12,7 +12,7 @@ use super::screen::Screen;
 use super::web::Web;
 use super::world::World;
 use crate::manifests::PodState;
-use crate::peer::{Mode, now};
+use crate::peer::{CallError, Mode, now};
 
 const DNS_V4: &str = "10.96.0.10";
 const DNS_V6: &str = "fd00:10:96::a";
@@ -229,11 +229,11 @@ impl Stage<'_> {
             let patience = if mode == Mode::Udp { "1000" } else { "3000" };
             let attempts = pod.connect_with(to, mode, &["--count", "1", "--timeout", patience])?;
             let attempt = attempts.into_iter().next().context("no attempt")?;
-            let error = attempt.error.unwrap_or_default();
             // A UDP socket gets no error if there is no route; its question only stays without an answer.
-            let silent = mode == Mode::Udp && error == "ETIMEDOUT";
-            let held = silent || ["ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH"].contains(&error.as_str());
-            let seen = if error.is_empty() { "answered".to_owned() } else { error };
+            let silent = mode == Mode::Udp && attempt.error == Some(CallError::TimedOut);
+            let held =
+                silent || matches!(attempt.error, Some(CallError::Refused | CallError::NoNetwork | CallError::NoHost));
+            let seen = attempt.error.map_or_else(|| "answered".to_owned(), String::from);
             self.expect(held, &format!("{} cannot reach {to} any more ({mode:?})", self.client_name(client)), &seen)?;
         }
         Ok(())

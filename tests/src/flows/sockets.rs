@@ -11,7 +11,7 @@ use super::cast::{Cast, OTHER_PORT, PORT, Server};
 use super::format::Expect;
 use super::reader::Seen;
 use super::scene::{Destination, Flow, Protocol};
-use crate::peer::{Attempt, Mode};
+use crate::peer::{Attempt, CallError, Mode};
 
 /// What came of dialling one destination in one way.
 #[derive(Clone, Debug)]
@@ -35,18 +35,20 @@ enum Failure {
     Unreachable,
     /// No answer within the time.
     Silent,
-    /// Anything else, by its name.
-    Other(String),
+    /// Any other error.
+    Other(CallError),
 }
 
 impl Failure {
-    fn of(error: &str) -> Self {
+    fn of(error: &CallError) -> Self {
         match error {
-            "ECONNREFUSED" => Self::Refused,
-            "EPERM" => Self::Denied,
-            "EHOSTUNREACH" | "ENETUNREACH" => Self::Unreachable,
-            "ETIMEDOUT" => Self::Silent,
-            other => Self::Other(other.to_owned()),
+            CallError::Refused => Self::Refused,
+            CallError::Denied => Self::Denied,
+            CallError::NoHost | CallError::NoNetwork => Self::Unreachable,
+            CallError::TimedOut => Self::Silent,
+            CallError::Aborted | CallError::NoDestination | CallError::InUse | CallError::Other(_) => {
+                Self::Other(error.clone())
+            }
         }
     }
 }
@@ -58,7 +60,7 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
     for dialled in all {
         let servers: BTreeSet<Server> =
             dialled.attempts.iter().filter_map(|attempt| attempt.server.as_deref()?.parse().ok()).collect();
-        let failure = dialled.attempts.iter().find_map(|attempt| attempt.error.as_deref()).map(Failure::of);
+        let failure = dialled.attempts.iter().find_map(|attempt| attempt.error.as_ref()).map(Failure::of);
         everywhere.extend(servers.iter().cloned());
         let right = match flow.expect {
             Expect::To(wanted) => failure.is_none() && servers == wanted.iter().cloned().collect(),
@@ -133,13 +135,13 @@ fn without_host(dialled: &Dialled) -> &'static [Failure] {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Refused => "refused",
-            Self::Denied => "denied",
-            Self::Unreachable => "unreachable",
-            Self::Silent => "silence",
-            Self::Other(error) => error,
-        })
+        match self {
+            Self::Refused => f.write_str("refused"),
+            Self::Denied => f.write_str("denied"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Silent => f.write_str("silence"),
+            Self::Other(error) => error.fmt(f),
+        }
     }
 }
 
@@ -165,7 +167,7 @@ mod tests {
     fn attempt(to: SocketAddr, outcome: &str) -> Attempt {
         let answered = outcome.starts_with(char::is_lowercase) && !outcome.contains(' ');
         let [server, error] = [answered, !answered].map(|is_it| is_it.then(|| outcome.to_owned()));
-        Attempt { t: 0, began: 0, server, peername: answered.then_some(to), error, us: 0 }
+        Attempt { t: 0, began: 0, server, peername: answered.then_some(to), error: error.map(CallError::from), us: 0 }
     }
 
     /// The judgement when pod a1 dials and sees these outcomes: names of servers, and of an error.

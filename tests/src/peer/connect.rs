@@ -9,7 +9,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::socket::{DialTarget, attempt, udp_socket};
-use super::{Mode, error_name, now, print};
+use super::{CallError, Mode, now, print};
 
 /// Where to connect and how often.
 #[derive(Clone, Debug, Args)]
@@ -51,8 +51,8 @@ pub struct Attempt {
     pub server: Option<String>,
     /// The address of the peer as the client sees it: `getpeername`, or the source of the datagram.
     pub peername: Option<SocketAddr>,
-    /// The kernel's name of the error.
-    pub error: Option<String>,
+    /// Why it failed.
+    pub error: Option<CallError>,
     /// How long it took, in microseconds.
     pub us: u64,
 }
@@ -69,7 +69,7 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
         let attempt = timed(&target, number, kept.as_ref());
         print(&attempt)?;
         // The errors that a receiver and a sender get from a socket that was destroyed.
-        if kept.is_some() && matches!(attempt.error.as_deref(), Some("ECONNABORTED" | "EDESTADDRREQ")) {
+        if kept.is_some() && matches!(attempt.error, Some(CallError::Aborted | CallError::NoDestination)) {
             kept = Some(udp_socket(&target).context("making a UDP socket anew")?);
         }
         next += interval;
@@ -88,7 +88,7 @@ pub(super) fn timed(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) 
     let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (server, peername, error) = match result {
         Ok((server, peername)) => (Some(server), Some(peername), None),
-        Err(error) => (None, None, Some(error_name(&error))),
+        Err(error) => (None, None, Some(CallError::from(&error))),
     };
     Attempt { t: now(), began, server, peername, error, us }
 }

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab::manifests::{self, PodState, Port};
-use lab::peer::Mode;
+use lab::peer::{CallError, Mode};
 use lab::{Client, Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process};
 
 use crate::support;
@@ -123,7 +123,7 @@ impl Cluster {
             .put(&marker, &[manifests::service(NAMESPACE, &marker, Some(&marker), &[to.ip()], &ports)])
             .unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while client.connect(to, Mode::Tcp, 1).unwrap()[0].error.as_deref() != Some("ECONNREFUSED") {
+        while client.connect(to, Mode::Tcp, 1).unwrap()[0].error != Some(CallError::Refused) {
             assert!(Instant::now() < deadline, "{marker} is not in force after {PATIENCE:?}\n{}", self.lab.logs());
             sleep(Duration::from_millis(2));
         }
