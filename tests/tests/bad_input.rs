@@ -142,7 +142,7 @@ fn a_folder_that_vanishes_leaves_the_last_view_and_is_followed_again_when_it_is_
 
     fs::rename(&folder, &aside).unwrap();
     good.wait_until("the folder is missed", |good| !good.warnings(&parts).is_empty());
-    good.wait_until("the metric says so", |good| good.metric("shunt_source_unreachable") == 1);
+    good.wait_until("the metric is 1", |good| good.metric("shunt_source_unreachable") == 1);
     good.assert_served("the folder vanished");
     fs::rename(&aside, &folder).unwrap();
     good.wait_until("the folder is found", |good| good.metric("shunt_source_unreachable") == 0);

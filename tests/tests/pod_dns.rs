@@ -196,7 +196,7 @@ fn the_cluster_s_own_dns_pods_answer_while_ours_does_not() {
     wait_for_answer(&cluster, &shop.client, WEB, "192.0.2.99");
     cluster.daemon().restart().unwrap();
     // As soon as it knows the cluster, which may be a moment after it is ready.
-    cluster.wait_for("the successor", || {
+    cluster.wait_for("the new daemon", || {
         let answer = asked();
         assert_ne!(answer, "", "no pod is sent to a server that knows no names");
         answer == ours[0]
@@ -227,7 +227,7 @@ fn a_dns_address_that_another_program_takes_from_lo_is_put_back() {
     wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
     ip(&cluster, &["addr del 169.254.20.10/32 dev lo"]);
     let told = || logged(&cluster, &["WARN", "169.254.20.10", "put it back"]).len();
-    cluster.wait_for("the word that it is back", || told() > 0);
+    cluster.wait_for("the log line that it is back", || told() > 0);
     wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
     assert_eq!(told(), 1);
 }

@@ -61,9 +61,9 @@ fn a_killed_daemon_fails_no_connection_and_its_successor_adopts_the_state() {
     let started = now();
     cluster.daemon().restart().unwrap();
     assert_eq!((cluster.services(), pins(&cluster.bpf_root())), (services, before), "after the restart");
-    assert_eq!(cluster.kernel_writes(), 0, "the successor finds everything in place");
+    assert_eq!(cluster.kernel_writes(), 0, "the new daemon finds everything in place");
 
-    // The successor is in charge of the same tables, not of a second set beside them.
+    // The new daemon writes to the same tables, not of a second set beside them.
     shop.add(PodState::Ready);
     for (to, mode, client) in &mut clients {
         client.wait_for(started, "shop-2", |attempt| attempt.server.as_deref() == Some("shop-2")).unwrap();
@@ -126,7 +126,7 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
     disguise_as_version_2(&cluster.bpf_root());
     let started = now();
     cluster.daemon().restart().unwrap();
-    assert_eq!(cluster.kernel_writes(), 0, "the successor finds all of it in its own tables");
+    assert_eq!(cluster.kernel_writes(), 0, "the new daemon finds all of it in its own tables");
     let left: Vec<_> = pins(&cluster.bpf_root()).into_iter().filter(|pin| pin.contains("/v2/")).collect();
     assert_eq!(left, Vec::<String>::new(), "the former version is retired");
     for (to, socket, server) in &mut sockets {

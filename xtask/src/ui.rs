@@ -64,7 +64,7 @@ impl Step {
         }
     }
 
-    /// Tells a reader without a spinner that the step is still alive.
+    /// Shows a reader without a spinner that the step still runs.
     pub(crate) fn still_alive(&self, last: &str) {
         if self.spinner.is_none() {
             say(format!("   {} ... {}, at: {last}", self.what, human(self.started.elapsed())));

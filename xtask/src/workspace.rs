@@ -157,7 +157,7 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Whether `cargo run` has set this variable to tell of the package xtask. Build scripts that look at it, ring's for one,
+/// Whether `cargo run` has set this variable for the package xtask. Build scripts that look at it, ring's for one,
 /// would run anew with all that depends on them whenever cargo is started now by xtask and now by hand.
 fn is_about_xtask(variable: &str) -> bool {
     variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")

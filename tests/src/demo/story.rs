@@ -28,7 +28,7 @@ struct Stage<'a> {
     expectations: &'a mut Expectations,
 }
 
-/// Tells the story to its end, or to where `--keep` leaves it running.
+/// Plays the story to its end, or to where `--keep` leaves it running.
 pub(super) fn tell(
     world: &mut World,
     screen: &mut Screen,

@@ -28,7 +28,7 @@ pub enum Seen {
     Skipped(&'static str),
 }
 
-/// What became of the first packet of a flow, for readers that can tell.
+/// What became of the first packet of a flow, for readers that know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It goes to one of these servers.

@@ -1,4 +1,4 @@
-//! What real sockets see of a flow, judged: answers, refusal, denial, silence and an unreachable address told apart.
+//! Judges what real sockets see of a flow: answers, refusal, denial, silence, or an unreachable address.
 //!
 //! A socket gets an error at once where a packet would wait for an answer (`docs/parity.md`): where a packet gets
 //! silence because the policy is Local and no endpoint is on the node, a socket is refused; where source ranges leave
@@ -24,7 +24,7 @@ pub struct Dialled {
     pub attempts: Vec<Attempt>,
 }
 
-/// How an attempt failed, as far as a socket can tell.
+/// How an attempt failed, as far as a socket sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Failure {
     /// `ECONNREFUSED`: by the programs, or by a host where no server listens.

@@ -19,7 +19,7 @@ pub(super) struct DialTarget {
     pub(super) bind: Option<SocketAddr>,
 }
 
-/// Who answered, and who the client believes that it talks to.
+/// The server that answered, and the address of the peer as the client sees it.
 pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> io::Result<(String, SocketAddr)> {
     match (target.mode, kept) {
         (Mode::Tcp | Mode::Mptcp, _) => greeted(&open(target)?),
