@@ -88,7 +88,7 @@ impl Kubernetes {
     }
 }
 
-/// `in-addr.arpa.` and `ip6.arpa.`
+/// The domains of reverse names: `in-addr.arpa.` and `ip6.arpa.`.
 pub(crate) fn reverse_trees() -> [Name; 2] {
     ["in-addr", "ip6"].map(|tree| Name::from_labels([tree.as_bytes(), b"arpa"]).unwrap_or_default())
 }
@@ -245,8 +245,8 @@ impl Asker<'_> {
     }
 
     /// The alias together with the answer for its target, from the block that is for the target (DNS-2.6.2, DNS-2.6.5).
-    /// The alias exists whatever that answer is. If that block fails, its failure is the reply, so that the client
-    /// retries.
+    /// The alias is part of the reply even if its target fails. If that block fails, its failure is the reply, so that
+    /// the client retries.
     fn follow<'a>(&'a self, mut alias: Reply, query: &'a Query, target: Name) -> BoxFuture<'a, Reply> {
         Box::pin(async move {
             let next = block_of(self.blocks, &target).filter(|_| self.hops < LONGEST_ALIAS_CHAIN);

@@ -153,7 +153,7 @@ impl Reply {
     }
 }
 
-/// Records of these types change places among themselves.
+/// Puts the records of these types in a random order; all others keep their places.
 fn shuffle_types(section: &mut [Record], types: &[RecordType]) {
     let is_one = |(_, record): &(usize, &Record)| types.contains(&record.record_type());
     let places: Vec<usize> = section.iter().enumerate().filter(is_one).map(|(place, _)| place).collect();

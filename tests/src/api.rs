@@ -1,4 +1,4 @@
-//! A Kubernetes API server of our own: enough of lists, watches, pagination, bookmarks and errors to prove a client on,
+//! A Kubernetes API server of our own: enough of lists, watches, pagination, bookmarks and errors to test a client with,
 //! over TLS, with faults on demand.
 //!
 //! It keeps objects as JSON and knows nothing of shunt's model. It can follow a folder of manifests, and then does what
@@ -145,7 +145,7 @@ pub struct FakeApi {
     acceptor: TlsAcceptorShown,
     credentials: Credentials,
     address: SocketAddr,
-    /// Has the port also while nobody listens, so that nothing else gets it then.
+    /// Keeps the port also while the server does not listen, so that no other program gets it.
     _port: TcpSocket,
     serving: Mutex<Option<JoinHandle<()>>>,
     folders: Mutex<Vec<folder::Follower>>,
@@ -277,7 +277,7 @@ impl FakeApi {
         deleted
     }
 
-    /// What goes wrong.
+    /// The faults that the server makes.
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
@@ -295,7 +295,7 @@ impl FakeApi {
         locked(&self.shared.events).clone()
     }
 
-    /// Forgets the history: watches from before are told so.
+    /// Forgets the history: a watch that begins at an older version gets the error 410.
     pub fn compact(&self) {
         self.shared.store().compact();
     }
@@ -315,7 +315,7 @@ impl FakeApi {
         let serving = locked(&self.serving).take();
         if let Some(serving) = serving {
             serving.abort();
-            // Nobody listens once the task is gone.
+            // The server no longer listens once the task has ended.
             while !serving.is_finished() {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
@@ -339,7 +339,7 @@ impl FakeApi {
         self.drop_watches();
     }
 
-    /// From now on these resources are forbidden to everybody, and no others.
+    /// From now on every client is forbidden these resources, and no others.
     pub fn deny(&self, resources: &[Resource]) {
         *locked(&self.shared.denied) = resources.to_vec();
     }

@@ -9,7 +9,7 @@ use crate::peer::{Answer, Attempt, Mode, Probe, Question, Resolution, SERVING};
 use crate::place::{Place, parse};
 use crate::process::Process;
 
-/// How long anything a client does may take before the lab counts it as hanging.
+/// How long one action of a client may take before the lab counts it as hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client that connects in the background.
@@ -19,7 +19,7 @@ pub struct Client {
     attempts: Vec<Attempt>,
 }
 
-/// A client that stays and connects wherever it is told to.
+/// A client that keeps running and connects to the addresses that it reads from its standard input.
 #[derive(Debug)]
 pub struct Dialler {
     process: Process,
@@ -43,7 +43,7 @@ impl Dialler {
 }
 
 impl Place {
-    /// Starts a client that stays.
+    /// Starts a client that keeps running.
     pub fn dialler(&self) -> anyhow::Result<Dialler> {
         Ok(Dialler { process: self.listening_peer("dial", &[])? })
     }

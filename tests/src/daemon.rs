@@ -25,14 +25,15 @@ const DNS_BIND: &str = "169.254.20.10,fd00:169:254:20::10";
 const HEALTH_PORT: u16 = 10256;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// What differs between daemons; everything else follows from the node.
+/// What differs between daemons; all other settings follow from the node.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
     /// The folder it reads, unless it has a `kubeconfig`.
     pub manifests: PathBuf,
     /// Where it finds an API server, such as [`KubeApi`](crate::KubeApi).
     pub kubeconfig: Option<PathBuf>,
-    /// A DNS server of the lab, such as `lab-peer dns-upstream`. Without one, the router's address, where nobody listens.
+    /// A DNS server of the lab, such as `lab-peer dns-upstream`. Without one, the router's address, where no server
+    /// listens.
     pub dns_upstream: Option<SocketAddr>,
     /// A Corefile instead of `dns_upstream`.
     pub corefile: Option<PathBuf>,
@@ -47,7 +48,7 @@ pub struct DaemonOptions {
 }
 
 impl DaemonOptions {
-    /// Reads `manifests`, everything else by default.
+    /// Reads `manifests`; all other options have their defaults.
     #[must_use]
     pub fn new(manifests: &Path) -> Self {
         Self {
@@ -60,6 +61,13 @@ impl DaemonOptions {
             capabilities: None,
             ready_within: READY_WITHIN,
         }
+    }
+}
+
+impl Node {
+    /// Starts the daemon of this node and waits until it is ready.
+    pub fn daemon(&self, options: DaemonOptions) -> anyhow::Result<Daemon> {
+        Daemon::start(self.clone(), options)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The demo: two nodes, three web pods, clients, and the life of a Service told in half a minute.
+//! The demo: two nodes, three web pods, clients, and the life of a Service in half a minute.
 
 mod expectations;
 mod screen;

@@ -4,6 +4,7 @@
 //! reader puts the objects of one [`Scene`] after another in force and says what becomes of each [`Flow`]. A reader
 //! that evaluates packets instead of sending them implements [`Rules`] and gets the way from node to node for free.
 
+mod book;
 mod cast;
 mod format;
 mod reader;
@@ -13,8 +14,9 @@ mod sockets;
 mod tests;
 mod twin;
 
+pub use book::{Book, load};
 pub use cast::{Cast, Member, OTHER_PORT, PORT, Role, Server};
-pub use format::{Book, Expect, OnlyFamily, RawFlow, Step, Story, load};
+pub use format::{Expect, OnlyFamily, RawFlow, Step, Story};
 pub use reader::{Outcome, Packet, Reader, Report, Rules, Seen, Source, judge, play, read_rules};
 pub use scene::{Destination, Flow, Protocol, Scene, scenes};
 pub use sockets::{Dialled, judge_sockets};

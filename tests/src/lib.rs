@@ -2,7 +2,7 @@
 //!
 //! A [`Lab`] makes a router namespace; [`Lab::node`] joins nodes to it, [`Node::pod`] joins pods to a node. Everything
 //! is named after one prefix and removed when the last handle is dropped, when the process dies (a small guard process
-//! sees to that), or at the latest when the next lab starts. Nothing in a lab has a route out of it.
+//! then removes it), or at the latest when the next lab starts. Nothing in a lab has a route out of it.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -15,6 +15,7 @@ mod host;
 mod http;
 mod kube_api;
 mod leftovers;
+mod lifetime;
 pub mod manifests;
 mod network;
 mod node;

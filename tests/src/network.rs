@@ -6,10 +6,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::Context as _;
 
 use crate::host::ip_batch;
-use crate::node::Node;
 use crate::place::Place;
 
-/// The router's address on its bridge: gateway of the nodes, and what the outside client calls from.
+/// The router's address on its bridge: gateway of the nodes, and the source address of the outside client.
 pub(crate) const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 pub(crate) const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 1);
 /// A pod's gateway is the same on every node, as with routed pod networks (Calico, GKE).
@@ -49,7 +48,7 @@ pub(crate) fn make_router(router: &Place) -> anyhow::Result<()> {
     )
 }
 
-/// Joins node `number` to the bridge, with routes for its pods on the router and a way to everybody else's.
+/// Joins node `number` to the bridge, with routes on the router to its pods, and a default route to all other addresses.
 pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Result<()> {
     make_namespace(node, NamespaceRole::Router)?;
     let (v4, v6) = node_addresses(number);
@@ -77,12 +76,13 @@ pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Res
     )
 }
 
-/// Joins a pod to its node: a veth, host routes on the node, one gateway for everything in the pod.
-pub(crate) fn join_pod(node: &Node, pod: &Place, number: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> anyhow::Result<()> {
+/// Joins pod `number` to node `node_number`: a veth, host routes on the node, one gateway for everything in the pod.
+pub(crate) fn join_pod(node: &Place, node_number: u8, pod: &Place, number: u8) -> anyhow::Result<()> {
     make_namespace(pod, NamespaceRole::Host)?;
     let netns = pod.netns();
-    let (node_v4, node_v6) = (node.ipv4, node.ipv6);
-    // `src`: without it the node would call its pods from the gateway address, which other nodes share.
+    let (node_v4, node_v6) = node_addresses(node_number);
+    let (v4, v6) = pod_addresses(node_number, number);
+    // `src`: without it the node would dial its pods from the gateway address, which other nodes share.
     ip_batch(
         Some(node.netns()),
         &format!(
@@ -108,7 +108,7 @@ pub(crate) fn join_pod(node: &Node, pod: &Place, number: u8, v4: Ipv4Addr, v6: I
     )
 }
 
-/// Whether a namespace forwards packets of others.
+/// Whether a namespace forwards packets of other hosts.
 #[derive(Clone, Copy)]
 enum NamespaceRole {
     Router,
@@ -127,10 +127,10 @@ fn make_namespace(place: &Place, role: NamespaceRole) -> anyhow::Result<()> {
         ("ipv6/conf/all/forwarding", forward),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
-        // Nodes on one bridge go through the router on purpose; it must not teach them a shorter way.
+        // Nodes on one bridge use the router on purpose; it must not send redirects, which would show a shorter way.
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
-        // Link-local addresses are usable at once: nobody in a lab has the same one on the same link.
+        // Link-local addresses are usable at once: no two hosts of a lab have the same one on one link.
         ("ipv6/conf/default/accept_dad", "0"),
         ("ipv6/conf/default/dad_transmits", "0"),
     ];

@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context as _;
 
-use crate::daemon::{Daemon, DaemonOptions};
+use crate::lifetime::Core;
 use crate::network;
 use crate::place::Place;
-use crate::topology::Core;
 
 /// A node: everything that runs on it, pods included, is below its cgroup directory.
 #[derive(Clone, Debug)]
@@ -58,13 +57,9 @@ impl Node {
         let core = &self.host.core;
         let place = Place::new(core, name, core.node_cgroup(self.name()).join(name))?;
         let (ipv4, ipv6) = network::pod_addresses(self.number, number);
-        network::join_pod(self, &place, number, ipv4, ipv6).with_context(|| format!("joining pod {name}"))?;
+        let joined = network::join_pod(&self.host, self.number, &place, number);
+        joined.with_context(|| format!("joining pod {name}"))?;
         Ok(Pod { ipv4, ipv6, node: self.name().to_owned(), place })
-    }
-
-    /// Starts the daemon of this node and waits until it is ready.
-    pub fn daemon(&self, options: DaemonOptions) -> anyhow::Result<Daemon> {
-        Daemon::start(self.clone(), options)
     }
 
     /// The IPv4 and IPv6 ranges of its pods, as `spec.podCIDRs` has them.

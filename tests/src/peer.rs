@@ -2,6 +2,7 @@
 
 mod api;
 mod bench;
+mod call_error;
 mod connect;
 mod dial;
 mod dns_load;
@@ -17,11 +18,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use api::ApiArguments;
 pub use bench::{BenchArguments, BenchLine};
+pub use call_error::CallError;
 pub use connect::{Attempt, ConnectArguments};
 pub use dial::{Answer, Question};
 pub use dns_load::{DnsLoadArguments, DnsLoadLine};
@@ -131,17 +132,6 @@ fn say(line: &str) -> anyhow::Result<()> {
 pub fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The kernel's name of an error: `ECONNREFUSED`.
-fn error_name(error: &std::io::Error) -> String {
-    match error.raw_os_error().map(Errno::from_raw) {
-        // A receive timeout reports itself as "try again".
-        Some(Errno::EAGAIN) => "ETIMEDOUT".to_owned(),
-        Some(errno) => format!("{errno:?}"),
-        None if error.kind() == std::io::ErrorKind::TimedOut => "ETIMEDOUT".to_owned(),
-        None => error.to_string(),
-    }
 }
 
 /// Round-trip protocols of [`ConnectArguments`].

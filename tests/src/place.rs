@@ -11,8 +11,8 @@ use anyhow::{Context as _, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 use serde::de::DeserializeOwned;
 
+use crate::lifetime::Core;
 use crate::process::Process;
-use crate::topology::Core;
 
 /// A network namespace with a cgroup directory.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl Place {
         self.spawn(&all)
     }
 
-    /// Starts a `lab-peer` here that is told on its standard input what to do.
+    /// Starts a `lab-peer` here that reads its orders from its standard input.
     pub fn listening_peer(&self, role: &str, arguments: &[&str]) -> anyhow::Result<Process> {
         let log = self.core.new_log(&format!("{}-{role}", self.name));
         let mut all = vec![self.core.binaries.peer.as_os_str(), OsStr::new(role)];
@@ -101,7 +101,7 @@ impl Place {
         command.arg(format!("--net=/run/netns/{}", self.netns));
         command.args(["sh", "-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.cgroup.join("cgroup.procs"));
         command.args(arguments);
-        // Ctrl-C on the terminal is for us; we end the others in order.
+        // Ctrl-C on the terminal is for this process, which then ends its children in order.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
     }

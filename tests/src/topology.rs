@@ -1,15 +1,15 @@
-//! A lab: the router that joins its nodes, and the life of everything that carries its prefix.
+//! A lab: the router that joins its nodes.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::{env, fs, thread};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, ensure};
 
 use crate::binaries::Binaries;
-use crate::leftovers::{prefix, remove, remove_leftovers};
+use crate::leftovers::{prefix, remove_leftovers};
+use crate::lifetime::Core;
 use crate::node::Node;
 use crate::place::Place;
 use crate::{host, network};
@@ -20,19 +20,6 @@ pub struct Lab {
     /// The router namespace, which is also the client outside of the cluster. Its processes are in no node's cgroup.
     pub outside: Place,
     core: Arc<Core>,
-}
-
-/// What all handles of a lab share.
-#[derive(Debug)]
-pub(crate) struct Core {
-    prefix: String,
-    pub(crate) binaries: Binaries,
-    cgroup: PathBuf,
-    bpf: PathBuf,
-    directory: PathBuf,
-    logs: AtomicU32,
-    nodes: AtomicU32,
-    guard: Guard,
 }
 
 impl Lab {
@@ -89,83 +76,5 @@ impl Lab {
             .filter(|(_, tail)| !tail.is_empty())
             .map(|(log, tail)| format!("  {}\n{tail}", log.display()))
             .collect()
-    }
-}
-
-impl Core {
-    fn new(prefix: String, binaries: Binaries) -> anyhow::Result<Self> {
-        let cgroup = host::cgroup2_root()?.join(&prefix);
-        let bpf = host::bpffs_root()?.join(&prefix);
-        let directory = env::temp_dir().join(&prefix);
-        // The guard first: whatever is made from here on is removed even if we are killed.
-        let guard = Guard::start(&binaries.peer, &prefix)?;
-        let core =
-            Self { prefix, binaries, cgroup, bpf, directory, logs: AtomicU32::new(0), nodes: AtomicU32::new(0), guard };
-        for made in [&core.cgroup, &core.bpf, &core.directory] {
-            fs::create_dir(made).with_context(|| format!("creating {}; is the lab's name in use?", made.display()))?;
-        }
-        Ok(core)
-    }
-
-    /// The namespace of a node or pod.
-    pub(crate) fn netns(&self, name: &str) -> String {
-        format!("{}-{name}", self.prefix)
-    }
-
-    pub(crate) fn node_cgroup(&self, node: &str) -> PathBuf {
-        self.cgroup.join(node)
-    }
-
-    pub(crate) fn bpf_root(&self, node: &str) -> PathBuf {
-        self.bpf.join(node)
-    }
-
-    pub(crate) fn control_socket(&self, node: &str) -> PathBuf {
-        self.directory.join(format!("{node}.sock"))
-    }
-
-    /// A log file nobody else writes to.
-    pub(crate) fn new_log(&self, stem: &str) -> PathBuf {
-        let number = self.logs.fetch_add(1, Ordering::Relaxed);
-        self.directory.join(format!("{number:03}-{stem}.log"))
-    }
-}
-
-impl Drop for Core {
-    #[expect(clippy::print_stderr, reason = "what cannot be removed must be seen, and Drop has no other way to say it")]
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.prefix) {
-            if !thread::panicking() {
-                eprintln!("lab {}: {error:#}", self.prefix);
-            }
-            return;
-        }
-        self.guard.end();
-    }
-}
-
-/// A process that waits for us to end, however we do, and then removes the lab.
-///
-/// A parent-death signal would not do: it follows the thread that started the child, and test threads come and go.
-#[derive(Debug)]
-struct Guard {
-    child: Child,
-    alive: Option<ChildStdin>,
-}
-
-impl Guard {
-    fn start(peer: &Path, prefix: &str) -> anyhow::Result<Self> {
-        let mut command = Command::new(peer);
-        command.args(["guard", prefix]).stdin(Stdio::piped()).stdout(Stdio::null());
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command.spawn().with_context(|| format!("starting {}", peer.display()))?;
-        let alive = child.stdin.take();
-        Ok(Self { child, alive })
-    }
-
-    fn end(&mut self) {
-        drop(self.alive.take());
-        // Its exit code says the same as the removal that just succeeded.
-        drop(self.child.wait());
     }
 }

@@ -75,7 +75,7 @@ impl Watched {
         }
     }
 
-    /// Writes `file`, and sees that it is told of once, with everything in `message`, and costs nothing else.
+    /// Writes `file`, and checks that it is reported once, with everything in `message`, and has no other effect.
     #[track_caller]
     fn check(&mut self, file: &str, text: &str, message: &[&str]) {
         let path = self.cluster.manifests.directory().join(file).display().to_string();
@@ -142,7 +142,7 @@ fn a_folder_that_vanishes_leaves_the_last_view_and_is_followed_again_when_it_is_
 
     fs::rename(&folder, &aside).unwrap();
     good.wait_until("the folder is missed", |good| !good.warnings(&parts).is_empty());
-    good.wait_until("the metric says so", |good| good.metric("shunt_source_unreachable") == 1);
+    good.wait_until("the metric is 1", |good| good.metric("shunt_source_unreachable") == 1);
     good.assert_served("the folder vanished");
     fs::rename(&aside, &folder).unwrap();
     good.wait_until("the folder is found", |good| good.metric("shunt_source_unreachable") == 0);
@@ -275,7 +275,7 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     fs::create_dir(place.path().join("manifests")).unwrap();
     fs::write(place.path().join("typo.yaml"), "manifest: /nowhere\n").unwrap();
     fs::write(place.path().join("Corefile"), ".:53 {\n  kubernetes cluster.local\n  dnsmasq\n}\n").unwrap();
-    // Whoever is not root may not be able to reach the one that was built.
+    // A user other than root may have no access to the one that was built.
     let binary = place.path().join("shunt");
     fs::copy(Binaries::find().unwrap().shunt().unwrap(), &binary).unwrap();
     let shunt = CommandLine { place, binary };

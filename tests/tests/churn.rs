@@ -1,7 +1,7 @@
 //! Thousands of services and a thousand endpoint changes a second, while clients connect as fast as they can.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, its helpers included")]
-#![expect(clippy::print_stderr, reason = "figures are told, not asserted")]
+#![expect(clippy::print_stderr, reason = "figures are printed, not asserted")]
 
 mod support;
 
@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lab::peer::{Attempt, Mode, now};
+use lab::peer::{Attempt, CallError, Mode, now};
 use lab::{Client, DaemonOptions, Lab, Manifests, Pod, Process};
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ fn wait_until_applied(manifests: &Manifests, client: &Pod, number: u8) {
     let dial = ["--count", "1", "--timeout", "200"];
     loop {
         let attempt = client.connect_with(SocketAddr::from((marker, PORT)), Mode::Tcp, &dial).unwrap().remove(0);
-        if attempt.error.as_deref() == Some("ECONNREFUSED") {
+        if attempt.error == Some(CallError::Refused) {
             return;
         }
         assert!(Instant::now() < deadline, "marker {number} is not in force after 20 s: {attempt:?}");

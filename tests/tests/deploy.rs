@@ -138,7 +138,7 @@ fn plain(object: &Value) -> Value {
     object
 }
 
-/// What `shunt run` says to a command line before it would start.
+/// What `shunt run` prints about a command line before it would start.
 fn start(arguments: &[&str]) -> (Option<i32>, String) {
     let shunt = Binaries::find().unwrap().shunt().unwrap().to_owned();
     let output = Command::new(shunt).args(arguments).arg("--init-only").output().unwrap();
@@ -332,7 +332,7 @@ fn asked_for(arguments: &[String], corefile: &str) -> BTreeSet<(String, String, 
     let line = log.find(|line| line.contains("serving health")).unwrap();
     let (_, addresses) = line.split_once("addresses=[").unwrap();
     let http: Vec<SocketAddr> = addresses.trim_end_matches(']').split(", ").map(|a| a.parse().unwrap()).collect();
-    // Whoever writes to a pipe that nobody reads is stopped.
+    // A program that writes to a full pipe without a reader stops there.
     std::thread::spawn(move || log.for_each(drop));
     let second = Duration::from_secs(1);
     let says = |path: &str| http.iter().any(|at| http_get(*at, path, second).is_ok_and(|page| page.status == 200));

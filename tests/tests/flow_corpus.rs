@@ -1,9 +1,9 @@
 //! The flow corpus on real sockets: three nodes with a daemon each, servers everywhere, and clients that dial.
 //!
-//! What this reader takes for which outcome is said in `lab::flows::judge_sockets`. Flows that need a packet path are
+//! Which errors count as which outcome is decided in `lab::flows::judge_sockets`. Flows that need a packet path are
 //! skipped and counted.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
-#![expect(clippy::print_stderr, reason = "a reader says what went wrong and what it left out")]
+#![expect(clippy::print_stderr, reason = "a reader prints what went wrong and what it left out")]
 #![expect(clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
 
 mod support;
@@ -100,7 +100,7 @@ impl SocketReader {
     }
 
     /// Puts the objects in force on every node. They are one file with a Service and a slice that mark it, so they are
-    /// one change to a daemon that reads the file; an API server tells of both marks last. Once the daemon says that it
+    /// one change to a daemon that reads the file; an API server sends both marks last. Once the daemon reports that it
     /// serves the one with the endpoint of the other, all of it is in the kernel.
     fn set(&mut self, objects: &[Value]) -> anyhow::Result<()> {
         self.scenes += 1;

@@ -35,7 +35,7 @@ fn objects(port: u16, nodes: &[&str]) -> Vec<Value> {
     vec![service, manifests::slice("test", "lb", "lb-a", &endpoints, &PORTS)]
 }
 
-/// The code and the body; code 0 where nobody listens.
+/// The code and the body; code 0 where no server listens.
 fn ask(cluster: &Cluster, port: u16) -> (u16, String) {
     let address = SocketAddr::new(IpAddr::V4(cluster.node.ipv4), port);
     let answer = cluster.node.in_netns(|| http_get(address, "/any/path", Duration::from_secs(2)));
@@ -62,7 +62,7 @@ fn a_load_balancer_learns_which_nodes_have_an_endpoint() {
     cluster.manifests.put("lb", &objects(PORT, &["elsewhere"])).unwrap();
     wait_for("none here", PORT, 503, Some(0));
 
-    // Somebody else has the next port: that is told, and it is taken as soon as it is free.
+    // Another program has the next port: the daemon reports this, and takes the port as soon as it is free.
     let taken = cluster.node.in_netns(|| Ok(TcpListener::bind(("0.0.0.0", OTHER))?)).unwrap();
     cluster.manifests.put("lb", &objects(OTHER, &["n1"])).unwrap();
     let log = cluster.daemon().process().log().to_owned();

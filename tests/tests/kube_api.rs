@@ -1,7 +1,7 @@
-//! Daemons of a cluster with an API server: outages, bad answers, crowds of objects, and what clients notice of them.
+//! Daemons of a cluster with an API server: outages, bad answers, crowds of objects, and what clients see of them.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
-#![expect(clippy::print_stderr, reason = "figures are told, not asserted")]
+#![expect(clippy::print_stderr, reason = "figures are printed, not asserted")]
 
 mod support;
 
@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab::manifests::{self, PodState, Port, SliceEndpoint};
-use lab::peer::{Mode, now};
+use lab::peer::{CallError, Mode, now};
 use lab::{Client, Daemon, DaemonOptions, KubeApi, Lab, Manifests, Node, Pod, Process};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -76,8 +76,7 @@ impl ApiNode {
         self.servers.get(index).unwrap().0.ipv4
     }
 
-    /// The API tells of Services in order, and of slices: when one of each that was written last is in force, so is all
-    /// before them.
+    /// The API sends Services in order, and slices in order: when the last of each is in force, so are all before them.
     fn wait_until_applied(&mut self) {
         self.markers += 1;
         let [service_ip, endpoint] = [[10, 96, 99, self.markers], [192, 0, 2, self.markers]].map(Ipv4Addr::from);
@@ -153,7 +152,7 @@ impl ApiNode {
     }
 }
 
-/// What a daemon serves, and what it complains of.
+/// What a daemon serves, and which problems it reports.
 fn programmed(daemon: &Daemon) -> Value {
     let all: Value = serde_json::from_str(&daemon.services().unwrap()).unwrap();
     all.get("services").unwrap_or_else(|| panic!("{all:#}")).clone()
@@ -303,7 +302,7 @@ fn after_faults_at_random_the_kernel_is_as_a_fresh_start_makes_it() {
 }
 
 #[test]
-fn five_thousand_services_in_ten_seconds_disturb_nobody() {
+fn five_thousand_services_in_ten_seconds_disturb_no_client() {
     let Some(mut world) = ApiNode::new("apicrowd") else { return };
     let mut clients = world.clients();
     let start = Instant::now();
@@ -330,7 +329,7 @@ fn five_thousand_services_in_ten_seconds_disturb_nobody() {
     world.assert_as_after_a_fresh_start();
 }
 
-/// The Service's pods as the API tells of them, and what a client sees of them by name and by address.
+/// The Service's pods as the API has them, and what a client sees of them by name and by address.
 struct WatchedService {
     world: ApiNode,
     pods: Vec<(Pod, Process, PodState)>,
@@ -362,7 +361,7 @@ impl WatchedService {
         (answer.rcode.clone(), answer.data().into_iter().map(str::to_owned).collect())
     }
 
-    /// Names and load balancing agree: both are the ready pods, and nobody else.
+    /// Names and load balancing agree: both are the ready pods, and no others.
     #[track_caller]
     fn assert_agreed(&self) {
         let ready = || self.pods.iter().filter(|(.., state)| *state == PodState::Ready).map(|(pod, ..)| pod);
@@ -375,7 +374,7 @@ impl WatchedService {
         let reached: BTreeSet<&str> = attempts.iter().filter_map(|attempt| attempt.server.as_deref()).collect();
         assert_eq!(reached, names);
         if names.is_empty() {
-            assert!(attempts.iter().all(|attempt| attempt.error.as_deref() == Some("ECONNREFUSED")), "{attempts:?}");
+            assert!(attempts.iter().all(|attempt| attempt.error == Some(CallError::Refused)), "{attempts:?}");
         } else {
             assert_eq!(attempts.iter().find(|attempt| attempt.error.is_some()), None);
         }

@@ -196,9 +196,9 @@ fn the_cluster_s_own_dns_pods_answer_while_ours_does_not() {
     wait_for_answer(&cluster, &shop.client, WEB, "192.0.2.99");
     cluster.daemon().restart().unwrap();
     // As soon as it knows the cluster, which may be a moment after it is ready.
-    cluster.wait_for("the successor", || {
+    cluster.wait_for("the new daemon", || {
         let answer = asked();
-        assert_ne!(answer, "", "a server that knows no names is given to nobody");
+        assert_ne!(answer, "", "no pod is sent to a server that knows no names");
         answer == ours[0]
     });
 }
@@ -220,14 +220,14 @@ fn while_our_dns_does_not_answer_a_running_daemon_hands_over_and_takes_over_agai
 }
 
 #[test]
-fn a_dns_address_that_somebody_takes_from_lo_is_put_back() {
+fn a_dns_address_that_another_program_takes_from_lo_is_put_back() {
     let Some(cluster) = Cluster::alone("putback") else { return };
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
     let ours = shop.addresses().map(|address| address.ip().to_string());
     wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
     ip(&cluster, &["addr del 169.254.20.10/32 dev lo"]);
     let told = || logged(&cluster, &["WARN", "169.254.20.10", "put it back"]).len();
-    cluster.wait_for("the word that it is back", || told() > 0);
+    cluster.wait_for("the log line that it is back", || told() > 0);
     wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
     assert_eq!(told(), 1);
 }
@@ -325,7 +325,7 @@ fn a_killed_and_restarted_daemon_loses_no_query_beyond_one_retry() {
         let (answered, retried) = std::thread::scope(|scope| {
             let asking = scope.spawn(|| {
                 let (mut answered, mut retried) = (0, 0);
-                // On to ten answers of the successor.
+                // Wait for ten answers of the new daemon.
                 while answered < 10 {
                     let since = back.load(Ordering::Relaxed);
                     if asked() {
@@ -334,7 +334,7 @@ fn a_killed_and_restarted_daemon_loses_no_query_beyond_one_retry() {
                     }
                     retried += 1;
                     assert!(retried < 100, "nothing is answered any more");
-                    // A resolver's timeout is 5 s by default, which a slow machine may need to start the successor.
+                    // A resolver's timeout is 5 s by default, which a slow machine may need to start the new daemon.
                     while !back.load(Ordering::Relaxed) {
                         sleep(Duration::from_millis(10));
                     }

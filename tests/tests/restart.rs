@@ -22,13 +22,13 @@ use lab::peer::{Mode, now};
 use lab::{Client, Pod, Process};
 use serde_json::json;
 
-/// How often the daemon is killed under the eyes of a pod that opted out.
+/// How often the daemon is killed while a pod that opted out dials.
 const RESTARTS: u32 = 5;
 /// Options of a client that dials every 2 ms until the test is over.
 const UNTIL_STOPPED: [&str; 4] = ["--interval", "2", "--duration", "600"];
 /// A load balancer's address.
 const RESTRICTED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77)), 80);
-/// What the router calls itself.
+/// The name that the router's server gives.
 const OUTSIDE: &str = "outside";
 const SOON: Duration = Duration::from_secs(10);
 
@@ -63,9 +63,9 @@ fn a_killed_daemon_fails_no_connection_and_its_successor_adopts_the_state() {
     let started = now();
     cluster.daemon().restart().unwrap();
     assert_eq!((cluster.services(), pins(&cluster.bpf_root())), (services, before), "after the restart");
-    assert_eq!(cluster.kernel_writes(), 0, "the successor finds everything in place");
+    assert_eq!(cluster.kernel_writes(), 0, "the new daemon finds everything in place");
 
-    // The successor is in charge of the same tables, not of a second set beside them.
+    // The new daemon writes to the same tables, not of a second set beside them.
     shop.add(PodState::Ready);
     for (to, mode, client) in &mut clients {
         client.wait_for(started, "shop-2", |attempt| attempt.server.as_deref() == Some("shop-2")).unwrap();
@@ -87,7 +87,7 @@ fn a_stopped_daemon_leaves_the_data_path_in_place() {
 }
 
 #[test]
-fn endpoints_that_changed_while_nobody_watched_are_caught_up_with() {
+fn endpoints_that_changed_while_no_daemon_ran_are_applied_at_the_next_start() {
     let Some(cluster) = Cluster::alone("caughtup") else { return };
     let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready, PodState::Ready]);
     cluster.daemon().kill9().unwrap();
@@ -133,7 +133,7 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
     disguise_as_version_2(&cluster.bpf_root());
     let started = now();
     cluster.daemon().restart().unwrap();
-    assert_eq!(cluster.kernel_writes(), 0, "the successor finds all of it in its own tables");
+    assert_eq!(cluster.kernel_writes(), 0, "the new daemon finds all of it in its own tables");
     let left: Vec<_> = pins(&cluster.bpf_root()).into_iter().filter(|pin| pin.contains("/v2/")).collect();
     assert_eq!(left, Vec::<String>::new(), "the former version is retired");
     for (to, socket, server) in &mut sockets {
@@ -163,7 +163,8 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
     }
 }
 
-/// Gives the Service's addresses to the router: a connection that is not translated ends at a server there, and says so.
+/// Gives the Service's addresses to the router: a connection that is not translated ends at a server there, which gives
+/// the router's name.
 fn serve_outside(cluster: &Cluster, addresses: &[SocketAddr]) -> Process {
     let gateways: [IpAddr; 2] = [cluster.node.ipv4.into(), cluster.node.ipv6.into()];
     for ((to, pods), gateway) in addresses.iter().zip(cluster.node.pod_cidrs()).zip(gateways) {

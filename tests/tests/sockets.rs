@@ -1,7 +1,7 @@
 //! What sockets of every kind see on the socket path, and what becomes of those whose endpoint leaves.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
-#![expect(clippy::print_stderr, reason = "figures are told, not asserted")]
+#![expect(clippy::print_stderr, reason = "figures are printed, not asserted")]
 #![expect(clippy::indexing_slicing, reason = "JSON of our own making")]
 
 mod cluster;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cluster::{Cluster, Shop};
 use lab::manifests::{PodState, Port};
-use lab::peer::{Mode, now};
+use lab::peer::{CallError, Mode, now};
 use lab::{Place, manifests};
 use serde_json::{Value, json};
 
@@ -45,9 +45,9 @@ fn a_connected_udp_client_of_a_removed_endpoint_gets_another_at_once() {
         let took = Duration::from_nanos(other.unwrap().t - removed);
         eprintln!("{to}: another endpoint answers {took:?} after its manifest was written");
         let failures: Vec<_> = client.failures().unwrap().into_iter().filter_map(|attempt| attempt.error).collect();
-        // A receiver is told the former, a sender the latter.
+        // A receiver gets the former, a sender the latter.
         assert_eq!(failures.len(), 1, "{to}: {failures:?}");
-        assert!(matches!(failures[0].as_str(), "ECONNABORTED" | "EDESTADDRREQ"), "{to}: {failures:?}");
+        assert!(matches!(failures[0], CallError::Aborted | CallError::NoDestination), "{to}: {failures:?}");
         shop.set(gone, PodState::Ready);
         cluster.wait_until_applied(&shop.client);
     }
@@ -176,7 +176,7 @@ fn node_ports_are_dialled_on_every_address_of_the_node_and_loopback_from_the_nod
         assert!(reached(host, loopback), "{loopback} from the node");
         assert!(!reached(&shop.client, loopback), "a pod's {loopback} is its own");
     }
-    // TP-12, but at once: an address that the node gets later counts as soon as the kernel tells of it.
+    // TP-12, but at once: an address that the node gets later counts as soon as the kernel reports it.
     cluster.wait_for("the new address", || reached(&shop.client, added.into()));
 }
 
@@ -187,10 +187,10 @@ fn a_process_of_the_node_cannot_bind_a_node_port_in_use() {
     let at = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port);
     let bind = |place: &Place, call: &str, to: SocketAddr| place.probe(call, &[to]).unwrap().remove(0).error;
     let host: &Place = cluster.node.host();
-    assert_eq!(bind(host, "bind-tcp", at("0.0.0.0", NODE_PORT)), None, "nobody has it yet");
+    assert_eq!(bind(host, "bind-tcp", at("0.0.0.0", NODE_PORT)), None, "no program has it yet");
     node_port(&cluster, &shop, NODE_PORT);
     for any in ["0.0.0.0", "::"] {
-        assert_eq!(bind(host, "bind-tcp", at(any, NODE_PORT)).as_deref(), Some("EADDRINUSE"), "{any}");
+        assert_eq!(bind(host, "bind-tcp", at(any, NODE_PORT)), Some(CallError::InUse), "{any}");
         assert_eq!(bind(host, "bind-udp", at(any, NODE_PORT)), None, "another protocol: {any}");
         assert_eq!(bind(host, "bind-tcp", at(any, NODE_PORT + 1)), None, "another port: {any}");
         assert_eq!(bind(&shop.client, "bind-tcp", at(any, NODE_PORT)), None, "a pod has ports of its own: {any}");
@@ -253,7 +253,7 @@ impl Stream {
         Self { process, server }
     }
 
-    /// Says something, and hears it back.
+    /// Sends a line, and reads it back.
     fn echo(&mut self) {
         self.process.say("still there?").unwrap();
         assert_eq!(self.process.next_line(Duration::from_secs(5)).unwrap().as_deref(), Some("still there?"));

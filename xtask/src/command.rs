@@ -70,7 +70,7 @@ pub(crate) fn quiet(mut command: Command, step: &Step, advice: &str) -> Result<(
 
 fn forward_lines(pipe: impl Read + Send + 'static, lines: Sender<String>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
-        // The end of the pipe, a broken line or a gone reader all end this thread; the exit status tells the rest.
+        // The end of the pipe, a broken line or a gone reader all end this thread; the exit status shows what happened.
         for text in BufReader::new(pipe).lines().map_while(Result::ok) {
             if lines.send(text).is_err() {
                 break;

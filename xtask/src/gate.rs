@@ -34,7 +34,7 @@ fn all(workspace: &Workspace, phases: &mut Phases) -> Result<()> {
     phases.run("lab tests", || lab_tests(workspace, &rendered))
 }
 
-/// What has to be there before a lab can be built, in words for somebody who has not read any documentation.
+/// What has to be there before a lab can be built, in words for a reader who has not read any documentation.
 pub(crate) fn can_run_a_lab(what: &str) -> Result<()> {
     if !packages::is_root() {
         bail!(

@@ -17,7 +17,7 @@ use crate::{build, gate, packages, setup};
 const PROGRAM: &str = "lab";
 /// What DNS is measured beside: two authoritative servers with the same names, and two caches.
 const OTHER_DNS_SERVERS: [&str; 4] = ["knot", "nsd", "unbound", "dnsmasq-base"];
-/// What `dns-compare` asks and wants to hear, in the workspace.
+/// The questions of `dns-compare` and the answers that it expects, in the workspace.
 const TABLE: &str = "dns/tests/corpus/answers.txt";
 
 /// How the demo runs.
@@ -57,7 +57,7 @@ pub(crate) struct BenchOptions {
     only_dns: bool,
 }
 
-/// Whom to ask.
+/// Which server to ask.
 #[derive(Debug, Args)]
 pub(crate) struct CompareOptions {
     /// A DNS server that serves the cluster of dns/tests/corpus/cluster.yaml under cluster.local.
@@ -65,7 +65,7 @@ pub(crate) struct CompareOptions {
     server: SocketAddr,
 }
 
-/// Readies the machine, builds, tells the story; the exit code is the demo's own.
+/// Prepares the machine, builds, runs the demo; the exit code is the demo's own.
 pub(crate) fn demo(workspace: &Workspace, options: &DemoOptions) -> Result<ExitCode> {
     ready(workspace, "cargo xtask demo")?;
     heading("demo");
@@ -76,7 +76,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &DemoOptions) -> Result<ExitC
     become_it(command)
 }
 
-/// Readies the machine, builds, runs the measurements. Needs root.
+/// Prepares the machine, builds, runs the measurements. Needs root.
 pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<ExitCode> {
     ready(workspace, "cargo xtask bench")?;
     if !options.only_api {
@@ -94,7 +94,7 @@ pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<Exi
     become_it(command)
 }
 
-/// Asks every question of the table; the exit code tells whether anything is answered differently.
+/// Asks every question of the table; the exit code is 0 only if no answer differs.
 pub(crate) fn dns_compare(workspace: &Workspace, options: &CompareOptions) -> Result<ExitCode> {
     heading("build");
     build::binary(workspace, LAB_CRATE, build::LAB_PROFILE)?;
@@ -132,7 +132,8 @@ fn flag(command: &mut Command, option: &str, given: bool) {
     }
 }
 
-/// Replaces this process: Ctrl-C and the exit code are then the program's own, with nobody in between to end early.
+/// Replaces this process, so that Ctrl-C and the exit code are the program's own, and no process in between can end
+/// early.
 fn become_it(mut command: Command) -> Result<ExitCode> {
     let error = command.exec();
     Err(error).with_context(|| format!("starting {}", command.get_program().display()))

@@ -49,7 +49,7 @@ fn binary_in(root: &Path) -> PathBuf {
     root.join("bin/bpf-linker")
 }
 
-/// shunt's corner of the user's cache; none on machines where nobody keeps a cache, such as CI.
+/// shunt's directory in the user's cache; none on machines without a cache directory, such as CI.
 fn user_cache() -> Option<PathBuf> {
     let configured = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let base = configured.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;

@@ -11,7 +11,7 @@ use crate::workspace::{BPF_CRATE, Workspace};
 
 const CLIPPY: &str = "mend what is shown; if cargo does not know the command: rustup component add clippy";
 
-/// Checks everything, whatever fails on the way: one look at the end shows all there is to mend.
+/// Runs all checks, also after one failed: the end shows everything that must be mended.
 pub(crate) fn run(workspace: &Workspace, toolchain: &BpfToolchain, phases: &mut Phases) -> Result<()> {
     let results = [
         phases.run("tidy", || tidy::run(workspace)),

@@ -1,8 +1,9 @@
 //! House rules that no compiler checks: file sizes, where unsafe code may stand, the door to data paths, names of
-//! modules, licences, what may be linked, and that every rule ID can be looked up.
+//! modules, lines of documents, licences, what may be linked, and that every rule ID can be looked up.
 
 mod dependencies;
 mod privileges;
+mod prose;
 mod rules;
 mod source;
 
@@ -28,7 +29,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     }
     broken.extend(architecture(workspace.root())?);
     broken.extend(strays(workspace.root())?);
-    broken.extend(rules::check(workspace.root(), &self::files(workspace.root())?)?);
+    let all = self::files(workspace.root())?;
+    broken.extend(rules::check(workspace.root(), &all)?);
+    broken.extend(documents(workspace.root(), &all)?);
     let linked = linked(workspace.root())?;
     broken.extend(dependencies::check(&linked.packages));
     broken.extend(privileges::check(&linked));
@@ -46,7 +49,17 @@ fn architecture(root: &Path) -> Result<Option<String>> {
     Ok(broken.then(|| format!("ARCHITECTURE.md: {lines} lines; it must stay under {ARCHITECTURE_LINES}")))
 }
 
-/// Whatever else lies among the sources has come there by mistake.
+/// Lines of documents that are too long.
+fn documents(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
+    let mut broken = Vec::new();
+    for path in files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        broken.extend(prose::long_lines(path.strip_prefix(root).unwrap_or(path), &text));
+    }
+    Ok(broken)
+}
+
+/// All other files among the sources have come there by mistake.
 fn strays(root: &Path) -> Result<Vec<String>> {
     let files = files(root)?;
     let shown = files.iter().map(|path| path.strip_prefix(root).unwrap_or(path));

@@ -111,7 +111,7 @@ fn nightly(workspace: &Workspace) -> Result<BpfToolchain> {
         Some(_) | None => {
             let version = answer(Command::new("rustup").args(["run", &toolchain, "rustc", "-vV"]));
             let llvm =
-                version.as_deref().and_then(llvm_major).context("its compiler does not tell its LLVM version")?;
+                version.as_deref().and_then(llvm_major).context("its compiler does not print its LLVM version")?;
             linker::ready(workspace, llvm, &llvm_prefix(llvm)?)?
         }
     };

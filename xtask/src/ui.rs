@@ -16,7 +16,7 @@ pub(crate) fn heading(name: &str) {
     eprintln!("\n{}", bold(&format!("== {name}")));
 }
 
-/// The text in bold, when somebody looks at it.
+/// The text in bold, if the output is a terminal.
 pub(crate) fn bold(text: &str) -> String {
     if std::io::stderr().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
 }
@@ -64,7 +64,7 @@ impl Step {
         }
     }
 
-    /// Tells a reader without a spinner that the step is still alive.
+    /// Shows a reader without a spinner that the step still runs.
     pub(crate) fn still_alive(&self, last: &str) {
         if self.spinner.is_none() {
             say(format!("   {} ... {}, at: {last}", self.what, human(self.started.elapsed())));

@@ -1,4 +1,4 @@
-//! Where things are: the workspace, its target directory, its packages, as cargo itself tells.
+//! Where things are: the workspace, its target directory, its packages, as cargo itself reports.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,7 +88,7 @@ impl Workspace {
         &self.metadata.workspace_root
     }
 
-    /// Cargo's target directory, wherever the user has moved it.
+    /// Cargo's target directory, also if the user has moved it.
     pub(crate) fn target(&self) -> &Path {
         &self.metadata.target_directory
     }
@@ -157,7 +157,7 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Whether `cargo run` has set this variable to tell of the package xtask. Build scripts that look at it, ring's for one,
+/// Whether `cargo run` has set this variable for the package xtask. Build scripts that look at it, ring's for one,
 /// would run anew with all that depends on them whenever cargo is started now by xtask and now by hand.
 fn is_about_xtask(variable: &str) -> bool {
     variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")

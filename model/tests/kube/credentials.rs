@@ -1,4 +1,4 @@
-//! Who we are to the API server, and what is said when it does not believe it.
+//! How the client proves to the API server who it is, and which error follows when the server refuses it.
 
 use std::os::unix::fs::PermissionsExt as _;
 

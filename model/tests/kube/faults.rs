@@ -17,7 +17,7 @@ async fn check(action: Action) {
         let watched = Watched::new(&api).await;
         watched.until_services("a[10.1.0.1] b").await;
         change(&api, &watched, "c", 3).await;
-        // Now in the middle: whatever was open ends, and what follows goes wrong.
+        // Now in the middle: every open connection ends, and what follows goes wrong.
         for resource in [Resource::Service, Resource::EndpointSlice] {
             api.faults().script(resource, verb, 2, action.clone());
         }
@@ -101,7 +101,7 @@ async fn an_old_list_does_not_take_anything_away() {
     let api = cluster();
     let watched = Watched::new(&api).await;
     change(&api, &watched, "c", 3).await;
-    // History is lost, so everything is listed anew, from a server that lags behind.
+    // The server no longer has the history, so the client lists again; this server is behind.
     api.faults().script(Resource::Service, Verb::List, 2, Action::StaleList);
     api.faults().script(
         Resource::Service,

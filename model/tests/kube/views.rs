@@ -58,7 +58,8 @@ async fn five_thousand_services_at_once_arrive_whole() {
 }
 
 #[tokio::test]
-async fn a_label_hands_a_service_to_another_proxy_and_back_in_3() {
+async fn a_label_hands_a_service_to_another_proxy_and_back() {
+    // IN-3
     let api = cluster();
     let (_folder, path) = file(&api.kubeconfig());
     let watched = Watched::with(KubeOptions { names: false, ..options(&path) }).await;

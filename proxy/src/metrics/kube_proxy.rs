@@ -347,7 +347,8 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_since_the_start_have_a_programming_time_in_20() {
+    fn only_changes_since_the_start_have_a_programming_time() {
+        // SY-20
         let metrics = KubeProxy::default();
         let at = |triggered| EndpointSlice { triggered, ..slice("web", "a", "http:80/tcp", "e1:R") };
         let now = SystemTime::now() + Duration::from_secs(2);

@@ -76,7 +76,8 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_the_family_restrict_it_in_17() {
+    fn ranges_of_the_family_restrict_it() {
+        // IN-17
         check("vip=192.0.2.1", None);
         check("vip=192.0.2.1 from=198.51.100.0/24", Some("198.51.100.0/24"));
         check("vip=192.0.2.1 from=198.51.100.0/24 from=0.0.0.0/0", None);

@@ -1,6 +1,6 @@
 //! The reference reading of a plan: what the first packet of a flow gets. Every data path is tested against it.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use shunt_model::{Family, Protocol};
@@ -299,9 +299,12 @@ impl PortPlan {
             let lists = [List::Cluster, List::Local].into_iter().filter(move |list| serves(*list) == serving);
             lists.flat_map(|list| self.list(list)).map(|endpoint| endpoint.address)
         };
-        let reached: BTreeSet<SocketAddr> = in_lists(true).collect();
         let mut draining = self.draining.clone();
-        draining.extend(in_lists(false).filter(|address| !reached.contains(address)));
+        // Seldom: nearly always the list that serves no socket is empty.
+        if in_lists(false).next().is_some() {
+            let reached: HashSet<SocketAddr> = in_lists(true).collect();
+            draining.extend(in_lists(false).filter(|address| !reached.contains(address)));
+        }
         draining
     }
 

@@ -61,7 +61,7 @@ pub enum Action {
     GoneInStream,
     /// A watch says at its first event that something is wrong.
     ErrorInStream(u16),
-    /// A watch tells each event twice.
+    /// A watch sends each event twice.
     Duplicate,
     /// A list is of an earlier state, as far as history goes.
     StaleList,

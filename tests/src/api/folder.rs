@@ -44,7 +44,7 @@ pub(super) fn follow(shared: Arc<Shared>, folder: &Path) -> anyhow::Result<Follo
     let (outbox, inbox) = channel();
     let nudges = outbox.clone();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading makes events too; whoever is gone needs none.
+        // Reading makes events too. The receiver may have ended, and then needs none.
         if event.is_ok_and(|event| !event.kind.is_access()) {
             nudges.send(false).unwrap_or_default();
         }
@@ -91,7 +91,7 @@ impl Mirror {
             if !known || name.starts_with('.') {
                 continue;
             }
-            // A file that vanishes meanwhile is gone, that is all.
+            // A file that vanishes meanwhile has no objects; this is no error.
             let Ok(text) = fs::read(&path) else { continue };
             let before = self.files.remove(&path);
             let file = match before {
@@ -141,7 +141,7 @@ impl Mirror {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a thread without a caller says what is wrong with a file to whoever wrote it")]
+#[expect(clippy::print_stderr, reason = "a thread without a caller can only print what is wrong with a file")]
 fn complain(error: &anyhow::Error) {
     eprintln!("lab api: {error:#}");
 }

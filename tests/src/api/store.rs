@@ -176,7 +176,7 @@ impl Store {
         here.filter(|(_, object)| selector.matches(object)).map(|(_, object)| Arc::clone(object)).collect()
     }
 
-    /// What a watch that has seen everything up to `version` must be told: lines, and the version they lead to.
+    /// What a watch that has seen everything up to `version` must get: lines, and the version they lead to.
     pub(super) fn events_after(
         &self,
         version: u64,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-#[expect(clippy::print_stderr, reason = "one line that says what went wrong, whatever the environment asks for")]
+#[expect(clippy::print_stderr, reason = "one line with the error, in every log setting")]
 fn main() -> ExitCode {
     match lab::peer::Peer::parse().run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,7 +22,7 @@ impl Expectations {
         self.list.len()
     }
 
-    /// Those that did not come true.
+    /// The expectations that failed.
     pub(super) fn failed(&self) -> Vec<&str> {
         self.list.iter().filter(|(held, _)| !held).map(|(_, text)| text.as_str()).collect()
     }

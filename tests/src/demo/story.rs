@@ -12,7 +12,7 @@ use super::screen::Screen;
 use super::web::Web;
 use super::world::World;
 use crate::manifests::PodState;
-use crate::peer::{Mode, now};
+use crate::peer::{CallError, Mode, now};
 
 const DNS_V4: &str = "10.96.0.10";
 const DNS_V6: &str = "fd00:10:96::a";
@@ -28,7 +28,7 @@ struct Stage<'a> {
     expectations: &'a mut Expectations,
 }
 
-/// Tells the story to its end, or to where `--keep` leaves it running.
+/// Plays the story to its end, or to where `--keep` leaves it running.
 pub(super) fn tell(
     world: &mut World,
     screen: &mut Screen,
@@ -53,7 +53,7 @@ impl Stage<'_> {
         self.expectations.expect(self.screen, held, what, seen)
     }
 
-    /// Response code and data; a question nobody answered is an outcome too, and is shown as such.
+    /// Response code and data; a question without an answer is an outcome too, and is shown as such.
     fn lookup(&self, client: usize, name: &str, kind: &str, server: &str) -> anyhow::Result<(String, Vec<String>)> {
         let pod = self.world.clients.get(client).context("no such client")?;
         match pod.resolve(name, kind, server.parse().context("reading the server's address")?) {
@@ -110,7 +110,7 @@ impl Stage<'_> {
             ("no-such.shop.svc.cluster.local".to_owned(), "A", ("NXDomain", Vec::new())),
         ];
         for (number, (name, kind, (rcode, data))) in questions.into_iter().enumerate() {
-            // Both clients and both addresses get to ask.
+            // Both clients ask, at both addresses.
             let server = if number % 2 == 0 { DNS_V4 } else { DNS_V6 };
             let answer = self.lookup(number % 2, &name, kind, server)?;
             let held = answer == (rcode.to_owned(), data);
@@ -229,11 +229,11 @@ impl Stage<'_> {
             let patience = if mode == Mode::Udp { "1000" } else { "3000" };
             let attempts = pod.connect_with(to, mode, &["--count", "1", "--timeout", patience])?;
             let attempt = attempts.into_iter().next().context("no attempt")?;
-            let error = attempt.error.unwrap_or_default();
-            // The kernel does not tell a UDP socket that there is no route; its question just stays unanswered.
-            let silent = mode == Mode::Udp && error == "ETIMEDOUT";
-            let held = silent || ["ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH"].contains(&error.as_str());
-            let seen = if error.is_empty() { "answered".to_owned() } else { error };
+            // A UDP socket gets no error if there is no route; its question only stays without an answer.
+            let silent = mode == Mode::Udp && attempt.error == Some(CallError::TimedOut);
+            let held =
+                silent || matches!(attempt.error, Some(CallError::Refused | CallError::NoNetwork | CallError::NoHost));
+            let seen = attempt.error.map_or_else(|| "answered".to_owned(), String::from);
             self.expect(held, &format!("{} cannot reach {to} any more ({mode:?})", self.client_name(client)), &seen)?;
         }
         Ok(())

@@ -195,7 +195,7 @@ impl World {
         let mut all = Vec::new();
         for traffic in &mut self.traffic {
             for attempt in traffic.client.failures()? {
-                all.push(format!("{}: {}", traffic.label, attempt.error.unwrap_or_default()));
+                all.push(format!("{}: {}", traffic.label, attempt.error.map_or_else(String::new, String::from)));
             }
         }
         Ok(all)

@@ -17,7 +17,7 @@ pub const PORT: u16 = 7000;
 pub const OTHER_PORT: u16 = 7001;
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// Everybody, as `cast.yaml` has them.
+/// All members, as `cast.yaml` has them.
 #[derive(Clone, Debug)]
 pub struct Cast {
     /// Nodes first, then pods, the outside client last.
@@ -59,7 +59,7 @@ pub enum Role {
 /// A server of the cast: a place and a port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Server {
-    /// The place; an address if it is nobody of the cast.
+    /// The place; an address if no member of the cast has it.
     pub place: String,
     /// The port.
     pub port: u16,

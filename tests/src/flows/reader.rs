@@ -6,28 +6,29 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
 
+use super::book::Book;
 use super::cast::{Cast, Role, Server};
-use super::format::{Book, Expect};
+use super::format::Expect;
 use super::scene::{Destination, Flow, Protocol, Scene, scenes};
 
-/// Puts scenes in force, one after the other, and looks what becomes of their flows.
+/// Applies scenes, one after the other, and reports what becomes of their flows.
 pub trait Reader {
     /// Looks at one scene; returns what it saw of each flow, in their order.
     fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>>;
 }
 
-/// What a reader has to say about a flow.
+/// What a reader reports about a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// As told.
+    /// As expected.
     Right,
-    /// Otherwise, and how.
+    /// Not as expected, and how.
     Wrong(String),
     /// This reader cannot see that, and why.
     Skipped(&'static str),
 }
 
-/// What became of the first packet of a flow, for readers that can tell.
+/// What became of the first packet of a flow, for readers that know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It goes to one of these servers.
@@ -69,7 +70,7 @@ pub enum Source {
     Pod,
     /// The node itself.
     Node,
-    /// Anybody else.
+    /// Any other host.
     Outside,
 }
 
@@ -110,7 +111,7 @@ impl<R: Rules> RulesReader<R> {
     }
 
     /// From the client's node to the one it dials, if the first lets the packet pass. There it comes from outside,
-    /// whoever sent it: only a node's own pods are pods to it (TP-26, the advice; E2E-41).
+    /// also if a pod sent it: a node takes only its own pods for pods (TP-26, the advice; E2E-41).
     fn journey(&mut self, cast: &Cast, flow: &Flow<'_>, to: &Destination) -> anyhow::Result<Outcome> {
         let source = match flow.client.role {
             Role::Node { zone: _ } => Source::Node,
@@ -130,7 +131,7 @@ impl<R: Rules> RulesReader<R> {
     }
 }
 
-/// What an exactly known outcome says about an expectation.
+/// Compares an exactly known outcome with an expectation.
 #[must_use]
 pub fn judge(expect: &Expect, outcome: &Outcome) -> Seen {
     if let Outcome::Unseen(why) = outcome {
@@ -140,17 +141,17 @@ pub fn judge(expect: &Expect, outcome: &Outcome) -> Seen {
         Expect::To(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: false },
         Expect::OneOf(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: true },
         Expect::Reject => Outcome::Reject,
-        // A packet is dropped without a word in either case.
+        // A packet is dropped silently in either case.
         Expect::Drop | Expect::Deny => Outcome::Drop,
         Expect::Pass => Outcome::Pass,
     };
     if *outcome == wanted { Seen::Right } else { Seen::Wrong(format!("wanted {expect}, got {outcome}")) }
 }
 
-/// How a reader fared.
+/// The result of a reader.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Flows that were as told.
+    /// Flows that were as expected.
     pub right: usize,
     /// Stories in which something was wrong, with every such flow.
     pub wrong: Vec<(String, Vec<String>)>,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use super::cast::{Cast, Member, Role};
-use super::format::{Expect, OnlyFamily, RawFlow, Step, Story};
+use super::format::{Expect, OnlyFamily, RawFlow, Step, Story, split_destination};
 
 /// One step of a story.
 #[derive(Clone, Debug)]
@@ -138,12 +138,6 @@ fn check_servers(cast: &Cast, expect: &Expect) -> anyhow::Result<()> {
     };
     ensure!(!servers.is_empty(), "no server is expected: say reject, drop, deny or pass");
     servers.iter().try_for_each(|server| cast.member(&server.place).map(drop))
-}
-
-/// The host of `host:port/protocol` without brackets, and the rest.
-pub(super) fn split_destination(text: &str) -> anyhow::Result<(&str, &str)> {
-    let split = text.rsplit_once(':').with_context(|| format!("{text:?} is no destination: write 10.96.1.1:80/tcp"))?;
-    Ok((split.0.trim_start_matches('[').trim_end_matches(']'), split.1))
 }
 
 fn destination(cast: &Cast, family: Option<OnlyFamily>, text: &str) -> anyhow::Result<Destination> {

@@ -1,8 +1,8 @@
-//! What real sockets see of a flow, judged: answers, refusal, denial, silence and an unreachable address told apart.
+//! Judges what real sockets see of a flow: answers, refusal, denial, silence, or an unreachable address.
 //!
-//! A socket is told at once what a packet would wait for (`docs/parity.md`): where a packet gets silence because the
-//! policy is Local and no endpoint is on the node, a socket is refused; where source ranges leave the client out, it
-//! is denied. Nothing else passes for either.
+//! A socket gets an error at once where a packet would wait for an answer (`docs/parity.md`): where a packet gets
+//! silence because the policy is Local and no endpoint is on the node, a socket is refused; where source ranges leave
+//! the client out, it is denied. No other error counts as either.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,7 +11,7 @@ use super::cast::{Cast, OTHER_PORT, PORT, Server};
 use super::format::Expect;
 use super::reader::Seen;
 use super::scene::{Destination, Flow, Protocol};
-use crate::peer::{Attempt, Mode};
+use crate::peer::{Attempt, CallError, Mode};
 
 /// What came of dialling one destination in one way.
 #[derive(Clone, Debug)]
@@ -24,29 +24,31 @@ pub struct Dialled {
     pub attempts: Vec<Attempt>,
 }
 
-/// How an attempt failed, as far as a socket can tell.
+/// How an attempt failed, as far as a socket sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Failure {
-    /// `ECONNREFUSED`: by the programs, or by a host where nobody listens.
+    /// `ECONNREFUSED`: by the programs, or by a host where no server listens.
     Refused,
-    /// `EPERM`: the programs let this client not go there.
+    /// `EPERM`: the programs deny this client the address.
     Denied,
-    /// No way there.
+    /// No route, or no host at the address.
     Unreachable,
-    /// Nothing within the time.
+    /// No answer within the time.
     Silent,
-    /// Anything else, by its name.
-    Other(String),
+    /// Any other error.
+    Other(CallError),
 }
 
 impl Failure {
-    fn of(error: &str) -> Self {
+    fn of(error: &CallError) -> Self {
         match error {
-            "ECONNREFUSED" => Self::Refused,
-            "EPERM" => Self::Denied,
-            "EHOSTUNREACH" | "ENETUNREACH" => Self::Unreachable,
-            "ETIMEDOUT" => Self::Silent,
-            other => Self::Other(other.to_owned()),
+            CallError::Refused => Self::Refused,
+            CallError::Denied => Self::Denied,
+            CallError::NoHost | CallError::NoNetwork => Self::Unreachable,
+            CallError::TimedOut => Self::Silent,
+            CallError::Aborted | CallError::NoDestination | CallError::InUse | CallError::Other(_) => {
+                Self::Other(error.clone())
+            }
         }
     }
 }
@@ -58,7 +60,7 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
     for dialled in all {
         let servers: BTreeSet<Server> =
             dialled.attempts.iter().filter_map(|attempt| attempt.server.as_deref()?.parse().ok()).collect();
-        let failure = dialled.attempts.iter().find_map(|attempt| attempt.error.as_deref()).map(Failure::of);
+        let failure = dialled.attempts.iter().find_map(|attempt| attempt.error.as_ref()).map(Failure::of);
         everywhere.extend(servers.iter().cloned());
         let right = match flow.expect {
             Expect::To(wanted) => failure.is_none() && servers == wanted.iter().cloned().collect(),
@@ -69,7 +71,7 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
             Expect::Deny => failed(&servers, failure.as_ref(), &[Failure::Denied]),
             Expect::Pass => left_alone(cast, flow, dialled, &servers, failure.as_ref()),
         };
-        // TP-51: the client believes to talk to whom it dialled.
+        // TP-51: the client sees the address that it dialled as its peer.
         let address = dialled.to.address;
         let other = dialled.attempts.iter().filter_map(|attempt| attempt.peername).find(|peer| *peer != address);
         if right && other.is_none() {
@@ -87,7 +89,7 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
     Seen::Right
 }
 
-/// Whether nobody answered, and it failed in one of these ways.
+/// Whether no server answered, and it failed in one of these ways.
 fn failed(servers: &BTreeSet<Server>, failure: Option<&Failure>, ways: &[Failure]) -> bool {
     servers.is_empty() && failure.is_some_and(|failure| ways.contains(failure))
 }
@@ -106,15 +108,15 @@ fn left_alone(
         Some(owner) if owner.serves() && [PORT, OTHER_PORT].contains(&port) => {
             failure.is_none() && *servers == BTreeSet::from([Server { place: owner.name.clone(), port }])
         }
-        // Nobody listens there; the host says so.
+        // No server listens there, and the host refuses.
         Some(_) => failed(servers, failure, without_listener(dialled)),
-        // No host has the address, and the router says so.
+        // No host has the address, and the router reports it.
         None => failed(servers, failure, without_host(dialled)),
     }
 }
 
-/// A datagram's sender hears of it only if it is connected. The kernel may keep such a message back, as it sends only so
-/// many a second; the reset of a TCP connection is never kept back.
+/// The sender of a datagram gets the error only if its socket is connected. The kernel may leave the message out, since
+/// it limits them by rate; it never leaves out the reset of a TCP connection.
 fn without_listener(dialled: &Dialled) -> &'static [Failure] {
     match (dialled.to.protocol, dialled.mode) {
         (Protocol::Udp, Mode::UdpUnconnected) => &[Failure::Silent],
@@ -123,7 +125,7 @@ fn without_listener(dialled: &Dialled) -> &'static [Failure] {
     }
 }
 
-/// The router's message too may be kept back, and UDP sockets without `IP_RECVERR` do not hear of it.
+/// The router's message too may be left out, and UDP sockets without `IP_RECVERR` do not get it.
 fn without_host(dialled: &Dialled) -> &'static [Failure] {
     match dialled.to.protocol {
         Protocol::Udp => &[Failure::Silent],
@@ -133,13 +135,13 @@ fn without_host(dialled: &Dialled) -> &'static [Failure] {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Refused => "refused",
-            Self::Denied => "denied",
-            Self::Unreachable => "unreachable",
-            Self::Silent => "silence",
-            Self::Other(error) => error,
-        })
+        match self {
+            Self::Refused => f.write_str("refused"),
+            Self::Denied => f.write_str("denied"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Silent => f.write_str("silence"),
+            Self::Other(error) => error.fmt(f),
+        }
     }
 }
 
@@ -165,10 +167,10 @@ mod tests {
     fn attempt(to: SocketAddr, outcome: &str) -> Attempt {
         let answered = outcome.starts_with(char::is_lowercase) && !outcome.contains(' ');
         let [server, error] = [answered, !answered].map(|is_it| is_it.then(|| outcome.to_owned()));
-        Attempt { t: 0, began: 0, server, peername: answered.then_some(to), error, us: 0 }
+        Attempt { t: 0, began: 0, server, peername: answered.then_some(to), error: error.map(CallError::from), us: 0 }
     }
 
-    /// What is said when pod a1 dials and sees these outcomes: names of servers, and of an error.
+    /// The judgement when pod a1 dials and sees these outcomes: names of servers, and of an error.
     fn judged(expect: &Expect, to: &str, mode: Mode, outcomes: &[&str]) -> Seen {
         static CAST: LazyLock<Cast> = LazyLock::new(|| load().unwrap().cast);
         let address: SocketAddr = to.parse().unwrap();
@@ -198,7 +200,7 @@ mod tests {
     const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 
     #[test]
-    fn a_refusal_is_a_refusal_whatever_a_packet_would_get() {
+    fn a_socket_is_refused_where_packets_are_rejected_or_dropped() {
         check(&Expect::Reject, CLUSTER_IP, &MODES, &["ECONNREFUSED"]);
         check(&Expect::Drop, CLUSTER_IP, &MODES, &["ECONNREFUSED"]);
         check(&Expect::Drop, "[fd00:10:96::101]:80", &MODES, &["ECONNREFUSED"]);
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_proxy_nobody_at_an_address_is_no_way_there_or_silence() {
+    fn without_a_proxy_an_address_without_a_host_is_unreachable_or_silent() {
         check(&Expect::Pass, CLUSTER_IP, &[Mode::Tcp], &["EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT"]);
         check(&Expect::Pass, CLUSTER_IP, &[Mode::Udp, Mode::UdpUnconnected], &["ETIMEDOUT"]);
     }
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wrong_is_told_by_its_name() {
+    fn a_wrong_outcome_is_reported_by_its_name() {
         let Seen::Wrong(told) = judged(&Expect::Drop, CLUSTER_IP, Mode::Tcp, &["ETIMEDOUT"]) else { panic!("right") };
         assert_eq!(told, "10.96.1.1:80/tcp (Tcp): wanted drop, got silence");
         let Seen::Wrong(told) = judged(&Expect::Deny, CLUSTER_IP, Mode::Udp, &["EHOSTUNREACH"]) else {

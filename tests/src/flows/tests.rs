@@ -1,8 +1,8 @@
-//! The corpus as a whole, and what a careless author of stories is told.
+//! The corpus as a whole, and the errors that mistakes in stories cause.
 
 use std::collections::BTreeSet;
 
-use super::format::parse;
+use super::book::parse;
 use super::{Role, load, scenes};
 use crate::network;
 
@@ -32,7 +32,7 @@ fn the_cast_has_the_addresses_that_the_lab_gives() {
     }
 }
 
-/// What is said about a story with these lines.
+/// The error about a story with these lines.
 #[track_caller]
 fn check(lines: &str, parts: &[&str]) {
     let text = format!("- story: a fact\n  {}\n", lines.replace('\n', "\n  "));
@@ -50,7 +50,7 @@ fn check(lines: &str, parts: &[&str]) {
 }
 
 #[test]
-fn mistakes_are_told_with_file_and_story() {
+fn mistakes_are_reported_with_file_and_story() {
     let flow = |text: &str| format!("proves: [EP-1]\nsteps: [{{flows: [{{{text}}}]}}]");
     check("proves: [EP-1]\nstops: []", &["a fact", "unknown field `stops`"]);
     check("proves: []\nsteps: []", &["a fact", "it proves nothing"]);

@@ -1,12 +1,11 @@
-//! The IPv6 twin of a story that is told in IPv4: the same objects and flows with the lab's IPv6 addresses.
+//! The IPv6 twin of a story that is written in IPv4: the same objects and flows with the lab's IPv6 addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use super::format::{OnlyFamily, RawFlow, Story};
-use super::scene::split_destination;
+use super::format::{OnlyFamily, RawFlow, Story, split_destination};
 use crate::network;
 
 /// The twin; none for a story that is confined to a family or names IPv6 addresses itself.

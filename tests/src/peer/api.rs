@@ -1,4 +1,4 @@
-//! A Kubernetes API server over a folder of manifests, told on its standard input what goes wrong.
+//! A Kubernetes API server over a folder of manifests; its standard input orders the faults that it makes.
 
 use std::fs;
 use std::io::stdin;
@@ -50,6 +50,6 @@ fn obey(api: &FakeApi, line: &str) -> anyhow::Result<()> {
         ["random", seed, per_mille] => api.faults().random(seed.parse()?, per_mille.parse()?),
         _ => bail!("{line:?} is no order"),
     }
-    // Whoever gave the order waits for this.
+    // The process that gave the order waits for this line.
     super::print(&serde_json::json!({"done": line, "faults": api.faults().fired()}))
 }

@@ -12,7 +12,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::print;
 
-/// What to measure. The targets take turns sample by sample, so that whatever else the machine does hits all of them.
+/// What to measure. The targets take turns sample by sample, so that other work of the machine affects all of them.
 #[derive(Clone, Debug, Args)]
 pub struct BenchArguments {
     /// The targets.

@@ -1,4 +1,4 @@
-//! A client that connects again and again and says who answered.
+//! A client that connects again and again and prints which server answered.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
@@ -9,7 +9,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::socket::{DialTarget, attempt, udp_socket};
-use super::{Mode, error_name, now, print};
+use super::{CallError, Mode, now, print};
 
 /// Where to connect and how often.
 #[derive(Clone, Debug, Args)]
@@ -40,7 +40,7 @@ pub struct ConnectArguments {
     same_socket: bool,
 }
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// When it was answered or failed, in nanoseconds since 1970.
@@ -49,10 +49,10 @@ pub struct Attempt {
     pub began: u64,
     /// The name the server gave.
     pub server: Option<String>,
-    /// Who the client believes to talk to: `getpeername`, or where the datagram came from.
+    /// The address of the peer as the client sees it: `getpeername`, or the source of the datagram.
     pub peername: Option<SocketAddr>,
-    /// The kernel's name of the error.
-    pub error: Option<String>,
+    /// Why it failed.
+    pub error: Option<CallError>,
     /// How long it took, in microseconds.
     pub us: u64,
 }
@@ -68,8 +68,8 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     for number in 0..arguments.count {
         let attempt = timed(&target, number, kept.as_ref());
         print(&attempt)?;
-        // What a receiver and a sender are told of a socket that was destroyed.
-        if kept.is_some() && matches!(attempt.error.as_deref(), Some("ECONNABORTED" | "EDESTADDRREQ")) {
+        // The errors that a receiver and a sender get from a socket that was destroyed.
+        if kept.is_some() && matches!(attempt.error, Some(CallError::Aborted | CallError::NoDestination)) {
             kept = Some(udp_socket(&target).context("making a UDP socket anew")?);
         }
         next += interval;
@@ -81,14 +81,14 @@ pub(super) fn connect(arguments: &ConnectArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One attempt and what it came to.
+/// One attempt and its outcome.
 pub(super) fn timed(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> Attempt {
     let (start, began) = (Instant::now(), now());
     let result = attempt(target, number, kept);
     let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     let (server, peername, error) = match result {
         Ok((server, peername)) => (Some(server), Some(peername), None),
-        Err(error) => (None, None, Some(error_name(&error))),
+        Err(error) => (None, None, Some(CallError::from(&error))),
     };
     Attempt { t: now(), began, server, peername, error, us }
 }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{error_name, print, say};
+use super::{CallError, print, say};
 
 /// What to call, and with which addresses.
 #[derive(Clone, Debug, Args)]
@@ -49,7 +49,7 @@ pub struct Probe {
     /// The name in the answer.
     pub server: Option<String>,
     /// The kernel's name of the error.
-    pub error: Option<String>,
+    pub error: Option<CallError>,
 }
 
 /// Makes the calls, one line for each.
@@ -67,7 +67,7 @@ pub(super) fn probe(arguments: &ProbeArguments) -> anyhow::Result<()> {
         };
         let (peer, error) = match outcome {
             Ok(peer) => (peer, None),
-            Err(error) => (None, Some(error_name(&error))),
+            Err(error) => (None, Some(CallError::from(&error))),
         };
         print(&Probe { to: *to, peer, server: None, error })?;
     }
@@ -100,7 +100,7 @@ fn many(targets: &[SocketAddr]) -> anyhow::Result<()> {
                     let server = text.split(' ').next().map(str::to_owned);
                     Probe { to: *to, peer: Some(from), server, error: None }
                 }
-                Err(error) => Probe { to: *to, peer: None, server: None, error: Some(error_name(&error)) },
+                Err(error) => Probe { to: *to, peer: None, server: None, error: Some(CallError::from(&error)) },
             };
             print(&probe)?;
         }

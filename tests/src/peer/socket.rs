@@ -19,7 +19,7 @@ pub(super) struct DialTarget {
     pub(super) bind: Option<SocketAddr>,
 }
 
-/// Who answered, and who the client believes that it talks to.
+/// The server that answered, and the address of the peer as the client sees it.
 pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> io::Result<(String, SocketAddr)> {
     match (target.mode, kept) {
         (Mode::Tcp | Mode::Mptcp, _) => greeted(&open(target)?),
@@ -30,7 +30,7 @@ pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>
     }
 }
 
-/// A UDP socket for this target, connected if the mode says so.
+/// A UDP socket for this target, connected if the mode is a connected one.
 pub(super) fn udp_socket(target: &DialTarget) -> io::Result<UdpSocket> {
     let any = if target.to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(target.bind.unwrap_or_else(|| SocketAddr::new(any, 0)))?;

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab::manifests::{self, PodState, Port};
-use lab::peer::Mode;
+use lab::peer::{CallError, Mode};
 use lab::{Client, Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process};
 
 use crate::support;
@@ -20,7 +20,7 @@ pub const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 const NAMESPACE: &str = "test";
 const PORT: u16 = 80;
 const TARGET: u16 = 7000;
-/// Only something that never comes takes so long.
+/// Only an event that never comes takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node with its daemon. Fields are dropped in this order.
@@ -88,7 +88,7 @@ impl Cluster {
         self.daemon().bpf_root()
     }
 
-    /// What the daemon says it has programmed.
+    /// What the daemon reports as programmed.
     pub fn services(&self) -> String {
         self.daemon().command(&["services", "-o", "json"]).unwrap_or_else(|error| panic!("{error:#}"))
     }
@@ -101,7 +101,7 @@ impl Cluster {
             .unwrap_or_else(|| panic!("no kernel_writes:\n{metrics}"))
     }
 
-    /// Waits until something is so.
+    /// Waits until a condition holds.
     pub fn wait_for(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
@@ -123,7 +123,7 @@ impl Cluster {
             .put(&marker, &[manifests::service(NAMESPACE, &marker, Some(&marker), &[to.ip()], &ports)])
             .unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while client.connect(to, Mode::Tcp, 1).unwrap()[0].error.as_deref() != Some("ECONNREFUSED") {
+        while client.connect(to, Mode::Tcp, 1).unwrap()[0].error != Some(CallError::Refused) {
             assert!(Instant::now() < deadline, "{marker} is not in force after {PATIENCE:?}\n{}", self.lab.logs());
             sleep(Duration::from_millis(2));
         }
@@ -150,7 +150,7 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// Opens one and waits until it is in force. Every pod runs its servers, whatever its state.
+    /// Opens one and waits until it is in force. Every pod runs its servers, in every state.
     pub fn open(cluster: &Arc<Cluster>, name: &str, states: &[PodState]) -> Self {
         let client = cluster.node.pod(&format!("{name}-client")).unwrap();
         let number = cluster.services.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Rules about what we link: permissive licences only, and no version twice without anybody noticing.
+//! Rules about what we link: permissive licences only, and a report of what is linked in two versions.
 
 use crate::ui::say;
 use crate::workspace::Package;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::workspace::{Metadata, Node};
 
-/// The program that runs as anybody.
+/// The program that runs as any user.
 const UNPRIVILEGED: &str = "shunt-dns";
 /// What changes the kernel, by name.
 const PRIVILEGED: [&str; 4] = ["aya", "proxy-abi", "rtnetlink", "shunt-proxy"];

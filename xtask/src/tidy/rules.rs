@@ -2,8 +2,9 @@
 
 mod dead_ends;
 mod id;
+mod names;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use anyhow::{Context, Result};
 
 use dead_ends::dead_ends;
 use id::{Cited, Id, cited};
+use names::ids_in_names;
 
 /// Where rules stand.
 const LAW: &str = "docs/rules.md";
@@ -23,7 +25,7 @@ const INVENTORS: &str = "xtask/src/tidy/rules";
 /// What looks like a family of rules and is none: licences, standards, names of algorithms.
 const NO_FAMILIES: [&str; 10] = ["BSD", "BSL", "CC0", "CVE", "FNV", "GPL", "KEP", "MPL", "SHA", "UTF"];
 
-/// Reads `files`, which lie below `root`, and tells what is broken, one line each.
+/// Reads `files`, which lie below `root`, and returns what is broken, one line each.
 pub(super) fn check(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
     let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
     let (law, mut broken) = Law::read(&read(&root.join(LAW))?);
@@ -76,6 +78,8 @@ impl Law {
 
     /// What `text` cites and cannot be looked up.
     fn broken_citations(&self, path: &Path, text: &str) -> Vec<String> {
+        let families = self.rows.keys().map(|id| id.family.to_lowercase()).collect::<BTreeSet<_>>();
+        let is_rust = path.extension().is_some_and(|extension| extension == "rs");
         let mut broken = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
             let place = format!("{}:{number}", path.display());
@@ -88,6 +92,9 @@ impl Law {
             }
             for (_, words) in dead_ends(path, line) {
                 broken.push(format!("{place}: `{words}` leads nowhere; cite a rule of {LAW} by its ID"));
+            }
+            for name in ids_in_names(line, &families).into_iter().filter(|_| is_rust) {
+                broken.push(format!("{place}: `{name}` cites a rule in a name; cite it in a comment"));
             }
         }
         broken
@@ -162,11 +169,13 @@ mod tests {
         check_text("TP-3…1", &["a.rs:1: TP-3…1 is no range of rules"]);
         check_text("PT-1", &["a.rs:1: PT-1 has no row in docs/rules.md"]);
         check_text("UTF-8, GPL-2.0, KEP-2086", &[]);
+        check_text("fn a_tp_1() {}", &["a.rs:1: `a_tp_1` cites a rule in a name; cite it in a comment"]);
+        check_text("fn a_in_1() {}", &[]);
         check_text("/// (rule 1.2)", &["a.rs:1: `rule 1.2` leads nowhere; cite a rule of docs/rules.md by its ID"]);
     }
 
     #[test]
-    fn texts_and_whatever_is_shipped_are_read() {
+    fn texts_and_all_that_is_shipped_are_read() {
         let reads = |path: &str| cites_rules(Path::new(path));
         assert!(reads("proxy/src/run.rs") && reads("docs/dns.md") && reads("tests/flows/matrix.yaml"));
         assert!(reads("deploy/helm/shunt/templates/_names.tpl") && reads("README.md"));

@@ -57,7 +57,8 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_parsed_leniently_and_stored_canonically_in_24() {
+    fn addresses_are_parsed_leniently_and_stored_canonically() {
+        // IN-24
         check("10.0.0.1", Some("10.0.0.1"));
         check("172.30.0.041", Some("172.30.0.41"));
         check("0010.000.0.1", Some("10.0.0.1"));

@@ -25,7 +25,8 @@ fn check<T: PartialEq + std::fmt::Debug>(spec: &str, field: impl Fn(&Service) ->
 }
 
 #[test]
-fn defaults_are_those_of_the_api_server_in_25() {
+fn defaults_are_those_of_the_api_server() {
+    // IN-25
     let (service, notes) = converted("");
     assert_eq!(notes, Vec::<String>::new());
     assert_eq!(service.key, ObjectKey::new("default", "a"));
@@ -50,7 +51,8 @@ fn cluster_ips_are_canonical_and_one_of_each_family() {
 }
 
 #[test]
-fn affinity_has_a_default_and_limits_in_22() {
+fn affinity_has_a_default_and_limits() {
+    // IN-22
     let seconds = |service: &Service| service.affinity.map(std::num::NonZeroU32::get);
     let with = |timeout: &str| {
         format!("sessionAffinity: ClientIP, sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {timeout}}}}}")
@@ -74,7 +76,8 @@ fn other_addresses_policies_and_ranges() {
 }
 
 #[test]
-fn load_balancer_addresses_of_mode_proxy_are_skipped_in_15() {
+fn load_balancer_addresses_of_mode_proxy_are_skipped() {
+    // IN-15
     let object: core::Service = of(
         "metadata: {name: a, labels: {service.kubernetes.io/service-proxy-name: ''}, creationTimestamp: '1970-01-01T00:01:00Z'}\nspec: {ports: [{port: 1}], type: LoadBalancer}\nstatus: {loadBalancer: {ingress: [{ip: 1.1.1.1}, {ip: 1.1.1.2, ipMode: Proxy}, {ip: 1.1.1.3, ipMode: VIP}, {hostname: h}]}}\n",
     );
@@ -85,7 +88,8 @@ fn load_balancer_addresses_of_mode_proxy_are_skipped_in_15() {
 }
 
 #[test]
-fn slices_resolve_absent_conditions_in_35_and_ports_in_32() {
+fn slices_resolve_absent_conditions_and_ports() {
+    // IN-32, IN-35
     let object: discovery::EndpointSlice = of(
         "metadata: {name: s, labels: {kubernetes.io/service-name: a, service.kubernetes.io/headless: ''}}\naddressType: IPv4\nports: [{port: 80}, {name: x}, {name: y, port: 0}]\nendpoints:\n- {addresses: [10.0.0.1], conditions: {ready: false}}\n- {addresses: [10.0.0.2], nodeName: n, zone: z, hostname: h, targetRef: {name: p}, hints: {forZones: [{name: z}], forNodes: [{name: n}]}}\n- {addresses: []}\n",
     );
@@ -142,7 +146,8 @@ fn a_port_name_that_is_no_label_costs_that_port() {
 }
 
 #[test]
-fn an_external_name_can_be_read_in_one_way_only_in_6() {
+fn an_external_name_can_be_read_in_one_way_only() {
+    // DNS-2.6
     let target = |name: &str| {
         let object: core::Service =
             of(&format!("metadata: {{name: a}}\nspec: {{type: ExternalName, externalName: '{name}'}}\n"));
@@ -161,7 +166,8 @@ fn an_external_name_can_be_read_in_one_way_only_in_6() {
 }
 
 #[test]
-fn fqdn_slices_are_left_out_silently_in_31() {
+fn fqdn_slices_are_left_out_silently() {
+    // IN-31
     let object = of("metadata: {name: s, labels: {kubernetes.io/service-name: a}}\naddressType: FQDN\n");
     let mut cx = Conversion::default();
     assert_eq!(slice(&object, &mut cx), Ok(None));
@@ -207,7 +213,8 @@ fn annotations_of_pods_are_kept_only_if_asked_for() {
 }
 
 #[test]
-fn what_the_proxy_does_not_read_changes_nothing_in_23() {
+fn what_the_proxy_does_not_read_changes_nothing() {
+    // IN-18, IN-23
     let (plain, _) = converted("clusterIP: 10.0.0.1");
     for unread in [
         "selector: {app: web}",
@@ -227,7 +234,8 @@ fn what_the_proxy_does_not_read_changes_nothing_in_23() {
 }
 
 #[test]
-fn addresses_of_a_family_are_those_of_its_shape_in_11() {
+fn addresses_of_a_family_are_those_of_its_shape() {
+    // IN-11
     let ip = |family| move |service: &Service| service.cluster_ip(family).map(|ip| ip.to_string());
     let spec = "clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1, 'fd00::1'], ipFamilies: [IPv4, IPv6]";
     check(spec, ip(Family::V4), Some("10.0.0.1".to_owned()), 0);
@@ -237,7 +245,8 @@ fn addresses_of_a_family_are_those_of_its_shape_in_11() {
 }
 
 #[test]
-fn a_slice_without_owner_is_refused_in_30() {
+fn a_slice_without_owner_is_refused() {
+    // IN-30
     for label in ["", "labels: {kubernetes.io/service-name: ''}"] {
         let object = of(&format!("metadata: {{name: s, {label}}}\naddressType: IPv4\n"));
         assert!(slice(&object, &mut Conversion::default()).unwrap_err().0.contains("kubernetes.io/service-name"));
@@ -259,7 +268,8 @@ fn empty_hints_are_none_and_metadata_is_not_read_of_slices() {
 }
 
 #[test]
-fn the_time_of_the_trigger_is_kept_if_it_is_one_in_20() {
+fn the_time_of_the_trigger_is_kept_if_it_is_one() {
+    // SY-20
     let triggered = |annotations: &str| {
         let object = of(&format!(
             "metadata: {{name: s, labels: {{kubernetes.io/service-name: a}}, annotations: {{{annotations}}}}}\naddressType: IPv4\nports: []\nendpoints: []\n"
@@ -274,7 +284,8 @@ fn the_time_of_the_trigger_is_kept_if_it_is_one_in_20() {
 }
 
 #[test]
-fn a_node_that_is_about_to_go_is_not_eligible_in_15() {
+fn a_node_that_is_about_to_go_is_not_eligible() {
+    // HM-15
     let eligible = |metadata: &str, taints: &str| {
         let object = of(&format!("metadata: {{name: n, {metadata}}}\nspec: {{taints: [{taints}]}}\n"));
         node(&object, &mut Conversion::default()).unwrap().eligible

@@ -73,7 +73,8 @@ fn gone(name: &str) -> News {
 }
 
 #[test]
-fn a_view_is_complete_when_everything_wanted_was_listed_in_8() {
+fn a_view_is_complete_when_everything_wanted_was_listed() {
+    // IN-8
     let mut told = TestView::new();
     for kind in Kind::ALL {
         assert!(!told.0.is_complete(), "before {}", kind.name());
@@ -123,7 +124,8 @@ fn what_a_new_list_does_not_have_is_gone_at_its_end() {
 }
 
 #[test]
-fn an_event_that_changes_nothing_leaves_the_view_as_it_is_in_7() {
+fn an_event_that_changes_nothing_leaves_the_view_as_it_is() {
+    // IN-7
     let mut told = TestView::new();
     told.list(Kind::Service, [service("a", "10.0.0.1")]);
     let before = told.0.snapshot();
@@ -198,7 +200,8 @@ fn a_finished_pod_is_gone_and_a_kept_annotation_stays() {
 }
 
 #[test]
-fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_in_6_3() {
+fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing() {
+    // DNS-6.3
     let pod = |name: &str, ip: &str, leaving: bool, annotations: Value| {
         let deleted = leaving.then_some("2026-01-01T00:00:00Z");
         read::<wire::WirePod>(json!({
@@ -232,7 +235,8 @@ fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_in_6_3() {
 }
 
 #[test]
-fn selectors_are_those_of_kube_proxy_unless_names_are_answered_in_1_in_2_in_4() {
+fn selectors_are_those_of_kube_proxy_unless_names_are_answered() {
+    // IN-1, IN-2, IN-4
     let selectors = |kind: Kind, names: bool| kind.selectors(&KubeOptions { names, ..options() });
     let text = |text: &str| Some(text.to_owned());
     assert_eq!(

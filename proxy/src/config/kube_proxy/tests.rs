@@ -139,14 +139,16 @@ fn our_settings_stand_in_a_document_of_their_own() {
 }
 
 #[test]
-fn an_unknown_field_is_a_warning_with_its_line_in_2() {
+fn an_unknown_field_is_a_warning_with_its_line() {
+    // CF-2
     let config = config_of(&format!("{HEAD}iptables:\n  masqueradeBits: 3\n"), "--manifests m --hostname-override n");
     let told = config.unwrap().notes.join("\n");
     assert!(told.contains(":4: KubeProxyConfiguration has no field iptables.masqueradeBits"), "{told}");
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_in_3() {
+fn what_cannot_be_meant_is_refused() {
+    // CF-3
     for (text, words) in [
         ("iptables: {masqueradeBit: 32}", ["iptables.masqueradeBit", "0 to 31"]),
         ("oomScoreAdj: -1001", ["oomScoreAdj", "-1000 to 1000"]),

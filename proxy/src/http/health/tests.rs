@@ -233,7 +233,8 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_that_becomes_free_is_taken_hm_23() {
+async fn an_address_that_becomes_free_is_taken() {
+    // HM-23
     let taken = bind("--metrics-bind-address", ANY_PORT).await.unwrap();
     let address = taken.local_addr().unwrap();
     let stop = CancellationToken::new();

@@ -49,7 +49,8 @@ const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 #[tokio::test]
-async fn the_answer_is_that_of_kube_proxy_in_2_to_6() {
+async fn the_answer_is_that_of_kube_proxy() {
+    // HM-2…6
     let (mut servers, port) = (servers(Pending::default()), free_port());
     servers.reconcile(&checks(Family::V4, port, 2)).await;
     for request in ["GET /", "POST /any/path", "DELETE /x?y=z"] {
@@ -72,7 +73,8 @@ async fn the_answer_is_that_of_kube_proxy_in_2_to_6() {
 }
 
 #[tokio::test]
-async fn an_unhealthy_proxy_gives_503_in_4_and_10() {
+async fn an_unhealthy_proxy_gives_503() {
+    // HM-4, HM-10
     let (mut servers, port) = (servers(Pending::of_age(Duration::from_secs(61))), free_port());
     servers.reconcile(&checks(Family::V4, port, 2)).await;
     let (head, body) = ask(V4, port, "GET /").await.unwrap();
@@ -80,7 +82,8 @@ async fn an_unhealthy_proxy_gives_503_in_4_and_10() {
 }
 
 #[tokio::test]
-async fn each_family_has_a_server_of_its_own_in_1() {
+async fn each_family_has_a_server_of_its_own() {
+    // HM-1
     let (mut servers, port) = (servers(Pending::default()), free_port());
     servers.reconcile(&checks(Family::V6, port, 1)).await;
     assert!(ask(V6, port, "GET /").await.unwrap().0.starts_with("http/1.1 200"));
@@ -92,7 +95,8 @@ async fn each_family_has_a_server_of_its_own_in_1() {
 }
 
 #[tokio::test]
-async fn a_server_follows_its_port_and_ends_with_its_service_in_7_and_9() {
+async fn a_server_follows_its_port_and_ends_with_its_service() {
+    // HM-7, HM-9
     let (mut servers, first, second) = (servers(Pending::default()), free_port(), free_port());
     servers.reconcile(&checks(Family::V4, first, 1)).await;
     servers.reconcile(&checks(Family::V4, second, 1)).await;
@@ -103,7 +107,8 @@ async fn a_server_follows_its_port_and_ends_with_its_service_in_7_and_9() {
 }
 
 #[tokio::test]
-async fn a_busy_port_is_told_of_and_tried_again_in_8() {
+async fn a_busy_port_is_reported_and_tried_again() {
+    // HM-8
     let other = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     let port = NonZeroU16::new(other.local_addr().unwrap().port()).unwrap();
     let mut servers = servers(Pending::default());
@@ -123,7 +128,8 @@ fn at(addresses: &[IpAddr], checks: &Checks) -> Checks {
 const OTHERS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3))];
 
 #[tokio::test]
-async fn only_the_planned_addresses_listen_and_a_server_follows_them_in_1() {
+async fn only_the_planned_addresses_listen_and_a_server_follows_them() {
+    // HM-1
     let (mut servers, port) = (servers(Pending::default()), free_port());
     let checks = checks(Family::V4, port, 1);
     let mut check = async |addresses: &[IpAddr], wanted: [bool; 3]| {
@@ -147,7 +153,8 @@ async fn only_the_planned_addresses_listen_and_a_server_follows_them_in_1() {
 }
 
 #[tokio::test]
-async fn a_server_stays_open_where_it_is_wanted_still_in_1() {
+async fn a_server_stays_open_where_it_is_still_wanted() {
+    // HM-1
     let (mut servers, port) = (servers(Pending::default()), free_port());
     let checks = checks(Family::V4, port, 1);
     servers.reconcile(&at(&[V4], &checks)).await;
@@ -162,7 +169,8 @@ async fn a_server_stays_open_where_it_is_wanted_still_in_1() {
 }
 
 #[tokio::test]
-async fn two_services_may_exchange_their_ports_in_7() {
+async fn two_services_may_exchange_their_ports() {
+    // HM-7
     let (mut servers, first, second) = (servers(Pending::default()), free_port(), free_port());
     let checks = |web, api| {
         let check = |name, port| ((ObjectKey::new("shop", name), Family::V4), HealthCheck { port, local_endpoints: 1 });

@@ -23,7 +23,7 @@ pub(crate) struct CompareOptions {
     table: PathBuf,
 }
 
-/// Asks every question over UDP and TCP, and prints what is answered differently. The exit code tells whether anything is.
+/// Asks every question over UDP and TCP, and prints the answers that differ. The exit code is 0 only if none does.
 pub(crate) fn run(options: &CompareOptions) -> Result<ExitCode> {
     let path = options.table.display();
     let table = fs::read_to_string(&options.table).with_context(|| format!("reading {path}"))?;

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 /// Prints one line beside the results, as xtask does.
-#[expect(clippy::print_stderr, reason = "one line for the developer, whatever the environment asks for")]
+#[expect(clippy::print_stderr, reason = "one line for the developer, in every log setting")]
 fn say(line: impl AsRef<str>) {
     eprintln!("{}", line.as_ref());
 }

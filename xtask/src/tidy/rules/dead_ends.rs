@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::id::Id;
 
-/// How something is cited that nobody can look up.
+/// How something is cited that a reader cannot look up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// `spec 3.2`, `spec TP-1`, `spec section 4`.
@@ -134,7 +134,7 @@ mod tests {
     fn what_lies_outside_of_the_repository_is_a_dead_end() {
         check("a.rs", "/// The table (spec 2.4).", &[(Form::Spec, "spec 2.4")]);
         check("a.rs", "/// Its reason (spec NE-2).", &[(Form::Spec, "spec NE-2")]);
-        check("a.rs", "/// Nobody (spec section 4).", &[(Form::Section, "section 4")]);
+        check("a.rs", "/// None (spec section 4).", &[(Form::Section, "section 4")]);
         check(
             "a.rs",
             "//! (spec/datapath.md 3.1 trap 12).",

@@ -176,7 +176,8 @@ fn without_a_range_a_service_stays_unassigned() {
 }
 
 #[test]
-fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_in_6_3() {
+fn a_pod_that_is_being_deleted_keeps_what_it_has_and_gets_nothing() {
+    // DNS-6.3
     let pod = |metadata: &str, ip: &str| {
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, labels: {{app: x}}{metadata}}}\nstatus: {{podIP: {ip}}}\n---\n{}",

@@ -76,7 +76,8 @@ fn matching_pods_with_an_address_are_endpoints() {
 }
 
 #[test]
-fn conditions_follow_in_42() {
+fn conditions_are_those_of_the_slice_controller() {
+    // IN-42
     let unready = ", conditions: [{type: Ready, status: 'False'}]";
     let ready = ", conditions: [{type: Ready, status: 'True'}]";
     let starting = ", conditions: [{type: PodScheduled, status: 'True'}]";
@@ -152,7 +153,8 @@ fn headless_services_may_have_no_ports_and_give_hostnames() {
 }
 
 #[test]
-fn hints_follow_in_44() {
+fn hints_are_those_of_the_slice_controller() {
+    // IN-44
     let on = |node: &str, status: &str| {
         format!("{META}; spec: {{containers: [], nodeName: {node}}}; status: {{podIP: 10.1.0.1{status}}}")
     };

@@ -26,7 +26,7 @@ const ECHO_PORT: u16 = 7001;
 const MANY: u32 = 5_000;
 /// Cluster IPs of the services that are only there.
 const FILLER_SERVICES: Ipv4Addr = Ipv4Addr::new(10, 96, 16, 0);
-/// Their endpoints: addresses that the lab does not route and nobody dials.
+/// Their endpoints: addresses that the lab does not route and no client dials.
 const FILLER_ENDPOINTS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 0);
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -41,7 +41,7 @@ pub(super) struct BenchNode {
     _lab: Lab,
 }
 
-/// What the daemon says of itself.
+/// The daemon's metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counters {
     pub(super) syncs: f64,

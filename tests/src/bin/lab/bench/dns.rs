@@ -1,4 +1,4 @@
-//! DNS: how many questions a second one processor answers, beside servers that do the same work.
+//! DNS: how many questions one processor answers in a second, beside other servers with the same work.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,7 +15,7 @@ use super::cluster::{BATCH, PATIENCE, cluster_ip_of, filler, rss_kib};
 
 /// The only address that is used; everything happens on the loopback of a node of the lab.
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// Names of others that are asked for, few enough for every cache.
+/// Names outside of the cluster that are asked for, few enough for every cache.
 const OTHERS: u32 = 100;
 const ROUNDS: u32 = 7;
 /// The load comes from one processor, and the server has the other one.
@@ -26,7 +26,7 @@ const A: u16 = 1;
 const NOERROR: u16 = 0;
 const NXDOMAIN: u16 = 3;
 
-/// What one server did with one kind of question.
+/// What was measured of one server with one kind of question.
 pub(super) struct DnsFigures {
     pub(super) questions: &'static str,
     pub(super) server: String,
@@ -85,7 +85,7 @@ pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Ve
     Ok(figures)
 }
 
-/// Sockets, and queries on their way for each.
+/// How many sockets, and how many unanswered queries on each.
 type AtOnce = [&'static str; 2];
 const MANY: AtOnce = ["8", "8"];
 const FEW: AtOnce = ["8", "1"];
