@@ -4,7 +4,6 @@
 //! difference; a path is one arm of each `match` on [`Mode`] below.
 
 mod caller;
-#[expect(unreachable_pub, reason = "its parts are open to each other; this module is the door that closes them")]
 mod ebpf;
 mod handover;
 mod offer;

@@ -4,12 +4,12 @@
 
 mod door;
 mod image;
-pub mod layout;
+pub(super) mod layout;
 mod orders;
 mod pins;
 mod probe;
-pub mod socket;
-pub mod tables;
+pub(super) mod socket;
+pub(super) mod tables;
 mod takeover;
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ use self::pins::{Former, PinError, Pins};
 use self::socket::programs::{self, Links, ProgramsError};
 use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
-pub use self::tables::kernel::TableError;
+pub(super) use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
 use self::tables::node::{NodeWords, OptOuts};
 use self::takeover::Taken;

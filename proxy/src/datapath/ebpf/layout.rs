@@ -12,13 +12,13 @@
 mod backends;
 mod change;
 mod frontends;
-pub mod pool;
+pub(crate) mod pool;
 mod ranges;
 pub(in crate::datapath::ebpf) mod rebuild;
 mod record;
 #[cfg(test)]
 mod tests;
-pub mod write;
+pub(crate) mod write;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -31,14 +31,14 @@ use self::backends::Backends;
 use self::frontends::Frontends;
 use self::pool::{Moment, Pool, Regions};
 use self::ranges::Ranges;
-pub use self::rebuild::Dump;
+pub(crate) use self::rebuild::Dump;
 use self::record::Record;
-pub use self::write::{FrontendKey, Write};
+pub(crate) use self::write::{FrontendKey, Write};
 use crate::plan::{Endpoint, List, PortKey};
 
 /// How many elements each table has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
+pub(crate) struct Capacity {
     /// Frontends of one family.
     pub frontends: u32,
     /// Services.
@@ -66,7 +66,7 @@ impl Default for Capacity {
 /// A table has no room; the change was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {table} table is full ({capacity} elements)")]
-pub struct Full {
+pub(crate) struct Full {
     /// Which table.
     pub table: &'static str,
     /// How many elements it has.
@@ -75,7 +75,7 @@ pub struct Full {
 
 /// What the tables must hold for a service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// The frontends.
     pub frontends: Vec<(FrontendKey, Access)>,
     /// The endpoints of policy Cluster; each address once.
@@ -95,7 +95,7 @@ pub struct Target<'a> {
 
 /// How a frontend is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
+pub(crate) struct Access {
     /// The list it uses.
     pub list: List,
     /// Only sources in the ranges may dial it.
@@ -104,7 +104,7 @@ pub struct Access {
 
 /// The sources that filtered frontends take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     /// Prefixes of pods and others.
     pub prefixes: &'a [IpNet],
     /// The node itself.
@@ -113,7 +113,7 @@ pub struct Sources<'a> {
 
 /// How much of the tables is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Entries of the directory.
     pub services: usize,
     /// Frontends of both families.
@@ -124,7 +124,7 @@ pub struct Usage {
 
 /// The allocation of all tables.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     capacity: Capacity,
     records: HashMap<u32, Record>,
     /// The entry that stands for each service port.
@@ -139,7 +139,7 @@ pub struct Layout {
 impl Layout {
     /// Empty tables.
     #[must_use]
-    pub fn new(capacity: Capacity) -> Self {
+    pub(crate) fn new(capacity: Capacity) -> Self {
         Self {
             capacity,
             records: HashMap::new(),
@@ -154,7 +154,7 @@ impl Layout {
 
     /// How much of the tables is in use.
     #[must_use]
-    pub fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         Usage {
             services: self.records.len(),
             frontends: self.frontends.count(Family::V4).saturating_add(self.frontends.count(Family::V6)),
@@ -163,7 +163,7 @@ impl Layout {
     }
 
     /// The writes that make `owner` look like `target`. Nothing is changed if a table is full.
-    pub fn upsert(&mut self, owner: &PortKey, target: &Target<'_>, now: Moment) -> Result<Vec<Write>, Full> {
+    pub(crate) fn upsert(&mut self, owner: &PortKey, target: &Target<'_>, now: Moment) -> Result<Vec<Write>, Full> {
         self.check_frontends(target)?;
         let found = self.ports.get(owner).copied().or_else(|| self.adopt(owner, target));
         if let Some(main) = found {
@@ -193,12 +193,12 @@ impl Layout {
     }
 
     /// The writes that remove all elements of `owner`.
-    pub fn remove(&mut self, owner: &PortKey, now: Moment) -> Vec<Write> {
+    pub(crate) fn remove(&mut self, owner: &PortKey, now: Moment) -> Vec<Write> {
         self.ports.remove(owner).map_or_else(Vec::new, |main| self.drop_port(main, now))
     }
 
     /// The writes that remove what no service port has adopted since the tables were read back.
-    pub fn remove_unclaimed(&mut self, now: Moment) -> Vec<Write> {
+    pub(crate) fn remove_unclaimed(&mut self, now: Moment) -> Vec<Write> {
         let mut unclaimed: Vec<u32> =
             self.records.iter().filter(|(_, record)| record.owner.is_none()).map(|(service, _)| *service).collect();
         unclaimed.sort_unstable();
@@ -210,7 +210,7 @@ impl Layout {
 
     /// The service ports' entries, in order.
     #[must_use]
-    pub fn services(&self) -> Vec<u32> {
+    pub(crate) fn services(&self) -> Vec<u32> {
         let mut services: Vec<u32> = self.ports.values().copied().collect();
         services.sort_unstable();
         services
@@ -218,7 +218,7 @@ impl Layout {
 
     /// The writes, in a safe order, that make the tables hold what the layout has for one service port.
     #[must_use]
-    pub fn image(&self, service: u32) -> Vec<Write> {
+    pub(crate) fn image(&self, service: u32) -> Vec<Write> {
         let Some(record) = self.records.get(&service) else { return Vec::new() };
         let second = record.second.and_then(|second| Some((second, self.records.get(&second)?)));
         let mut writes = record.backends_image(service, second.map(|(_, second)| second));
@@ -233,7 +233,7 @@ impl Layout {
 
     /// Whether the layout has the frontend `key`.
     #[must_use]
-    pub fn has_frontend(&self, key: &FrontendKey) -> bool {
+    pub(crate) fn has_frontend(&self, key: &FrontendKey) -> bool {
         self.frontends.get(key).is_some()
     }
 

@@ -2,7 +2,7 @@
 
 mod coverage;
 mod foreign;
-pub mod programs;
+pub(crate) mod programs;
 mod selftest;
 mod sweep;
 pub(super) mod upkeep;

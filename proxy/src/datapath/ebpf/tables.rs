@@ -5,5 +5,5 @@ pub(super) mod addresses;
 mod agreement;
 pub(super) mod audit;
 pub(super) mod kernel;
-pub mod memory;
+pub(crate) mod memory;
 pub(super) mod node;

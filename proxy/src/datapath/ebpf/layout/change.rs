@@ -179,7 +179,7 @@ impl Layout {
 
     /// The writes that remove what `target` no longer holds, for a service port that could not grow because of
     /// [`Full`]: a removed endpoint must get no new flow even then.
-    pub fn shrink(&mut self, owner: &crate::plan::PortKey, target: &Target<'_>, now: Moment) -> Vec<Write> {
+    pub(crate) fn shrink(&mut self, owner: &crate::plan::PortKey, target: &Target<'_>, now: Moment) -> Vec<Write> {
         let Some(main) = self.ports.get(owner).copied() else { return Vec::new() };
         let wanted: HashSet<SocketAddr> = target.cluster.iter().chain(target.local).map(|end| end.address).collect();
         let kept = |record: &Record| -> Vec<Endpoint> {

@@ -6,14 +6,14 @@
 use std::collections::{BTreeSet, VecDeque};
 
 /// Milliseconds of the daemon's own clock; only differences matter.
-pub type Moment = u64;
+pub(crate) type Moment = u64;
 
 /// How long a freed element rests, in milliseconds.
-pub const GRACE: Moment = 1000;
+pub(crate) const GRACE: Moment = 1000;
 
 /// Elements of an array by number.
 #[derive(Clone, Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     capacity: u32,
     /// Everything from here on has never been used.
     fresh: u32,
@@ -24,14 +24,14 @@ pub struct Pool {
 impl Pool {
     /// A pool of `0..capacity` of which the elements in `used` are taken.
     #[must_use]
-    pub fn new(capacity: u32, used: &BTreeSet<u32>) -> Self {
+    pub(crate) fn new(capacity: u32, used: &BTreeSet<u32>) -> Self {
         let fresh = used.last().map_or(0, |last| last.saturating_add(1)).min(capacity);
         let resting = (0..fresh).filter(|element| !used.contains(element)).map(|element| (element, 0)).collect();
         Self { capacity, fresh, resting }
     }
 
     /// Takes a free element.
-    pub fn take(&mut self, now: Moment) -> Option<u32> {
+    pub(crate) fn take(&mut self, now: Moment) -> Option<u32> {
         if self.resting.front().is_some_and(|(_, ready)| *ready <= now) {
             return self.resting.pop_front().map(|(element, _)| element);
         }
@@ -43,19 +43,19 @@ impl Pool {
     }
 
     /// Gives back an element that programs may have seen.
-    pub fn retire(&mut self, element: u32, now: Moment) {
+    pub(crate) fn retire(&mut self, element: u32, now: Moment) {
         self.resting.push_back((element, now.saturating_add(GRACE)));
     }
 
     /// Gives back an element that was never published.
-    pub fn untake(&mut self, element: u32) {
+    pub(crate) fn untake(&mut self, element: u32) {
         self.resting.push_front((element, 0));
     }
 }
 
 /// A run of `1 << order` slots, aligned to its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Region {
+pub(crate) struct Region {
     /// First slot.
     pub base: u32,
     /// Binary logarithm of the size.
@@ -65,20 +65,20 @@ pub struct Region {
 impl Region {
     /// How many slots it has.
     #[must_use]
-    pub fn size(self) -> u32 {
+    pub(crate) fn size(self) -> u32 {
         1_u32.checked_shl(u32::from(self.order)).unwrap_or(0)
     }
 }
 
 /// The order of the smallest region for `count` slots.
 #[must_use]
-pub fn order_for(count: u32) -> u8 {
+pub(crate) fn order_for(count: u32) -> u8 {
     u8::try_from(count.max(1).next_power_of_two().trailing_zeros()).unwrap_or(u8::MAX)
 }
 
 /// Buddy allocator of regions.
 #[derive(Clone, Debug)]
-pub struct Regions {
+pub(crate) struct Regions {
     /// Free regions.
     free: BTreeSet<(u8, u32)>,
     resting: VecDeque<(Region, Moment)>,
@@ -88,13 +88,13 @@ pub struct Regions {
 impl Regions {
     /// All slots free. `slots` is rounded down to a power of two.
     #[must_use]
-    pub fn new(slots: u32) -> Self {
+    pub(crate) fn new(slots: u32) -> Self {
         let top = u8::try_from(slots.max(1).ilog2()).unwrap_or(0);
         Self { free: BTreeSet::from([(top, 0)]), resting: VecDeque::new(), top }
     }
 
     /// Takes a free region.
-    pub fn take(&mut self, order: u8, now: Moment) -> Option<Region> {
+    pub(crate) fn take(&mut self, order: u8, now: Moment) -> Option<Region> {
         while let Some((region, _)) = self.resting.front().copied().filter(|(_, ready)| *ready <= now) {
             self.resting.pop_front();
             self.release(region);
@@ -108,7 +108,7 @@ impl Regions {
     }
 
     /// Takes exactly `region`; false if any part of it is taken already.
-    pub fn claim(&mut self, region: Region) -> bool {
+    pub(crate) fn claim(&mut self, region: Region) -> bool {
         if region.order > self.top || !region.base.is_multiple_of(region.size()) {
             return false;
         }
@@ -133,12 +133,12 @@ impl Regions {
     }
 
     /// Gives back a region that programs may be reading.
-    pub fn retire(&mut self, region: Region, now: Moment) {
+    pub(crate) fn retire(&mut self, region: Region, now: Moment) {
         self.resting.push_back((region, now.saturating_add(GRACE)));
     }
 
     /// Gives back a region that was never published, or that has rested.
-    pub fn release(&mut self, region: Region) {
+    pub(crate) fn release(&mut self, region: Region) {
         let mut region = region;
         while region.order < self.top {
             let buddy = region.base ^ region.size();

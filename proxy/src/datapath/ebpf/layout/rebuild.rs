@@ -15,7 +15,7 @@ use super::{Capacity, Frontends, Layout};
 
 /// Everything that is in the tables.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Dump {
+pub(crate) struct Dump {
     /// All elements of both frontend maps.
     pub frontends: Vec<(FrontendKey, FrontendValue)>,
     /// The directory entries that are not all zero, by service.
@@ -40,7 +40,7 @@ impl Layout {
     /// frontends; [`Layout::remove_unclaimed`] removes the rest. A state that this program does not write, as after a
     /// crash in the middle of a change, stays readable, but it is only replaced and never extended.
     #[must_use]
-    pub fn restored(capacity: Capacity, dump: &Dump) -> Self {
+    pub(crate) fn restored(capacity: Capacity, dump: &Dump) -> Self {
         let mut four = Found::new(Family::V4, &dump.backends4);
         let mut six = Found::new(Family::V6, &dump.backends6);
         let mut regions = Regions::new(capacity.slots);

@@ -14,7 +14,7 @@ use zerocopy::transmute;
 
 /// One write, which programs see at once. A list of writes may stop after any of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
+pub(crate) enum Write {
     /// A backend is created; `words` are those of [`Backend6`] or, in the first two, of [`Backend4`].
     Backend {
         /// Which array.
@@ -105,7 +105,7 @@ pub enum Write {
 
 /// Key of a frontend map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum FrontendKey {
+pub(crate) enum FrontendKey {
     /// In `FRONTENDS4`.
     V4(FrontendKey4),
     /// In `FRONTENDS6`.
@@ -115,7 +115,7 @@ pub enum FrontendKey {
 impl FrontendKey {
     /// The key of what clients dial.
     #[must_use]
-    pub fn new(address: IpAddr, port: NonZeroU16, protocol: Protocol) -> Self {
+    pub(crate) fn new(address: IpAddr, port: NonZeroU16, protocol: Protocol) -> Self {
         let (port, protocol) = (port.get().to_be(), protocol.number());
         match address {
             IpAddr::V4(four) => Self::V4(FrontendKey4 { address: address4(four), port, protocol, scope: 0 }),
@@ -125,7 +125,7 @@ impl FrontendKey {
 
     /// The key of a node port: it stands for every address of the node that accepts them.
     #[must_use]
-    pub fn node_port(family: Family, port: NonZeroU16, protocol: Protocol) -> Self {
+    pub(crate) fn node_port(family: Family, port: NonZeroU16, protocol: Protocol) -> Self {
         let any: IpAddr = match family {
             Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -135,7 +135,7 @@ impl FrontendKey {
 
     /// Which of the two maps it belongs to.
     #[must_use]
-    pub fn family(&self) -> Family {
+    pub(crate) fn family(&self) -> Family {
         match self {
             Self::V4(_) => Family::V4,
             Self::V6(_) => Family::V6,
@@ -144,7 +144,7 @@ impl FrontendKey {
 
     /// The map that holds it.
     #[must_use]
-    pub const fn map(&self) -> Map {
+    pub(crate) const fn map(&self) -> Map {
         match self {
             Self::V4(_) => maps::FRONTENDS4,
             Self::V6(_) => maps::FRONTENDS6,
@@ -153,7 +153,7 @@ impl FrontendKey {
 
     /// The value that makes this key lead to `lead`.
     #[must_use]
-    pub fn value(&self, lead: Lead) -> FrontendValue {
+    pub(crate) fn value(&self, lead: Lead) -> FrontendValue {
         match self {
             Self::V4(key) => FrontendValue::new(key.fingerprint(), lead),
             Self::V6(key) => FrontendValue::new(key.fingerprint(), lead),
@@ -163,13 +163,13 @@ impl FrontendKey {
 
 /// An IPv4 address as tables hold it.
 #[must_use]
-pub fn address4(address: Ipv4Addr) -> Address4 {
+pub(crate) fn address4(address: Ipv4Addr) -> Address4 {
     u32::from_ne_bytes(address.octets())
 }
 
 /// An address as tables of both families hold it.
 #[must_use]
-pub fn address(address: IpAddr) -> Address6 {
+pub(crate) fn address(address: IpAddr) -> Address6 {
     match address {
         IpAddr::V4(four) => proxy_abi::mapped(address4(four)),
         IpAddr::V6(six) => address6(six),
@@ -182,14 +182,14 @@ fn address6(address: Ipv6Addr) -> Address6 {
 
 /// The IPv6 address that tables hold as `words`.
 #[must_use]
-pub fn address_of(words: Address6) -> Ipv6Addr {
+pub(crate) fn address_of(words: Address6) -> Ipv6Addr {
     let octets: [u8; 16] = transmute!(words);
     Ipv6Addr::from(octets)
 }
 
 /// The key of a prefix in `RANGES`.
 #[must_use]
-pub fn range_key(id: u32, prefix: &IpNet) -> [u8; 24] {
+pub(crate) fn range_key(id: u32, prefix: &IpNet) -> [u8; 24] {
     let before = match prefix {
         IpNet::V4(_) => RangeKey::BITS_BEFORE4,
         IpNet::V6(_) => RangeKey::BITS_BEFORE6,
@@ -200,7 +200,7 @@ pub fn range_key(id: u32, prefix: &IpNet) -> [u8; 24] {
 
 /// The ranges and the prefix that [`range_key`] made `bytes` of; `None` for a key that it cannot have made.
 #[must_use]
-pub fn range_of(bytes: &[u8; 24]) -> Option<(u32, IpNet)> {
+pub(crate) fn range_of(bytes: &[u8; 24]) -> Option<(u32, IpNet)> {
     let RangePrefix { bits, key: RangeKey { id, address } } = transmute!(*bytes);
     let address = address_of(address);
     let (address, before) = match address.to_ipv4_mapped() {
@@ -213,7 +213,7 @@ pub fn range_of(bytes: &[u8; 24]) -> Option<(u32, IpNet)> {
 
 /// The value of a living backend.
 #[must_use]
-pub fn backend_words(address: SocketAddr, standing: Standing) -> [u64; 4] {
+pub(crate) fn backend_words(address: SocketAddr, standing: Standing) -> [u64; 4] {
     let port = address.port().to_be();
     match address.ip() {
         IpAddr::V4(four) => {
@@ -226,7 +226,7 @@ pub fn backend_words(address: SocketAddr, standing: Standing) -> [u64; 4] {
 
 /// A backend as read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
+pub(crate) struct Life {
     /// The endpoint.
     pub address: SocketAddr,
     /// Its generation, 0 if it is dead.
@@ -237,7 +237,7 @@ pub struct Life {
 
 /// What the words of a backend say.
 #[must_use]
-pub fn backend_parts(family: Family, words: [u64; 4]) -> Life {
+pub(crate) fn backend_parts(family: Family, words: [u64; 4]) -> Life {
     let [first, second, third, fourth] = words;
     match family {
         Family::V4 => {
@@ -257,7 +257,7 @@ pub fn backend_parts(family: Family, words: [u64; 4]) -> Life {
 
 /// The write that creates a backend.
 #[must_use]
-pub fn backend(family: Family, address: SocketAddr, reference: BackendRef, standing: Standing) -> Write {
+pub(crate) fn backend(family: Family, address: SocketAddr, reference: BackendRef, standing: Standing) -> Write {
     Write::Backend { family, index: reference.index(), words: backend_words(address, standing) }
 }
 

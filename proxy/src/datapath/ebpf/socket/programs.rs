@@ -41,7 +41,7 @@ const VERIFIER_LINES: usize = 12;
 
 /// The programs cannot be loaded or attached.
 #[derive(Debug, thiserror::Error)]
-pub enum ProgramsError {
+pub(crate) enum ProgramsError {
     /// The binary was built without them.
     #[error("this binary was built without BPF programs: run `cargo xtask build` and use target/lab/shunt")]
     Missing,
@@ -89,7 +89,7 @@ pub enum ProgramsError {
 
 /// How many links were kept, replaced and attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Links {
+pub(crate) struct Links {
     /// Kept as they were.
     pub kept: usize,
     /// Switched to new code in place.

@@ -28,7 +28,7 @@ const BACKEND6_WORDS: usize = maps::BACKENDS6.words();
 
 /// A map cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TableError {
+pub(crate) enum TableError {
     /// It cannot be opened.
     #[error("opening the map pinned at {}", .path.display())]
     Open {

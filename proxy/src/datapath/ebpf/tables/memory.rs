@@ -28,7 +28,7 @@ use crate::plan::Plan;
 
 /// The tables.
 #[derive(Clone, Debug, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     pub(in crate::datapath::ebpf) frontends: HashMap<FrontendKey, FrontendValue>,
     pub(in crate::datapath::ebpf) directory: HashMap<u32, Directory>,
     pub(in crate::datapath::ebpf) slots: HashMap<u32, u64>,
@@ -90,7 +90,7 @@ impl lookup::Caller for Call {
 
 /// The words of an element, padded with zeros.
 #[derive(Clone, Copy, Debug)]
-pub struct Element([u64; 4]);
+pub(crate) struct Element([u64; 4]);
 
 impl Words for Element {
     fn word(self, at: usize) -> u64 {
@@ -164,7 +164,7 @@ impl Readable for V6 {
 
 impl Memory {
     /// The tables of `plan`.
-    pub fn of(plan: &Plan) -> Result<Self, Full> {
+    pub(crate) fn of(plan: &Plan) -> Result<Self, Full> {
         let (mut memory, mut addresses) = (Self::default(), Addresses::default());
         let mut layout = Layout::new(Capacity::default());
         for port in plan.ports.values() {
@@ -179,7 +179,7 @@ impl Memory {
 
     /// What a socket of `caller` gets that dials `to`, over all random numbers and clients.
     #[must_use]
-    pub fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
+    pub(crate) fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
         let (call, port, protocol) = (Call::by(caller), to.port().to_be(), protocol.number());
         match to.ip().to_canonical() {
             IpAddr::V4(_) => self.outcome_in::<V4>(call, v4(to.ip()), port, protocol),
@@ -247,7 +247,7 @@ impl Memory {
     }
 
     /// Carries out a write.
-    pub fn apply(&mut self, write: &Write) {
+    pub(crate) fn apply(&mut self, write: &Write) {
         let mut entry = |service: u32, at: usize, value: u64| {
             if let Some(word) = self.directory.entry(service).or_default().get_mut(at) {
                 *word = value;
@@ -283,7 +283,7 @@ impl Memory {
 
     /// What a daemon would read back.
     #[cfg(test)]
-    pub fn dump(&self) -> Dump {
+    pub(crate) fn dump(&self) -> Dump {
         let of = |wanted| {
             let of_family = self.backends.iter().filter(move |((family, _), _)| *family == wanted);
             of_family.map(|((_, at), words)| (*at, *words)).collect()
