@@ -119,11 +119,16 @@ impl HealthChecks {
                     None => Open::new(*check),
                 };
                 match self.listen(key, open, addresses).await {
-                    Ok(open) => {
+                    (open, Ok(())) => {
                         self.failed.remove(key);
                         self.open.insert(key.clone(), open);
                     }
-                    Err(error) => self.complain(key, *check, &error),
+                    (open, Err(error)) => {
+                        self.complain(key, *check, &error);
+                        if !open.servers.is_empty() {
+                            self.open.insert(key.clone(), open);
+                        }
+                    }
                 }
             }
             if let Some(open) = self.open.get_mut(key) {
@@ -143,25 +148,30 @@ impl HealthChecks {
         }
     }
 
-    /// Listens at these addresses and no others. Listeners at addresses that stay in the list remain open.
-    async fn listen(&self, key: &(ObjectKey, Family), mut open: Open, addresses: Vec<IpAddr>) -> io::Result<Open> {
+    /// Listens at these addresses and no others. Listeners at addresses that stay in the list remain open. After an
+    /// error those that could be opened serve, and the others are retried.
+    async fn listen(
+        &self,
+        key: &(ObjectKey, Family),
+        mut open: Open,
+        addresses: Vec<IpAddr>,
+    ) -> (Open, io::Result<()>) {
         let (service, family) = key;
         let served =
             Served { service: service.clone(), endpoints: Arc::clone(&open.endpoints), health: self.health.clone() };
         let routes = Router::new().fallback(answer).with_state(served);
         open.close_besides(&addresses).await;
         let any = [wildcard(*family)];
-        match open.listen_at(&addresses, &routes) {
-            Ok(()) => {}
-            Err(error) if addresses == any => return Err(error),
+        let mut outcome = open.listen_at(&addresses, &routes);
+        // Where another process has the port, it has it at the wildcard too.
+        let falls_back = |error: &io::Error| error.kind() != io::ErrorKind::AddrInUse && addresses != any;
+        if outcome.as_ref().is_err_and(falls_back) {
             // Close those that are open and listen at the wildcard, as kube-proxy does (HM-1).
-            Err(_) => {
-                open.close_besides(&any).await;
-                open.listen_at(&any, &routes)?;
-            }
+            open.close_besides(&any).await;
+            outcome = open.listen_at(&any, &routes);
         }
-        open.addresses = addresses;
-        Ok(open)
+        open.addresses = if outcome.is_ok() { addresses } else { Vec::new() };
+        (open, outcome)
     }
 }
 
@@ -184,14 +194,17 @@ impl Open {
         }
     }
 
+    /// Listens at each of them that can be opened; the error is that of the first that cannot.
     fn listen_at(&mut self, addresses: &[IpAddr], routes: &Router) -> io::Result<()> {
+        let mut outcome = Ok(());
         for address in addresses {
-            if let Entry::Vacant(place) = self.servers.entry(*address) {
-                let listener = listen(SocketAddr::new(*address, self.check.port.get()))?;
-                place.insert(JoinSet::new()).spawn(serve_routes(listener, routes.clone()));
+            let Entry::Vacant(place) = self.servers.entry(*address) else { continue };
+            match listen(SocketAddr::new(*address, self.check.port.get())) {
+                Ok(listener) => drop(place.insert(JoinSet::new()).spawn(serve_routes(listener, routes.clone()))),
+                Err(error) => outcome = outcome.and(Err(error)),
             }
         }
-        Ok(())
+        outcome
     }
 }
 

@@ -24,7 +24,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use proxy_abi::{Extent, RangesWord, Shape, Terms, capacity};
+use proxy_abi::{Extent, Lead, RangesWord, Shape, Terms, capacity};
 use shunt_model::Family;
 
 use self::backends::Backends;
@@ -257,7 +257,8 @@ impl Layout {
     /// After a restart: the entry that `target`'s frontends lead to, if it has no owner yet.
     fn adopt(&mut self, owner: &PortKey, target: &Target<'_>) -> Option<u32> {
         let leads = target.frontends.iter().filter_map(|(key, _)| self.frontends.get(key));
-        let mains = leads.filter_map(|lead| Some(self.records.get(&lead.service)?.terms.port()));
+        let sound = |lead: Lead| self.records.get(&lead.service).filter(|record| !record.broken);
+        let mains = leads.filter_map(|lead| Some(sound(lead)?.terms.port()));
         let orphan =
             |service: &u32| self.records.get(service).is_some_and(|record| record.owner.is_none() && !record.broken);
         let main = mains.into_iter().find(orphan)?;

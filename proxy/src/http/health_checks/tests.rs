@@ -153,6 +153,24 @@ async fn only_the_planned_addresses_listen_and_a_server_follows_them() {
 }
 
 #[tokio::test]
+async fn an_address_whose_port_is_taken_costs_the_others_nothing() {
+    // HM-1, HM-8
+    let other = std::net::TcpListener::bind((OTHERS[0], 0)).unwrap();
+    let port = NonZeroU16::new(other.local_addr().unwrap().port()).unwrap();
+    let (mut servers, checks) = (servers(Pending::default()), checks(Family::V4, port, 1));
+    servers.reconcile(&at(&[V4], &checks)).await;
+    for _ in 0..2 {
+        servers.reconcile(&at(&[V4, OTHERS[0]], &checks)).await;
+        assert_eq!(servers.failed.len(), 1, "it is retried");
+        assert!(ask(V4, port, "GET /").await.is_some(), "the other address still answers");
+    }
+    drop(other);
+    servers.reconcile(&at(&[V4, OTHERS[0]], &checks)).await;
+    assert_eq!(servers.failed.len(), 0);
+    assert!(ask(OTHERS[0], port, "GET /").await.is_some());
+}
+
+#[tokio::test]
 async fn a_server_stays_open_where_it_is_still_wanted() {
     // HM-1
     let (mut servers, port) = (servers(Pending::default()), free_port());

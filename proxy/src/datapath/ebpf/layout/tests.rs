@@ -456,10 +456,11 @@ proptest! {
                 (layout, memory) = (Layout::restored(SMALL, &other.dump()), other);
             }
             let (owner, wanted) = (owner(step.number, family), Wanted::of(step, family));
-            let writes = match (&step.ends, layout.upsert(&owner, &wanted.target(), now)) {
-                (Some(_), Ok(writes)) => writes,
-                (Some(_), Err(Full { .. })) => layout.shrink(&owner, &wanted.target(), now),
-                (None, _) => layout.remove(&owner, now),
+            let writes = match step.ends {
+                Some(_) => layout
+                    .upsert(&owner, &wanted.target(), now)
+                    .unwrap_or_else(|Full { .. }| layout.shrink(&owner, &wanted.target(), now)),
+                None => layout.remove(&owner, now),
             };
             for write in &writes {
                 memory.apply(write);
