@@ -202,7 +202,8 @@ async fn two_services_may_exchange_their_ports() {
 }
 
 #[tokio::test]
-async fn servers_open_once_the_kernel_serves_the_plan_hm_7() {
+async fn servers_open_once_the_kernel_serves_the_plan() {
+    // HM-7
     let (port, stop) = (free_port(), CancellationToken::new());
     let plan = Plan { health_checks: checks(Family::V4, port, 1).wanted, ..Plan::default() };
     let (status, status_read) = watch::channel(Status { planned: plan.clone(), ..Status::default() });
