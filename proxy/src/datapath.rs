@@ -13,6 +13,7 @@ mod report;
 use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +123,8 @@ pub struct Synced {
     pub writes: u64,
     /// Service ports that could not be programmed, with the reason; all others are. Every sync retries them.
     pub refused: Vec<(PortKey, String)>,
+    /// The time until the kernel had all of it. What a path does for it beside the tables comes after.
+    pub elapsed: Duration,
 }
 
 /// Why a sync failed as a whole. What it did not write keeps its former state.

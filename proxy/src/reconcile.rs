@@ -152,7 +152,7 @@ impl Reconciler {
         self.sinks.durations.planned(started.elapsed());
         let started = Instant::now();
         let outcome = self.datapath.sync(self.planner.plan());
-        let elapsed = started.elapsed();
+        let elapsed = outcome.as_ref().map_or_else(|_| started.elapsed(), |synced| synced.elapsed);
         // The first sync and the one after a failure read the kernel back.
         let full = self.status.last_sync.is_none() || self.status.error.is_some();
         self.sinks.durations.synced(full, elapsed);
@@ -198,7 +198,7 @@ impl Reconciler {
 
     /// True if the data path took every service port.
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
-        let Synced { writes, refused } = synced;
+        let Synced { writes, refused, elapsed: _ } = synced;
         let generation = self.generation;
         if writes > 0 || self.status.last_sync.is_none() {
             info!(

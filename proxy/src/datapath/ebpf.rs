@@ -342,6 +342,7 @@ impl Datapath for Ebpf {
     }
 
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
+        let started = Instant::now();
         if self.failed {
             self.read_back()?;
         }
@@ -350,9 +351,10 @@ impl Datapath for Ebpf {
         match self.write_difference(plan, difference) {
             Ok(writes) => {
                 self.synced = plan.clone();
+                let elapsed = started.elapsed();
                 self.orders.synced(&plan.opted_out, gained, lost);
                 let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
-                Ok(Synced { writes, refused })
+                Ok(Synced { writes, refused, elapsed })
             }
             Err(error) => {
                 self.failed = true;

@@ -60,8 +60,10 @@ impl Datapath for Fake {
         self.calls.lock().unwrap().push((self.began.elapsed(), plan.ports.len(), known));
         let first = || plan.ports.keys().next().cloned().unwrap();
         match self.says.pop_front().unwrap_or(Says::Done) {
-            Says::Done => Ok(Synced { writes: 1, refused: Vec::new() }),
-            Says::Refused => Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())] }),
+            Says::Done => Ok(Synced { writes: 1, ..Synced::default() }),
+            Says::Refused => {
+                Ok(Synced { writes: 0, refused: vec![(first(), "service map full".to_owned())], ..Synced::default() })
+            }
             Says::Failed => Err(SyncError::Write { object: "map SERVICES", source: io::Error::other("no memory") }),
         }
     }

@@ -29,7 +29,7 @@ impl Datapath for FakePath {
         let key = PortKey { service, port: Arc::from(""), protocol: Protocol::Tcp, family: Family::V4 };
         match says {
             "sync fails" => Err(SyncError::Write { object: "map SERVICES", source: io::Error::other("no memory") }),
-            "sync refuses" => Ok(Synced { writes: 1, refused: vec![(key, "full".to_owned())] }),
+            "sync refuses" => Ok(Synced { writes: 1, refused: vec![(key, "full".to_owned())], ..Synced::default() }),
             _ => Ok(Synced::default()),
         }
     }
