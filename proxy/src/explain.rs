@@ -212,7 +212,7 @@ fn explain_one(
     let Decision { verdict, reason } = plan.decide(&packet);
     steps.extend(steps_of(reason.as_ref(), to.ip(), from.source));
     let at_socket = at_socket(plan, &packet)?;
-    steps.extend(at_socket.as_ref().zip(reason).and_then(|(outcome, reason)| step_at_socket(outcome, reason.rule)));
+    steps.extend(at_socket.as_ref().zip(reason).and_then(|(outcome, reason)| step_at_socket(outcome, &reason)));
     let verdict = match verdict {
         Verdict::NotOurs => ("pass", Vec::new()),
         Verdict::Reject => ("reject", Vec::new()),
@@ -254,8 +254,12 @@ fn socket_word(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// What a socket gets where packets get an answer of another kind, by the same rule.
-fn step_at_socket(outcome: &Outcome, rule: RuleId) -> Option<ExplainedStep> {
+/// What a socket gets where packets get an answer of another kind.
+fn step_at_socket(outcome: &Outcome, reason: &Reason<'_>) -> Option<ExplainedStep> {
+    let rule = match (outcome, reason.meeting) {
+        (Outcome::Foreign, Meeting::UndefinedPort) => RuleId::Dp11,
+        (_, Meeting::Frontend(_) | Meeting::UndefinedPort | Meeting::UnusedAddress) => reason.rule,
+    };
     let words = match outcome {
         Outcome::Endpoints { .. } => return None,
         Outcome::Refused => "refused at once (ECONNREFUSED)",
@@ -377,6 +381,7 @@ mod tests {
         check(words, "", "node", "192.0.2.1:80", "LD-1 TP-2 DT-2 NE-1 NE-1", "reject");
         check(words, "e1:R", "203.0.113.7", "10.96.0.1:81", "LD-1 NE-11", "reject");
         check(words, "e1:R", "10.1.0.1", "10.96.0.1:81", "LD-1 NE-11 NE-11", "reject");
+        check(words, "e1:R", "10.1.0.1", "10.96.0.1:65535/udp", "LD-1 NE-11 DP-11", "reject");
         check(words, "e1:R", "default/away", "10.96.0.1:81", "TP-26 NE-11", "reject");
         check(words, "e1:R", "203.0.113.7", "198.51.100.1:81", "LD-1 NE-14", "pass");
         check("ip=10.96.0.1 iTP", "e1:R", "node", "10.96.0.1", "LD-1 TP-1 DT-3 NE-2 NE-2", "drop");

@@ -25,6 +25,8 @@ macro_rules! rule_ids {
 }
 
 rule_ids! {
+    /// At a cluster IP, sockets that only ask for a route are left alone.
+    Dp11 = "DP-11";
     /// Pods that opted out are left alone.
     Dp16 = "DP-16";
     /// Policy Cluster: the cluster list.

@@ -309,12 +309,12 @@ mod tests {
     use super::*;
 
     /// Files in the place of pins: the directories and what is in them are the same.
-    struct Found {
+    struct PinFolder {
         root: TempDir,
         pins: Pins,
     }
 
-    impl Found {
+    impl PinFolder {
         fn new(files: &[&str]) -> Self {
             let root = tempfile::tempdir().unwrap();
             let pins = Pins::at(root.path()).unwrap();
@@ -341,16 +341,16 @@ mod tests {
 
     #[test]
     fn the_newest_other_version_with_links_is_the_former_one() {
-        assert_eq!(Found::new(&[]).former(), None);
-        assert_eq!(Found::new(&["v2/maps/SLOTS", "v3/links/connect4", "other/links/connect4"]).former(), None);
-        assert_eq!(Found::new(&["v1/links/connect4", "v2/links/connect4"]).former(), Some(2));
-        assert_eq!(Found::new(&["v1/links/connect4", "v2/maps/SLOTS"]).former(), Some(1));
+        assert_eq!(PinFolder::new(&[]).former(), None);
+        assert_eq!(PinFolder::new(&["v2/maps/SLOTS", "v3/links/connect4", "other/links/connect4"]).former(), None);
+        assert_eq!(PinFolder::new(&["v1/links/connect4", "v2/links/connect4"]).former(), Some(2));
+        assert_eq!(PinFolder::new(&["v1/links/connect4", "v2/maps/SLOTS"]).former(), Some(1));
     }
 
     #[test]
     fn flows_beside_the_former_tables_are_shared_in_place_of_older_ones() {
         let found =
-            Found::new(&["v2/links/connect4", "v2/maps/AFFINITY", "flows-v1/maps/AFFINITY", "flows-v1/maps/PEER"]);
+            PinFolder::new(&["v2/links/connect4", "v2/maps/AFFINITY", "flows-v1/maps/AFFINITY", "flows-v1/maps/PEER"]);
         found.pins.adopt_flows(&found.pins.former().unwrap().unwrap()).unwrap();
         assert_eq!(found.holds("flows-v1/maps/AFFINITY").as_deref(), Some("v2/maps/AFFINITY"));
         assert_eq!(found.holds("flows-v1/maps/PEER"), None, "it belongs to other tables, and is made anew");
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn links_are_shared_and_an_interrupted_takeover_is_known_by_them() {
-        let found = Found::new(&["v2/links/connect4", "v2/links/connect6", "v2/programs/connect4"]);
+        let found = PinFolder::new(&["v2/links/connect4", "v2/links/connect6", "v2/programs/connect4"]);
         let former = found.pins.former().unwrap().unwrap();
         found.make("v3/links/sendmsg4");
         found.make("v3/links/connect4-new");
@@ -381,9 +381,9 @@ mod tests {
             maps::ALL.iter().filter(|map| map.lifetime == Lifetime::Tables).map(|map| format!("v3/maps/{}", map.name));
         let all: Vec<String> = names.collect();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        assert!(Found::new(&all).pins.maps.has_tables());
-        assert!(!Found::new(&all[1..]).pins.maps.has_tables());
-        let found = Found::new(&all);
+        assert!(PinFolder::new(&all).pins.maps.has_tables());
+        assert!(!PinFolder::new(&all[1..]).pins.maps.has_tables());
+        let found = PinFolder::new(&all);
         found.pins.discard_tables().unwrap();
         assert_eq!(found.holds(all[0]), None);
     }
