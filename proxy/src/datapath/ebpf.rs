@@ -219,8 +219,7 @@ impl Ebpf {
 
     /// Adds and changes before removals, so that a frontend which moves from one service port to another is never
     /// missing.
-    fn write_difference(&mut self, plan: &Plan, difference: Difference) -> Result<u64, SyncError> {
-        let Difference { upserts, removals, ranges_gained: _, ranges_lost: _ } = difference;
+    fn write_difference(&mut self, plan: &Plan, difference: &Difference) -> Result<u64, SyncError> {
         let mut written = 0_u64;
         if self.incomplete {
             for (key, frontend, endpoint) in image::self_test() {
@@ -228,13 +227,13 @@ impl Ebpf {
                 written = written.saturating_add(self.upsert_target(&key, &target)?);
             }
         }
-        for port in upserts {
-            written = written.saturating_add(self.upsert(&port)?);
+        for port in &difference.upserts {
+            written = written.saturating_add(self.upsert(port)?);
         }
         self.tables.flush()?;
         written = written.saturating_add(self.write_addresses(plan)?);
-        for key in removals {
-            written = written.saturating_add(self.remove(&key)?);
+        for key in &difference.removals {
+            written = written.saturating_add(self.remove(key)?);
         }
         if std::mem::take(&mut self.incomplete) {
             let writes = self.layout.remove_unclaimed(self.now());
@@ -347,12 +346,11 @@ impl Datapath for Ebpf {
             self.read_back()?;
         }
         let difference = Difference::between(&self.synced, plan, &self.refused);
-        let (gained, lost) = (difference.ranges_gained, difference.ranges_lost);
-        match self.write_difference(plan, difference) {
+        match self.write_difference(plan, &difference) {
             Ok(writes) => {
                 self.synced = plan.clone();
                 let elapsed = started.elapsed();
-                self.orders.synced(&plan.opted_out, gained, lost);
+                self.orders.synced(&plan.opted_out, difference.ranges_gained, difference.ranges_lost);
                 let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
                 Ok(Synced { writes, refused, elapsed })
             }
