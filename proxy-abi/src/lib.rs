@@ -28,7 +28,7 @@ pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
 pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead};
 pub use range::{RangeKey, RangePrefix};
 pub use slot::Slot;
-pub use socket::{DatagramFlows, Flow, OverflowKey};
+pub use socket::{DatagramFlows, Flow, FurtherFlows, ListedFlow};
 
 /// An IPv4 address as it lies in a packet.
 pub type Address4 = u32;
@@ -57,10 +57,6 @@ pub mod capacity {
     pub const RANGES: u32 = 65_536;
     /// Network namespaces that the daemon knows.
     pub const NAMESPACES: u32 = 16_384;
-    /// Connected UDP sockets that can be found when their endpoint leaves; the longest unused is forgotten first.
-    pub const CONNECTED: u32 = 131_072;
-    /// Translations of UDP sockets that talk to more frontends at once than their own storage holds; each takes two.
-    pub const OVERFLOW: u32 = 65_536;
 }
 
 /// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0`, as it lies in a packet.

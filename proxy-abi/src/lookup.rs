@@ -153,6 +153,49 @@ pub fn meaning<F: Family, T: Tables, C: Caller>(
     Meaning::Foreign
 }
 
+/// Where a frontend leads, for whichever client.
+#[inline(always)]
+pub fn lead<F: Family, T: Tables>(tables: &T, address: F::Address, port: Port, protocol: u8) -> Option<Lead> {
+    match F::lead(tables, Some(address), port, protocol) {
+        Some(lead) => Some(lead),
+        None if address_value(tables, &F::listed(address)).takes_node_ports() => F::lead(tables, None, port, protocol),
+        None => None,
+    }
+}
+
+/// The endpoint that a running flow along `lead` got, if it may go on with it: the endpoint serves, and the frontend
+/// still leads to its service port (CT-3, CT-4).
+#[inline(always)]
+pub fn still_serves<F: Family, T: Tables>(
+    tables: &T,
+    lead: Lead,
+    reference: BackendRef,
+) -> Option<Target<F::Address>> {
+    let target = F::alive(tables, reference)?;
+    let terms = Terms(tables.directory(lead.service)?.word(at::TERMS));
+    (F::standing(tables, reference).port() == terms.port()).then_some(target)
+}
+
+/// Whether the flow from a frontend to an endpoint has ended although its socket is open: the endpoint does not serve
+/// any more, or the frontend leads to another service port. A frontend that is gone ends no flow while the endpoint
+/// serves.
+#[inline(always)]
+pub fn has_ended<F: Family, T: Tables>(
+    tables: &T,
+    address: F::Address,
+    port: Port,
+    protocol: u8,
+    reference: BackendRef,
+) -> bool {
+    if F::alive(tables, reference).is_none() {
+        return true;
+    }
+    match lead::<F, T>(tables, address, port, protocol) {
+        Some(lead) => still_serves::<F, T>(tables, lead, reference).is_none(),
+        None => false,
+    }
+}
+
 /// Whether the call asks only for the route to an address: resolvers connect a socket to port 0 (glibc), or to UDP port
 /// 65535 (musl), and send no packet (DP-11).
 #[inline(always)]

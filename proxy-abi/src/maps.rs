@@ -93,12 +93,10 @@ macro_rules! for_each_map {
             Lru AFFINITY: $crate::AffinityKey => u64, $crate::capacity::AFFINITY, Flows;
             /// What a connected socket dialled.
             Sockets PEER: i32 => $crate::Flow, 0, Flows;
-            /// The same for connected UDP sockets, by cookie: the kernel does not show the daemon their storage.
-            Lru CONNECTED: u64 => $crate::Flow, $crate::capacity::CONNECTED, Flows;
             /// What an unconnected UDP socket dialled.
             Sockets DATAGRAMS: i32 => $crate::DatagramFlows, 0, Flows;
-            /// What unconnected UDP sockets with many destinations dialled before that.
-            Lru OVERFLOW: $crate::OverflowKey => $crate::Flow, $crate::capacity::OVERFLOW, Flows;
+            /// What an unconnected UDP socket with many destinations dialled before that.
+            Sockets FURTHER: i32 => $crate::FurtherFlows, 0, Flows;
         }
     };
 }
@@ -162,9 +160,8 @@ mod tests {
         check(NAMESPACES, 8, 24);
         check(AFFINITY, 24, 8);
         check(PEER, 4, 44);
-        check(CONNECTED, 8, 44);
         check(DATAGRAMS, 4, 180);
-        check(OVERFLOW, 32, 44);
-        assert_eq!(ALL.len(), 15);
+        check(FURTHER, 4, 1412);
+        assert_eq!(ALL.len(), 14);
     }
 }

@@ -9,8 +9,9 @@ mod bind;
 mod client;
 mod connect;
 mod datagram;
+mod flows;
+mod list;
 mod maps;
-mod overflow;
 mod sockaddr;
 mod tables;
 
@@ -70,6 +71,20 @@ fn shunt_post_bind4(ctx: SockContext) -> i32 {
 #[cgroup_sock(post_bind6)]
 fn shunt_post_bind6(ctx: SockContext) -> i32 {
     bind::post_bind6(&ctx)
+}
+
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+extern "C" fn shunt_flows_all(element: *const list::Element) -> i32 {
+    list::all(element)
+}
+
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+extern "C" fn shunt_flows_end(element: *const list::Element) -> i32 {
+    list::ended(element)
 }
 
 #[cfg(target_arch = "bpf")]

@@ -55,6 +55,9 @@ pub(crate) struct BenchOptions {
     /// Only DNS.
     #[arg(long, conflicts_with = "only_api")]
     only_dns: bool,
+    /// Only connections, directly and through a Service.
+    #[arg(long, conflicts_with_all = ["only_api", "only_dns"])]
+    only_connects: bool,
 }
 
 /// Which server to ask.
@@ -79,7 +82,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &DemoOptions) -> Result<ExitC
 /// Prepares the machine, builds, runs the measurements. Needs root.
 pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<ExitCode> {
     ready(workspace, "cargo xtask bench")?;
-    if !options.only_api {
+    if !options.only_api && !options.only_connects {
         let missing = packages::missing(&OTHER_DNS_SERVERS);
         packages::install(&missing, "measuring DNS beside other servers", "about 30 s")?;
         build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
@@ -91,6 +94,7 @@ pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<Exi
     command.args(["--samples", &options.samples.to_string(), "--changes", &options.changes.to_string()]);
     flag(&mut command, "--only-api", options.only_api);
     flag(&mut command, "--only-dns", options.only_dns);
+    flag(&mut command, "--only-connects", options.only_connects);
     become_it(command)
 }
 

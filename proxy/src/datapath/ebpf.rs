@@ -2,6 +2,7 @@
 //!
 //! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
+mod difference;
 mod door;
 mod image;
 pub(super) mod layout;
@@ -16,19 +17,19 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
-use imbl::ordmap::DiffItem;
 use proxy_abi::Config;
+use shunt_model::Protocol;
 use tracing::{info, warn};
 
 pub(super) use self::door::{open, probe, remove};
+use self::difference::Difference;
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;
 use self::pins::{Former, PinError, Pins};
-use self::socket::programs::{self, Links, ProgramsError};
+use self::socket::programs::{self, FlowLists, Links, ProgramsError};
 use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
 pub(super) use self::tables::kernel::TableError;
@@ -128,13 +129,13 @@ struct Ebpf {
 impl Ebpf {
     /// Loads the programs or adopts those that run, opens the tables and reads what is in them. Nothing that balances
     /// traffic now is changed before the first [`Datapath::sync`].
-    fn open(options: &EbpfOptions) -> Result<(Self, OptOuts, Adopted), EbpfOpenError> {
+    fn open(options: &EbpfOptions) -> Result<(Self, OptOuts, FlowLists, Adopted), EbpfOpenError> {
         let read =
             |path: &PathBuf| std::fs::read(path).map_err(|source| EbpfOpenError::Object { path: path.clone(), source });
         let object = options.object.as_ref().map(read).transpose()?;
         let pins = Pins::create(&options.bpf_root)?;
         let former = former(&pins)?;
-        let loaded = programs::Loaded::load(object.as_deref().unwrap_or(OBJECT), &pins)?;
+        let mut loaded = programs::Loaded::load(object.as_deref().unwrap_or(OBJECT), &pins)?;
         let (mut tables, mut opt_outs) = (Tables::open(&pins.maps)?, OptOuts::open(&pins.maps)?);
         if let Some((former, taken)) = former {
             let services = taken.write(&mut tables, &mut opt_outs)?;
@@ -144,6 +145,7 @@ impl Ebpf {
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
         let flags = if options.bind_protection { Config::BIND_PROTECTION } else { 0 };
         NodeWords::open(&pins.maps)?.write(cookie, flags)?;
+        let lists = loaded.flow_lists()?;
         let links = loaded.attach(&pins, &options.cgroup_root)?;
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let addresses = Addresses::restored(tables.addresses()?);
@@ -161,7 +163,7 @@ impl Ebpf {
             orders: OrderWriter::default(),
             started: Instant::now(),
         };
-        Ok((ebpf, opt_outs, Adopted { usage, links }))
+        Ok((ebpf, opt_outs, lists, Adopted { usage, links }))
     }
 
     /// The layout's clock.
@@ -197,9 +199,15 @@ impl Ebpf {
 
     fn upsert_target(&mut self, key: &PortKey, target: &Target<'_>) -> Result<u64, SyncError> {
         let now = self.now();
+        let served = self.layout.has_endpoints(key);
         match self.layout.upsert(key, target, now) {
             Ok(writes) => {
                 self.refused.remove(key);
+                let points = |write: &Write| matches!(write, Write::Frontend { .. });
+                let gained = !served && self.layout.has_endpoints(key) || writes.iter().any(points);
+                if key.protocol == Protocol::Udp && gained {
+                    self.orders.frontends_changed();
+                }
                 self.write(&writes)
             }
             Err(full) => {
@@ -227,6 +235,9 @@ impl Ebpf {
                 written = written.saturating_add(self.upsert_target(&key, &target)?);
             }
         }
+        for (old, new) in &difference.renames {
+            self.layout.rename(old, new);
+        }
         for port in &difference.upserts {
             written = written.saturating_add(self.upsert(port)?);
         }
@@ -251,6 +262,9 @@ impl Ebpf {
         self.addresses.follow(&plan.addresses);
         let (set, gone) = self.addresses.take_changes();
         self.tables.set_addresses(&set)?;
+        if set.iter().any(|(_, meaning)| meaning.node_ports.is_some()) {
+            self.orders.frontends_changed();
+        }
         for address in &gone {
             self.tables.set_address(*address, None)?;
         }
@@ -297,42 +311,6 @@ fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, EbpfOpenError> {
         pins.discard_flows()?;
     }
     Ok(None)
-}
-
-/// What leads from one plan to the next.
-struct Difference {
-    /// Service ports to write; they include those that were refused earlier.
-    upserts: Vec<Arc<PortPlan>>,
-    /// Service ports to remove.
-    removals: Vec<PortKey>,
-    /// How many service ports that changed need source addresses, in the new plan.
-    ranges_gained: usize,
-    /// How many service ports that changed or left needed source addresses, in the old plan.
-    ranges_lost: usize,
-}
-
-impl Difference {
-    fn between(old: &Plan, new: &Plan, refused: &BTreeMap<PortKey, String>) -> Self {
-        let mut upserts: BTreeMap<&PortKey, &Arc<PortPlan>> =
-            refused.keys().filter_map(|key| new.ports.get_key_value(key)).collect();
-        let (mut removals, mut ranges_gained, mut ranges_lost) = (Vec::new(), 0_usize, 0_usize);
-        for item in old.ports.diff(&new.ports) {
-            let (gone, come) = match item {
-                DiffItem::Add(_, port) => (None, Some(port)),
-                DiffItem::Update { old: (_, old), new: (_, port) } => (Some(old), Some(port)),
-                DiffItem::Remove(key, port) => {
-                    removals.push(key.clone());
-                    (Some(port), None)
-                }
-            };
-            let asks =
-                |port: Option<&Arc<PortPlan>>| usize::from(port.is_some_and(|port| port.source_ranges.is_some()));
-            ranges_lost = ranges_lost.saturating_add(asks(gone));
-            ranges_gained = ranges_gained.saturating_add(asks(come));
-            upserts.extend(come.map(|port| (&port.key, port)));
-        }
-        Self { upserts: upserts.into_values().cloned().collect(), removals, ranges_gained, ranges_lost }
-    }
 }
 
 impl Datapath for Ebpf {

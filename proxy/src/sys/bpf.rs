@@ -1,6 +1,7 @@
-//! The bpf(2) commands that aya 0.14 has no wrapper for: batches, link update, link information.
+//! The bpf(2) commands that aya 0.14 has no wrapper for: batches, link update, link information, iterators of a map.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +16,11 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_ITER_CREATE: libc::c_long = 33;
+/// In `enum bpf_attach_type`.
+const BPF_TRACE_ITER: u32 = 28;
 
 /// The programs of a cgroup and of those above it.
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
@@ -82,6 +87,25 @@ struct QueryAttr {
 struct PinAttr {
     path: u64,
     fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IterLinkAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    info: u64,
+    info_length: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IterAttr {
+    link: u32,
     flags: u32,
 }
 
@@ -288,13 +312,40 @@ pub fn attached_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result
     Ok(programs.into_iter().take(attr.count as usize).collect())
 }
 
+/// Runs an iterator program for each element of a map; the file is what it writes. Kernel: 5.9.
+pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    // `union bpf_iter_link_info` with the map alone.
+    let info = [raw(map)];
+    let attr = IterLinkAttr {
+        program: raw(program),
+        attach_type: BPF_TRACE_ITER,
+        info: address(&info),
+        info_length: length(size_of_val(&info))?,
+        ..IterLinkAttr::default()
+    };
+    // SAFETY: `info` has the stated length and outlives the call.
+    let link = unsafe { open(BPF_LINK_CREATE, &attr) }?;
+    let attr = IterAttr { link: raw(link.as_fd()), ..IterAttr::default() };
+    // SAFETY: the attr holds no addresses.
+    unsafe { open(BPF_ITER_CREATE, &attr) }.map(File::from)
+}
+
 /// Opens what is pinned at `path`.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let bytes = path.as_bytes_with_nul();
     let attr = PinAttr { path: address(bytes), ..PinAttr::default() };
-    // SAFETY: `attr` is valid for its size, and the path in it ends with NUL and outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, std::ptr::from_ref(&attr), size_of::<PinAttr>()) };
+    // SAFETY: the path ends with NUL and outlives the call.
+    unsafe { open(BPF_OBJ_GET, &attr) }
+}
+
+/// Calls bpf(2) with a command that returns a new descriptor.
+///
+/// # Safety
+/// Every address in `attr` must point to memory that is valid for what `command` does with it.
+unsafe fn open<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as zero-filled.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     match i32::try_from(fd) {
         // SAFETY: the kernel has just made this descriptor for us.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),

@@ -34,9 +34,9 @@ pub(in crate::datapath) fn open(
         object: object.clone(),
         bind_protection: *bind_protection,
     };
-    let (ebpf, opt_outs, adopted) = Ebpf::open(&options)?;
+    let (ebpf, opt_outs, lists, adopted) = Ebpf::open(&options)?;
 
-    let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins, opt_outs)?;
+    let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins, (opt_outs, lists))?;
     let orders = ebpf.orders.subscribe();
     Ok(Opened {
         path: Box::new(ebpf),

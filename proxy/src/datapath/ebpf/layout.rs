@@ -192,6 +192,29 @@ impl Layout {
         }
     }
 
+    /// Gives what `old` owns to `new`, which owns nothing yet: its running flows and its clients' affinity go on.
+    pub(crate) fn rename(&mut self, old: &PortKey, new: &PortKey) {
+        if self.ports.contains_key(new) || (old.family, old.protocol) != (new.family, new.protocol) {
+            return;
+        }
+        let Some(main) = self.ports.remove(old) else { return };
+        let second = self.records.get(&main).and_then(|record| record.second);
+        for service in [Some(main), second].into_iter().flatten() {
+            if let Some(record) = self.records.get_mut(&service) {
+                record.owner = Some(new.clone());
+            }
+        }
+        self.ports.insert(new.clone(), main);
+    }
+
+    /// Whether `owner` has an endpoint.
+    #[must_use]
+    pub(crate) fn has_endpoints(&self, owner: &PortKey) -> bool {
+        let Some(main) = self.ports.get(owner).and_then(|main| self.records.get(main)) else { return false };
+        let second = main.second.and_then(|second| self.records.get(&second));
+        !main.placed.is_empty() || second.is_some_and(|second| !second.placed.is_empty())
+    }
+
     /// The writes that remove all elements of `owner`.
     pub(crate) fn remove(&mut self, owner: &PortKey, now: Moment) -> Vec<Write> {
         self.ports.remove(owner).map_or_else(Vec::new, |main| self.drop_port(main, now))

@@ -15,6 +15,8 @@ pub(super) struct Orders {
     pub(super) sources: bool,
     /// How many backends have died so far.
     pub(super) departed: u64,
+    /// How often UDP frontends have appeared, got their first endpoint, or moved to another service port so far.
+    pub(super) frontends: u64,
 }
 
 /// Publishes the orders; the first sync that succeeds publishes the first.
@@ -24,6 +26,7 @@ pub(super) struct OrderWriter {
     /// How many service ports of the last plan have source ranges.
     with_ranges: usize,
     departed: u64,
+    frontends: u64,
 }
 
 impl OrderWriter {
@@ -37,6 +40,12 @@ impl OrderWriter {
         self.departed = self.departed.saturating_add(1);
     }
 
+    /// Counts UDP frontends that lead to an endpoint now and did not before, or lead to another service port: sockets
+    /// may have been connected before. The next successful sync publishes it.
+    pub(super) fn frontends_changed(&mut self) {
+        self.frontends = self.frontends.saturating_add(1);
+    }
+
     /// Forgets the last plan: the next difference is one to an empty plan.
     pub(super) fn forget_plan(&mut self) {
         self.with_ranges = 0;
@@ -46,8 +55,12 @@ impl OrderWriter {
     /// has.
     pub(super) fn synced(&mut self, opted_out: &Arc<BTreeSet<IpAddr>>, gained: usize, lost: usize) {
         self.with_ranges = self.with_ranges.saturating_add(gained).saturating_sub(lost);
-        let orders =
-            Some(Orders { opted_out: Arc::clone(opted_out), sources: self.with_ranges > 0, departed: self.departed });
+        let orders = Some(Orders {
+            opted_out: Arc::clone(opted_out),
+            sources: self.with_ranges > 0,
+            departed: self.departed,
+            frontends: self.frontends,
+        });
         self.orders.send_if_modified(|known| {
             let modified = *known != orders;
             *known = orders;
@@ -66,7 +79,7 @@ mod tests {
         let orders = writer.subscribe();
         writer.synced(&Arc::default(), gained, lost);
         assert_eq!(orders.has_changed().unwrap(), news);
-        assert_eq!(*orders.borrow(), Some(Orders { opted_out: Arc::default(), sources, departed }));
+        assert_eq!(*orders.borrow(), Some(Orders { opted_out: Arc::default(), sources, departed, frontends: 0 }));
     }
 
     #[test]

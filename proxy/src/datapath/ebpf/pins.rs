@@ -187,8 +187,14 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes what daemons of other versions pinned, links first. Returns how many links that were.
+    /// Removes what daemons of other versions pinned, links first, and maps beside ours that no program of ours reads.
+    /// Returns how many links that were.
     pub(super) fn remove_other_versions(&self) -> Result<usize, PinError> {
+        for path in list(&self.maps.flows)?.into_iter().chain(list(&self.maps.tables)?) {
+            if maps::ALL.iter().all(|map| path != self.maps.of(map)) {
+                std::fs::remove_file(&path).map_err(|source| PinError::File { doing: "removing the pin", path, source })?;
+            }
+        }
         let ours = [&self.version, &flows(&self.root)];
         let others = list(&self.root)?.into_iter().filter(|path| is_version(path) && !ours.contains(&path));
         Ok(remove_versions(&others.collect::<Vec<_>>())?.links)
@@ -373,6 +379,14 @@ mod tests {
         assert_eq!(found.pins.remove_other_versions().unwrap(), 2);
         assert_eq!((found.former(), found.holds("v2/links/connect4")), (None, None));
         assert_eq!(found.holds("v3/links/connect4").as_deref(), Some("v2/links/connect4"), "ours stay");
+    }
+
+    #[test]
+    fn maps_that_only_an_earlier_release_read_are_removed() {
+        let found = PinFolder::new(&["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v3/maps/SLOTS", "v3/maps/STRAY"]);
+        found.pins.remove_other_versions().unwrap();
+        let held = ["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v3/maps/SLOTS", "v3/maps/STRAY"];
+        assert_eq!(held.map(|file| found.holds(file).is_some()), [false, true, true, false]);
     }
 
     #[test]

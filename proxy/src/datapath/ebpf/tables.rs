@@ -7,3 +7,4 @@ pub(super) mod audit;
 pub(super) mod kernel;
 pub(crate) mod memory;
 pub(super) mod node;
+pub(super) mod reader;

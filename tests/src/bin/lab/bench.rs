@@ -45,6 +45,9 @@ pub(crate) struct BenchOptions {
     /// Only DNS.
     #[arg(long, conflicts_with = "only_api")]
     only_dns: bool,
+    /// Only connections.
+    #[arg(long, conflicts_with_all = ["only_api", "only_dns"])]
+    only_connects: bool,
 }
 
 /// Runs the measurements. Needs root.
@@ -65,6 +68,10 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     for size in SIZES {
         cluster.grow_to(size).with_context(|| format!("growing to {size} services"))?;
         connects(&cluster, options, size, &mut report)?;
+    }
+    if options.only_connects {
+        report.print();
+        return Ok(());
     }
     exchanges(&cluster, options, &mut report)?;
     changes(&mut cluster, options, &mut report)?;

@@ -6,15 +6,16 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapInfo;
 use aya::programs::links::FdLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo, loaded_programs,
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, ProgramInfo, loaded_programs,
 };
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use proxy_abi::maps;
 
 use super::super::pins::Pins;
@@ -36,6 +37,11 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("post_bind6", "shunt_post_bind6"),
 ];
 
+/// The program that lists the flows of connected sockets, and the one that lists those that have ended.
+const LISTS: [&str; 2] = ["shunt_flows_all", "shunt_flows_end"];
+/// What these run for.
+const ELEMENTS: &str = "bpf_sk_storage_map";
+
 /// How much of the verifier's log is shown: its last lines name the instruction and the reason.
 const VERIFIER_LINES: usize = 12;
 
@@ -48,6 +54,9 @@ pub(crate) enum ProgramsError {
     /// The object file does not hold one of the programs.
     #[error("the BPF object has no program {0}: it is not the object of this version")]
     NoProgram(&'static str),
+    /// The kernel does not describe its own types.
+    #[error("reading the types of the kernel (CONFIG_DEBUG_INFO_BTF)")]
+    Types(#[source] Box<BtfError>),
     /// A pinned map has another layout.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -98,6 +107,15 @@ pub(crate) struct Links {
     pub attached: usize,
 }
 
+/// Programs that list flows of connected sockets, on the pinned maps.
+#[derive(Debug)]
+pub(in crate::datapath::ebpf) struct FlowLists {
+    /// Of all.
+    pub(in crate::datapath::ebpf) all: OwnedFd,
+    /// Of those that have ended although their socket is open.
+    pub(in crate::datapath::ebpf) ended: OwnedFd,
+}
+
 /// The programs of an object, loaded on the pinned maps and accepted by the kernel, but not attached.
 pub(in crate::datapath::ebpf) struct Loaded(Ebpf);
 
@@ -105,11 +123,27 @@ impl Loaded {
     /// Loads the programs of `object`; maps that are not pinned yet are made. All are verified before the first is
     /// attached: a kernel that refuses one keeps what it had.
     pub(in crate::datapath::ebpf) fn load(object: &[u8], pins: &Pins) -> Result<Self, ProgramsError> {
-        let mut ebpf = load_object(object, pins)?;
+        let btf = Btf::from_sys_fs().map_err(|error| ProgramsError::Types(Box::new(error)))?;
+        let mut ebpf = load_object(object, pins, &btf)?;
         for (_, name) in PROGRAMS {
-            load(program(&mut ebpf, name)?, name)?;
+            let loaded = program(&mut ebpf, name)?.load();
+            accepted(loaded, name)?;
+        }
+        for name in LISTS {
+            let loaded = list(&mut ebpf, name)?.load(ELEMENTS, &btf);
+            accepted(loaded, name)?;
         }
         Ok(Self(ebpf))
+    }
+
+    /// The programs that list flows; they run when they are asked, and end with the daemon.
+    pub(in crate::datapath::ebpf) fn flow_lists(&mut self) -> Result<FlowLists, ProgramsError> {
+        let [all, ended] = LISTS;
+        let mut open = |name| {
+            let fd = list(&mut self.0, name)?.fd().map_err(kernel("asking about", name))?;
+            fd.as_fd().try_clone_to_owned().map_err(kernel("opening", name))
+        };
+        Ok(FlowLists { all: open(all)?, ended: open(ended)? })
     }
 
     /// Links each program to `cgroup`, or keeps its link.
@@ -161,11 +195,12 @@ pub(in crate::datapath::ebpf) fn our_programs(links: &Path) -> Vec<u32> {
     programs.filter_map(|link| bpf::cgroup_link(link).ok()).map(|link| link.program).collect()
 }
 
-fn load_object(object: &[u8], pins: &Pins) -> Result<Ebpf, ProgramsError> {
+fn load_object(object: &[u8], pins: &Pins, btf: &Btf) -> Result<Ebpf, ProgramsError> {
     if object.is_empty() {
         return Err(ProgramsError::Missing);
     }
     let mut loader = EbpfLoader::new();
+    loader.btf(Some(btf));
     for map in maps::ALL {
         let pin = pins.maps.of(map);
         if pin.exists() {
@@ -239,8 +274,13 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<Hook<'a>, Progr
     Ok(Hook::Address(found.try_into().map_err(kernel("reading", name))?))
 }
 
-fn load(mut program: Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {
-    match program.load() {
+fn list<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Iter, ProgramsError> {
+    let found = ebpf.program_mut(name).ok_or(ProgramsError::NoProgram(name))?;
+    found.try_into().map_err(kernel("reading", name))
+}
+
+fn accepted(loaded: Result<(), ProgramError>, name: &'static str) -> Result<(), ProgramsError> {
+    match loaded {
         Ok(()) => Ok(()),
         Err(ProgramError::LoadError { io_error, verifier_log }) => {
             Err(ProgramsError::Refused { program: name, verifier: tail(&verifier_log.to_string()), source: io_error })

@@ -1,100 +1,288 @@
-//! Destroys sockets that are connected to an endpoint that left, so that their owners connect anew at once.
+//! Ends sockets that would go on with an endpoint that left, or past a Service, so that their owners connect anew.
 //!
-//! It destroys only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
-//! connecting. Established TCP connections stay (CT-6, UC-12). The programs keep a flow for each socket that dialled a
-//! frontend: for TCP in the socket's storage, which the kernel lists, and for UDP in a map by cookie. A socket that
-//! dialled the endpoint itself has no flow.
+//! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
+//! connecting. Established TCP connections stay (CT-6, UC-12). Two kinds of sockets are found:
+//!
+//! - with a flow that has ended: the endpoint left, or the frontend leads to another service port (CT-3, CT-4). The
+//!   programs keep the flow of a socket in its storage; a program lists those that have ended, of all namespaces.
+//! - older than their frontend: they are connected to the very address of a Service, from a time at which it was none
+//!   (CT-5). They have no flow, so the sockets of each namespace are compared with the tables.
+//!
+//! A socket that dialled an endpoint itself is left alone.
 
 mod diag;
+mod served;
 
-use std::os::fd::BorrowedFd;
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 
-use proxy_abi::{BackendRef, unmapped};
-use shunt_model::Family;
+use proxy_abi::directory::at;
+use proxy_abi::lookup::{self, Meaning, Tables as _, V4, V6, Words as _};
+use proxy_abi::{AffinityKey, Address6, Extent, Flow, Lead, ListedFlow, maps};
+use zerocopy::FromBytes as _;
 
+use self::diag::{Diag, Socket};
+use self::served::Served;
+use super::super::layout::write::{address, address4, address_of};
+use super::super::pins::Pins;
+use super::super::tables::kernel::{TableError, open};
+use super::super::tables::reader::Reader;
+use super::programs::FlowLists;
 use crate::host::netns::{self, Namespace};
+use crate::sys::bpf;
 
-/// The maps in which the programs keep flows of sockets.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Maps<'a> {
-    /// `PEER`.
-    pub(super) storage: BorrowedFd<'a>,
-    /// `CONNECTED`.
-    pub(super) by_cookie: BorrowedFd<'a>,
-}
+const UDP: u8 = 17;
+const TCP: u8 = 6;
+
+/// A socket whose program has just run is in no list yet: the first look may miss it.
+const LOOKS: u8 = 2;
 
 /// What one sweep did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Swept {
-    /// How many sockets with a flow were found.
-    pub(super) examined: usize,
+    /// How many flows have ended although their socket was open.
+    pub(super) ended: usize,
     /// How many sockets were destroyed.
     pub(super) destroyed: usize,
-    /// Namespaces, by cookie, that could not be searched, and why. Those that are gone do not count.
+    /// Namespaces, by cookie, that could not be searched, and why; 0 stands for all. Those that are gone do not count.
     pub(super) failed: Vec<(u64, String)>,
 }
 
-/// Destroys the sockets of `namespaces` whose backend is not `alive`.
-pub(super) fn sweep(
-    namespaces: &[Namespace],
-    maps: Maps<'_>,
-    alive: &(dyn Fn(Family, BackendRef) -> bool + Sync),
-) -> Swept {
-    let mut swept = Swept::default();
-    let outcomes = match netns::within_each(namespaces, |_| sweep_here(maps, alive)) {
-        Ok(outcomes) => outcomes,
-        Err(error) => {
-            swept.failed.push((0, error.to_string()));
+/// Which sockets are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    /// Those whose flow has ended.
+    Ended,
+    /// Those, and sockets older than their frontend.
+    EndedAndOlder,
+}
+
+/// Finds and ends sockets.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    lists: FlowLists,
+    peers: OwnedFd,
+    tables: Reader,
+    served: Served,
+    /// How often an ended flow, by cookie and reference, has been looked for in all namespaces. After [`LOOKS`] it is
+    /// known to need nothing more: its socket is destroyed, is connected elsewhere, or is an established connection.
+    looked: HashMap<(u64, u32), u8>,
+}
+
+/// What a sweep looks for in each namespace.
+struct Wanted<'a> {
+    ended: HashMap<u64, Flow>,
+    older: Option<Older<'a>>,
+}
+
+/// How sockets that are older than their frontend are known.
+struct Older<'a> {
+    tables: &'a Reader,
+    /// Sockets with a flow: what they are connected to is an endpoint, whatever else it may be.
+    with_flow: HashSet<u64>,
+    served: served::Cgroups,
+}
+
+impl Sweeper {
+    /// Works on the maps pinned in `pins`, for sockets of processes below `cgroup`.
+    pub(super) fn open(pins: &Pins, lists: FlowLists, cgroup: &std::path::Path) -> Result<Self, TableError> {
+        Ok(Self {
+            lists,
+            peers: open(&pins.maps, &maps::PEER)?,
+            tables: Reader::open(&pins.maps)?,
+            served: Served::new(cgroup),
+            looked: HashMap::new(),
+        })
+    }
+
+    /// How many connected sockets have a flow.
+    pub(super) fn flows(&self) -> io::Result<usize> {
+        Ok(listed(&self.lists.all, &self.peers)?.len())
+    }
+
+    /// Ends the sockets of `namespaces` that `search` asks for. Nothing is a frontend for those that opted out.
+    pub(super) fn sweep(
+        &mut self,
+        namespaces: &[Namespace],
+        opted_out: &(dyn Fn(&Namespace) -> bool + Sync),
+        search: Search,
+    ) -> Swept {
+        let failed = |error: io::Error| Swept { failed: vec![(0, format!("listing flows: {error}"))], ..Swept::default() };
+        let listed = self.ended().and_then(|ended| Ok(Wanted { ended, older: self.older(search)? }));
+        let wanted = match listed {
+            Ok(wanted) => wanted,
+            Err(error) => return failed(error),
+        };
+        let mut swept = Swept { ended: wanted.ended.len(), ..Swept::default() };
+        if wanted.ended.is_empty() && wanted.older.is_none() {
             return swept;
         }
-    };
-    for (namespace, outcome) in namespaces.iter().zip(outcomes) {
-        match outcome {
-            Ok(SweptNamespace { examined, destroyed, failed }) => {
-                swept.examined = swept.examined.saturating_add(examined);
-                swept.destroyed = swept.destroyed.saturating_add(destroyed);
-                swept.failed.extend(failed.map(|error| (namespace.cookie, error)));
+        let outcomes = netns::within_each(namespaces, |namespace| wanted.sweep_here(namespace, opted_out(namespace)));
+        let outcomes = match outcomes {
+            Ok(outcomes) => outcomes,
+            Err(error) => return failed(error),
+        };
+        for (namespace, outcome) in namespaces.iter().zip(outcomes) {
+            match outcome {
+                Ok((destroyed, failure)) => {
+                    swept.destroyed = swept.destroyed.saturating_add(destroyed);
+                    swept.failed.extend(failure.map(|error| (namespace.cookie, error)));
+                }
+                Err(error) if netns::is_gone(&error) => {}
+                Err(error) => swept.failed.push((namespace.cookie, error.to_string())),
             }
-            Err(error) if netns::is_gone(&error) => {}
-            Err(error) => swept.failed.push((namespace.cookie, error.to_string())),
+        }
+        let Wanted { ended, older: _ } = wanted;
+        if swept.failed.is_empty() {
+            for (cookie, flow) in ended {
+                let looks = self.looked.entry((cookie, flow.reference)).or_default();
+                *looks = looks.saturating_add(1);
+            }
+        }
+        if let Some(error) = self.tables.take_failure() {
+            swept.failed.push((0, format!("reading the tables: {error}")));
+        }
+        swept
+    }
+
+    /// The ended flows, without those of sockets that may go on.
+    fn ended(&mut self) -> io::Result<HashMap<u64, Flow>> {
+        let mut ended = listed(&self.lists.ended, &self.peers)?;
+        self.looked.retain(|(cookie, reference), _| ended.get(cookie).is_some_and(|flow| flow.reference == *reference));
+        ended.retain(|cookie, flow| self.looked.get(&(*cookie, flow.reference)).is_none_or(|looks| *looks < LOOKS));
+        Ok(ended)
+    }
+
+    fn older(&self, search: Search) -> io::Result<Option<Older<'_>>> {
+        match search {
+            Search::Ended => Ok(None),
+            Search::EndedAndOlder => Ok(Some(Older {
+                tables: &self.tables,
+                with_flow: listed(&self.lists.all, &self.peers)?.into_keys().collect(),
+                served: self.served.now()?,
+            })),
         }
     }
-    swept
 }
 
-/// A failure is kept as text: a kernel that lists no UDP sockets says ENOENT, as does a namespace that is gone.
-fn sweep_here(maps: Maps<'_>, alive: &(dyn Fn(Family, BackendRef) -> bool + Sync)) -> SweptNamespace {
-    let mut here = SweptNamespace::default();
-    let listed = diag::Diag::open().and_then(|mut diag| Ok((diag.connected(maps)?, diag)));
-    let (connected, mut diag) = match listed {
-        Ok(listed) => listed,
-        Err(error) => {
-            here.failed = Some(format!("listing its sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG): {error}"));
-            return here;
+/// Flows by the cookie of their socket, as a program lists them.
+fn listed(program: &OwnedFd, peers: &OwnedFd) -> io::Result<HashMap<u64, Flow>> {
+    let mut bytes = Vec::new();
+    bpf::iterate(program.as_fd(), peers.as_fd())?.read_to_end(&mut bytes)?;
+    let entries = bytes.chunks_exact(size_of::<ListedFlow>()).filter_map(|entry| ListedFlow::read_from_bytes(entry).ok());
+    Ok(entries.map(|ListedFlow { cookie, flow, padding: _ }| (cookie, flow)).collect())
+}
+
+impl Wanted<'_> {
+    /// How many sockets of the present namespace it destroyed, and what failed. A failure is kept as text: a kernel that
+    /// lists no UDP sockets says ENOENT, as does a namespace that is gone.
+    fn sweep_here(&self, namespace: &Namespace, opted_out: bool) -> (usize, Option<String>) {
+        let listed = Diag::open().and_then(|mut diag| Ok((self.found_here(&mut diag)?, diag)));
+        let (sockets, mut diag) = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                let what = "listing its sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG)";
+                return (0, Some(format!("{what}: {error}")));
+            }
+        };
+        let (mut destroyed, mut failed) = (0_usize, None);
+        for socket in &sockets {
+            if !self.ends(socket, namespace, opted_out) {
+                continue;
+            }
+            match diag.destroy(socket) {
+                Ok(true) => destroyed = destroyed.saturating_add(1),
+                Ok(false) => {}
+                // Go on with the other sockets.
+                Err(error) => failed = Some(format!("destroying a socket (CONFIG_INET_DIAG_DESTROY): {error}")),
+            }
         }
-    };
-    here.examined = connected.len();
-    for socket in &connected {
-        let family = if unmapped(socket.flow.backend).is_some() { Family::V4 } else { Family::V6 };
-        if alive(family, socket.flow.reference()) {
-            continue;
+        (destroyed, failed)
+    }
+
+    /// The sockets of the present namespace among which there may be some to end.
+    fn found_here(&self, diag: &mut Diag) -> io::Result<Vec<Socket>> {
+        let any = |excluded: u8| self.ended.values().any(|flow| flow.protocol() != excluded);
+        let mut found = Vec::new();
+        if self.older.is_some() || any(TCP) {
+            found.extend(diag.connected()?);
         }
-        match diag.destroy(socket) {
-            Ok(true) => here.destroyed = here.destroyed.saturating_add(1),
-            Ok(false) => {}
-            // Go on with the other sockets.
-            Err(error) => here.failed = Some(format!("destroying a socket (CONFIG_INET_DIAG_DESTROY): {error}")),
+        if any(UDP) {
+            found.extend(diag.connecting()?);
+        }
+        Ok(found)
+    }
+
+    /// Whether a socket is to be ended.
+    fn ends(&self, socket: &Socket, namespace: &Namespace, opted_out: bool) -> bool {
+        if let Some(flow) = self.ended.get(&socket.cookie()) {
+            // It may have connected again since.
+            return backend(flow) == socket.destination();
+        }
+        !opted_out && self.older.as_ref().is_some_and(|older| older.passes_by(socket, namespace))
+    }
+}
+
+fn backend(flow: &Flow) -> SocketAddr {
+    let ip = IpAddr::V6(address_of(flow.backend)).to_canonical();
+    SocketAddr::new(ip, u16::from_be(flow.backend_port))
+}
+
+impl Older<'_> {
+    /// Whether the socket is connected to the address of a frontend and so passes by its endpoints.
+    fn passes_by(&self, socket: &Socket, namespace: &Namespace) -> bool {
+        let to = socket.destination();
+        let port = to.port().to_be();
+        let meaning = match to.ip() {
+            IpAddr::V4(ip) => lookup::meaning::<V4, _, _>(&self.tables, &Client(namespace), address4(ip), port, UDP),
+            IpAddr::V6(_) => {
+                lookup::meaning::<V6, _, _>(&self.tables, &Client(namespace), address(to.ip()), port, UDP)
+            }
+        };
+        match meaning {
+            Meaning::Frontend(lead) => {
+                self.has_endpoint(lead) && !self.with_flow.contains(&socket.cookie()) && self.served.hold(socket.cgroup)
+            }
+            Meaning::Undefined | Meaning::Foreign => false,
         }
     }
-    here
+
+    fn has_endpoint(&self, lead: Lead) -> bool {
+        let entry = self.tables.directory(lead.service);
+        entry.is_some_and(|entry| Extent(entry.word(at::EXTENT)).count(lead.local) > 0)
+    }
 }
 
-/// What was done in one namespace.
-#[derive(Default)]
-struct SweptNamespace {
-    examined: usize,
-    destroyed: usize,
-    failed: Option<String>,
+/// The owner of a socket, for the lookup; only its namespace matters to what an address means.
+struct Client<'a>(&'a Namespace);
+
+impl lookup::Caller for Client<'_> {
+    fn is_of_node(&self) -> bool {
+        self.0.own
+    }
+
+    /// The sweep asks before.
+    fn has_opted_out(&self) -> bool {
+        false
+    }
+
+    fn source(&self, ipv4: bool) -> Option<Address6> {
+        self.0.addresses.iter().find(|ip| ip.is_ipv4() == ipv4).map(|ip| address(*ip))
+    }
+
+    fn affinity_key(&self, port: u32) -> AffinityKey {
+        AffinityKey::of_namespace(self.0.cookie, port)
+    }
+
+    fn random(&self) -> u32 {
+        0
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
 }
 
 #[cfg(test)]

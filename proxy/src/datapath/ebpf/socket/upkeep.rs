@@ -1,27 +1,26 @@
-//! Upkeep beside the tables: follows the namespaces that opt out, destroys sockets of endpoints that left, and tests
-//! whether the programs are in effect. Each round looks at the present state and depends on no event.
+//! Upkeep beside the tables: follows the namespaces that opt out, destroys sockets that have lost their endpoint, and
+//! tests whether the programs are in effect. Each round looks at the present state and depends on no event.
 
 mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use proxy_abi::maps;
-use proxy_abi::{Backend4, Backend6, BackendRef, Namespace as Known};
-use shunt_model::{Family, with_causes};
+use proxy_abi::Namespace as Known;
+use shunt_model::with_causes;
 use tracing::{debug, info, warn};
 
 use super::super::layout::write::address as words;
 use super::super::orders::Orders;
 use super::super::pins::Pins;
-use super::super::tables::kernel::{Array, TableError, open};
+use super::super::tables::kernel::TableError;
 use super::super::tables::node::OptOuts;
 use super::foreign::{Foreign, foreign};
-use super::sweep::{self, Maps, Swept};
+use super::programs::FlowLists;
+use super::sweep::{Search, Sweeper, Swept};
 use super::{coverage, selftest};
 use crate::datapath::SyncError;
 use crate::host::netns::{Inventory, Namespace, Scanner};
@@ -46,8 +45,10 @@ pub(in crate::datapath::ebpf) struct Findings {
     pub(in crate::datapath::ebpf) namespaces: usize,
     /// Of these, how many opted out.
     pub(in crate::datapath::ebpf) opted_out: usize,
-    /// Sockets destroyed so far because their endpoint had left.
+    /// Sockets destroyed so far because their endpoint had left or their frontend had changed.
     pub(in crate::datapath::ebpf) destroyed: u64,
+    /// Connected sockets with a flow, at the last checkup.
+    pub(in crate::datapath::ebpf) flows: usize,
     /// Self-tests run so far.
     pub(in crate::datapath::ebpf) checkups: u64,
     /// Rounds and parts of rounds that failed so far.
@@ -64,12 +65,12 @@ pub(in crate::datapath::ebpf) struct Upkeep {
     scanner: Scanner,
     inventory: Inventory,
     opt_outs: OptOuts,
-    peers: OwnedFd,
-    connected: OwnedFd,
-    backends4: Array,
-    backends6: Array,
+    sweeper: Sweeper,
     orders: Orders,
-    swept: Option<u64>,
+    /// The departures and the changes of frontends that sweeps have followed.
+    swept: Option<(u64, u64)>,
+    /// What the present sweeps look for.
+    search: Search,
     /// Two sweeps have been made for the last departure.
     looked_twice: bool,
     due: Due,
@@ -102,7 +103,7 @@ impl Upkeep {
         cgroup: &Path,
         covers_all: bool,
         pins: &Pins,
-        opt_outs: OptOuts,
+        (opt_outs, lists): (OptOuts, FlowLists),
     ) -> Result<Self, TableError> {
         let named = ["/run/netns", "/var/run/netns"].map(PathBuf::from);
         let now = Instant::now();
@@ -113,12 +114,10 @@ impl Upkeep {
             scanner: Scanner::new(Path::new("/proc"), &named),
             inventory: Inventory::default(),
             opt_outs,
-            peers: open(&pins.maps, &maps::PEER)?,
-            connected: open(&pins.maps, &maps::CONNECTED)?,
-            backends4: Array::open(&pins.maps, &maps::BACKENDS4)?,
-            backends6: Array::open(&pins.maps, &maps::BACKENDS6)?,
+            sweeper: Sweeper::open(pins, lists, cgroup)?,
             orders: Orders::default(),
             swept: None,
+            search: Search::Ended,
             looked_twice: false,
             due: Due { scan: now, checkup: now, sweep: None, rested: now },
             findings: Findings::default(),
@@ -128,9 +127,13 @@ impl Upkeep {
     /// Takes new orders: a round is due at once.
     fn take(&mut self, orders: Orders) {
         let now = Instant::now();
-        if self.swept != Some(orders.departed) {
-            // After a start too: endpoints may have left while no daemon ran.
-            self.swept = Some(orders.departed);
+        let latest = (orders.departed, orders.frontends);
+        if self.swept != Some(latest) {
+            // After a start too: endpoints may have left and frontends may have come while no daemon ran.
+            if self.swept.is_none_or(|(_, frontends)| frontends != orders.frontends) {
+                self.search = Search::EndedAndOlder;
+            }
+            self.swept = Some(latest);
             self.looked_twice = false;
             self.due.sweep = Some(now.max(self.due.rested));
         }
@@ -185,17 +188,19 @@ impl Upkeep {
     }
 
     fn sweep(&mut self, began: Instant) {
-        let alive = |family, reference| is_alive(&self.backends4, &self.backends6, family, reference);
-        let maps = Maps { storage: self.peers.as_fd(), by_cookie: self.connected.as_fd() };
-        let Swept { examined, destroyed, failed } = sweep::sweep(&self.inventory.namespaces, maps, &alive);
+        let opted_out = |namespace: &Namespace| is_out(namespace, &self.orders.opted_out);
+        let Swept { ended, destroyed, failed } =
+            self.sweeper.sweep(&self.inventory.namespaces, &opted_out, self.search);
         debug!(
-            examined,
+            ended,
             destroyed,
             namespaces = self.inventory.namespaces.len(),
+            search = ?self.search,
             "looked for sockets of endpoints that left"
         );
         if destroyed > 0 {
-            info!(examined, destroyed, elapsed = ?began.elapsed(), "destroyed sockets of endpoints that left");
+            let elapsed = began.elapsed();
+            info!(destroyed, ?elapsed, "destroyed sockets of endpoints that left or of frontends that changed");
         }
         self.findings.destroyed = self.findings.destroyed.saturating_add(u64::try_from(destroyed).unwrap_or(u64::MAX));
         let incomplete = !failed.is_empty();
@@ -207,6 +212,9 @@ impl Upkeep {
         self.due.rested = now + now.duration_since(began) * REST;
         // Sweep until a sweep finds nothing, and at least twice.
         let second = destroyed == 0 && self.looked_twice && !incomplete;
+        if second {
+            self.search = Search::Ended;
+        }
         self.looked_twice = !second;
         self.due.sweep = (!second).then(|| now + if incomplete { SCAN } else { SECOND_LOOK });
     }
@@ -233,6 +241,10 @@ impl Upkeep {
             warn!(reason, "the socket programs are not in effect");
         }
         self.findings.not_in_effect = reasons;
+        match self.sweeper.flows() {
+            Ok(flows) => self.findings.flows = flows,
+            Err(error) => self.note("counting the flows of sockets", Err(error.into())),
+        }
         match foreign(&self.cgroup, &self.links) {
             Ok(found) => {
                 for program in found.iter().filter(|program| !self.findings.foreign.contains(program)) {
@@ -246,7 +258,7 @@ impl Upkeep {
 }
 
 fn known(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> Known {
-    let out = namespace.addresses.iter().any(|address| opted_out.contains(address));
+    let out = is_out(namespace, opted_out);
     let four = namespace.addresses.iter().find(|address| address.is_ipv4());
     let six = namespace.addresses.iter().find(|address| address.is_ipv6());
     let [_, _, _, address4] = four.map_or([0; 4], |address| words(*address));
@@ -257,10 +269,6 @@ fn known(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> Known {
     }
 }
 
-fn is_alive(four: &Array, six: &Array, family: Family, reference: BackendRef) -> bool {
-    let generation = match family {
-        Family::V4 => four.load(reference.index(), 0).map(Backend4::generation),
-        Family::V6 => six.load(reference.index(), Backend6::LIFE).map(Backend6::generation),
-    };
-    generation == Some(reference.generation())
+fn is_out(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> bool {
+    namespace.addresses.iter().any(|address| opted_out.contains(address))
 }

@@ -1,29 +1,39 @@
-//! With sockets in namespaces made for the test, on threads of its own; these need root.
+//! With sockets in namespaces made for the test, on threads of its own, and with maps pinned for the test; these need
+//! root.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use aya::EbpfLoader;
-use aya::maps::{Map, MapData};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+use proxy_abi::{BackendRef, Standing, Terms};
+use shunt_model::{Family, Protocol};
+use zerocopy::IntoBytes as _;
 
-use super::super::super::OBJECT;
-use super::diag::{ADDRESS_FAMILIES, cookie};
+use super::super::super::layout::Write;
+use super::super::super::layout::write::{FrontendKey, backend};
+use super::super::super::tables::kernel::Tables;
+use super::super::super::{OBJECT, pins};
+use super::super::programs::Loaded;
 use super::*;
 use crate::host::netns::inventory;
 use crate::host::netns::tests::is_root;
-use crate::sys::bpf;
 
-const FRONTEND: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 10];
+/// What the sockets dialled.
+const FRONTEND: &str = "10.96.0.10:53";
+/// Where it leads.
+const SERVICE: u32 = 3;
 /// Sockets with this reference lost their backend.
 const GONE: BackendRef = BackendRef::new(5, 1);
 const ALIVE: BackendRef = BackendRef::new(6, 1);
+/// Serves another service port.
+const OTHER: BackendRef = BackendRef::new(7, 1);
 
 /// Loopback, and an interface whose other end hears nothing that is sent to 10.9.0.2.
 const LINKS: [&str; 6] = [
@@ -50,59 +60,82 @@ fn in_a_namespace<T: Send>(test: &str, work: impl FnOnce() -> T + Send) -> Optio
     Some(thread::scope(|scope| scope.spawn(inside).join().unwrap()))
 }
 
-/// The maps in which the programs keep flows; nothing is attached.
-struct Kept {
-    storage: MapData,
-    by_cookie: MapData,
+/// Pinned maps with the programs that list flows; nothing is attached.
+struct Kernel {
+    root: PathBuf,
+    sweeper: Sweeper,
+    tables: Tables,
 }
 
-impl Kept {
+impl Kernel {
     #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
     fn create(test: &str) -> Option<Self> {
         if OBJECT.is_empty() {
             eprintln!("SKIPPED {test}: built without BPF programs (cargo xtask build)");
             return None;
         }
-        let mut ebpf = EbpfLoader::new().load(OBJECT).unwrap();
-        let (Some(Map::SkStorage(storage)), Some(Map::LruHashMap(by_cookie))) =
-            (ebpf.take_map("PEER"), ebpf.take_map("CONNECTED"))
-        else {
-            panic!("the object has other maps")
-        };
-        Some(Self { storage, by_cookie })
+        if !is_root(test) {
+            return None;
+        }
+        let root = PathBuf::from(format!("/sys/fs/bpf/shunt-unit-{}-{test}", std::process::id()));
+        let pins = Pins::create(&root).unwrap();
+        let mut loaded = Loaded::load(OBJECT, &pins).unwrap();
+        let lists = loaded.flow_lists().unwrap();
+        // The root of the tree: sockets of all cgroups are served.
+        let cgroup = crate::host::cgroup::discover().unwrap().path;
+        let sweeper = Sweeper::open(&pins, lists, &cgroup).unwrap();
+        let mut kernel = Self { root, sweeper, tables: Tables::open(&pins.maps).unwrap() };
+        for (reference, service) in [(ALIVE, SERVICE), (OTHER, SERVICE + 1)] {
+            for (family, ip) in [(Family::V4, "127.0.0.1:9"), (Family::V6, "[::1]:9")] {
+                let standing = Standing::new(reference.generation(), service, true, true);
+                kernel.write(&backend(family, ip.parse().unwrap(), reference, standing));
+            }
+            kernel.write(&Write::Terms { service, terms: Terms::new(service, 0, false) });
+        }
+        Some(kernel)
     }
 
-    fn maps(&self) -> Maps<'_> {
-        Maps { storage: self.storage.fd().as_fd(), by_cookie: self.by_cookie.fd().as_fd() }
+    fn write(&mut self, write: &Write) {
+        self.tables.write(write).unwrap();
+        self.tables.flush().unwrap();
+    }
+
+    /// Makes a frontend lead to a service port with one endpoint.
+    fn point(&mut self, frontend: &str, service: u32) {
+        let to: SocketAddr = frontend.parse().unwrap();
+        let key = FrontendKey::new(to.ip(), to.port().try_into().unwrap(), Protocol::Udp);
+        self.write(&Write::Extent { service, extent: Extent::new(0, 1, 0) });
+        self.write(&Write::Frontend { key, lead: Lead { service, local: false, filtered: false } });
     }
 
     /// What the programs write at `connect()`.
-    fn remember_tcp(&self, socket: &TcpStream, backend: &str, reference: BackendRef) {
-        bpf::update(self.maps().storage, &socket.as_raw_fd().to_ne_bytes(), &flow(backend, reference)).unwrap();
+    fn remember(&self, socket: &impl AsRawFd, protocol: u8, backend: &str, reference: BackendRef) {
+        let (frontend, backend): (SocketAddr, SocketAddr) = (FRONTEND.parse().unwrap(), backend.parse().unwrap());
+        let flow = Flow {
+            frontend: address(frontend.ip()),
+            backend: address(backend.ip()),
+            frontend_port: frontend.port().to_be(),
+            backend_port: backend.port().to_be(),
+            reference: reference.0,
+            origin: Flow::origin_of(protocol),
+        };
+        let bytes: [u8; size_of::<Flow>()] = flow.as_bytes().try_into().unwrap();
+        bpf::update(self.sweeper.peers.as_fd(), &socket.as_raw_fd().to_ne_bytes(), &bytes).unwrap();
     }
 
-    fn remember_udp(&self, socket: &UdpSocket, backend: &str, reference: BackendRef) {
-        let port = socket.local_addr().unwrap().port().to_be_bytes();
-        let mut diag = diag::Diag::open().unwrap();
-        let all: Vec<_> = ADDRESS_FAMILIES.into_iter().flat_map(|family| diag.connected_udp(family).unwrap()).collect();
-        let id = all.iter().find(|id| id[..2] == port).unwrap();
-        bpf::update(self.maps().by_cookie, &cookie(id), &flow(backend, reference)).unwrap();
+    #[track_caller]
+    fn check(&mut self, search: Search, ended: usize, destroyed: usize) {
+        let proc = tempfile::tempdir().unwrap();
+        let here = inventory(proc.path(), &[]).unwrap().namespaces;
+        let swept = self.sweeper.sweep(&here, &|_| false, search);
+        assert_eq!(swept, Swept { ended, destroyed, failed: Vec::new() });
     }
 }
 
-fn flow(backend: &str, reference: BackendRef) -> [u8; 44] {
-    let backend: SocketAddr = backend.parse().unwrap();
-    let ip = match backend.ip() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
-    let mut bytes = [0; 44];
-    bytes[..16].copy_from_slice(&FRONTEND);
-    bytes[16..32].copy_from_slice(&ip.octets());
-    bytes[32..34].copy_from_slice(&53_u16.to_be_bytes());
-    bytes[34..36].copy_from_slice(&backend.port().to_be_bytes());
-    bytes[36..40].copy_from_slice(&reference.0.to_ne_bytes());
-    bytes
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        pins::remove(&self.root).unwrap();
+    }
 }
 
 fn udp(local: &str, peer: &str) -> UdpSocket {
@@ -127,62 +160,104 @@ fn check_ended(socket: &UdpSocket, ended: bool) {
 }
 
 #[test]
-fn sockets_whose_backend_left_are_destroyed_and_no_others() {
-    const TEST: &str = "sockets_whose_backend_left_are_destroyed_and_no_others";
-    let Some(kept) = Kept::create(TEST).filter(|_| is_root(TEST)) else { return };
+fn sockets_whose_flow_has_ended_are_destroyed_and_no_others() {
+    const TEST: &str = "ended";
+    let Some(mut kernel) = Kernel::create(TEST) else { return };
     in_a_namespace(TEST, || {
-        let socket = |local: &str, peer: &str, backend: &str, reference: BackendRef| {
+        let socket = |local: &str, peer: &str, protocol: u8, backend: &str, reference: BackendRef| {
             let socket = udp(local, peer);
-            kept.remember_udp(&socket, backend, reference);
+            kernel.remember(&socket, protocol, backend, reference);
             socket
         };
-        let four = socket("127.0.0.1:0", "127.0.0.1:9", "127.0.0.1:9", GONE);
-        let six = socket("[::1]:0", "[::1]:9", "[::1]:9", GONE);
-        let mapped = socket("[::]:0", "[::ffff:127.0.0.1]:9", "127.0.0.1:9", GONE);
-        let served = socket("127.0.0.1:0", "127.0.0.1:9", "127.0.0.1:9", ALIVE);
-        let elsewhere = socket("127.0.0.1:0", "127.0.0.1:7", "127.0.0.1:9", GONE);
+        let four = socket("127.0.0.1:0", "127.0.0.1:9", UDP, "127.0.0.1:9", GONE);
+        let six = socket("[::1]:0", "[::1]:9", UDP, "[::1]:9", GONE);
+        let mapped = socket("[::]:0", "[::ffff:127.0.0.1]:9", UDP, "127.0.0.1:9", GONE);
+        let before_protocols_were_kept = socket("127.0.0.1:0", "127.0.0.1:9", 0, "127.0.0.1:9", GONE);
+        let served = socket("127.0.0.1:0", "127.0.0.1:9", UDP, "127.0.0.1:9", ALIVE);
+        let elsewhere = socket("127.0.0.1:0", "127.0.0.1:7", UDP, "127.0.0.1:9", GONE);
         let direct = udp("127.0.0.1:0", "127.0.0.1:9");
         let (opening, opening_served) = (waiting("10.9.0.2:80"), waiting("10.9.0.2:80"));
-        kept.remember_tcp(&opening, "10.9.0.2:80", GONE);
-        kept.remember_tcp(&opening_served, "10.9.0.2:80", ALIVE);
+        kernel.remember(&opening, TCP, "10.9.0.2:80", GONE);
+        kernel.remember(&opening_served, TCP, "10.9.0.2:80", ALIVE);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap();
         let established = TcpStream::connect(server).unwrap();
-        kept.remember_tcp(&established, &server.to_string(), GONE);
+        kernel.remember(&established, TCP, &server.to_string(), GONE);
 
-        let proc = tempfile::tempdir().unwrap();
-        let here = inventory(proc.path(), &[]).unwrap().namespaces;
-        // References of both families are the same numbers.
-        let swept = sweep(&here, kept.maps(), &|family, reference| reference != GONE || family == Family::V6);
-        assert_eq!(swept, Swept { examined: 6, destroyed: 3, failed: Vec::new() });
-        check_ended(&four, true);
-        check_ended(&mapped, true);
-        for untouched in [&six, &served, &elsewhere, &direct] {
+        kernel.check(Search::Ended, 7, 5);
+        for ended in [&four, &six, &mapped, &before_protocols_were_kept] {
+            check_ended(ended, true);
+        }
+        for untouched in [&served, &elsewhere, &direct] {
             check_ended(untouched, false);
         }
         assert_eq!(opening.take_error().unwrap().unwrap().kind(), ErrorKind::ConnectionAborted);
         assert!(opening_served.take_error().unwrap().is_none());
         assert!(established.take_error().unwrap().is_none());
-
-        let swept = sweep(&here, kept.maps(), &|_, reference| reference != GONE);
-        assert_eq!(swept, Swept { examined: 3, destroyed: 1, failed: Vec::new() });
-        check_ended(&six, true);
+        // After a second look none of them is looked for again.
+        kernel.check(Search::Ended, 7, 0);
+        kernel.check(Search::Ended, 0, 0);
     });
 }
 
 #[test]
-fn a_namespace_that_vanished_is_no_failure_and_one_that_cannot_be_listed_is() {
-    const TEST: &str = "a_namespace_that_vanished_is_no_failure_and_one_that_cannot_be_listed_is";
-    let proc = tempfile::tempdir().unwrap();
-    let not_a_map = std::fs::File::open(proc.path()).unwrap();
-    let maps = Maps { storage: not_a_map.as_fd(), by_cookie: not_a_map.as_fd() };
-    let found = in_a_namespace(TEST, || {
-        let here = inventory(proc.path(), &[]).unwrap().namespaces;
-        let swept = sweep(&here, maps, &|_, _| true);
-        assert_eq!(swept.failed.first().map(|(cookie, _)| *cookie), Some(here[0].cookie));
-        assert!(swept.failed[0].1.starts_with("listing its sockets"), "{swept:?}");
-        here
+fn a_flow_ends_when_its_frontend_leads_to_another_service_port() {
+    const TEST: &str = "moved";
+    let Some(mut kernel) = Kernel::create(TEST) else { return };
+    in_a_namespace(TEST, || {
+        let socket = udp("127.0.0.1:0", "127.0.0.1:9");
+        kernel.remember(&socket, UDP, "127.0.0.1:9", ALIVE);
+        kernel.check(Search::Ended, 0, 0);
+        kernel.point(FRONTEND, SERVICE);
+        kernel.check(Search::EndedAndOlder, 0, 0);
+        kernel.point(FRONTEND, SERVICE + 1);
+        kernel.check(Search::Ended, 1, 1);
+        check_ended(&socket, true);
     });
-    let Some(gone) = found else { return };
-    assert_eq!(sweep(&gone, maps, &|_, _| true), Swept::default());
+}
+
+#[test]
+fn a_socket_older_than_its_frontend_is_destroyed_when_that_has_an_endpoint() {
+    const TEST: &str = "older";
+    let Some(mut kernel) = Kernel::create(TEST) else { return };
+    in_a_namespace(TEST, || {
+        let older = udp("10.9.0.1:0", "10.9.0.2:53");
+        let another_port = udp("10.9.0.1:0", "10.9.0.2:54");
+        // Its endpoint happens to be a frontend as well.
+        let with_flow = udp("10.9.0.1:0", "10.9.0.2:53");
+        kernel.remember(&with_flow, UDP, "10.9.0.2:53", ALIVE);
+        kernel.check(Search::EndedAndOlder, 0, 0);
+        kernel.point("10.9.0.2:53", SERVICE);
+        kernel.check(Search::Ended, 0, 0);
+        kernel.write(&Write::Extent { service: SERVICE, extent: Extent::EMPTY });
+        kernel.check(Search::EndedAndOlder, 0, 0);
+        kernel.point("10.9.0.2:53", SERVICE);
+        kernel.check(Search::EndedAndOlder, 0, 1);
+        check_ended(&older, true);
+        check_ended(&another_port, false);
+        check_ended(&with_flow, false);
+    });
+}
+
+#[test]
+fn sockets_of_namespaces_that_opted_out_are_left_alone() {
+    const TEST: &str = "optedout";
+    let Some(mut kernel) = Kernel::create(TEST) else { return };
+    in_a_namespace(TEST, || {
+        let older = udp("10.9.0.1:0", "10.9.0.2:53");
+        kernel.point("10.9.0.2:53", SERVICE);
+        let proc = tempfile::tempdir().unwrap();
+        let here = inventory(proc.path(), &[]).unwrap().namespaces;
+        assert_eq!(kernel.sweeper.sweep(&here, &|_| true, Search::EndedAndOlder), Swept::default());
+        check_ended(&older, false);
+    });
+}
+
+#[test]
+fn a_namespace_that_vanished_is_no_failure() {
+    const TEST: &str = "vanished";
+    let Some(mut kernel) = Kernel::create(TEST) else { return };
+    let proc = tempfile::tempdir().unwrap();
+    let Some(gone) = in_a_namespace(TEST, || inventory(proc.path(), &[]).unwrap().namespaces) else { return };
+    assert_eq!(kernel.sweeper.sweep(&gone, &|_| false, Search::EndedAndOlder), Swept::default());
 }

@@ -50,7 +50,7 @@ fn publish(reports: &watch::Sender<Report>, findings: &Findings) {
 }
 
 fn report(findings: &Findings) -> Report {
-    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, checkups, failures } = findings;
+    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, flows, checkups, failures } = findings;
     let counter = |name, help, value: u64| Number { name, help, kind: NumberKind::Counter, value };
     let gauge = |name, help, value: usize| {
         let value = u64::try_from(value).unwrap_or(u64::MAX);
@@ -62,11 +62,12 @@ fn report(findings: &Findings) -> Report {
         faults: not_in_effect.clone(),
         foreign: foreign.iter().map(ToString::to_string).collect(),
         numbers: vec![
-            counter("sockets_destroyed", "Sockets destroyed as their endpoint had left", *destroyed),
+            counter("sockets_destroyed", "Sockets destroyed as their endpoint had left or their frontend had changed", *destroyed),
             counter("self_tests", "Self-tests of the socket programs", *checkups),
             counter("upkeep_failures", "Rounds of upkeep that were incomplete", *failures),
             gauge("self_test_faults", "Reasons why the socket programs are not in effect", faults),
             gauge("foreign_programs", "Programs of other tools at the same hooks", foreign.len()),
+            gauge("socket_flows", "Connected sockets that have an endpoint of a Service", *flows),
             gauge("network_namespaces", "Network namespaces of this node", *namespaces),
             gauge("opted_out_namespaces", "Network namespaces that are left alone", *opted_out),
         ],

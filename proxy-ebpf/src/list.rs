@@ -1,0 +1,75 @@
+//! Lists the flows of connected sockets, in all network namespaces at once: the daemon reads what these programs write.
+//!
+//! The kernel runs them for each element of `PEER`. They have no macro of their own in aya.
+
+use aya_ebpf::bindings::seq_file;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_seq_write};
+use aya_ebpf::cty::c_void;
+use proxy_abi::lookup::{V4, V6, has_ended};
+use proxy_abi::{Flow, ListedFlow, unmapped};
+
+use crate::sockaddr::UDP;
+use crate::tables::Kernel;
+
+/// `struct bpf_iter__bpf_sk_storage_map` of the kernel, of which every field has 8 bytes.
+#[repr(C)]
+pub(crate) struct Element {
+    meta: *const Meta,
+    map: *const c_void,
+    socket: *mut c_void,
+    value: *const Flow,
+}
+
+/// The beginning of `struct bpf_iter_meta` of the kernel.
+#[repr(C)]
+struct Meta {
+    output: *mut seq_file,
+}
+
+/// The element goes to the output, or needs not to.
+const DONE: i32 = 0;
+
+/// Writes all flows.
+#[inline(always)]
+pub(crate) fn all(element: *const Element) -> i32 {
+    write(element, |_| true)
+}
+
+/// Writes the flows that have ended although their socket is open. The daemon looks at UDP sockets and at TCP sockets
+/// that are still connecting; an established TCP connection goes on, whatever becomes of its frontend (CT-6).
+#[inline(always)]
+pub(crate) fn ended(element: *const Element) -> i32 {
+    write(element, |flow| {
+        // A TCP socket that connects to an endpoint which serves will be connected.
+        let protocol = if flow.protocol() == UDP { UDP } else { 0 };
+        match unmapped(flow.frontend) {
+            Some(four) => has_ended::<V4, _>(&Kernel, four, flow.frontend_port, protocol, flow.reference()),
+            None => has_ended::<V6, _>(&Kernel, flow.frontend, flow.frontend_port, protocol, flow.reference()),
+        }
+    })
+}
+
+#[inline(always)]
+fn write(element: *const Element, is_wanted: impl Fn(&Flow) -> bool) -> i32 {
+    // SAFETY: the kernel passes a valid context.
+    let (meta, socket, value) = unsafe { ((*element).meta, (*element).socket, (*element).value) };
+    // After the last element it calls once more, without one.
+    if socket.is_null() || value.is_null() {
+        return DONE;
+    }
+    // SAFETY: not null, and the value is as large as a `Flow`; a socket that changes it this instant shows the daemon a
+    // flow that it does not find among the sockets.
+    let flow = unsafe { *value };
+    if flow.frontend_port == 0 || !is_wanted(&flow) {
+        return DONE;
+    }
+    // SAFETY: the kernel passes a socket that lives as long as the program runs.
+    let cookie = unsafe { bpf_get_socket_cookie(socket) };
+    let listed = ListedFlow { cookie, flow, padding: 0 };
+    // SAFETY: the kernel passes a valid `meta`.
+    let output = unsafe { (*meta).output };
+    let bytes = (&raw const listed).cast();
+    // SAFETY: `bytes` are as many as stated. If the output is full, the kernel runs the program again for this element.
+    unsafe { bpf_seq_write(output, bytes, size_of::<ListedFlow>() as u32) };
+    DONE
+}

@@ -1,0 +1,131 @@
+//! The tables in the kernel, read element by element by the same lookup that the programs run.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use proxy_abi::lookup::{self, Words};
+use proxy_abi::maps::{self, Map};
+use proxy_abi::{Address6, AffinityKey, AffinityValue, FrontendKey4, FrontendKey6, RangeKey, RangePrefix};
+use zerocopy::transmute;
+
+use super::super::pins::MapPins;
+use super::kernel::{Array, TableError, open};
+use crate::sys::bpf;
+
+/// The maps, opened to read.
+#[derive(Debug)]
+pub(in crate::datapath::ebpf) struct Reader {
+    frontends4: OwnedFd,
+    frontends6: OwnedFd,
+    addresses: OwnedFd,
+    ranges: OwnedFd,
+    affinity: OwnedFd,
+    directory: Array,
+    slots: Array,
+    backends4: Array,
+    backends6: Array,
+    failed: Mutex<Option<io::Error>>,
+}
+
+/// An element that was found.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::datapath::ebpf) enum Element<'a> {
+    /// A value of one word.
+    Word(u64),
+    /// An element of an array.
+    At(&'a Array, u32),
+}
+
+impl Words for Element<'_> {
+    fn word(self, at: usize) -> u64 {
+        match self {
+            Self::Word(word) => word,
+            Self::At(array, index) => array.load(index, at).unwrap_or_default(),
+        }
+    }
+}
+
+impl Reader {
+    /// Opens the maps pinned in `pins`.
+    pub(in crate::datapath::ebpf) fn open(pins: &MapPins) -> Result<Self, TableError> {
+        let array = |map: &Map| Array::open(pins, map);
+        Ok(Self {
+            frontends4: open(pins, &maps::FRONTENDS4)?,
+            frontends6: open(pins, &maps::FRONTENDS6)?,
+            addresses: open(pins, &maps::ADDRESSES)?,
+            ranges: open(pins, &maps::RANGES)?,
+            affinity: open(pins, &maps::AFFINITY)?,
+            directory: array(&maps::DIRECTORY)?,
+            slots: array(&maps::SLOTS)?,
+            backends4: array(&maps::BACKENDS4)?,
+            backends6: array(&maps::BACKENDS6)?,
+            failed: Mutex::default(),
+        })
+    }
+
+    /// The last read that the kernel refused, if there was one: what it asked for counted as missing.
+    pub(in crate::datapath::ebpf) fn take_failure(&self) -> Option<io::Error> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn found<T>(&self, read: io::Result<Option<T>>) -> Option<T> {
+        read.unwrap_or_else(|error| {
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).replace(error);
+            None
+        })
+    }
+
+    fn word<const K: usize>(&self, map: &OwnedFd, key: &[u8; K]) -> Option<Element<'_>> {
+        self.found(bpf::lookup_word(map.as_fd(), key)).map(Element::Word)
+    }
+}
+
+impl<'a> lookup::Tables for &'a Reader {
+    type Element = Element<'a>;
+
+    fn frontend4(&self, key: &FrontendKey4) -> Option<Element<'a>> {
+        let key: [u8; size_of::<FrontendKey4>()] = transmute!(*key);
+        self.word(&self.frontends4, &key)
+    }
+
+    fn frontend6(&self, key: &FrontendKey6) -> Option<Element<'a>> {
+        let key: [u8; size_of::<FrontendKey6>()] = transmute!(*key);
+        self.word(&self.frontends6, &key)
+    }
+
+    fn address(&self, address: &Address6) -> Option<Element<'a>> {
+        let key: [u8; size_of::<Address6>()] = transmute!(*address);
+        self.word(&self.addresses, &key)
+    }
+
+    fn directory(&self, service: u32) -> Option<Element<'a>> {
+        Some(Element::At(&self.directory, service))
+    }
+
+    fn slot(&self, index: u32) -> Option<Element<'a>> {
+        Some(Element::At(&self.slots, index))
+    }
+
+    fn backend4(&self, index: u32) -> Option<Element<'a>> {
+        Some(Element::At(&self.backends4, index))
+    }
+
+    fn backend6(&self, index: u32) -> Option<Element<'a>> {
+        Some(Element::At(&self.backends6, index))
+    }
+
+    fn in_range(&self, key: &RangeKey) -> bool {
+        let prefix = RangePrefix { bits: RangeKey::BITS, key: *key };
+        let key: [u8; size_of::<RangePrefix>()] = transmute!(prefix);
+        self.found(bpf::lookup::<{ size_of::<RangePrefix>() }, 4>(self.ranges.as_fd(), &key)).is_some()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Element<'a>> {
+        let key: [u8; size_of::<AffinityKey>()] = transmute!(*key);
+        self.word(&self.affinity, &key)
+    }
+
+    /// A reader is no client.
+    fn keep_affinity(&self, _: &AffinityKey, _: AffinityValue) {}
+}
