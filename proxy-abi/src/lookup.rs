@@ -54,7 +54,7 @@ pub trait Caller {
     fn source(&self, ipv4: bool) -> Option<Address6>;
     /// The client's key for the service port that directory entry `port` stands for.
     fn affinity_key(&self, port: u32) -> AffinityKey;
-    /// An even random number.
+    /// A uniform random number.
     fn random(&self) -> u32;
     /// The monotonic clock in nanoseconds.
     fn now(&self) -> u64;
