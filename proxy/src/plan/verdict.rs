@@ -169,7 +169,8 @@ impl Plan {
         }
     }
 
-    /// Addresses come before node ports (TP-4), and both before what an address means at its other ports.
+    /// Addresses come before node ports (TP-4), and both before what an address means at its other ports. A client that
+    /// dials the unspecified address reaches its own loopback, which is no frontend (TP-9).
     fn meeting(&self, packet: &Packet) -> Option<Meeting<'_>> {
         let packet = Packet { destination: packet.destination.to_canonical(), ..*packet };
         let frontends = || {

@@ -20,7 +20,8 @@ fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
     let mut addresses: BTreeSet<IpAddr> = frontends().filter_map(|frontend| frontend.address).collect();
     addresses.extend(NODE_ADDRESSES.map(ip));
     addresses.extend(["127.0.0.1", "127.1.2.3", "::1", "10.96.0.99", "192.0.2.9", "fd00:96::99"].map(ip));
-    addresses.extend(["::ffff:10.96.0.1", "::ffff:192.0.2.1"].map(ip));
+    addresses.extend(["::ffff:10.96.0.1", "::ffff:192.0.2.1", "::ffff:127.0.0.1"].map(ip));
+    addresses.extend(["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.251"].map(ip));
     let mut ports: BTreeSet<u16> = frontends().map(|frontend| frontend.port.get()).collect();
     ports.extend([0, 81, 65_535]);
     addresses.into_iter().flat_map(|address| ports.iter().map(move |port| SocketAddr::new(address, *port))).collect()
