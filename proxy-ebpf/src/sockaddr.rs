@@ -65,7 +65,19 @@ pub(crate) fn address4(ctx: &SockAddrContext) -> Address4 {
 /// The IPv6 address the call is about, as [`address4`].
 #[inline(always)]
 pub(crate) fn address6(ctx: &SockAddrContext) -> Address6 {
-    reached6([load(ctx, ADDRESS6), load(ctx, ADDRESS6 + 4), load(ctx, ADDRESS6 + 8), load(ctx, ADDRESS6 + 12)])
+    reached6(bound6(ctx))
+}
+
+/// The IPv4 address that a `bind()` names; the unspecified one means all.
+#[inline(always)]
+pub(crate) fn bound4(ctx: &SockAddrContext) -> Address4 {
+    load(ctx, ADDRESS4)
+}
+
+/// The IPv6 address that a `bind()` names; the unspecified one means all.
+#[inline(always)]
+pub(crate) fn bound6(ctx: &SockAddrContext) -> Address6 {
+    [load(ctx, ADDRESS6), load(ctx, ADDRESS6 + 4), load(ctx, ADDRESS6 + 8), load(ctx, ADDRESS6 + 12)]
 }
 
 /// The port the call is about.
