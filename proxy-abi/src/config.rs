@@ -25,6 +25,11 @@ impl Config {
     pub const OPT_OUTS: usize = 2;
     /// A flag: a process of the node cannot bind a node port.
     pub const BIND_PROTECTION: u64 = 1;
+    /// A flag: the kernel keeps `IPV6_V6ONLY` of a socket at [`V6ONLY_BIT`](Self::V6ONLY_BIT); without the flag programs
+    /// take each IPv6 socket for one of both families.
+    pub const KNOWS_V6ONLY: u64 = 4;
+    /// The bit of the kernel's `struct sock_common` that holds `IPV6_V6ONLY`; no hook is told of the option.
+    pub const V6ONLY_BIT: u32 = 157;
 }
 
 /// Value of `NAMESPACES`, whose key is the cookie of a network namespace.

@@ -4,7 +4,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{Address4, Address6, Port};
 
-/// Key of `FRONTENDS4`: 8 bytes, no padding. Address 0 is every address of the node that accepts node ports.
+/// Key of `FRONTENDS4`: 8 bytes, no padding. Address 0 is every address of the node that accepts node ports;
+/// a client that dials 0 reaches loopback ([`reached4`](crate::lookup::reached4)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FrontendKey4 {
@@ -18,7 +19,7 @@ pub struct FrontendKey4 {
     pub scope: u8,
 }
 
-/// Key of `FRONTENDS6`: 20 bytes, no padding. Address 0 is every address of the node that accepts node ports.
+/// Key of `FRONTENDS6`: 20 bytes, no padding. Address 0 is as in [`FrontendKey4`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FrontendKey6 {

@@ -11,6 +11,7 @@
 pub mod address;
 pub mod affinity;
 pub mod backend;
+pub mod bind;
 pub mod config;
 pub mod directory;
 pub mod frontend;

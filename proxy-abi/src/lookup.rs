@@ -7,7 +7,7 @@
 use crate::directory::at;
 use crate::{
     Address4, Address6, AddressValue, AffinityKey, AffinityValue, Backend4, Backend6, BackendRef, Extent, FrontendKey4,
-    FrontendKey6, FrontendValue, Lead, Port, RangeKey, RangesWord, Slot, Standing, Terms, mapped,
+    FrontendKey6, FrontendValue, Lead, MAPPED_PREFIX, Port, RangeKey, RangesWord, Slot, Standing, Terms, mapped,
 };
 
 /// The words of one element of a table.
@@ -54,7 +54,7 @@ pub trait Caller {
     fn source(&self, ipv4: bool) -> Option<Address6>;
     /// The client's key for the service port that directory entry `port` stands for.
     fn affinity_key(&self, port: u32) -> AffinityKey;
-    /// An even random number.
+    /// A uniform random number.
     fn random(&self) -> u32;
     /// The monotonic clock in nanoseconds.
     fn now(&self) -> u64;
@@ -100,6 +100,8 @@ pub trait Family {
     /// It is IPv4.
     const IPV4: bool;
 
+    /// The address that a call reaches which names `address`: see [`reached4`] and [`reached6`].
+    fn reached(address: Self::Address) -> Self::Address;
     /// Where a frontend leads; `None` for the address is a node port.
     fn lead<T: Tables>(tables: &T, address: Option<Self::Address>, port: Port, protocol: u8) -> Option<Lead>;
     /// The address as `ADDRESSES` has it: all of IPv4 loopback is one.
@@ -127,6 +129,27 @@ const TRIES: u32 = 4;
 const UDP: u8 = 17;
 
 const LOOPBACK4: Address4 = u32::from_ne_bytes([127, 0, 0, 1]);
+const LOOPBACK6: Address6 = [0, 0, 0, 1_u32.to_be()];
+
+/// The address that a call reaches which names `address`. To the kernel the unspecified address is the client's own
+/// loopback; as a key it would be that of a node port.
+#[inline(always)]
+#[must_use]
+pub const fn reached4(address: Address4) -> Address4 {
+    if address == 0 { LOOPBACK4 } else { address }
+}
+
+/// As [`reached4`], also for `::ffff:0.0.0.0`.
+#[inline(always)]
+#[must_use]
+pub const fn reached6(address: Address6) -> Address6 {
+    let [a, b, c, d] = address;
+    match (a | b | d, c) {
+        (0, 0) => LOOPBACK6,
+        (0, MAPPED_PREFIX) => mapped(LOOPBACK4),
+        _ => address,
+    }
+}
 
 /// What `address` means to `client`; IPv4-mapped addresses are for [`V4`].
 #[inline(always)]
@@ -137,6 +160,7 @@ pub fn meaning<F: Family, T: Tables, C: Caller>(
     port: Port,
     protocol: u8,
 ) -> Meaning {
+    let address = F::reached(address);
     if let Some(lead) = F::lead(tables, Some(address), port, protocol) {
         return unless_opted_out(client, Meaning::Frontend(lead));
     }
@@ -294,7 +318,7 @@ fn is_inside<T: Tables, C: Caller>(tables: &T, client: &C, ranges: RangesWord, i
 
 /// What `ADDRESSES` says; an element that is recycled for another address this instant does not count.
 #[inline(always)]
-fn address_value<T: Tables>(tables: &T, address: &Address6) -> AddressValue {
+pub(crate) fn address_value<T: Tables>(tables: &T, address: &Address6) -> AddressValue {
     let Some(element) = tables.address(address) else { return AddressValue::default() };
     let value = AddressValue(element.word(0));
     if value.is_of(address) { value } else { AddressValue::default() }
@@ -315,6 +339,11 @@ fn lead_of<E: Words>(element: E, fingerprint: u32) -> Option<Lead> {
 impl Family for V4 {
     type Address = Address4;
     const IPV4: bool = true;
+
+    #[inline(always)]
+    fn reached(address: Address4) -> Address4 {
+        reached4(address)
+    }
 
     #[inline(always)]
     fn lead<T: Tables>(tables: &T, address: Option<Address4>, port: Port, protocol: u8) -> Option<Lead> {
@@ -349,6 +378,11 @@ impl Family for V4 {
 impl Family for V6 {
     type Address = Address6;
     const IPV4: bool = false;
+
+    #[inline(always)]
+    fn reached(address: Address6) -> Address6 {
+        reached6(address)
+    }
 
     #[inline(always)]
     fn lead<T: Tables>(tables: &T, address: Option<Address6>, port: Port, protocol: u8) -> Option<Lead> {

@@ -15,8 +15,8 @@ mod maps;
 mod sockaddr;
 mod tables;
 
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
-use aya_ebpf::programs::{SockAddrContext, SockContext};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
 
 /// The hook lets the call go on.
 const PROCEED: i32 = 1;
@@ -63,14 +63,14 @@ fn shunt_recvmsg6(ctx: SockAddrContext) -> i32 {
     datagram::recvmsg6(&ctx)
 }
 
-#[cgroup_sock(post_bind4)]
-fn shunt_post_bind4(ctx: SockContext) -> i32 {
-    bind::post_bind4(&ctx)
+#[cgroup_sock_addr(bind4)]
+fn shunt_bind4(ctx: SockAddrContext) -> i32 {
+    bind::bind4(&ctx)
 }
 
-#[cgroup_sock(post_bind6)]
-fn shunt_post_bind6(ctx: SockContext) -> i32 {
-    bind::post_bind6(&ctx)
+#[cgroup_sock_addr(bind6)]
+fn shunt_bind6(ctx: SockAddrContext) -> i32 {
+    bind::bind6(&ctx)
 }
 
 // SAFETY: no other symbol has this name.

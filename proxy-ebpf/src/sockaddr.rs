@@ -8,7 +8,7 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::lookup::NoEndpoint;
+use proxy_abi::lookup::{NoEndpoint, reached4, reached6};
 use proxy_abi::{Address4, Address6, Port};
 
 use crate::{DENY, PROCEED};
@@ -56,15 +56,27 @@ pub(crate) fn protocol(ctx: &SockAddrContext) -> Option<u8> {
     }
 }
 
-/// The IPv4 address the call is about.
+/// The IPv4 address the call is about. What the program remembers of it is what the kernel would show.
 #[inline(always)]
 pub(crate) fn address4(ctx: &SockAddrContext) -> Address4 {
+    reached4(load(ctx, ADDRESS4))
+}
+
+/// The IPv6 address the call is about, as [`address4`].
+#[inline(always)]
+pub(crate) fn address6(ctx: &SockAddrContext) -> Address6 {
+    reached6(bound6(ctx))
+}
+
+/// The IPv4 address that a `bind()` names; the unspecified one means all.
+#[inline(always)]
+pub(crate) fn bound4(ctx: &SockAddrContext) -> Address4 {
     load(ctx, ADDRESS4)
 }
 
-/// The IPv6 address the call is about.
+/// The IPv6 address that a `bind()` names; the unspecified one means all.
 #[inline(always)]
-pub(crate) fn address6(ctx: &SockAddrContext) -> Address6 {
+pub(crate) fn bound6(ctx: &SockAddrContext) -> Address6 {
     [load(ctx, ADDRESS6), load(ctx, ADDRESS6 + 4), load(ctx, ADDRESS6 + 8), load(ctx, ADDRESS6 + 12)]
 }
 

@@ -271,7 +271,10 @@ fn step_at_socket(outcome: &Outcome, reason: &Reason<'_>) -> Option<ExplainedSte
 
 fn steps_of(reason: Option<&Reason<'_>>, to: IpAddr, source: Source) -> Vec<ExplainedStep> {
     match reason {
-        None => vec![step("no service port is dialled there", RuleId::Ne14)],
+        None => vec![match Plan::why_not_served(to) {
+            Some(why) => step(format!("no Service is served at {to}: {why}"), RuleId::Tp9),
+            None => step("no service port is dialled there", RuleId::Ne14),
+        }],
         Some(Reason { meeting: Meeting::Frontend(met), rule }) => steps_at_frontend(met, *rule, source),
         Some(Reason { meeting: Meeting::UndefinedPort, rule }) => {
             vec![step(format!("{to} is a cluster IP, and no service port has this port"), *rule)]
@@ -384,6 +387,10 @@ mod tests {
         check(words, "e1:R", "10.1.0.1", "10.96.0.1:65535/udp", "LD-1 NE-11 DP-11", "reject");
         check(words, "e1:R", "default/away", "10.96.0.1:81", "TP-26 NE-11", "reject");
         check(words, "e1:R", "203.0.113.7", "198.51.100.1:81", "LD-1 NE-14", "pass");
+        check(words, "e1:R", "node", "0.0.0.0:30080", "LD-1 TP-3 DT-2 TP-20", "forward");
+        for own in ["127.0.0.1:30080", "0.0.0.0:30080", "[::]:30080", "[::ffff:0.0.0.0]:30080", "224.0.0.1:30080"] {
+            check(words, "e1:R", "default/here", own, "LD-1 TP-9", "pass");
+        }
         check("ip=10.96.0.1 iTP", "e1:R", "node", "10.96.0.1", "LD-1 TP-1 DT-3 NE-2 NE-2", "drop");
         check("ip=10.96.0.1 iTP", "e1:Rl", "node", "10.96.0.1", "LD-1 TP-1 DT-3 EP-21", "forward");
         check("ip=10.96.0.1 aff=60", "e1:R", "node", "10.96.0.1", "LD-1 TP-1 DT-2 EP-20 SA-3", "forward");

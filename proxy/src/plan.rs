@@ -81,6 +81,12 @@ impl Plan {
         Self { ports: met.map(|(key, port)| (key.clone(), Arc::clone(port))).collect(), ..self.clone() }
     }
 
+    /// Why no Service is served at `address`, whoever writes it into one (TP-9).
+    #[must_use]
+    pub fn why_not_served(address: IpAddr) -> Option<&'static str> {
+        frontends::why_not_served(&address.to_canonical())
+    }
+
     /// What a new flow gets at a cluster IP whose Service does not define the port (NE-11). Port 0 is left alone: it is
     /// no flow but a socket that asks for its source address.
     pub const UNDEFINED_PORT: Unserved = Unserved { packet: Empty::Reject, socket: EmptyAtSocket::Refuse };

@@ -143,10 +143,13 @@ impl Ebpf {
             info!(version = former.version, services, "took over the tables of another version");
         }
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
-        let flags = if options.bind_protection { Config::BIND_PROTECTION } else { 0 };
-        NodeWords::open(&pins.maps)?.write(cookie, flags)?;
+        NodeWords::open(&pins.maps)?.write(cookie, flags(options))?;
         let lists = loaded.flow_lists()?;
         let links = loaded.attach(&pins, &options.cgroup_root)?;
+        match pins.remove_other_hooks(&programs::hooks())? {
+            0 => {}
+            former => info!(links = former, "removed the links of hooks that this version does not use"),
+        }
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let addresses = Addresses::restored(tables.addresses()?);
         let usage = layout.usage();
@@ -279,6 +282,15 @@ impl Ebpf {
             Err(error) => warn!(%error, "the pins of another version are not removed"),
         }
     }
+}
+
+/// The flags in `CONFIG`.
+fn flags(options: &EbpfOptions) -> u64 {
+    if !options.bind_protection {
+        return 0;
+    }
+    let v6only = if socket::v6only::is_where_programs_look() { Config::KNOWS_V6ONLY } else { 0 };
+    Config::BIND_PROTECTION | v6only
 }
 
 /// What another version holds whose programs are attached, read before anything is made. Flows stay if what they refer

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use shunt_model::{Family, ObjectKey, Protocol};
 
-use super::frontends::{cluster_ip_rules, cluster_rule};
+use super::frontends::{cluster_ip_rules, cluster_rule, why_not_served};
 use super::{EmptyAtSocket, Endpoint, Frontend, FrontendKind, List, PlanOptions, PortKey, PortPlan};
 
 const DNS_PORT: NonZeroU16 = NonZeroU16::new(53).unwrap();
@@ -29,7 +29,7 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
     let cluster: Vec<Endpoint> = backends.into_iter().map(|address| Endpoint { address, local: true }).collect();
     let frontends: Vec<Frontend> = sorted(options.cluster_dns.iter().map(IpAddr::to_canonical))
         .into_iter()
-        .filter(|address| Family::of(address) == family)
+        .filter(|address| Family::of(address) == family && why_not_served(address).is_none())
         .map(|address| frontend(address, options, family))
         .collect();
     if cluster.is_empty() || frontends.is_empty() {

@@ -1,9 +1,11 @@
 //! The frontends of a service port, and which list serves which source there (IN-10…26, EP-1…4, DT-1…3).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use shunt_model::{ClusterIps, Family, Service, ServiceKind, ServicePort, TrafficPolicy};
+use imbl::ordmap::DiffItem;
+use shunt_model::{ClusterIps, Family, ObjectKey, Service, ServiceKind, ServicePort, Snapshot, TrafficPolicy};
 
 use super::lists::Needs;
 use super::{Empty, EmptyAtSocket, EmptyLocal, Frontend, FrontendKind, List, PlanOptions, Rule};
@@ -49,6 +51,7 @@ pub(super) fn sites_of(
     sites.extend(of_family(&service.load_balancer_ips, family).map(at(FrontendKind::LoadBalancer)));
     let external = of_family(&service.external_ips, family).filter(|_| external_ips); // IN-16
     sites.extend(external.map(at(FrontendKind::External)));
+    sites.retain(|site| site.address.is_none_or(|address| why_not_served(&address).is_none()));
     sites.extend(port.node_port.map(|port| Site { address: None, port, kind: FrontendKind::NodePort }));
     // A stable sort: of an address that is listed twice, the kind that was pushed first stays. A load balancer's
     // address that is also an external IP stays a load balancer's address, so source ranges hold for it (TP-36 as in
@@ -56,6 +59,45 @@ pub(super) fn sites_of(
     sites.sort_by_key(|site| (site.address, site.port));
     sites.dedup_by_key(|site| (site.address, site.port));
     sites
+}
+
+/// Why no Service is served at `address`, whoever writes it into one (TP-9). Link-local addresses are served as any other:
+/// cluster DNS often has one.
+pub(super) fn why_not_served(address: &IpAddr) -> Option<&'static str> {
+    let is_broadcast = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(_) => false,
+    };
+    if address.is_loopback() {
+        Some("each pod and node has a loopback of its own")
+    } else if address.is_unspecified() {
+        Some("a client that dials it reaches its own loopback")
+    } else if address.is_multicast() || is_broadcast {
+        Some("it is the address of many hosts")
+    } else {
+        None
+    }
+}
+
+/// The addresses of Services at which these are not served, and which `old` did not have.
+pub(super) fn newly_not_served(old: &Snapshot, new: &Snapshot) -> Vec<(ObjectKey, IpAddr)> {
+    let mut found = Vec::new();
+    for item in old.services.diff(&new.services) {
+        let (before, service) = match item {
+            DiffItem::Add(_, service) => (BTreeSet::new(), service),
+            DiffItem::Update { old: (_, old), new: (_, service) } => (not_served(old), service),
+            DiffItem::Remove(..) => continue,
+        };
+        let fresh = not_served(service).into_iter().filter(|address| !before.contains(address));
+        found.extend(fresh.map(|address| (service.key.clone(), address)));
+    }
+    found
+}
+
+fn not_served(service: &Service) -> BTreeSet<IpAddr> {
+    let cluster_ips = Family::BOTH.into_iter().filter_map(|family| service.cluster_ip(family));
+    let others = service.load_balancer_ips.iter().chain(&service.external_ips).copied();
+    cluster_ips.chain(others).filter(|address| is_balanced(service) && why_not_served(address).is_some()).collect()
 }
 
 /// The lists this service port uses (EP-2, EP-3, EP-4). External IPs count even if they are switched off (IN-16).
@@ -160,6 +202,7 @@ fn of_family(addresses: &[IpAddr], family: Family) -> impl Iterator<Item = &IpAd
 
 #[cfg(test)]
 mod tests {
+    use super::{newly_not_served, why_not_served};
     use crate::plan::fixture::{cluster, frontends, names, options, service, slice};
     use crate::plan::{PlanOptions, plan};
 
@@ -208,6 +251,55 @@ mod tests {
         let port = plan.ports.values().next().unwrap();
         assert_eq!(frontends(port), "10.96.0.1:80 192.0.2.1:80"); // IN-16
         assert_eq!(names(&port.local), "e2", "the raw list still makes it accessible from outside"); // IN-16, IN-19
+    }
+
+    #[test]
+    fn no_service_is_served_at_loopback_or_at_the_address_of_many_hosts() {
+        for own in ["127.0.0.1", "127.1.2.3", "0.0.0.0", "224.0.0.251", "239.1.2.3", "255.255.255.255"] {
+            for kind in ["ext", "vip"] {
+                check(
+                    &format!("ip=10.96.0.1 {kind}={own} {kind}=192.0.2.1"),
+                    &["http IPv4: 10.96.0.1:80 192.0.2.1:80"],
+                );
+            }
+            check(&format!("ip={own} np=30080"), &["http IPv4: *:30080"]); // TP-9
+        }
+        for own in ["::1", "::", "ff02::fb", "ff05::1"] {
+            check(&format!("ip=fd00:96::1 ext={own} vip={own}"), &["http IPv6: [fd00:96::1]:80"]);
+        }
+        for (address, wanted) in [
+            ("127.9.9.9", Some("each pod and node has a loopback of its own")),
+            ("::", Some("a client that dials it reaches its own loopback")),
+            ("ff02::fb", Some("it is the address of many hosts")),
+            ("255.255.255.255", Some("it is the address of many hosts")),
+            ("0.0.0.1", None),
+        ] {
+            assert_eq!(why_not_served(&address.parse().unwrap()), wanted, "{address}");
+        }
+        // These mean one host, as with kube-proxy.
+        check("ip=10.96.0.1 vip=169.254.20.9", &["http IPv4: 10.96.0.1:80 169.254.20.9:80"]);
+        check("ip=fd00:96::1 vip=fe80::9", &["http IPv6: [fd00:96::1]:80 [fe80::9]:80"]);
+    }
+
+    #[test]
+    fn an_address_that_is_not_served_is_reported_once() {
+        let of = |words: &[&str]| {
+            let names = ["web", "api"].into_iter().zip(words);
+            cluster(names.map(|(name, words)| service(name, words)), [])
+        };
+        let told = |old: &[&str], new: &[&str]| {
+            let found = newly_not_served(&of(old), &of(new)).into_iter();
+            found.map(|(service, address)| format!("{service} {address}")).collect::<Vec<_>>().join(", ")
+        };
+        let web = "ip=10.96.0.1 ip=fd00:96::1 vip=127.0.0.1 ext=::1 ext=192.0.2.1";
+        assert_eq!(told(&[], &[web]), "default/web 127.0.0.1, default/web ::1");
+        assert_eq!(told(&[web], &[&format!("{web} aff=60")]), "");
+        assert_eq!(
+            told(&[web], &[&format!("{web} vip=0.0.0.0"), "ip=127.0.0.9"]),
+            "default/api 127.0.0.9, default/web 0.0.0.0"
+        );
+        assert_eq!(told(&[web], &[]), "");
+        assert_eq!(told(&[], &["headless vip=127.0.0.1"]), "", "it is not served anywhere");
     }
 
     #[test]

@@ -57,10 +57,12 @@ impl ThisNode {
     }
 }
 
-/// The form in which a set of node addresses holds `address`: one address stands for all of IPv4 loopback.
+/// The form in which a set of node addresses holds `address`: one address stands for all of IPv4 loopback, and for the
+/// unspecified address, which to a client is its own loopback.
 pub(super) fn as_listed(address: IpAddr) -> IpAddr {
     match address {
-        IpAddr::V4(v4) if v4.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V4(v4) if v4.is_loopback() || v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         IpAddr::V4(_) | IpAddr::V6(_) => address,
     }
 }

@@ -14,7 +14,7 @@ use tracing::warn;
 use super::addresses::AddressBook;
 use super::built_in::{built_in, built_in_key};
 use super::claims::{Claim, Claimant, Claims, Conflict, Rank};
-use super::frontends::Site;
+use super::frontends::{Site, newly_not_served, why_not_served};
 use super::health_checks::{HealthCheck, health_checks, newly_without_port};
 use super::node::ThisNode;
 use super::opt_out::OptedOut;
@@ -94,6 +94,10 @@ impl Planner {
         }
         for service in newly_without_port(&self.snapshot, &snapshot) {
             warn!(%service, "no health check: externalTrafficPolicy is Local, but healthCheckNodePort is not set");
+        }
+        for (service, address) in newly_not_served(&self.snapshot, &snapshot) {
+            let reason = why_not_served(&address).unwrap_or_default();
+            warn!(%service, %address, reason, "not served at this address: take it out of the service");
         }
         for conflict in self.follow(snapshot) {
             warn!(

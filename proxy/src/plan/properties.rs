@@ -44,6 +44,7 @@ fn any_service() -> impl Strategy<Value = Service> {
         1 => Just("vip=192.0.2.1 vip=2001:db8::1 type=lb from=10.1.0.0/30 from=fd00::/126"),
         1 => Just("vip=192.0.2.1 vip=192.0.2.2 type=lb from=198.51.100.0/24"),
         1 => Just("ext=198.51.100.1 np=30053"),
+        1 => Just("ext=127.0.0.1 vip=::1 vip=0.0.0.0 type=lb np=30080"),
         1 => Just("other"),
         1 => Just("alias"),
     ];

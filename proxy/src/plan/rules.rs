@@ -61,6 +61,8 @@ rule_ids! {
     Tp2 = "TP-2";
     /// Node ports.
     Tp3 = "TP-3";
+    /// Addresses at which no Service is served.
+    Tp9 = "TP-9";
     /// External policy Cluster.
     Tp20 = "TP-20";
     /// External policy Local, from a pod.

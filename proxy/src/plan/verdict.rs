@@ -169,7 +169,8 @@ impl Plan {
         }
     }
 
-    /// Addresses come before node ports (TP-4), and both before what an address means at its other ports.
+    /// Addresses come before node ports (TP-4), and both before what an address means at its other ports. A client that
+    /// dials the unspecified address reaches its own loopback, which is no frontend (TP-9).
     fn meeting(&self, packet: &Packet) -> Option<Meeting<'_>> {
         let packet = Packet { destination: packet.destination.to_canonical(), ..*packet };
         let frontends = || {
@@ -205,6 +206,22 @@ impl Plan {
             Some(NodePorts::FromNodeOnly) => packet.source == Source::Node,
             None => false,
         }
+    }
+
+    /// Whether a process of the node that binds `address` and `port` would wait in vain, because connections to them are
+    /// taken as those to a node port (TP-7). The unspecified address stands for all addresses of its family.
+    #[must_use]
+    pub fn is_node_port(&self, address: IpAddr, port: u16, protocol: Protocol) -> bool {
+        let (address, family) = (address.to_canonical(), Family::of(&address.to_canonical()));
+        let accepts = |meaning: &AddressMeaning| meaning.node_ports.is_some();
+        let is_served = match address.is_unspecified() {
+            true => self.addresses.iter().any(|(own, meaning)| Family::of(own) == family && accepts(meaning)),
+            false => self.meaning(address).is_some_and(|meaning| accepts(&meaning)),
+        };
+        is_served
+            && self.frontends_of(family).any(|(planned, frontend)| {
+                frontend.address.is_none() && frontend.port.get() == port && planned.key.protocol == protocol
+            })
     }
 
     fn frontends_of(&self, family: Family) -> impl Iterator<Item = (&PortPlan, &Frontend)> {

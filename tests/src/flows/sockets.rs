@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::cast::{Cast, OTHER_PORT, PORT, Server};
 use super::format::Expect;
@@ -71,8 +72,8 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
             Expect::Deny => failed(&servers, failure.as_ref(), &[Failure::Denied]),
             Expect::Pass => left_alone(cast, flow, dialled, &servers, failure.as_ref()),
         };
-        // TP-51: the client sees the address that it dialled as its peer.
-        let address = dialled.to.address;
+        // TP-51: the client sees the address that it dialled as its peer, or loopback if it dialled none.
+        let address = SocketAddr::new(reached(dialled.to.address.ip()), dialled.to.address.port());
         let other = dialled.attempts.iter().filter_map(|attempt| attempt.peername).find(|peer| *peer != address);
         if right && other.is_none() {
             continue;
@@ -89,6 +90,16 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
     Seen::Right
 }
 
+/// Where the kernel leads a client that dials `address`: the unspecified one is its own loopback.
+fn reached(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) if v4.is_unspecified() && address.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => address,
+    }
+}
+
 /// Whether no server answered, and it failed in one of these ways.
 fn failed(servers: &BTreeSet<Server>, failure: Option<&Failure>, ways: &[Failure]) -> bool {
     servers.is_empty() && failure.is_some_and(|failure| ways.contains(failure))
@@ -103,7 +114,7 @@ fn left_alone(
     failure: Option<&Failure>,
 ) -> bool {
     let (address, port) = (dialled.to.address.ip().to_canonical(), dialled.to.address.port());
-    let owner = if address.is_loopback() { Some(flow.client) } else { cast.at(address) };
+    let owner = if reached(address).is_loopback() { Some(flow.client) } else { cast.at(address) };
     match owner {
         Some(owner) if owner.serves() && [PORT, OTHER_PORT].contains(&port) => {
             failure.is_none() && *servers == BTreeSet::from([Server { place: owner.name.clone(), port }])
@@ -147,7 +158,6 @@ impl fmt::Display for Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
     use std::sync::LazyLock;
 
     use super::super::{Destination, Flow, load};
@@ -246,6 +256,8 @@ mod tests {
         row(&Expect::Pass, "10.244.2.11:7000", &["c1"], false);
         row(&Expect::Pass, "127.0.0.1:7001", &["a1:7001"], true);
         row(&Expect::Pass, "127.0.0.1:7001", &["ECONNREFUSED"], false);
+        row(&Expect::Pass, "0.0.0.0:30080", &["ECONNREFUSED"], true);
+        row(&Expect::Pass, "[::]:30080", &["b1"], false);
     }
 
     #[test]

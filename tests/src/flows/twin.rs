@@ -88,6 +88,7 @@ fn ipv6(address: Ipv4Addr) -> anyhow::Result<Ipv6Addr> {
         [10, 244, node, pod] => network::pod_addresses(node, pod).1,
         [172, 18, 0, last] => Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, u16::from(last)),
         [127, 0, 0, 1] => Ipv6Addr::LOCALHOST,
+        [0, 0, 0, 0] => Ipv6Addr::UNSPECIFIED,
         // The documentation ranges.
         [203, 0, 113, last] => Ipv6Addr::new(0x2001, 0xdb8, 0x203, 0, 0, 0, 0, u16::from(last)),
         [198, 51, 100, last] => Ipv6Addr::new(0x2001, 0xdb8, 0x198, 0, 0, 0, 0, u16::from(last)),

@@ -35,6 +35,10 @@ pub enum Call {
     BindTcp,
     /// Bind with UDP.
     BindUdp,
+    /// Bind with TCP and `IPV6_V6ONLY`.
+    BindTcpV6only,
+    /// Bind with UDP and `IPV6_V6ONLY`.
+    BindUdpV6only,
     /// Send a datagram from one UDP socket to each address in turn, three times round, and receive each answer.
     Many,
 }
@@ -64,6 +68,8 @@ pub(super) fn probe(arguments: &ProbeArguments) -> anyhow::Result<()> {
             Call::UdpConnect => connected(*to, Type::DGRAM, Protocol::UDP),
             Call::BindTcp => TcpListener::bind(to).map(|_| None),
             Call::BindUdp | Call::Many => UdpSocket::bind(to).map(|_| None),
+            Call::BindTcpV6only => bound_v6only(*to, Type::STREAM),
+            Call::BindUdpV6only => bound_v6only(*to, Type::DGRAM),
         };
         let (peer, error) = match outcome {
             Ok(peer) => (peer, None),
@@ -83,6 +89,13 @@ fn connected(to: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Optio
     let socket = Socket::new(Domain::for_address(to), kind, Some(protocol))?;
     socket.connect(&SockAddr::from(to))?;
     Ok(socket.peer_addr().ok().and_then(|peer| peer.as_socket()))
+}
+
+fn bound_v6only(to: SocketAddr, kind: Type) -> io::Result<Option<SocketAddr>> {
+    let socket = Socket::new(Domain::IPV6, kind, None)?;
+    socket.set_only_v6(true)?;
+    socket.bind(&SockAddr::from(to))?;
+    Ok(None)
 }
 
 fn many(targets: &[SocketAddr]) -> anyhow::Result<()> {

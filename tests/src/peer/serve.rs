@@ -20,6 +20,9 @@ pub struct ServeArguments {
     /// The name to answer with.
     #[arg(long)]
     name: String,
+    /// Serve at this address; at all addresses of both families unless given.
+    #[arg(long)]
+    address: Option<IpAddr>,
     /// Answer with the name and the port, as in `web:7000`.
     #[arg(long)]
     with_port: bool,
@@ -42,13 +45,13 @@ pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
     let mut threads = Vec::new();
     let kinds = [(&arguments.tcp, Kind::Greet), (&arguments.http, Kind::Http), (&arguments.sink, Kind::Sink)];
     for (ports, kind) in kinds {
-        for address in ports.iter().flat_map(|port| any(*port)) {
+        for address in ports.iter().flat_map(|port| places(arguments, *port)) {
             let listener = listen(address)?;
             let name = name_at(arguments, address);
             threads.push(thread::spawn(move || accept(&listener, &name, kind)));
         }
     }
-    for address in arguments.udp.iter().flat_map(|port| any(*port)) {
+    for address in arguments.udp.iter().flat_map(|port| places(arguments, *port)) {
         let socket: UdpSocket = bind(address, Type::DGRAM, Protocol::UDP)?.into();
         let name = name_at(arguments, address);
         threads.push(thread::spawn(move || answer(&socket, &name)));
@@ -68,8 +71,10 @@ enum Kind {
     Sink,
 }
 
-fn any(port: u16) -> [SocketAddr; 2] {
-    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].map(|address| SocketAddr::new(address, port))
+fn places(arguments: &ServeArguments, port: u16) -> Vec<SocketAddr> {
+    let any = vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    let addresses = arguments.address.map_or(any, |address| vec![address]);
+    addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()
 }
 
 fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> anyhow::Result<Socket> {

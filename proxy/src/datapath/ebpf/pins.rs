@@ -187,12 +187,26 @@ impl Pins {
         Ok(())
     }
 
+    /// Removes the links and programs at hooks that are not among `used`: another build of this version of the tables
+    /// used them. Returns how many links that were.
+    pub(super) fn remove_other_hooks(&self, used: &[&str]) -> Result<usize, PinError> {
+        let mut links = 0_usize;
+        for directory in [&self.links, &self.programs] {
+            let is_used = |path: &PathBuf| used.iter().any(|name| path.file_name().is_some_and(|found| found == *name));
+            for pin in list(directory)?.into_iter().filter(|path| !is_used(path)) {
+                remove_file(&pin)?;
+                links = links.saturating_add(usize::from(directory == &self.links));
+            }
+        }
+        Ok(links)
+    }
+
     /// Removes what daemons of other versions pinned, links first, and maps beside ours that no program of ours reads.
     /// Returns how many links that were.
     pub(super) fn remove_other_versions(&self) -> Result<usize, PinError> {
         for path in list(&self.maps.flows)?.into_iter().chain(list(&self.maps.tables)?) {
             if maps::ALL.iter().all(|map| path != self.maps.of(map)) {
-                std::fs::remove_file(&path).map_err(|source| PinError::File { doing: "removing the pin", path, source })?;
+                remove_file(&path)?;
             }
         }
         let ours = [&self.version, &flows(&self.root)];
@@ -289,14 +303,15 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
 fn remove_files(directory: &Path) -> Result<usize, PinError> {
     let files = list(directory)?;
     for path in &files {
-        std::fs::remove_file(path).map_err(|source| PinError::File {
-            doing: "removing the pin",
-            path: path.clone(),
-            source,
-        })?;
+        remove_file(path)?;
     }
     remove_directory(directory)?;
     Ok(files.len())
+}
+
+fn remove_file(path: &Path) -> Result<(), PinError> {
+    let failed = |source| PinError::File { doing: "removing the pin", path: path.to_owned(), source };
+    std::fs::remove_file(path).map_err(failed)
 }
 
 /// Removes a directory unless it holds something that is not ours.
@@ -387,6 +402,17 @@ mod tests {
         found.pins.remove_other_versions().unwrap();
         let held = ["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v3/maps/SLOTS", "v3/maps/STRAY"];
         assert_eq!(held.map(|file| found.holds(file).is_some()), [false, true, true, false]);
+    }
+
+    #[test]
+    fn links_at_hooks_that_are_not_used_any_more_are_removed() {
+        let found =
+            PinFolder::new(&["v3/links/bind4", "v3/links/post_bind4", "v3/programs/bind4", "v3/programs/post_bind4"]);
+        assert_eq!(found.pins.remove_other_hooks(&["bind4", "bind6"]).unwrap(), 1);
+        assert_eq!((found.holds("v3/links/post_bind4"), found.holds("v3/programs/post_bind4")), (None, None));
+        assert_eq!(found.holds("v3/links/bind4").as_deref(), Some("v3/links/bind4"));
+        assert_eq!(found.holds("v3/programs/bind4").as_deref(), Some("v3/programs/bind4"));
+        assert_eq!(found.pins.remove_other_hooks(&["bind4", "bind6"]).unwrap(), 0);
     }
 
     #[test]

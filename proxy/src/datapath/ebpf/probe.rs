@@ -23,8 +23,8 @@ const HELPERS: [(ProgramType, &str, BpfHelper, &str); 6] = [
     (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie"),
     (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_sk_storage_get, "bpf_sk_storage_get"),
     (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "bpf_ktime_get_coarse_ns"),
-    (ProgramType::CgroupSock, "bind()", BpfHelper::BPF_FUNC_set_retval, "bpf_set_retval"),
-    (ProgramType::CgroupSock, "bind()", BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie"),
+    (ProgramType::CgroupSockAddr, "bind()", BpfHelper::BPF_FUNC_skc_to_tcp6_sock, "bpf_skc_to_tcp6_sock"),
+    (ProgramType::CgroupSockAddr, "bind()", BpfHelper::BPF_FUNC_skc_to_udp6_sock, "bpf_skc_to_udp6_sock"),
 ];
 
 /// The types of the programs' maps that are not in all kernels.

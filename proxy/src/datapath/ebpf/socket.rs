@@ -6,3 +6,4 @@ pub(crate) mod programs;
 mod selftest;
 mod sweep;
 pub(super) mod upkeep;
+pub(super) mod v6only;

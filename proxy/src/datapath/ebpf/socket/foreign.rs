@@ -14,10 +14,10 @@ use crate::sys::bpf;
 
 /// Hooks with the number of their attach type in linux/bpf.h.
 const HOOKS: [(&str, u32); 10] = [
+    ("bind4", 8),
+    ("bind6", 9),
     ("connect4", 10),
     ("connect6", 11),
-    ("post_bind4", 12),
-    ("post_bind6", 13),
     ("sendmsg4", 14),
     ("sendmsg6", 15),
     ("recvmsg4", 19),

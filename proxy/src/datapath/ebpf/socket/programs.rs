@@ -33,8 +33,8 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("sendmsg6", "shunt_sendmsg6"),
     ("connect4", "shunt_connect4"),
     ("connect6", "shunt_connect6"),
-    ("post_bind4", "shunt_post_bind4"),
-    ("post_bind6", "shunt_post_bind6"),
+    ("bind4", "shunt_bind4"),
+    ("bind6", "shunt_bind6"),
 ];
 
 /// The program that lists the flows of connected sockets, and the one that lists those that have ended.
@@ -187,6 +187,11 @@ pub(in crate::datapath::ebpf) fn are_in_charge(pins: &Pins) -> Result<bool, Prog
         }
     }
     Ok(false)
+}
+
+/// The names of the hooks at which this version has programs.
+pub(in crate::datapath::ebpf) fn hooks() -> [&'static str; PROGRAMS.len()] {
+    PROGRAMS.map(|(hook, _)| hook)
 }
 
 /// The ids of the programs that the links pinned in `links` run now.

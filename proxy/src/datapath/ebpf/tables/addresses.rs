@@ -1,11 +1,12 @@
 //! What addresses mean besides their frontends: which accept node ports, and which are cluster IPs (TP-3, NE-11).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use proxy_abi::{Address6, AddressValue, NodePorts};
+use shunt_model::Family;
 
 use crate::plan::{self, AddressMeaning};
 
@@ -43,8 +44,44 @@ impl Meaning {
 pub(in crate::datapath::ebpf) struct Addresses {
     held: BTreeMap<IpAddr, Meaning>,
     planned: OrdMap<IpAddr, AddressMeaning>,
+    wildcards: Wildcards,
     /// Addresses whose meaning may differ from what the map holds.
     touched: BTreeSet<IpAddr>,
+}
+
+/// How many addresses of each family accept node ports. The map has the unspecified address of a family beside them if
+/// there are any: a process that binds it binds those (see [`AddressValue`]).
+#[derive(Clone, Copy, Debug, Default)]
+struct Wildcards {
+    four: usize,
+    six: usize,
+}
+
+impl Wildcards {
+    fn follow(&mut self, family: Family, [before, after]: [Option<&AddressMeaning>; 2]) {
+        let [before, after] =
+            [before, after].map(|meaning| meaning.is_some_and(|meaning| meaning.node_ports.is_some()));
+        let count = match family {
+            Family::V4 => &mut self.four,
+            Family::V6 => &mut self.six,
+        };
+        *count = count.saturating_add(usize::from(after)).saturating_sub(usize::from(before));
+    }
+
+    fn meaning(self, family: Family) -> Meaning {
+        let count = match family {
+            Family::V4 => self.four,
+            Family::V6 => self.six,
+        };
+        Meaning { node_ports: (count > 0).then_some(NodePorts::FromAnywhere), refuses: false }
+    }
+}
+
+fn wildcard(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 impl Addresses {
@@ -57,23 +94,32 @@ impl Addresses {
     /// The addresses of a plan, at the cost of what changed since the last one.
     pub(in crate::datapath::ebpf) fn follow(&mut self, planned: &OrdMap<IpAddr, AddressMeaning>) {
         for item in self.planned.diff(planned) {
-            match item {
-                DiffItem::Add(address, _)
-                | DiffItem::Remove(address, _)
-                | DiffItem::Update { new: (address, _), .. } => {
-                    self.touched.insert(*address);
-                }
-            }
+            let (address, before, after) = match item {
+                DiffItem::Add(address, new) => (address, None, Some(new)),
+                DiffItem::Remove(address, old) => (address, Some(old), None),
+                DiffItem::Update { old: (_, old), new: (address, new) } => (address, Some(old), Some(new)),
+            };
+            self.touched.insert(*address);
+            self.wildcards.follow(Family::of(address), [before, after]);
         }
+        self.touched.extend(Family::BOTH.map(wildcard));
         self.planned.clone_from(planned);
+    }
+
+    /// What the map should say of an address.
+    fn meaning(&self, address: &IpAddr) -> Meaning {
+        match self.planned.get(address) {
+            Some(planned) => Meaning::planned(*planned),
+            None if address.is_unspecified() => self.wildcards.meaning(Family::of(address)),
+            None => Meaning::default(),
+        }
     }
 
     /// The changes to the map: new meanings, and addresses that mean nothing any more.
     pub(in crate::datapath::ebpf) fn take_changes(&mut self) -> (Vec<(IpAddr, Meaning)>, Vec<IpAddr>) {
         let (mut set, mut gone) = (Vec::new(), Vec::new());
         for address in std::mem::take(&mut self.touched) {
-            let meaning =
-                self.planned.get(&address).map_or_else(Meaning::default, |planned| Meaning::planned(*planned));
+            let meaning = self.meaning(&address);
             if meaning == Meaning::default() {
                 if self.held.remove(&address).is_some() {
                     gone.push(address);
@@ -115,8 +161,28 @@ mod tests {
         ];
         addresses.follow(&planned.into_iter().collect());
         let (set, gone) = addresses.take_changes();
-        assert_eq!(set, [(ip("127.0.0.1"), node(NodePorts::FromNodeOnly))], "what is there already is not written");
+        let wanted = [(ip("0.0.0.0"), node(NodePorts::FromAnywhere)), (ip("127.0.0.1"), node(NodePorts::FromNodeOnly))];
+        assert_eq!(set, wanted, "what is there already is not written");
         assert_eq!(gone, [ip("10.96.0.1")], "the plan does not have it");
         assert_eq!(addresses.take_changes(), (vec![], vec![]));
+    }
+
+    #[test]
+    fn the_unspecified_address_stands_for_those_of_its_family_that_accept_node_ports() {
+        let mut addresses = Addresses::default();
+        let mut check = |accepting: &[&str], others: &[&str], wanted: &[&str]| {
+            let meaning = |node_ports| AddressMeaning { node_ports, refuses_other_ports: true };
+            let accepting = accepting.iter().map(|text| (ip(text), meaning(Some(plan::NodePorts::FromNodeOnly))));
+            let others = others.iter().map(|text| (ip(text), meaning(None)));
+            addresses.follow(&accepting.chain(others).collect());
+            addresses.take_changes();
+            let held = addresses.held().keys().filter(|address| address.is_unspecified()).copied();
+            assert_eq!(held.collect::<Vec<_>>(), wanted.iter().map(|text| ip(text)).collect::<Vec<_>>());
+        };
+        check(&[], &["10.96.0.1"], &[]);
+        check(&["127.0.0.1", "172.18.0.11"], &["10.96.0.1"], &["0.0.0.0"]);
+        check(&["172.18.0.11", "::1"], &["127.0.0.1"], &["0.0.0.0", "::"]);
+        check(&["::1"], &["172.18.0.11"], &["::"]);
+        check(&[], &[], &[]);
     }
 }

@@ -12,7 +12,9 @@ use super::memory::Memory;
 use crate::datapath::caller::{Caller, Outcome};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
-use crate::plan::{Detect, EmptyLocal, Meeting, Packet, Plan, PlanOptions, SocketVerdict, Source, plan};
+use crate::plan::{
+    Detect, EmptyLocal, Meeting, NodePortAddresses, Packet, Plan, PlanOptions, SocketVerdict, Source, plan,
+};
 
 /// Every frontend, and what is near them: other ports, loopback, unused addresses, node ports at addresses.
 fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
@@ -20,7 +22,8 @@ fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
     let mut addresses: BTreeSet<IpAddr> = frontends().filter_map(|frontend| frontend.address).collect();
     addresses.extend(NODE_ADDRESSES.map(ip));
     addresses.extend(["127.0.0.1", "127.1.2.3", "::1", "10.96.0.99", "192.0.2.9", "fd00:96::99"].map(ip));
-    addresses.extend(["::ffff:10.96.0.1", "::ffff:192.0.2.1"].map(ip));
+    addresses.extend(["::ffff:10.96.0.1", "::ffff:192.0.2.1", "::ffff:127.0.0.1"].map(ip));
+    addresses.extend(["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.251"].map(ip));
     let mut ports: BTreeSet<u16> = frontends().map(|frontend| frontend.port.get()).collect();
     ports.extend([0, 81, 65_535]);
     addresses.into_iter().flat_map(|address| ports.iter().map(move |port| SocketAddr::new(address, *port))).collect()
@@ -58,7 +61,18 @@ fn wanted(plan: &Plan, client: Caller, to: SocketAddr, protocol: Protocol) -> Ou
 
 /// At sockets, pods are always known as pods.
 fn planned(snapshot: &Snapshot, dns: bool, exclusive: bool, empty_local: EmptyLocal) -> Plan {
+    planned_with(snapshot, dns, exclusive, empty_local, NodePortAddresses::All)
+}
+
+fn planned_with(
+    snapshot: &Snapshot,
+    dns: bool,
+    exclusive: bool,
+    empty_local: EmptyLocal,
+    node_ports: NodePortAddresses,
+) -> Plan {
     let options = PlanOptions {
+        node_ports,
         detector: Detect::Both,
         empty_local,
         cluster_dns: vec![ip("10.96.0.10"), ip("fd00:96::2")],
@@ -91,6 +105,45 @@ proptest! {
         for (client, to, protocol) in flows(&plan) {
             let found = memory.outcome(client, to, protocol);
             prop_assert_eq!(found, wanted(&plan, client, to, protocol), "{:?} to {}/{}", client, to, protocol);
+        }
+    }
+}
+
+/// The networks of `--nodeport-addresses`.
+fn any_node_port_addresses() -> impl Strategy<Value = NodePortAddresses> {
+    let within = |networks: &[&str]| {
+        Just(NodePortAddresses::Within(networks.iter().map(|network| network.parse().unwrap()).collect()))
+    };
+    prop_oneof![
+        Just(NodePortAddresses::All),
+        Just(NodePortAddresses::Primary),
+        within(&["198.51.100.0/24"]),
+        within(&["127.0.0.0/8", "2001:db8::/32"]),
+        within(&["203.0.113.0/24", "2001:db8:1::/48"]),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_bind_is_refused_where_a_node_port_is_served(
+        snapshot in any_cluster(),
+        node_ports in any_node_port_addresses(),
+    ) {
+        let plan = planned_with(&snapshot, false, false, EmptyLocal::Refuse, node_ports);
+        let memory = Memory::of(&plan).unwrap();
+        for to in destinations(&plan) {
+            for (protocol, v6only) in
+                [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().flat_map(|of| [(of, false), (of, true)])
+            {
+                let is_taken = |ip: IpAddr| plan.is_node_port(ip, to.port(), protocol);
+                let any = ip("::");
+                let wanted = is_taken(to.ip()) || (to.ip() == any && !v6only && is_taken(ip("0.0.0.0")));
+                prop_assert_eq!(memory.is_node_port(to, protocol, v6only), wanted, "{}/{} {}", to, protocol, v6only);
+                // What is refused to a process of the node leads elsewhere when it dials it, unless it is a wildcard.
+                let outcome = memory.outcome(Caller::Node, to, protocol);
+                let served = !matches!(outcome, Outcome::Foreign);
+                prop_assert!(!wanted || to.ip().to_canonical().is_unspecified() || served, "{}/{}", to, protocol);
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use proxy_abi::{
     FrontendValue, Port, RangeKey, Terms,
 };
 #[cfg(test)]
-use proxy_abi::{BackendRef, Lead, Slot};
+use proxy_abi::{BackendRef, Lead, Slot, bind};
 use shunt_model::{Family, Protocol};
 
 use super::super::image;
@@ -220,6 +220,16 @@ impl Memory {
         match lookup::meaning::<F, _, _>(self, &call, address, port.to_be(), protocol.number()) {
             Meaning::Frontend(lead) => lookup::endpoint::<F, _, _>(self, &call, lead).ok().map(F::socket_address),
             Meaning::Undefined | Meaning::Foreign => None,
+        }
+    }
+
+    /// Whether a process of the node may not bind this; `v6only`: by an IPv6 socket with that option.
+    #[cfg(test)]
+    pub(in crate::datapath::ebpf) fn is_node_port(&self, to: SocketAddr, protocol: Protocol, v6only: bool) -> bool {
+        let (port, protocol) = (to.port().to_be(), protocol.number());
+        match to.ip() {
+            IpAddr::V4(four) => bind::is_node_port::<V4, _>(self, v4(four.into()), port, protocol),
+            IpAddr::V6(six) => bind::is_node_port_of_ipv6_socket(self, address(six.into()), || v6only, port, protocol),
         }
     }
 
