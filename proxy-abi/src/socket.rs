@@ -73,8 +73,44 @@ pub const FURTHER_FLOWS: usize = 32;
 pub struct DatagramFlows {
     /// The translations.
     pub flows: [Flow; FLOWS],
-    /// How many have been kept so far; modulo [`FLOWS`], which one is overwritten next.
-    pub next: u32,
+    /// See [`DatagramFlows::kept`] and [`DatagramFlows::last`].
+    pub marks: u32,
+}
+
+impl DatagramFlows {
+    const KEPT: u32 = 0xffff;
+    /// Taken off before `kept` overflows: divisible by [`FLOWS`], and more than that are left.
+    const ROUND: u32 = 0x8000;
+
+    /// How many have been kept so far; modulo [`FLOWS`], which one is overwritten next. If there are more than
+    /// [`FLOWS`], the others are in `FURTHER`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn kept(&self) -> usize {
+        (self.marks & Self::KEPT) as usize
+    }
+
+    /// Which flow was used last: one of these, or from [`FLOWS`] on one of `FURTHER`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn last(&self) -> usize {
+        (self.marks >> 16) as usize
+    }
+
+    /// One more has been kept.
+    #[inline(always)]
+    pub const fn count(&mut self) {
+        let kept = (self.marks & Self::KEPT) + 1;
+        let kept = if kept == Self::KEPT { kept - Self::ROUND } else { kept };
+        self.marks = (self.marks & !Self::KEPT) | kept;
+    }
+
+    /// The flow at `at` is the one used last.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "an index among FLOWS and FURTHER_FLOWS")]
+    pub const fn use_now(&mut self, at: usize) {
+        self.marks = (self.marks & Self::KEPT) | ((at as u32) << 16);
+    }
 }
 
 /// Value of `FURTHER`: the frontends that a socket with more than [`FLOWS`] dialled before those.
@@ -85,4 +121,21 @@ pub struct FurtherFlows {
     pub flows: [Flow; FURTHER_FLOWS],
     /// How many have been kept so far; modulo [`FURTHER_FLOWS`], which one is overwritten next.
     pub next: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_the_next_flow_goes_round_for_ever() {
+        let mut flows = DatagramFlows::default();
+        flows.use_now(FLOWS + 7);
+        for number in 0..100_000 {
+            assert_eq!(flows.kept() % FLOWS, number % FLOWS);
+            assert_eq!(flows.kept() > FLOWS, number > FLOWS);
+            flows.count();
+        }
+        assert_eq!(flows.last(), FLOWS + 7);
+    }
 }

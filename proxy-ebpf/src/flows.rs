@@ -37,7 +37,7 @@ fn datagrams<'a>(ctx: &SockAddrContext) -> Option<&'a mut DatagramFlows> {
 /// The flows beside those in `datagrams`, if there are any.
 #[inline(always)]
 fn further<'a>(ctx: &SockAddrContext, datagrams: &DatagramFlows) -> Option<&'a mut FurtherFlows> {
-    if datagrams.next as usize <= FLOWS {
+    if datagrams.kept() <= FLOWS {
         return None;
     }
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
@@ -129,7 +129,7 @@ pub(crate) fn connect_directly(ctx: &SockAddrContext, address: &Address6, port: 
 fn end_datagrams(ctx: &SockAddrContext, address: &Address6, port: Port) {
     let Some(flows) = datagrams(ctx) else { return };
     clear(&mut flows.flows, address, port);
-    if flows.next as usize > FLOWS {
+    if flows.kept() > FLOWS {
         // SAFETY: the kernel passes a valid context.
         let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
         // SAFETY: `socket` is that of the call; without this storage there is nothing to delete.
@@ -153,14 +153,27 @@ pub(crate) fn send_directly(ctx: &SockAddrContext, address: &Address6, port: Por
     }
 }
 
-/// The flow of an unconnected socket to a frontend.
+/// The flow of an unconnected socket to a frontend. From now on answers of its endpoint show this frontend.
 #[inline(always)]
 pub(crate) fn to_frontend(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<Flow> {
     let flows = datagrams(ctx)?;
-    if let Some(flow) = first(&flows.flows, |flow| is_to(flow, address, port)) {
-        return Some(*flow);
+    let is_wanted = |flow: &Flow| is_to(flow, address, port);
+    if let Some(at) = find(&flows.flows, is_wanted) {
+        use_now(flows, at);
+        return flows.flows.get(at).copied();
     }
-    first(&further(ctx, flows)?.flows, |flow| is_to(flow, address, port)).copied()
+    let further = further(ctx, flows)?;
+    let at = find(&further.flows, is_wanted)?;
+    use_now(flows, FLOWS + at);
+    further.flows.get(at).copied()
+}
+
+/// Writes only what changes: most sockets talk to one frontend.
+#[inline(always)]
+fn use_now(flows: &mut DatagramFlows, at: usize) {
+    if flows.last() != at {
+        flows.use_now(at);
+    }
 }
 
 /// Keeps a flow of an unconnected socket, in the place of an older one to the same frontend if there is one.
@@ -175,15 +188,18 @@ pub(crate) fn send(ctx: &SockAddrContext, flow: &Flow) {
     let flows = unsafe { &mut *flows };
     let is_wanted = |old: &Flow| is_to(old, &flow.frontend, flow.frontend_port);
     if let Some(at) = find(&flows.flows, is_wanted) {
+        use_now(flows, at);
         return put(&mut flows.flows, at, *flow);
     }
     if let Some(further) = further(ctx, flows)
         && let Some(at) = find(&further.flows, is_wanted)
     {
+        use_now(flows, FLOWS + at);
         return put(&mut further.flows, at, *flow);
     }
-    let place = flows.next as usize % FLOWS;
-    flows.next = flows.next.wrapping_add(1);
+    let place = flows.kept() % FLOWS;
+    flows.count();
+    use_now(flows, place);
     if let Some(old) = flows.flows.get_mut(place) {
         if old.frontend_port != 0 {
             push_further(ctx, old);
@@ -214,19 +230,36 @@ pub(crate) fn dialled(ctx: &SockAddrContext, address: &Address6, port: Port) -> 
     if is_with(flow, address, port) { Some((flow.frontend, flow.frontend_port)) } else { None }
 }
 
-/// The frontend that the socket dialled to reach the sender of a datagram.
+/// The frontend that the socket dialled to reach the sender of a datagram; of several the one used last.
 #[inline(always)]
 pub(crate) fn sender(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<(Address6, Port)> {
-    if let Some(flows) = datagrams(ctx) {
-        let is_wanted = |flow: &Flow| is_with(flow, address, port);
-        if let Some(flow) = first(&flows.flows, is_wanted) {
-            return Some((flow.frontend, flow.frontend_port));
-        }
-        if let Some(further) = further(ctx, flows)
-            && let Some(flow) = first(&further.flows, is_wanted)
+    let Some(flows) = datagrams(ctx) else { return dialled(ctx, address, port) };
+    let is_wanted = |flow: &Flow| is_with(flow, address, port);
+    let last = flows.last();
+    // Masked, so that the verifier knows the bound.
+    if let Some(flow) = flows.flows.get(last & (FLOWS - 1))
+        && last < FLOWS
+        && is_wanted(flow)
+    {
+        return Some((flow.frontend, flow.frontend_port));
+    }
+    if let Some(further) = further(ctx, flows) {
+        if let Some(flow) = further.flows.get(last.wrapping_sub(FLOWS) & (FURTHER_FLOWS - 1))
+            && last >= FLOWS
+            && is_wanted(flow)
         {
             return Some((flow.frontend, flow.frontend_port));
         }
+        if let Some(flow) = first(&flows.flows, is_wanted) {
+            return Some((flow.frontend, flow.frontend_port));
+        }
+        if let Some(flow) = first(&further.flows, is_wanted) {
+            return Some((flow.frontend, flow.frontend_port));
+        }
+        return dialled(ctx, address, port);
     }
-    dialled(ctx, address, port)
+    match first(&flows.flows, is_wanted) {
+        Some(flow) => Some((flow.frontend, flow.frontend_port)),
+        None => dialled(ctx, address, port),
+    }
 }

@@ -89,6 +89,12 @@ impl Place {
         self.ask(&["probe", "--call", call, "--to", &to], PATIENCE)
     }
 
+    /// Uses one UDP socket as the steps say, and gives the answer to each question: `connect=ADDRESS`, `disconnect`,
+    /// `ask`, `ask=ADDRESS`.
+    pub fn turns(&self, steps: &[&str]) -> anyhow::Result<Vec<Probe>> {
+        self.ask(&[&["turns"], steps].concat(), PATIENCE)
+    }
+
     /// Connects as the further arguments say, in the background.
     pub fn connect_in_background(&self, to: SocketAddr, mode: Mode, further: &[&str]) -> anyhow::Result<Client> {
         let mut arguments = connect_arguments(to, mode);

@@ -10,6 +10,7 @@ mod probe;
 mod resolve;
 mod serve;
 mod socket;
+mod turns;
 mod upstream;
 
 use std::io::{Read as _, Write as _};
@@ -29,6 +30,7 @@ pub use dns_load::{DnsLoadArguments, DnsLoadLine};
 pub use probe::{Call, Probe, ProbeArguments};
 pub use resolve::{DnsRecord, Resolution, ResolveArguments, resolve};
 pub use serve::ServeArguments;
+pub use turns::TurnArguments;
 pub use upstream::UpstreamArguments;
 
 /// What a server prints when it listens.
@@ -57,6 +59,8 @@ enum PeerCommand {
         /// The server.
         to: SocketAddr,
     },
+    /// Use one UDP socket, connected and not connected in turn.
+    Turns(TurnArguments),
     /// Ask a DNS server.
     Resolve(ResolveArguments),
     /// Fetch a path over HTTP and print status and body.
@@ -96,6 +100,7 @@ impl Peer {
             PeerCommand::Dial => dial::dial(),
             PeerCommand::Probe(arguments) => probe::probe(&arguments),
             PeerCommand::Hold { to } => probe::hold(to),
+            PeerCommand::Turns(arguments) => turns::take(&arguments),
             PeerCommand::Resolve(arguments) => print(&resolve(&arguments)?),
             PeerCommand::HttpGet { address, path } => {
                 let response = crate::http_get(address, &path, Duration::from_secs(5))?;
