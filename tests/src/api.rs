@@ -26,6 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 pub use faults::{Action, Fault, Faults, Match, Verb};
+pub use tls::Signer;
 
 use serve::{Shared, locked};
 use store::Store;
@@ -179,7 +180,12 @@ impl FakeApi {
 
     /// An empty cluster at this address.
     pub fn start_at(listen: SocketAddr) -> anyhow::Result<Self> {
-        let (acceptor, credentials) = tls::make(listen.ip())?;
+        Self::start_signed(listen, Signer::Authority)
+    }
+
+    /// The same with a certificate that `signer` signed.
+    pub fn start_signed(listen: SocketAddr, signer: Signer) -> anyhow::Result<Self> {
+        let (acceptor, credentials) = tls::make(listen.ip(), signer)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let (changed, _) = tokio::sync::watch::channel(serve::Nudge::default());
         let shared = Arc::new(Shared {
