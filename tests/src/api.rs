@@ -331,8 +331,18 @@ impl FakeApi {
 
     /// Listens again.
     pub fn resume(&self) -> anyhow::Result<()> {
+        self.listen_at(self.address)
+    }
+
+    /// Ends listening where it did, and listens at another port of its address.
+    pub fn move_to(&self, address: SocketAddr) -> anyhow::Result<()> {
+        self.stop_listening();
+        self.listen_at(address)
+    }
+
+    fn listen_at(&self, address: SocketAddr) -> anyhow::Result<()> {
         let runtime = self.runtime.as_ref().context("the server has ended")?;
-        let listener = std::net::TcpListener::bind(self.address).context("listening again")?;
+        let listener = std::net::TcpListener::bind(address).with_context(|| format!("listening at {address}"))?;
         let listener = into_tokio(runtime, listener)?;
         let serving = runtime.spawn(accept(Arc::clone(&self.shared), self.acceptor.0.clone(), listener));
         *locked(&self.serving) = Some(serving);

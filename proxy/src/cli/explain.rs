@@ -9,7 +9,7 @@ use shunt_proxy::control::{Reply, Request, ask};
 use shunt_proxy::explain::{Explanation, explain, render};
 
 use super::plan::{Objects, Offline};
-use super::{OutputFormat, Socket, print};
+use super::{OutputFormat, Socket, complain, print};
 
 #[derive(Args)]
 pub(super) struct ExplainArguments {
@@ -43,6 +43,9 @@ pub(super) fn run(arguments: ExplainArguments) -> Result<ExitCode> {
         }
         None => asked(&socket, source, destination)?,
     };
+    for warning in &explanation.warnings {
+        complain(format_args!("warning: {warning}"));
+    }
     print(&match output {
         OutputFormat::Table => render(&explanation),
         OutputFormat::Json => serde_json::to_string_pretty(&explanation)?,

@@ -11,7 +11,7 @@ use shunt_model::Snapshot;
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::config::{self, Address, Annotation, CommaSeparated, DNS_PORT};
 use shunt_proxy::plan::{Detect, Plan, PlanOptions, plan, render_json, render_table};
-use shunt_proxy::source;
+use shunt_proxy::source::{self, Look};
 
 use super::{OutputFormat, complain, print};
 
@@ -81,13 +81,17 @@ impl Offline {
         let cluster_dns = config::cluster_dns(self.cluster_dns.as_ref())?;
         let node = config::node_name(self.hostname_override.as_deref())?;
         let opt_out = config::default_opt_out();
-        let (snapshot, problems) = match from {
-            Objects::Manifests(dir) => manifests::read(&ManifestsOptions {
-                dir,
-                service_cidrs: config::service_cidrs(self.service_cidr),
-                reserved: cluster_dns.clone(),
-                pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
-            })?,
+        let Look { snapshot, problems, unknown_node } = match from {
+            Objects::Manifests(dir) => {
+                let (snapshot, problems) = manifests::read(&ManifestsOptions {
+                    dir,
+                    service_cidrs: config::service_cidrs(self.service_cidr),
+                    reserved: cluster_dns.clone(),
+                    pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
+                })?;
+                // A folder need not have Nodes.
+                Look { snapshot, problems, unknown_node: None }
+            }
             Objects::Cluster(kubeconfig) => source::look(&kubeconfig, &node, &opt_out)?,
         };
         let listen = self.dns_bind_address.map_or_else(Vec::new, |CommaSeparated(listen)| listen);
@@ -100,6 +104,9 @@ impl Offline {
             ..PlanOptions::default()
         };
         let (plan, conflicts) = plan(&snapshot, &options);
+        if let Some(warning) = unknown_node {
+            complain(format_args!("warning: {warning}"));
+        }
         for problem in problems {
             complain(format_args!("ignored: {problem}"));
         }

@@ -1,6 +1,7 @@
 //! Files as clusters have them, and what becomes of them.
 
 use serde_json::json;
+use shunt_model::source::kube::KubeconfigSetting;
 
 use crate::config::tests::{config_of, refused};
 use crate::config::{KubeConfig, SourceConfig};
@@ -78,7 +79,8 @@ fn a_file_of_kubeadm_is_taken_as_it_is() {
     let config = config_of(KUBEADM, "--hostname-override=Node-1").unwrap();
     assert_eq!(config.node, "node-1");
     let kubeconfig = Some("/var/lib/kube-proxy/kubeconfig.conf".into());
-    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig, master: None }));
+    let setting = KubeconfigSetting::Document;
+    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig, setting, master: None }));
     assert_eq!(config.healthz.unwrap().to_string(), "0.0.0.0:10256");
     assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");
     assert_eq!((config.oom_score_adj, config.bind_address_hard_fail), (-999, false));
