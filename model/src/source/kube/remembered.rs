@@ -80,11 +80,13 @@ impl Remembered {
             return;
         }
         loop {
-            let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            let this = Arc::clone(&self);
-            // A disk may take its time.
-            if let Err(error) = tokio::task::spawn_blocking(move || this.learn(&snapshot)).await {
-                tracing::error!(%error, "remembering the API server's endpoints failed; this is a bug of shunt");
+            let news = self.news(&snapshots.borrow_and_update());
+            if let Some(next) = news {
+                let this = Arc::clone(&self);
+                // A disk may take its time.
+                if let Err(error) = tokio::task::spawn_blocking(move || this.take(next)).await {
+                    tracing::error!(%error, "remembering the API server's endpoints failed; this is a bug of shunt");
+                }
             }
             if snapshots.changed().await.is_err() {
                 return;
@@ -92,18 +94,26 @@ impl Remembered {
         }
     }
 
-    /// Takes over what a view says, and writes it if that is new.
-    pub(super) fn learn(&self, snapshot: &Snapshot) {
-        let Some(now) = seen(snapshot) else { return };
-        let next = self.known().followed_by(now);
-        if *self.known() == next {
-            return;
-        }
-        *self.known() = next.clone();
-        if let Some(file) = &self.file
-            && let Err(error) = write(file, &next)
-        {
+    /// What is known after this view, if it is another thing than before.
+    fn news(&self, snapshot: &Snapshot) -> Option<Known> {
+        let now = seen(snapshot)?;
+        let known = self.known();
+        Some(known.followed_by(now)).filter(|next| *next != *known)
+    }
+
+    fn take(&self, next: Known) {
+        let written = self.file.as_ref().map_or(Ok(()), |file| write(file, &next));
+        *self.known() = next;
+        if let Err(error) = written {
             tracing::warn!("{}; after a reboot the API server must be found without it", with_causes(&error));
+        }
+    }
+
+    /// Both, for tests.
+    #[cfg(test)]
+    pub(super) fn learn(&self, snapshot: &Snapshot) {
+        if let Some(next) = self.news(snapshot) {
+            self.take(next);
         }
     }
 
