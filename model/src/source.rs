@@ -36,7 +36,7 @@ pub struct SourceHealth {
     pub problems: Vec<Problem>,
     /// How many problems have appeared since the start, by [`Problem::kind`]; only grows.
     pub counts: BTreeMap<&'static str, u64>,
-    /// A complete view was published, and this is the report on it or on a later one.
+    /// A complete view of a cluster's API was published, and this is the report on it or on a later one.
     pub complete: bool,
 }
 

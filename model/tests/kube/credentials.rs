@@ -244,6 +244,17 @@ async fn a_credential_plug_in_that_is_missing_or_fails_is_named() {
     assert!(!told.contains("s3cret"), "{told}");
 }
 
+#[tokio::test]
+async fn a_certificate_without_its_key_is_told_of_at_once() {
+    let api = cluster();
+    let mut kubeconfig: Value = serde_json::from_str(&api.kubeconfig_with(Auth::Certificate)).unwrap();
+    kubeconfig["users"][0]["user"]["client-key-data"] = json!("");
+    let told = refused(&kubeconfig.to_string()).await;
+    let begin =
+        "the credentials of the API server cannot be used: check the certificates and keys of the kubeconfig's user: ";
+    assert!(told.starts_with(begin) && told.contains("client key"), "{told}");
+}
+
 /// A server at its Service's address, where nothing listens, and what a daemon may remember.
 fn behind_its_service(api: &FakeApi, remembered: &str) -> (tempfile::TempDir, KubeOptions) {
     let text = api.kubeconfig().replace(&api.address().to_string(), "127.0.0.9:1");

@@ -39,7 +39,8 @@ pub(super) fn run(arguments: ExplainArguments) -> Result<ExitCode> {
     let explanation = match Objects::given(manifests, kubeconfig) {
         Some(from) => {
             let planned = offline.plan(from)?;
-            explain(&planned.snapshot, &planned.plan, &planned.node, &source, &destination)?
+            let explained = explain(&planned.snapshot, &planned.plan, &planned.node, &source, &destination)?;
+            Explanation { warnings: planned.warnings, ..explained }
         }
         None => asked(&socket, source, destination)?,
     };

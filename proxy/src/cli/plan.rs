@@ -73,6 +73,8 @@ pub(super) struct Planned {
     pub(super) snapshot: Snapshot,
     pub(super) plan: Plan,
     pub(super) node: String,
+    /// What makes it another plan than the operator may expect.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Offline {
@@ -104,23 +106,23 @@ impl Offline {
             ..PlanOptions::default()
         };
         let (plan, conflicts) = plan(&snapshot, &options);
-        if let Some(warning) = unknown_node {
-            complain(format_args!("warning: {warning}"));
-        }
         for problem in problems {
             complain(format_args!("ignored: {problem}"));
         }
         for conflict in conflicts {
             complain(format_args!("conflict: {conflict}"));
         }
-        Ok(Planned { snapshot, plan, node })
+        Ok(Planned { snapshot, plan, node, warnings: unknown_node.into_iter().collect() })
     }
 }
 
 pub(super) fn run(arguments: PlanArguments) -> Result<ExitCode> {
     let ObjectSource { manifests, kubeconfig } = arguments.origin;
     let from = Objects::given(manifests, kubeconfig).context("give --manifests or --kubeconfig")?;
-    let Planned { plan, .. } = arguments.offline.plan(from)?;
+    let Planned { plan, warnings, snapshot: _, node: _ } = arguments.offline.plan(from)?;
+    for warning in warnings {
+        complain(format_args!("warning: {warning}"));
+    }
     print(&match arguments.output {
         OutputFormat::Table => render_table(&plan),
         OutputFormat::Json => render_json(&plan)?,

@@ -30,6 +30,8 @@ use super::verifier::{AuthorityError, verifier};
 
 /// For TCP and TLS; kube's own 30 s would hide an API server that is away for that long.
 const CONNECT: Duration = Duration::from_secs(5);
+/// For TCP alone, shared among the addresses of a name: one that is dead must not take the time of the others.
+const DIAL: Duration = Duration::from_secs(4);
 /// A connection that is silent for this long is probed, then every `PROBE_INTERVAL`.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,9 +50,9 @@ pub enum TransportError {
     /// The authorities of the kubeconfig or of the host.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// Certificates, keys, plug-ins and headers of the user.
-    #[error(transparent)]
-    Credentials(#[from] Box<kube::Error>),
+    /// Certificates, keys and headers of the user.
+    #[error("check the certificates and keys of the kubeconfig's user")]
+    Credentials(#[source] Box<kube::Error>),
     /// The program that gives the credentials is not there.
     #[error(
         "the credential plug-in {command:?} cannot be run; install it, or name it with its full path under exec.command of the kubeconfig{hint}"
@@ -196,6 +198,7 @@ fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(DIAL));
     tcp.set_keepalive(Some(PROBE_AFTER));
     tcp.set_keepalive_interval(Some(PROBE_INTERVAL));
     // With TCP_USER_TIMEOUT the kernel no longer counts probes: it ends the connection by time (tcp(7)).
