@@ -197,7 +197,7 @@ fn an_outage_is_one_line_at_its_start_and_one_at_its_end() {
     let log = world.daemon.log().unwrap();
     let lines: Vec<&str> = log.get(before..).unwrap().lines().filter(|line| !line.contains("synced")).collect();
     let [start, end] = lines.as_slice() else { panic!("{lines:#?}") };
-    assert!(start.contains("WARN") && start.contains("no connection to it"), "{start}");
+    assert!(start.contains("WARN") && start.contains("cannot follow the cluster of https://"), "{start}");
     assert!(end.contains("INFO") && end.contains("the source can be read again"), "{end}");
 }
 

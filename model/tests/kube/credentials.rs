@@ -245,6 +245,22 @@ async fn a_credential_plug_in_that_is_missing_or_fails_is_named() {
 }
 
 #[tokio::test]
+async fn credentials_that_cannot_be_read_again_are_told_of_beside_the_refusal() {
+    let api = cluster();
+    let (_folder, path) = file(&api.kubeconfig());
+    let watched = Watched::with(options(&path)).await;
+    std::fs::write(&path, "}{").unwrap();
+    api.set_tokens(&["n3w"]);
+    let is_told = |reason: &String| {
+        reason.contains("credentials are not accepted")
+            && reason.contains("and the credentials cannot be read again, so the last ones are used: the kubeconfig")
+    };
+    watched.until_health("told", |health| health.unreachable.as_ref().is_some_and(is_told)).await;
+    std::fs::write(&path, api.kubeconfig_with(Auth::Token("n3w"))).unwrap();
+    watched.until_health("accepted", |health| health.unreachable.is_none()).await;
+}
+
+#[tokio::test]
 async fn a_certificate_without_its_key_is_told_of_at_once() {
     let api = cluster();
     let mut kubeconfig: Value = serde_json::from_str(&api.kubeconfig_with(Auth::Certificate)).unwrap();

@@ -24,7 +24,6 @@ use super::transport::panic_text;
 use super::wire::{ApiObject, Event, Metadata, Read, Wire};
 use super::{Kind, KubeOptions};
 use crate::key::ObjectKey;
-use crate::with_causes;
 
 /// Objects in a page of a list, as other clients of the API ask for.
 const PAGE: u32 = 500;
@@ -91,8 +90,6 @@ struct Troubles {
     away: Option<Instant>,
     /// Since when it refuses.
     refusing: Option<Instant>,
-    /// Why the credentials could not be read again.
-    credentials: Option<String>,
 }
 
 impl Troubles {
@@ -117,7 +114,7 @@ impl Troubles {
     }
 
     fn over(&mut self) {
-        *self = Self { followed: true, away: self.away, refusing: None, credentials: None };
+        *self = Self { followed: true, away: self.away, refusing: None };
     }
 }
 
@@ -313,16 +310,14 @@ impl<T: Wire> Reflector<T> {
             true => format!("cannot follow {resource} of {url}: {reason}"),
             false => format!("cannot follow the cluster of {url}: {reason}"),
         };
-        if let Some(credentials) = &self.troubles.credentials {
+        if let Some(credentials) = self.session.complaint() {
             reason =
                 format!("{reason}; and the credentials cannot be read again, so the last ones are used: {credentials}");
         }
         self.tell(News::Failing { cause, reason, denied: failure.is_denial() }).await?;
         let delay = self.backoff.next_delay();
         sleep(failure.retry_after().unwrap_or(delay).max(delay)).await;
-        let (api, error) = self.session.renew(self.api.generation, !failure.is_answer()).await;
-        self.api = api;
-        self.troubles.credentials = error.map(|error| with_causes(&error));
+        self.api = self.session.renew(self.api.generation, !failure.is_answer()).await;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::KubeOptions;
 use super::client::{Api, ConnectError, connect};
 use super::remembered::Remembered;
+use crate::with_causes;
 
 /// For a program that gives credentials.
 const SLOW: Duration = Duration::from_secs(60);
@@ -28,6 +29,8 @@ struct Current {
     place: usize,
     /// Another address than the configured one was reported.
     reported: bool,
+    /// Why the credentials could not be read again, if they could not.
+    complaint: Option<String>,
 }
 
 impl Session {
@@ -36,7 +39,7 @@ impl Session {
         let work = tokio::task::spawn_blocking(move || {
             let api = connect(&options, None)?;
             let remembered = Arc::new(Remembered::load(options.state_dir.as_deref()));
-            let current = Mutex::new(Current { api, place: 0, reported: false });
+            let current = Mutex::new(Current { api, place: 0, reported: false, complaint: None });
             Ok(Arc::new(Self { options, remembered, current, connecting: Mutex::default() }))
         });
         match timeout(SLOW, work).await {
@@ -71,37 +74,42 @@ impl Session {
         }
     }
 
-    /// Reads the credentials again after a request with the connection `failed` did not succeed; with `elsewhere` at the
-    /// next address. Returns the connection for the next request, and why it is still the former one.
-    pub(super) async fn renew(self: &Arc<Self>, failed: u64, elsewhere: bool) -> (Api, Option<ConnectError>) {
-        let this = Arc::clone(self);
-        let work = tokio::task::spawn_blocking(move || this.renew_now(failed, elsewhere));
-        match timeout(SLOW, work).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(died)) => (self.api(), Some(ConnectError::Died(died))),
-            Err(_elapsed) => (self.api(), Some(ConnectError::Slow(SLOW))),
-        }
+    /// Why the credentials in use are not the newest.
+    pub(super) fn complaint(&self) -> Option<String> {
+        self.current().complaint.clone()
     }
 
-    fn renew_now(&self, failed: u64, elsewhere: bool) -> (Api, Option<ConnectError>) {
+    /// Reads the credentials again after a request with the connection `failed` did not succeed; with `elsewhere` at the
+    /// next address. Returns the connection for the next request.
+    pub(super) async fn renew(self: &Arc<Self>, failed: u64, elsewhere: bool) -> Api {
+        let this = Arc::clone(self);
+        let work = tokio::task::spawn_blocking(move || this.renew_now(failed, elsewhere));
+        let outcome = match timeout(SLOW, work).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(died)) => Err(ConnectError::Died(died)),
+            Err(_elapsed) => Err(ConnectError::Slow(SLOW)),
+        };
+        if let Err(error) = outcome {
+            self.current().complaint = Some(with_causes(&error));
+        }
+        self.api()
+    }
+
+    fn renew_now(&self, failed: u64, elsewhere: bool) -> Result<(), ConnectError> {
         // Another reflector is at it; its connection is used by the next request but one.
-        let Ok(_alone) = self.connecting.try_lock() else { return (self.api(), None) };
+        let Ok(_alone) = self.connecting.try_lock() else { return Ok(()) };
         let (now, place) = {
             let current = self.current();
             (current.api.clone(), current.place)
         };
         if now.generation != failed {
-            return (now, None);
+            return Ok(());
         }
         let (place, at) = if elsewhere { self.after(place, &now) } else { (place, self.address(place, &now)) };
-        match connect(&self.options, at) {
-            Ok(mut api) => {
-                api.generation = now.generation + 1;
-                *self.current() = Current { api: api.clone(), place, reported: false };
-                (api, None)
-            }
-            Err(error) => (now, Some(error)),
-        }
+        let mut api = connect(&self.options, at)?;
+        api.generation = now.generation + 1;
+        *self.current() = Current { api, place, reported: false, complaint: None };
+        Ok(())
     }
 
     /// The place after `place`: the configured address, then each endpoint, then the configured address again.
