@@ -90,6 +90,17 @@ fn a_file_of_kubeadm_is_taken_as_it_is() {
 }
 
 #[test]
+fn a_kubeconfig_given_beside_a_document_is_ignored_and_messages_name_the_field() {
+    let config = config_of(HEAD, "--kubeconfig k --hostname-override n").unwrap();
+    let setting = KubeconfigSetting::Document;
+    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig: None, setting, master: None }));
+    assert!(config.notes.iter().any(|note| note.contains("ignored") && note.contains("--kubeconfig")));
+    let config = config_of("", "--kubeconfig k --hostname-override n").unwrap();
+    let setting = KubeconfigSetting::Flag;
+    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig: Some("k".into()), setting, master: None }));
+}
+
+#[test]
 fn fields_are_obeyed() {
     let text = format!(
         "{HEAD}bindAddress: 'fd00::1'\nhealthzBindAddress: 127.0.0.1\nmetricsBindAddress: '0.0.0.0:9'\nbindAddressHardFail: true\nnodePortAddresses: [primary]\noomScoreAdj: -500\nmode: nftables\nnftables: {{syncPeriod: 1m}}\nhostnameOverride: n9\n"
