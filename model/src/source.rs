@@ -30,10 +30,21 @@ pub struct Source {
 pub struct SourceHealth {
     /// Set while the source as a whole cannot be read; the last good view stays in force.
     pub unreachable: Option<String>,
+    /// Set while the cluster has no Node of this node's name, with what to do.
+    pub unknown_node: Option<String>,
     /// The files and objects that are ignored right now.
     pub problems: Vec<Problem>,
     /// How many problems have appeared since the start, by [`Problem::kind`]; only grows.
     pub counts: BTreeMap<&'static str, u64>,
+    /// A complete view of a cluster's API was published, and this is the report on it or on a later one.
+    pub complete: bool,
+}
+
+impl SourceHealth {
+    /// What the operator should know though the node serves.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.unreachable.iter().chain(&self.unknown_node)
+    }
 }
 
 /// One ignored file, object or part of an object.

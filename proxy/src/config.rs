@@ -15,6 +15,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use shunt_dns::{Corefile, CorefileError, ForwardConfig, PodMode, Upstreams};
+use shunt_model::source::kube::KubeconfigSetting;
 
 pub use file::ConfigFile;
 use kube_proxy::KubeProxyConfiguration;
@@ -31,6 +32,8 @@ pub const DNS_PORT: u16 = 53;
 pub const BPF_ROOT: &str = "/sys/fs/bpf/shunt";
 /// The default path of the control socket.
 pub const CONTROL_SOCKET: &str = "/run/shunt/shunt.sock";
+/// The default state directory.
+pub const STATE_DIR: &str = "/var/lib/shunt";
 /// kubeadm's service range: what most clusters have, and what [`CLUSTER_DNS`] lies in.
 const SERVICE_CIDR: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12));
 const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
@@ -86,6 +89,8 @@ pub struct Config {
     pub bpf_object: Option<PathBuf>,
     /// The control socket.
     pub control_socket: PathBuf,
+    /// Where the API server's endpoints are remembered.
+    pub state_dir: PathBuf,
     /// The service addresses pods use for DNS. Never given to a Service, even if the DNS server is off.
     pub cluster_dns: Vec<IpAddr>,
     /// The bundled DNS, unless it is off.
@@ -124,6 +129,8 @@ pub enum SourceConfig {
 pub struct KubeConfig {
     /// The kubeconfig file; without one, the pod's service account.
     pub kubeconfig: Option<PathBuf>,
+    /// Where the operator can name one, for messages.
+    pub setting: KubeconfigSetting,
     /// The API server's URL, instead of the one that the credentials name.
     pub master: Option<String>,
 }
@@ -229,7 +236,7 @@ impl Config {
         let node_ports = settings.nodeport_addresses.clone().map_or_else(|| of_document(&document), Ok)?;
         Ok(Self {
             node: node_name(name.as_deref())?,
-            source: source(&settings, &document, in_cluster || has_document)?,
+            source: source(&settings, &document, in_cluster, has_document)?,
             exclusive_cidrs: settings.service_cidr.clone().map_or_else(Vec::new, |CommaSeparated(ranges)| ranges),
             service_cidrs: service_cidrs(settings.service_cidr),
             node_ports: crate::config::node_ports(Some(node_ports))?,
@@ -244,6 +251,7 @@ impl Config {
             bpf_root: settings.bpf_root.unwrap_or_else(|| PathBuf::from(BPF_ROOT)),
             bpf_object: settings.bpf_object,
             control_socket: settings.control_socket.unwrap_or_else(|| PathBuf::from(CONTROL_SOCKET)),
+            state_dir: settings.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             cluster_dns,
             dns,
             healthz: (!turned_off("healthz-port")).then_some(healthz),
@@ -465,14 +473,17 @@ fn source(
     settings: &Settings,
     document: &KubeProxyConfiguration,
     in_cluster: bool,
+    has_document: bool,
 ) -> Result<SourceConfig, ConfigError> {
     let kubeconfig =
         settings.kubeconfig.clone().or_else(|| some(&document.client_connection.kubeconfig).map(Into::into));
     match &settings.manifests {
         Some(_) if settings.kubeconfig.is_some() => Err(ConfigError::TwoSources),
         Some(folder) => Ok(SourceConfig::Manifests(folder.clone())),
-        None if kubeconfig.is_some() || settings.master.is_some() || in_cluster => {
-            Ok(SourceConfig::Kube(KubeConfig { kubeconfig, master: settings.master.clone() }))
+        None if kubeconfig.is_some() || settings.master.is_some() || in_cluster || has_document => {
+            // A flag beside a document is ignored, as kube-proxy has it.
+            let setting = if has_document { KubeconfigSetting::Document } else { KubeconfigSetting::Flag };
+            Ok(SourceConfig::Kube(KubeConfig { kubeconfig, setting, master: settings.master.clone() }))
         }
         None => Err(ConfigError::NoSource),
     }

@@ -17,6 +17,9 @@ use crate::plan::{
 pub struct Explanation {
     /// One for each service port that the destination names.
     pub flows: Vec<FlowExplanation>,
+    /// What makes the plan another one than the operator may expect: a node that the cluster does not know.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Where one flow goes, and why.
@@ -79,7 +82,7 @@ pub fn explain(
     let from = origin(snapshot, plan, node, source)?;
     let targets = targets(plan, destination)?;
     let flows = targets.into_iter().map(|(to, protocol)| explain_one(plan, &from, to, protocol));
-    Ok(Explanation { flows: flows.collect::<Result<_, _>>()? })
+    Ok(Explanation { flows: flows.collect::<Result<_, _>>()?, warnings: Vec::new() })
 }
 
 /// The source of a flow.

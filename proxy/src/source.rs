@@ -63,8 +63,18 @@ pub(crate) async fn start(config: &Config, status: &watch::Sender<Status>) -> Re
 /// How long one read of a cluster may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Reads the present state of the cluster behind `kubeconfig`, for `node`, and what the source ignores in it.
-pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<(Snapshot, Vec<Problem>)> {
+/// The present state of a cluster.
+pub struct Look {
+    /// Its objects.
+    pub snapshot: Snapshot,
+    /// What the source ignores.
+    pub problems: Vec<Problem>,
+    /// Why the node's name is a wrong one, if the cluster does not know it.
+    pub unknown_node: Option<String>,
+}
+
+/// Reads the present state of the cluster behind `kubeconfig`, for `node`.
+pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<Look> {
     let options = KubeOptions {
         kubeconfig: Some(kubeconfig.to_owned()),
         node: node.to_owned(),
@@ -88,10 +98,16 @@ pub fn look(kubeconfig: &Path, node: &str, opt_out: &[Annotation]) -> Result<(Sn
         };
         let source = source.context("the Kubernetes source ended; this is a bug of shunt")?;
         let snapshot = Snapshot::clone(&source.snapshots.borrow());
-        let problems = source.health.borrow().problems.clone();
-        Ok((snapshot, problems))
+        // The view is published before the report on it.
+        let mut health = source.health.clone();
+        let health = health.wait_for(|health| health.complete).await.context("the Kubernetes source ended")?;
+        let (problems, unknown_node) = (health.problems.clone(), health.unknown_node.clone());
+        Ok(Look { snapshot, problems, unknown_node })
     };
-    runtime.block_on(look)
+    let looked = runtime.block_on(look);
+    // A credential plug-in that hangs does not keep the command from ending.
+    runtime.shutdown_background();
+    looked
 }
 
 fn manifests_options(config: &Config, folder: &Path) -> ManifestsOptions {
@@ -106,6 +122,8 @@ fn manifests_options(config: &Config, folder: &Path) -> ManifestsOptions {
 fn kube_options(config: &Config, kube: &KubeConfig) -> KubeOptions {
     KubeOptions {
         kubeconfig: kube.kubeconfig.clone(),
+        kubeconfig_setting: kube.setting,
+        state_dir: Some(config.state_dir.clone()),
         master: kube.master.clone(),
         node: config.node.clone(),
         names: config.dns.is_some(),

@@ -26,6 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 pub use faults::{Action, Fault, Faults, Match, Verb};
+pub use tls::Signer;
 
 use serve::{Shared, locked};
 use store::Store;
@@ -179,7 +180,12 @@ impl FakeApi {
 
     /// An empty cluster at this address.
     pub fn start_at(listen: SocketAddr) -> anyhow::Result<Self> {
-        let (acceptor, credentials) = tls::make(listen.ip())?;
+        Self::start_signed(listen, Signer::Authority)
+    }
+
+    /// The same with a certificate that `signer` signed.
+    pub fn start_signed(listen: SocketAddr, signer: Signer) -> anyhow::Result<Self> {
+        let (acceptor, credentials) = tls::make(listen.ip(), signer)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let (changed, _) = tokio::sync::watch::channel(serve::Nudge::default());
         let shared = Arc::new(Shared {
@@ -325,8 +331,18 @@ impl FakeApi {
 
     /// Listens again.
     pub fn resume(&self) -> anyhow::Result<()> {
+        self.listen_at(self.address)
+    }
+
+    /// Ends listening where it did, and listens at another port of its address.
+    pub fn move_to(&self, address: SocketAddr) -> anyhow::Result<()> {
+        self.stop_listening();
+        self.listen_at(address)
+    }
+
+    fn listen_at(&self, address: SocketAddr) -> anyhow::Result<()> {
         let runtime = self.runtime.as_ref().context("the server has ended")?;
-        let listener = std::net::TcpListener::bind(self.address).context("listening again")?;
+        let listener = std::net::TcpListener::bind(address).with_context(|| format!("listening at {address}"))?;
         let listener = into_tokio(runtime, listener)?;
         let serving = runtime.spawn(accept(Arc::clone(&self.shared), self.acceptor.0.clone(), listener));
         *locked(&self.serving) = Some(serving);

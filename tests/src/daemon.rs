@@ -153,6 +153,18 @@ impl Daemon {
         Ok(finished.lines.join("\n"))
     }
 
+    /// Runs a `shunt` command on this node that succeeds, and returns what it writes to stderr.
+    pub fn said(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut all = vec![self.node.core.binaries.shunt()?.as_os_str().to_owned()];
+        all.extend(arguments.iter().map(Into::into));
+        let process = self.node.spawn(&all)?;
+        let log = process.log().to_owned();
+        let finished = process.finish(PATIENCE)?;
+        let said = std::fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
+        anyhow::ensure!(finished.status.success(), "shunt {}: {said}", arguments.join(" "));
+        Ok(said)
+    }
+
     /// Its process.
     #[must_use]
     pub fn process(&self) -> &Process {
@@ -175,6 +187,22 @@ impl Daemon {
     #[must_use]
     pub fn bpf_root(&self) -> PathBuf {
         self.node.core.bpf_root(self.node.name())
+    }
+
+    /// Where it remembers the API server's endpoints.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.node.core.state_dir(self.node.name())
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> anyhow::Result<String> {
+        std::fs::read_to_string(self.process.log()).context("reading the daemon's log")
+    }
+
+    /// Changes the options for the next start.
+    pub fn options(&mut self) -> &mut DaemonOptions {
+        &mut self.options
     }
 
     /// Kills it with SIGKILL.
@@ -216,6 +244,7 @@ fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
         ("--cgroup-root", text(cgroup)?),
         ("--bpf-root", text(core.bpf_root(node.name()))?),
         ("--control-socket", text(core.control_socket(node.name()))?),
+        ("--state-dir", text(core.state_dir(node.name()))?),
         ("--service-cidr", SERVICE_CIDR.to_owned()),
         ("--cluster-dns", CLUSTER_DNS.to_owned()),
         match &options.corefile {

@@ -56,6 +56,10 @@ impl Core {
         self.directory.join(format!("{node}.sock"))
     }
 
+    pub(crate) fn state_dir(&self, node: &str) -> PathBuf {
+        self.directory.join(format!("{node}.state"))
+    }
+
     /// A log file to which no other process writes.
     pub(crate) fn new_log(&self, stem: &str) -> PathBuf {
         let number = self.logs.fetch_add(1, Ordering::Relaxed);

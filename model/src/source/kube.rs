@@ -1,7 +1,7 @@
 //! The Kubernetes API as a source: lists, then watches, and keeps only what the model has.
 //!
-//! `reflector` follows one resource each (with `wire` for what is read of its objects and `client` for credentials),
-//! `view` joins their messages into a snapshot, and `follow` publishes it. Nothing is handed out before Services and
+//! `reflector` follows one resource each (with `wire` for what is read of its objects), all over one `session` (with
+//! `client` and `kubeconfig` for credentials, `transport` for connections, `remembered` for other addresses); `view` joins their messages into a snapshot, and `follow` publishes it. Nothing is handed out before Services and
 //! EndpointSlices have been listed once (SY-1); while the API is away, the last view stays in force.
 
 mod backoff;
@@ -9,7 +9,12 @@ mod client;
 mod events;
 mod failure;
 mod follow;
+mod kubeconfig;
 mod reflector;
+mod remembered;
+mod session;
+mod transport;
+mod verifier;
 mod view;
 mod wire;
 
@@ -18,8 +23,11 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use client::ConnectError;
+pub use client::{ConnectError, KubeconfigSetting};
 pub use events::{Events, NewEvent, PostError};
+pub use kubeconfig::{KubeconfigProblem, ServerUrlError};
+pub use transport::{TokenError, TransportError};
+pub use verifier::AuthorityError;
 
 use crate::snapshot::Snapshot;
 use crate::source::{Source, SourceHealth};
@@ -29,6 +37,10 @@ use crate::source::{Source, SourceHealth};
 pub struct KubeOptions {
     /// The kubeconfig file; without one, the pod's service account.
     pub kubeconfig: Option<PathBuf>,
+    /// Where the operator can name one, for messages.
+    pub kubeconfig_setting: KubeconfigSetting,
+    /// Where the API server's endpoints are remembered across restarts; nowhere without it.
+    pub state_dir: Option<PathBuf>,
     /// The API server's URL, instead of the one that the credentials name.
     pub master: Option<String>,
     /// This node: its Node object is followed, and its Pods. Empty for a server of DNS alone: then neither Nodes nor
@@ -55,9 +67,9 @@ pub struct Starting {
 /// Begins to follow the cluster. Fails only if the credentials cannot be read; an API server that does not answer, or
 /// refuses, is asked again.
 pub async fn start(options: KubeOptions) -> Result<Starting, ConnectError> {
-    let api = client::connect(&options).await?;
-    let events = Events::new(api.client.clone(), &options.node);
-    let (tasks, first, health) = follow::start(api, options);
+    let session = session::Session::open(options).await?;
+    let events = Events::new(Arc::clone(&session), &session.options().node);
+    let (tasks, first, health) = follow::start(&session);
     Ok(Starting { health, events, first, tasks })
 }
 

@@ -4,15 +4,27 @@ use std::collections::BTreeSet;
 
 use crate::source::{Problem, SourceHealth};
 
+/// Why a source cannot be read.
+pub(crate) struct Unreachable {
+    pub(crate) reason: String,
+    /// The log says so already, in other words.
+    pub(crate) is_told: bool,
+}
+
 /// Updates `health`, logs what is new, and returns whether anything changed.
-pub(crate) fn update(health: &mut SourceHealth, unreachable: Option<String>, problems: Vec<Problem>) -> bool {
-    if health.unreachable == unreachable && health.problems == problems {
+pub(crate) fn update(health: &mut SourceHealth, unreachable: Option<Unreachable>, problems: Vec<Problem>) -> bool {
+    let reason = unreachable.as_ref().map(|Unreachable { reason, is_told: _ }| reason.clone());
+    if health.unreachable == reason && health.problems == problems {
         return false;
     }
     match (&health.unreachable, &unreachable) {
-        (before, Some(reason)) if before.as_ref() != Some(reason) => {
-            *health.counts.entry("source").or_default() += 1;
-            tracing::warn!("{reason}");
+        (before, Some(Unreachable { reason, is_told })) if before.as_ref() != Some(reason) => {
+            if *is_told {
+                tracing::debug!("{reason}");
+            } else {
+                *health.counts.entry("source").or_default() += 1;
+                tracing::warn!("{reason}");
+            }
         }
         (Some(_), None) => tracing::info!("the source can be read again"),
         (_, _) => {}
@@ -26,7 +38,19 @@ pub(crate) fn update(health: &mut SourceHealth, unreachable: Option<String>, pro
     for problem in before.difference(&now) {
         tracing::info!(kind = problem.kind, "no longer: {problem}");
     }
-    health.unreachable = unreachable;
+    health.unreachable = reason;
     health.problems = problems;
     true
+}
+
+/// The same for this node's name.
+pub(crate) fn update_node(health: &mut SourceHealth, unknown_node: Option<String>) -> bool {
+    match (&health.unknown_node, &unknown_node) {
+        (None, Some(reason)) => tracing::warn!("{reason}"),
+        (Some(_), None) => tracing::info!("the cluster has a Node of this name now"),
+        (Some(_), Some(_)) | (None, None) => {}
+    }
+    let changed = health.unknown_node != unknown_node;
+    health.unknown_node = unknown_node;
+    changed
 }

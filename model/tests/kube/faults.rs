@@ -134,6 +134,23 @@ async fn an_outage_leaves_the_view_and_is_told_of() {
 }
 
 #[tokio::test]
+async fn a_server_that_starts_may_refuse_at_first_what_it_allows() {
+    let api = cluster();
+    let watched = Watched::new(&api).await;
+    api.deny(&[Resource::Service, Resource::EndpointSlice, Resource::Node, Resource::Namespace]);
+    api.drop_watches();
+    watched.until_health("refused", |health| health.unreachable.is_some()).await;
+    let told = watched.health();
+    let reason = told.unreachable.as_ref().unwrap();
+    assert!(reason.contains("has just started refuses at first what it allows, so this is retried"), "{reason}");
+    assert!(!reason.contains("ClusterRole"), "{reason}");
+    assert_eq!(told.problems, [], "one outage is told of once");
+    api.deny(&[]);
+    watched.until_health("allowed", |health| health.unreachable.is_none()).await;
+    assert!(watched.lost().is_empty());
+}
+
+#[tokio::test]
 async fn a_server_that_comes_up_late_is_waited_for() {
     let api = cluster();
     api.stop_listening();

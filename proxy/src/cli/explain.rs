@@ -9,7 +9,7 @@ use shunt_proxy::control::{Reply, Request, ask};
 use shunt_proxy::explain::{Explanation, explain, render};
 
 use super::plan::{Objects, Offline};
-use super::{OutputFormat, Socket, print};
+use super::{OutputFormat, Socket, complain, print};
 
 #[derive(Args)]
 pub(super) struct ExplainArguments {
@@ -39,10 +39,14 @@ pub(super) fn run(arguments: ExplainArguments) -> Result<ExitCode> {
     let explanation = match Objects::given(manifests, kubeconfig) {
         Some(from) => {
             let planned = offline.plan(from)?;
-            explain(&planned.snapshot, &planned.plan, &planned.node, &source, &destination)?
+            let explained = explain(&planned.snapshot, &planned.plan, &planned.node, &source, &destination)?;
+            Explanation { warnings: planned.warnings, ..explained }
         }
         None => asked(&socket, source, destination)?,
     };
+    for warning in &explanation.warnings {
+        complain(format_args!("warning: {warning}"));
+    }
     print(&match output {
         OutputFormat::Table => render(&explanation),
         OutputFormat::Json => serde_json::to_string_pretty(&explanation)?,

@@ -11,7 +11,7 @@ use shunt_model::Snapshot;
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::config::{self, Address, Annotation, CommaSeparated, DNS_PORT};
 use shunt_proxy::plan::{Detect, Plan, PlanOptions, plan, render_json, render_table};
-use shunt_proxy::source;
+use shunt_proxy::source::{self, Look};
 
 use super::{OutputFormat, complain, print};
 
@@ -73,6 +73,8 @@ pub(super) struct Planned {
     pub(super) snapshot: Snapshot,
     pub(super) plan: Plan,
     pub(super) node: String,
+    /// What makes it another plan than the operator may expect.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Offline {
@@ -81,13 +83,17 @@ impl Offline {
         let cluster_dns = config::cluster_dns(self.cluster_dns.as_ref())?;
         let node = config::node_name(self.hostname_override.as_deref())?;
         let opt_out = config::default_opt_out();
-        let (snapshot, problems) = match from {
-            Objects::Manifests(dir) => manifests::read(&ManifestsOptions {
-                dir,
-                service_cidrs: config::service_cidrs(self.service_cidr),
-                reserved: cluster_dns.clone(),
-                pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
-            })?,
+        let Look { snapshot, problems, unknown_node } = match from {
+            Objects::Manifests(dir) => {
+                let (snapshot, problems) = manifests::read(&ManifestsOptions {
+                    dir,
+                    service_cidrs: config::service_cidrs(self.service_cidr),
+                    reserved: cluster_dns.clone(),
+                    pod_annotations: opt_out.iter().map(|annotation| annotation.key.clone()).collect(),
+                })?;
+                // A folder need not have Nodes.
+                Look { snapshot, problems, unknown_node: None }
+            }
             Objects::Cluster(kubeconfig) => source::look(&kubeconfig, &node, &opt_out)?,
         };
         let listen = self.dns_bind_address.map_or_else(Vec::new, |CommaSeparated(listen)| listen);
@@ -106,14 +112,17 @@ impl Offline {
         for conflict in conflicts {
             complain(format_args!("conflict: {conflict}"));
         }
-        Ok(Planned { snapshot, plan, node })
+        Ok(Planned { snapshot, plan, node, warnings: unknown_node.into_iter().collect() })
     }
 }
 
 pub(super) fn run(arguments: PlanArguments) -> Result<ExitCode> {
     let ObjectSource { manifests, kubeconfig } = arguments.origin;
     let from = Objects::given(manifests, kubeconfig).context("give --manifests or --kubeconfig")?;
-    let Planned { plan, .. } = arguments.offline.plan(from)?;
+    let Planned { plan, warnings, snapshot: _, node: _ } = arguments.offline.plan(from)?;
+    for warning in warnings {
+        complain(format_args!("warning: {warning}"));
+    }
     print(&match arguments.output {
         OutputFormat::Table => render_table(&plan),
         OutputFormat::Json => render_json(&plan)?,

@@ -26,14 +26,17 @@ pub(super) fn run(arguments: ServicesArguments) -> Result<ExitCode> {
     for reason in &services.refused {
         complain(format_args!("not served: {reason}"));
     }
+    for warning in &services.warnings {
+        complain(format_args!("warning: {warning}"));
+    }
     if let Some(error) = &services.error {
         complain(format_args!("last sync failed, this is what was programmed before: {error}"));
     }
-    let Services { ports, refused, error, problems, table } = services;
+    let Services { ports, refused, error, problems, warnings, table } = services;
     print(&match arguments.output {
         OutputFormat::Table => table,
         OutputFormat::Json => serde_json::to_string_pretty(
-            &serde_json::json!({ "ports": ports, "refused": refused, "error": error, "problems": problems }),
+            &serde_json::json!({ "ports": ports, "refused": refused, "error": error, "problems": problems, "warnings": warnings }),
         )?,
     })?;
     Ok(ExitCode::SUCCESS)

@@ -41,6 +41,9 @@ pub struct Settings {
     /// Where `shunt services` and `shunt dns` find this daemon [default: /run/shunt/shunt.sock]
     #[arg(long, value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
+    /// Where the API server's endpoints are remembered, for a start after a reboot [default: /var/lib/shunt]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Node addresses that accept node ports: ranges, or `primary` alone [default: all, loopback included]
     #[arg(long, value_name = "CIDR,...|primary")]
     pub nodeport_addresses: Option<CommaSeparated<NodePortAddress>>,
@@ -170,6 +173,7 @@ impl Settings {
             bpf_root: self.bpf_root.or(file.bpf_root),
             bpf_object: self.bpf_object.or(file.bpf_object),
             control_socket: self.control_socket.or(file.control_socket),
+            state_dir: self.state_dir.or(file.state_dir),
             nodeport_addresses: self.nodeport_addresses.or(file.nodeport_addresses),
             nodeport_bind_protection: self.nodeport_bind_protection.or(file.nodeport_bind_protection),
             external_ips: self.external_ips.or(file.external_ips),

@@ -17,6 +17,9 @@ pub struct Services {
     pub refused: Vec<String>,
     /// Objects and files of the input that are ignored, each with file, line and reason.
     pub problems: Vec<String>,
+    /// What makes it another plan than the operator may expect: a node that the cluster does not know, for example.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Why the last sync failed, if it did: then the kernel may be behind the cluster.
     pub error: Option<String>,
     /// The same for people.
@@ -45,7 +48,8 @@ pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
     let refused = status.refused.iter().map(|(port, reason)| format!("{port}: {reason}")).collect();
     let problems = status.source.problems.iter().map(ToString::to_string).collect();
     let table = render_table(&status.programmed);
-    Ok(Services { ports, refused, problems, error: status.error.clone(), table })
+    let warnings = status.source.warnings().cloned().collect();
+    Ok(Services { ports, refused, problems, warnings, error: status.error.clone(), table })
 }
 
 /// A question given as text.

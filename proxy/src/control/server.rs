@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::client::is_no_daemon;
 use super::{DnsReply, LONGEST_REQUEST, Reply, Request, answers};
-use crate::explain::explain;
+use crate::explain::{Explanation, explain};
 use crate::status::Status;
 
 /// How long a client may take to send its request.
@@ -176,7 +176,11 @@ impl Views {
             Request::Explain { source, destination } => {
                 self.in_force().map_or_else(Reply::Error, |(status, snapshot)| {
                     let explained = explain(&snapshot, &status.programmed, &self.node, source, destination);
-                    explained.map_or_else(|error| Reply::Error(error.to_string()), Reply::Explain)
+                    let warnings = status.source.unknown_node.iter().cloned().collect();
+                    explained.map_or_else(
+                        |error| Reply::Error(error.to_string()),
+                        |explained| Reply::Explain(Explanation { warnings, ..explained }),
+                    )
                 })
             }
             Request::Dns { name, rtype } => self.dns(name, rtype).await.map_or_else(Reply::Error, Reply::Dns),

@@ -132,9 +132,12 @@ impl Health {
     }
 
     /// Whether load balancers may send new connections here (HM-15). Without a cluster's API no Node is taken out of
-    /// service, so a missing Node object does not count.
+    /// service, so there a missing Node object does not count.
     fn is_eligible(&self) -> bool {
         let status = self.status.borrow();
+        if status.source.unknown_node.is_some() {
+            return false;
+        }
         let node = status.snapshot.as_ref().and_then(|snapshot| snapshot.nodes.get(&*self.node).cloned());
         node.is_none_or(|node| node.eligible)
     }
@@ -213,7 +216,7 @@ async fn ready(State(health): State<Health>) -> Response {
         (status.last_sync, Arc::clone(&status.source))
     };
     // An API server that is away must not take every node out of service at once: the data path stays in force.
-    let warnings: Vec<&String> = source.unreachable.iter().collect();
+    let warnings: Vec<&String> = source.warnings().collect();
     let ready = reasons.is_empty();
     answer(ready, json!({ "ready": ready, "reasons": reasons, "warnings": warnings, "lastSync": last_sync }))
 }

@@ -11,6 +11,20 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+/// Other addresses that the server's certificate names, as that of a real one names the Service's: nothing listens there.
+const OTHER_ADDRESSES: [&str; 2] = ["10.96.0.1", "127.0.0.9"];
+
+/// Who signs the server's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signer {
+    /// The authority that clients are told of.
+    Authority,
+    /// Itself: clients are told of the server's own certificate.
+    Itself,
+    /// Itself, long ago.
+    ItselfLongAgo,
+}
+
 /// What a client needs, as PEM.
 #[derive(Clone, Debug)]
 pub(super) struct Credentials {
@@ -20,7 +34,7 @@ pub(super) struct Credentials {
 }
 
 /// A server's side of TLS at `address`, and what its clients need.
-pub(super) fn make(address: IpAddr) -> anyhow::Result<(TlsAcceptor, Credentials)> {
+pub(super) fn make(address: IpAddr, signer: Signer) -> anyhow::Result<(TlsAcceptor, Credentials)> {
     let mut params = CertificateParams::new(Vec::<String>::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "lab-authority");
@@ -29,7 +43,22 @@ pub(super) fn make(address: IpAddr) -> anyhow::Result<(TlsAcceptor, Credentials)
     let issuer = Issuer::new(params, ca_key);
 
     let server_key = KeyPair::generate()?;
-    let server = CertificateParams::new(vec![address.to_string()])?.signed_by(&server_key, &issuer)?;
+    let names = std::iter::once(address.to_string()).chain(OTHER_ADDRESSES.map(str::to_owned));
+    let mut server = CertificateParams::new(names.collect::<Vec<_>>())?;
+    let (server, authority) = match signer {
+        Signer::Authority => (server.signed_by(&server_key, &issuer)?, ca.pem()),
+        Signer::Itself | Signer::ItselfLongAgo => {
+            if signer == Signer::ItselfLongAgo {
+                server.not_before = rcgen::date_time_ymd(2019, 1, 1);
+                server.not_after = rcgen::date_time_ymd(2020, 1, 1);
+            }
+            // As `openssl req -x509` makes them.
+            server.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let server = server.self_signed(&server_key)?;
+            let authority = server.pem();
+            (server, authority)
+        }
+    };
     let client_key = KeyPair::generate()?;
     let mut client = CertificateParams::new(Vec::<String>::new())?;
     client.distinguished_name.push(DnType::CommonName, "system:kube-proxy");
@@ -47,6 +76,6 @@ pub(super) fn make(address: IpAddr) -> anyhow::Result<(TlsAcceptor, Credentials)
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![CertificateDer::from(server.der().to_vec())], key)
         .context("a certificate of our own is not accepted")?;
-    let credentials = Credentials { ca: ca.pem(), certificate: client.pem(), key: client_key.serialize_pem() };
+    let credentials = Credentials { ca: authority, certificate: client.pem(), key: client_key.serialize_pem() };
     Ok((TlsAcceptor::from(Arc::new(config)), credentials))
 }

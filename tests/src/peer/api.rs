@@ -42,6 +42,7 @@ fn obey(api: &FakeApi, line: &str) -> anyhow::Result<()> {
     match words.as_slice() {
         ["stop-listening"] => api.stop_listening(),
         ["resume"] => api.resume()?,
+        ["move", address] => api.move_to(address.parse()?)?,
         ["drop-watches"] => api.drop_watches(),
         ["compact"] => api.compact(),
         ["bookmark"] => api.bookmark(),

@@ -1,44 +1,71 @@
-//! Credentials and address of the API server, from a kubeconfig or from the pod's service account.
+//! Which API server is asked, and with which credentials: those of a kubeconfig or of the pod's service account.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 
 use super::KubeOptions;
+use super::kubeconfig::{self, KubeconfigProblem, ServerUrlError, server_url};
+use super::transport::{self, TransportError};
 
-/// Connecting; kube's own 30 s would hide an API server that is away for that long.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Where the operator can name a kubeconfig.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KubeconfigSetting {
+    /// The flag `--kubeconfig`.
+    #[default]
+    Flag,
+    /// The field of a KubeProxyConfiguration, beside which the flag is ignored.
+    Document,
+}
+
+impl std::fmt::Display for KubeconfigSetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Flag => "--kubeconfig",
+            Self::Document => {
+                "clientConnection.kubeconfig in the KubeProxyConfiguration (beside it the flag --kubeconfig is ignored)"
+            }
+        })
+    }
+}
 
 /// Why no request to the API server can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The kubeconfig is missing or wrong.
-    #[error("the kubeconfig {} cannot be used; check the file, or name another with --kubeconfig", .path.display())]
+    #[error("the kubeconfig {} cannot be used; correct it, or name another with {setting}", .path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
+        /// Where another can be named.
+        setting: KubeconfigSetting,
         /// What is wrong with it.
         #[source]
-        source: Box<KubeconfigError>,
+        source: KubeconfigProblem,
     },
     /// No service account.
-    #[error("no credentials of a pod's service account are here; outside of a cluster give --kubeconfig")]
-    InCluster(#[source] kube::config::InClusterError),
-    /// The URL given is none.
-    #[error("--master {master:?} is no URL; give one such as https://192.0.2.1:6443")]
-    Master {
-        /// What was given.
-        master: String,
-        /// What is wrong with it.
+    #[error("no credentials of a pod's service account are here; outside of a cluster give {setting}")]
+    InCluster {
+        /// Where a kubeconfig can be named.
+        setting: KubeconfigSetting,
+        /// What is missing.
         #[source]
-        source: http::uri::InvalidUri,
+        source: kube::config::InClusterError,
     },
-    /// Certificates or keys that cannot be used.
-    #[error("the credentials of the API server cannot be used; check its certificates and keys")]
-    Client(#[source] Box<kube::Error>),
+    /// The URL given is none.
+    #[error("--master")]
+    Master(#[source] ServerUrlError),
+    /// Certificates, keys, tokens or plug-ins that cannot be used.
+    #[error("the credentials of the API server cannot be used")]
+    Client(#[source] TransportError),
+    /// A program that gives the credentials hangs.
+    #[error("reading the credentials took longer than {0:?}; does the credential plug-in of the kubeconfig hang?")]
+    Slow(std::time::Duration),
+    /// A bug of ours.
+    #[error("reading the credentials panicked; this is a bug of shunt")]
+    Died(#[source] tokio::task::JoinError),
 }
 
 /// An API server and how to talk to it.
@@ -47,24 +74,61 @@ pub(super) struct Api {
     pub(super) client: Client,
     /// Its URL for messages. Clients of the health endpoints can read it too, so it contains no credentials.
     pub(super) url: Arc<str>,
+    /// The host of the URL that the operator configured.
+    pub(super) configured: Arc<str>,
+    /// No flag names the server, and its certificate is checked: another address of it may be tried.
+    pub(super) may_move: bool,
+    /// Counts the connections that were made one after another.
+    pub(super) generation: u64,
 }
 
-/// A client with the credentials as they are now. Files are read each time, so that rotated credentials are found.
-pub(super) async fn connect(options: &KubeOptions) -> Result<Api, ConnectError> {
-    let master = options.master.as_deref().map(url).transpose()?;
-    let mut config = match &options.kubeconfig {
-        Some(path) => from_file(path.clone(), options.master.as_deref()).await?,
-        None => Config::incluster().map_err(ConnectError::InCluster)?,
-    };
+/// A client with the credentials as they are now. Files are read each time, so that rotated credentials are found. With
+/// `at`, this address is dialled and the certificate must still be the configured server's. May wait for a program that
+/// gives credentials.
+pub(super) fn connect(options: &KubeOptions, at: Option<SocketAddr>) -> Result<Api, ConnectError> {
+    let mut config = configuration(options)?;
+    // No retries here: reflectors retry, after the delay that the server asks for, and report why.
+    config.default_retry = false;
+    let configured: Arc<str> = Arc::from(host(&config.cluster_url));
+    let may_move = options.master.is_none() && transport::is_https(&config) && !config.accept_invalid_certs;
+    if let Some(at) = at {
+        move_to(&mut config, at, &configured)?;
+    }
+    let url = Arc::from(without_credentials(&config.cluster_url));
+    let client = transport::client(config).map_err(ConnectError::Client)?;
+    Ok(Api { client, url, configured, may_move, generation: 0 })
+}
+
+fn configuration(options: &KubeOptions) -> Result<Config, ConnectError> {
+    let setting = options.kubeconfig_setting;
+    if let Some(path) = &options.kubeconfig {
+        // Wrong in any case, whatever the file says.
+        options.master.as_deref().map(|master| server_url(master, true)).transpose().map_err(ConnectError::Master)?;
+        let failed = |source| ConnectError::Kubeconfig { path: path.clone(), setting, source };
+        return kubeconfig::read(path, options.master.as_deref()).map_err(failed);
+    }
+    // A wrong flag is told of where there is no service account too.
+    let master = options.master.as_deref().map(|master| server_url(master, true)).transpose();
+    let master = master.map_err(ConnectError::Master)?;
+    let mut config = Config::incluster().map_err(|source| ConnectError::InCluster { setting, source })?;
     if let Some(master) = master {
         config.cluster_url = master;
     }
-    config.connect_timeout = Some(CONNECT);
-    // No retries here: reflectors retry, after the delay that the server asks for, and report why.
-    config.default_retry = false;
-    let url = Arc::from(without_credentials(&config.cluster_url));
-    let client = Client::try_from(config).map_err(|source| ConnectError::Client(Box::new(source)))?;
-    Ok(Api { client, url })
+    Ok(config)
+}
+
+/// The same API server at another address.
+fn move_to(config: &mut Config, at: SocketAddr, configured: &str) -> Result<(), ConnectError> {
+    if config.tls_server_name.is_none() {
+        config.tls_server_name = Some(configured.to_owned());
+    }
+    config.cluster_url = server_url(&format!("https://{at}"), true).map_err(ConnectError::Master)?;
+    Ok(())
+}
+
+/// The host of a URL, an IPv6 address without its brackets.
+fn host(url: &http::Uri) -> &str {
+    url.host().unwrap_or_default().trim_matches(['[', ']'])
 }
 
 /// Scheme, host and port.
@@ -72,23 +136,6 @@ fn without_credentials(url: &http::Uri) -> String {
     let scheme = url.scheme_str().unwrap_or("https");
     let port = url.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{scheme}://{}{port}", url.host().unwrap_or_default())
-}
-
-async fn from_file(path: PathBuf, master: Option<&str>) -> Result<Config, ConnectError> {
-    let failed = |source| ConnectError::Kubeconfig { path: path.clone(), source: Box::new(source) };
-    let mut kubeconfig = Kubeconfig::read_from(&path).map_err(failed)?;
-    if let Some(master) = master {
-        // A kubeconfig of a component that has --master may name no server.
-        for cluster in kubeconfig.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
-            cluster.server = Some(master.to_owned());
-        }
-    }
-    let chosen = KubeConfigOptions::default();
-    Config::from_custom_kubeconfig(kubeconfig, &chosen).await.map_err(failed)
-}
-
-fn url(master: &str) -> Result<http::Uri, ConnectError> {
-    master.parse().map_err(|source| ConnectError::Master { master: master.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! Events: what an operator sees with `kubectl describe`.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::Client;
 use kube::api::{Api, PostParams};
+
+use super::session::Session;
 
 /// Who reports, as dashboards and filters know it.
 const CONTROLLER: &str = "kube-proxy";
@@ -13,7 +16,7 @@ const CONTROLLER: &str = "kube-proxy";
 /// Writes events.
 #[derive(Clone)]
 pub struct Events {
-    client: Client,
+    session: Arc<Session>,
     node: String,
 }
 
@@ -42,8 +45,8 @@ pub struct NewEvent {
 pub struct PostError(#[source] Box<kube::Error>);
 
 impl Events {
-    pub(super) fn new(client: Client, node: &str) -> Self {
-        Self { client, node: node.to_owned() }
+    pub(super) fn new(session: Arc<Session>, node: &str) -> Self {
+        Self { session, node: node.to_owned() }
     }
 
     /// Writes one. Events of objects without a namespace are kept in `default`, as everywhere.
@@ -75,7 +78,7 @@ impl Events {
             type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
         };
-        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let events: Api<Event> = Api::namespaced(self.session.api().client, &namespace);
         events.create(&PostParams::default(), &object).await.map_err(|error| PostError(Box::new(error)))?;
         Ok(())
     }

@@ -1,18 +1,24 @@
 //! Why a request to the API failed, in words for the operator who has to fix it.
 
+use std::error::Error;
+use std::io;
 use std::time::Duration;
 
-use super::client::ConnectError;
+use kube::client::AuthError;
+use rustls::{CertificateError, Error as TlsError};
+
+use super::transport::Panicked;
 use crate::with_causes;
+
+/// After a panic of a library: retrying at once would only repeat it.
+const AFTER_PANIC: Duration = Duration::from_secs(60);
 
 /// One request that failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
     #[error("the request could not be made")]
     Request(#[source] kube::core::request::Error),
-    #[error("the API server did not answer")]
+    #[error("the request failed")]
     Api(#[source] Box<kube::Error>),
     #[error("no answer within {0:?}")]
     Silent(Duration),
@@ -24,6 +30,33 @@ pub(super) enum Failure {
     NoVersion,
     #[error("the list is of version {found}, older than version {seen} that was seen already")]
     Stale { found: String, seen: String },
+    #[error("following it panicked: {0}; this is a bug of shunt, please report it")]
+    Panicked(String),
+}
+
+/// What kind of trouble a failure is. An outage is logged once for each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Cause {
+    /// No API server that is up.
+    Away,
+    /// TLS: certificates of the server or of this client.
+    Certificate,
+    /// The server does not accept who we are, or no credentials could be got.
+    Credentials,
+    /// The server refuses this resource, or has none.
+    Denied,
+    /// A bug, of ours or of a library.
+    Bug,
+}
+
+impl Cause {
+    /// It is no matter of one resource alone.
+    pub(super) fn is_of_server(self) -> bool {
+        match self {
+            Self::Away | Self::Certificate | Self::Credentials | Self::Bug => true,
+            Self::Denied => false,
+        }
+    }
 }
 
 impl From<kube::Error> for Failure {
@@ -56,26 +89,245 @@ impl Failure {
         matches!(self.code(), Some(403 | 404))
     }
 
+    /// The server answered something: another address of it would do no better.
+    pub(super) fn is_answer(&self) -> bool {
+        match self {
+            Self::Api(_) => self.status().is_some(),
+            Self::Silent(_) => false,
+            Self::Request(_)
+            | Self::NotAList { .. }
+            | Self::Garbled(_)
+            | Self::NoVersion
+            | Self::Stale { .. }
+            | Self::Panicked(_) => true,
+        }
+    }
+
+    pub(super) fn cause(&self) -> Cause {
+        match self.code() {
+            Some(401) => return Cause::Credentials,
+            Some(403 | 404) => return Cause::Denied,
+            Some(_) => return Cause::Away,
+            None => {}
+        }
+        match self {
+            Self::Request(_) | Self::Panicked(_) => Cause::Bug,
+            Self::Api(error) if found::<Panicked>(error.as_ref()).is_some() => Cause::Bug,
+            Self::Api(error) if found::<TlsError>(error.as_ref()).is_some() => Cause::Certificate,
+            Self::Api(error) if found::<AuthError>(error.as_ref()).is_some() => Cause::Credentials,
+            Self::Api(_)
+            | Self::Silent(_)
+            | Self::NotAList { .. }
+            | Self::Garbled(_)
+            | Self::NoVersion
+            | Self::Stale { .. } => Cause::Away,
+        }
+    }
+
     /// How long the API server wants us to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
+        if self.cause() == Cause::Bug {
+            return Some(AFTER_PANIC);
+        }
         let seconds = self.status()?.details.as_ref()?.retry_after_seconds;
         (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)))
     }
 
-    /// With all causes and what to do, on one line.
-    pub(super) fn explain(&self, resource: &str) -> String {
-        let reason = match self.status() {
-            Some(status) if !status.message.is_empty() => status.message.clone(),
-            Some(status) => format!("the API server answers {} {}", status.code, status.reason),
-            None => with_causes(self),
+    /// With all causes and what to do, on one line. `restarting`: the API server was away a moment ago.
+    pub(super) fn explain(&self, resource: &str, restarting: bool) -> String {
+        let Some(status) = self.status() else { return self.explain_silence() };
+        let reason = if status.message.is_empty() {
+            format!("the API server answers {} {}", status.code, status.reason)
+        } else {
+            status.message.clone()
         };
-        match self.code() {
-            Some(401) => format!(
+        match status.code {
+            401 => format!(
                 "{reason}: the credentials are not accepted; they may have expired, so renew the token or certificate"
             ),
-            Some(403) => format!("{reason}; allow get, list and watch of {resource} in the ClusterRole"),
-            Some(404) => format!("{reason}: this API server has no {resource}"),
+            403 if restarting => format!(
+                "{reason}; an API server that has just started refuses at first what it allows, so this is retried"
+            ),
+            403 => format!("{reason}; allow get, list and watch of {resource} in the ClusterRole"),
+            404 => format!("{reason}: this API server has no {resource}"),
             _ => reason,
         }
+    }
+
+    /// There is no answer that says why.
+    fn explain_silence(&self) -> String {
+        let Self::Api(error) = self else { return with_causes(self) };
+        if let Some(tls) = found::<TlsError>(error.as_ref()) {
+            return explain_tls(tls);
+        }
+        if let Some(auth) = found::<AuthError>(error.as_ref()) {
+            return explain_auth(auth);
+        }
+        if let Some(panicked) = found::<Panicked>(error.as_ref()) {
+            return format!("{panicked}; this is a bug, please report it");
+        }
+        match found::<io::Error>(error.as_ref()) {
+            Some(io) if io.kind() == io::ErrorKind::TimedOut => {
+                format!(
+                    "no answer from this address, and no refusal either ({io}); is it up and reachable from this node?"
+                )
+            }
+            Some(io) => format!("no connection to it: {io}"),
+            None => format!("it did not answer: {}", with_causes(error.as_ref())),
+        }
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "all errors of TLS that say no more than their text")]
+fn explain_tls(error: &TlsError) -> String {
+    match error {
+        TlsError::InvalidCertificate(certificate) => explain_certificate(certificate),
+        TlsError::AlertReceived(alert) => format!(
+            "the API server ends TLS with the alert {alert:?}; if it does not accept the client certificate, renew that"
+        ),
+        other => format!("TLS with the API server fails: {other}; is this an https port of an API server?"),
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the library has many that no operator meets")]
+fn explain_certificate(error: &CertificateError) -> String {
+    let (what, todo) = match error {
+        CertificateError::UnknownIssuer => (
+            "an authority signed it that is not known here",
+            "give that authority's certificate as certificate-authority in the kubeconfig",
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
+            "it is for other names and addresses",
+            "use one of those as the server, or set tls-server-name in the kubeconfig to one of them",
+        ),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            ("it has expired", "renew it, or set the clock of this node")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            ("it is not valid yet", "set the clock of this node, or wait")
+        }
+        CertificateError::Other(_) => (
+            "it is an authority's own, or cannot be checked",
+            "give this very certificate as certificate-authority in the kubeconfig, or one to the API server that an \
+             authority signed",
+        ),
+        _ => ("it cannot be checked", "give the API server a certificate that an authority signed"),
+    };
+    format!("the certificate of the API server is not accepted, because {what} ({error}); {todo}")
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the others say enough themselves")]
+fn explain_auth(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecRun { cmd, out } => format!(
+            "the credential plug-in {cmd:?} ended with {}: {}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr).trim()
+        ),
+        AuthError::AuthExecStart(source) => format!("the credential plug-in of the kubeconfig cannot be run: {source}"),
+        AuthError::InvalidBearerToken(_) => "the token has characters that a token cannot have".to_owned(),
+        other => format!("no credentials for the API server could be got: {}", with_causes(other)),
+    }
+}
+
+/// The first cause of this type.
+fn found<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        // An I/O error's source is its content's source, not its content.
+        let content = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match content {
+            Some(content) => Some(content),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_the_service(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+        kube::Error::Service(error.into()).into()
+    }
+
+    fn status(code: u16, message: &str) -> Failure {
+        let status = kube::core::Status { code, message: message.to_owned(), ..kube::core::Status::default() };
+        kube::Error::Api(Box::new(status)).into()
+    }
+
+    #[track_caller]
+    fn check(failure: &Failure, cause: Cause, expected: &str) {
+        assert_eq!((failure.cause(), failure.explain("pods", false)), (cause, expected.to_owned()));
+    }
+
+    #[test]
+    fn a_failure_says_what_it_is_and_what_to_do() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        check(&in_the_service(refused), Cause::Away, "no connection to it: connection refused");
+        check(
+            &in_the_service(io::Error::from(io::ErrorKind::TimedOut)),
+            Cause::Away,
+            "no answer from this address, and no refusal either (timed out); is it up and reachable from this node?",
+        );
+        check(&Failure::Silent(Duration::from_secs(60)), Cause::Away, "no answer within 60s");
+        let issuer = TlsError::InvalidCertificate(CertificateError::UnknownIssuer);
+        check(
+            &in_the_service(io::Error::other(issuer)),
+            Cause::Certificate,
+            "the certificate of the API server is not accepted, because an authority signed it that is not known here \
+             (UnknownIssuer); give that authority's certificate as certificate-authority in the kubeconfig",
+        );
+        let name = TlsError::InvalidCertificate(CertificateError::NotValidForName);
+        check(
+            &in_the_service(io::Error::other(name)),
+            Cause::Certificate,
+            "the certificate of the API server is not accepted, because it is for other names and addresses \
+             (NotValidForName); use one of those as the server, or set tls-server-name in the kubeconfig to one of them",
+        );
+        let expired = TlsError::InvalidCertificate(CertificateError::Expired);
+        check(
+            &in_the_service(io::Error::other(expired)),
+            Cause::Certificate,
+            "the certificate of the API server is not accepted, because it has expired (Expired); renew it, or set the \
+             clock of this node",
+        );
+        check(
+            &in_the_service(Panicked("Valid URI".to_owned())),
+            Cause::Bug,
+            "a library panicked: Valid URI; this is a bug, please report it",
+        );
+        check(
+            &in_the_service(AuthError::AuthExecStart(io::Error::from(io::ErrorKind::NotFound))),
+            Cause::Credentials,
+            "the credential plug-in of the kubeconfig cannot be run: entity not found",
+        );
+        check(&status(500, "etcd is away"), Cause::Away, "etcd is away");
+        check(
+            &status(401, "Unauthorized"),
+            Cause::Credentials,
+            "Unauthorized: the credentials are not accepted; they may have expired, so renew the token or certificate",
+        );
+        let advice = "pods is forbidden; allow get, list and watch of pods in the ClusterRole";
+        check(&status(403, "pods is forbidden"), Cause::Denied, advice);
+        check(&status(404, "not found"), Cause::Denied, "not found: this API server has no pods");
+    }
+
+    #[test]
+    fn a_refusal_after_a_restart_is_no_reason_to_change_a_role() {
+        assert_eq!(
+            status(403, "pods is forbidden").explain("pods", true),
+            "pods is forbidden; an API server that has just started refuses at first what it allows, so this is retried"
+        );
+    }
+
+    #[test]
+    fn a_panic_is_not_repeated_at_once() {
+        assert_eq!(in_the_service(Panicked(String::new())).retry_after(), Some(AFTER_PANIC));
+        assert_eq!(in_the_service(io::Error::from(io::ErrorKind::TimedOut)).retry_after(), None);
     }
 }

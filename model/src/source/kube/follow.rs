@@ -1,5 +1,6 @@
 //! Runs the reflectors, and publishes the view that results from their messages.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,14 +8,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::client::Api;
+use super::failure::Cause;
 use super::reflector::{Message, Reflector};
-use super::view::View;
-use super::wire;
-use super::{Kind, KubeOptions};
+use super::session::Session;
+use super::view::{Failing, View};
+use super::{Kind, wire};
 use crate::snapshot::Snapshot;
 use crate::source::SourceHealth;
-use crate::source::report;
+use crate::source::report::{self, Unreachable};
 
 /// The capacity of the channel; a reflector that is ahead of the view waits.
 const QUEUE: usize = 1024;
@@ -29,27 +30,28 @@ pub(super) type Tasks = JoinSet<()>;
 type First = oneshot::Sender<watch::Receiver<Arc<Snapshot>>>;
 
 pub(super) fn start(
-    api: Api,
-    options: KubeOptions,
+    session: &Arc<Session>,
 ) -> (Tasks, oneshot::Receiver<watch::Receiver<Arc<Snapshot>>>, watch::Receiver<SourceHealth>) {
     let mut tasks = JoinSet::new();
     let (outbox, inbox) = mpsc::channel(QUEUE);
-    let wanted = Kind::ALL.into_iter().filter(|kind| kind.is_wanted(&options));
+    let options = session.options();
+    let wanted = Kind::ALL.into_iter().filter(|kind| kind.is_wanted(options));
     for kind in wanted {
-        let (api, options, outbox) = (api.clone(), options.clone(), outbox.clone());
+        let (session, outbox) = (Arc::clone(session), outbox.clone());
         match kind {
-            Kind::Service => tasks.spawn(Reflector::<wire::WireService>::new(api, options, outbox).run()),
-            Kind::Slice => tasks.spawn(Reflector::<wire::WireSlice>::new(api, options, outbox).run()),
-            Kind::Node => tasks.spawn(Reflector::<wire::WireNode>::new(api, options, outbox).run()),
-            Kind::Pod => tasks.spawn(Reflector::<wire::WirePod>::new(api, options, outbox).run()),
-            Kind::Namespace => tasks.spawn(Reflector::<wire::WireNamespace>::new(api, options, outbox).run()),
-            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::WireServiceCidr>::new(api, options, outbox).run()),
+            Kind::Service => tasks.spawn(Reflector::<wire::WireService>::new(session, outbox).run()),
+            Kind::Slice => tasks.spawn(Reflector::<wire::WireSlice>::new(session, outbox).run()),
+            Kind::Node => tasks.spawn(Reflector::<wire::WireNode>::new(session, outbox).run()),
+            Kind::Pod => tasks.spawn(Reflector::<wire::WirePod>::new(session, outbox).run()),
+            Kind::Namespace => tasks.spawn(Reflector::<wire::WireNamespace>::new(session, outbox).run()),
+            Kind::ServiceCidr => tasks.spawn(Reflector::<wire::WireServiceCidr>::new(session, outbox).run()),
         };
     }
     let (ready, first) = oneshot::channel();
     let (health, shown) = watch::channel(SourceHealth::default());
-    let follower =
-        Follower { view: View::new(&options), ready: Some(ready), snapshots: watch::Sender::default(), health };
+    let (view, snapshots) = (View::new(options), watch::Sender::default());
+    let follower = Follower { view, ready: Some(ready), snapshots, health, told: BTreeSet::new() };
+    tasks.spawn(session.remembered().follow(follower.snapshots.subscribe()));
     tasks.spawn(follower.run(inbox));
     (tasks, first, shown)
 }
@@ -59,6 +61,8 @@ struct Follower {
     ready: Option<First>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     health: watch::Sender<SourceHealth>,
+    /// What the log has been told of the outage under way.
+    told: BTreeSet<Cause>,
 }
 
 impl Follower {
@@ -109,9 +113,23 @@ impl Follower {
             }
         }
         // After the view is published: readers need not wait for the report.
-        if self.view.take_reported() {
+        let complete = self.view.is_complete();
+        if self.view.take_reported() || complete != self.health.borrow().complete {
             let (unreachable, problems) = (self.view.unreachable(), self.view.problems());
-            self.health.send_if_modified(|health| report::update(health, unreachable, problems));
+            let is_told = match &unreachable {
+                Some(Failing { cause, reason: _ }) => !self.told.insert(*cause),
+                None => {
+                    self.told.clear();
+                    false
+                }
+            };
+            let unreachable = unreachable.map(|Failing { cause: _, reason }| Unreachable { reason, is_told });
+            let unknown_node = self.view.unknown_node().filter(|_| complete);
+            self.health.send_if_modified(|health| {
+                let completed = std::mem::replace(&mut health.complete, complete) != complete;
+                let renamed = report::update_node(health, unknown_node);
+                report::update(health, unreachable, problems) || renamed || completed
+            });
         }
     }
 }

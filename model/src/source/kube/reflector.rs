@@ -5,9 +5,11 @@
 //! outage would be reported for ever; because of the others changes would be lost.
 
 use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{AsyncBufReadExt as _, TryStream, TryStreamExt as _};
+use futures::{AsyncBufReadExt as _, FutureExt as _, TryStream, TryStreamExt as _};
 use kube::api::{ListParams, ObjectList, WatchParams};
 use kube::core::Request;
 use rand::Rng as _;
@@ -15,8 +17,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::Backoff;
-use super::client::{Api, connect};
-use super::failure::Failure;
+use super::client::Api;
+use super::failure::{Cause, Failure};
+use super::session::Session;
+use super::transport::panic_text;
 use super::wire::{ApiObject, Event, Metadata, Read, Wire};
 use super::{Kind, KubeOptions};
 use crate::key::ObjectKey;
@@ -31,6 +35,8 @@ const SILENCE: Duration = Duration::from_secs(150);
 const WATCH: std::ops::RangeInclusive<u32> = 240..=290;
 /// A watch that ends sooner, without an event, is not opened again at once.
 const SHORT: Duration = Duration::from_secs(1);
+/// An API server that starts refuses at first what it allows, until it has read its roles.
+const RESTART: Duration = Duration::from_secs(30);
 /// After this many lists in a row that are older than what was seen, the cluster's store was restored from a backup.
 const STALE_LISTS: u32 = 5;
 
@@ -55,6 +61,7 @@ pub(super) enum News {
     Watching,
     /// A request failed; it will be made again.
     Failing {
+        cause: Cause,
         reason: String,
         /// The API server refuses, and will refuse again.
         denied: bool,
@@ -63,14 +70,52 @@ pub(super) enum News {
 
 /// Follows one resource.
 pub(super) struct Reflector<T> {
+    session: Arc<Session>,
     api: Api,
-    options: KubeOptions,
     outbox: mpsc::Sender<Message>,
     backoff: Backoff,
+    troubles: Troubles,
     stale: u32,
     /// The newest version seen, if versions can be compared (they are numbers, Kubernetes 1.35).
     newest: Option<u64>,
     wire: PhantomData<fn() -> T>,
+}
+
+/// What went wrong lately.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// A request for this resource has succeeded before.
+    followed: bool,
+    /// When the API server was last away.
+    away: Option<Instant>,
+    /// Since when it refuses.
+    refusing: Option<Instant>,
+}
+
+impl Troubles {
+    /// Notes a failure. Whether the server may be one that has just started.
+    fn restarting(&mut self, cause: Cause) -> bool {
+        let now = Instant::now();
+        if cause == Cause::Away {
+            self.away = Some(now);
+        }
+        let was_away = self.away.is_some_and(|at| now - at < RESTART);
+        match cause {
+            Cause::Denied => {
+                let since = *self.refusing.get_or_insert(now);
+                (self.followed || was_away) && now - since < RESTART
+            }
+            Cause::Credentials => was_away,
+            Cause::Away | Cause::Certificate | Cause::Bug => {
+                self.refusing = None;
+                false
+            }
+        }
+    }
+
+    fn over(&mut self) {
+        *self = Self { followed: true, away: self.away, refusing: None };
+    }
 }
 
 /// The receiver of the messages is gone.
@@ -86,14 +131,24 @@ enum Ended {
 }
 
 impl<T: Wire> Reflector<T> {
-    pub(super) fn new(api: Api, options: KubeOptions, outbox: mpsc::Sender<Message>) -> Self {
-        let (backoff, stale, newest) = (Backoff::default(), 0, None);
-        Self { api, options, outbox, backoff, stale, newest, wire: PhantomData }
+    pub(super) fn new(session: Arc<Session>, outbox: mpsc::Sender<Message>) -> Self {
+        let (backoff, troubles, stale, newest) = (Backoff::default(), Troubles::default(), 0, None);
+        Self { api: session.api(), session, outbox, backoff, troubles, stale, newest, wire: PhantomData }
     }
 
     /// Runs until the receiver of the messages is gone.
     pub(super) async fn run(mut self) {
-        while let Ok(()) = self.round().await {}
+        loop {
+            let failure = match AssertUnwindSafe(self.round()).catch_unwind().await {
+                Ok(Ok(())) => continue,
+                Ok(Err(Over)) => return,
+                Err(panic) => Failure::Panicked(panic_text(panic.as_ref())),
+            };
+            // A view that no longer follows the cluster must not look as if it did.
+            if self.failed(&failure).await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn round(&mut self) -> Result<(), Over> {
@@ -105,7 +160,7 @@ impl<T: Wire> Reflector<T> {
 
     /// All objects, and the version from which to watch.
     async fn list(&mut self) -> Result<Result<String, Failure>, Over> {
-        let (label_selector, field_selector) = T::KIND.selectors(&self.options);
+        let (label_selector, field_selector) = T::KIND.selectors(self.options());
         let mut params = ListParams { label_selector, field_selector, limit: Some(PAGE), ..ListParams::default() };
         self.tell(News::Listing).await?;
         loop {
@@ -123,6 +178,7 @@ impl<T: Wire> Reflector<T> {
             let Some(version) = metadata.resource_version.filter(|version| !version.is_empty()) else {
                 return Ok(Err(Failure::NoVersion));
             };
+            self.succeeded();
             self.tell(News::Listed).await?;
             return Ok(Ok(version));
         }
@@ -161,9 +217,10 @@ impl<T: Wire> Reflector<T> {
                 }
                 Ended::Closed => self.backoff.reset(),
                 Ended::Lost(failure) => {
-                    tracing::info!(
+                    // Every restart of an API server does that, for each resource.
+                    tracing::debug!(
                         resource = T::KIND.resource(),
-                        reason = failure.explain(T::KIND.resource()),
+                        reason = failure.explain(T::KIND.resource(), false),
                         "the history of changes is lost, so everything is listed again"
                     );
                     // A server that answers so every time must not be asked without pause.
@@ -177,7 +234,7 @@ impl<T: Wire> Reflector<T> {
 
     /// One watch, with `version` kept up to date.
     async fn watch(&mut self, version: &mut String) -> Result<Ended, Over> {
-        let (label_selector, field_selector) = T::KIND.selectors(&self.options);
+        let (label_selector, field_selector) = T::KIND.selectors(self.options());
         let timeout_seconds = rand::rng().random_range(WATCH);
         let params =
             WatchParams { label_selector, field_selector, timeout: Some(timeout_seconds), ..WatchParams::default() };
@@ -188,6 +245,7 @@ impl<T: Wire> Reflector<T> {
         let client = self.api.client.clone();
         match timeout(ANSWER, client.request_stream(request)).await {
             Ok(Ok(answer)) => {
+                self.succeeded();
                 self.tell(News::Watching).await?;
                 let mut lines = std::pin::pin!(answer.lines());
                 self.read(&mut lines, version).await
@@ -233,18 +291,33 @@ impl<T: Wire> Reflector<T> {
         }
     }
 
+    fn options(&self) -> &KubeOptions {
+        self.session.options()
+    }
+
+    fn succeeded(&mut self) {
+        self.troubles.over();
+        self.session.worked(&self.api);
+    }
+
     /// Reports the failure, waits, and reads the credentials again for the retry.
     async fn failed(&mut self, failure: &Failure) -> Result<(), Over> {
-        let resource = T::KIND.resource();
-        let (reason, denied) = (failure.explain(resource), failure.is_denial());
-        self.tell(News::Failing { reason: format!("cannot follow {resource} of {}: {reason}", self.api.url), denied })
-            .await?;
+        let (resource, url) = (T::KIND.resource(), &self.api.url);
+        let restarting = self.troubles.restarting(failure.cause());
+        let cause = if restarting { Cause::Away } else { failure.cause() };
+        let reason = failure.explain(resource, restarting);
+        let mut reason = match failure.is_answer() {
+            true => format!("cannot follow {resource} of {url}: {reason}"),
+            false => format!("cannot follow the cluster of {url}: {reason}"),
+        };
+        if let Some(credentials) = self.session.complaint() {
+            reason =
+                format!("{reason}; and the credentials cannot be read again, so the last ones are used: {credentials}");
+        }
+        self.tell(News::Failing { cause, reason, denied: failure.is_denial() }).await?;
         let delay = self.backoff.next_delay();
         sleep(failure.retry_after().unwrap_or(delay).max(delay)).await;
-        match connect(&self.options).await {
-            Ok(api) => self.api = api,
-            Err(error) => tracing::warn!(resource, error = %error, "the last credentials stay in use"),
-        }
+        self.api = self.session.renew(self.api.generation, !failure.is_answer()).await;
         Ok(())
     }
 
@@ -272,4 +345,27 @@ fn present<T: Wire>(read: Read<T>) -> News {
 
 fn number(version: &str) -> Option<u64> {
     version.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_was_away_may_refuse_for_a_moment() {
+        // A role that never allowed it is told of at once.
+        let mut troubles = Troubles::default();
+        assert!(!troubles.restarting(Cause::Denied));
+        // After an outage, or if it was allowed before, the refusal must last.
+        troubles.restarting(Cause::Away);
+        assert!(troubles.restarting(Cause::Denied));
+        assert!(troubles.restarting(Cause::Credentials));
+        sleep(RESTART).await;
+        assert!(!troubles.restarting(Cause::Denied));
+        assert!(!troubles.restarting(Cause::Credentials));
+        troubles.over();
+        assert!(troubles.restarting(Cause::Denied));
+        sleep(RESTART).await;
+        assert!(!troubles.restarting(Cause::Denied));
+    }
 }

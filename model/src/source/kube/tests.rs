@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::failure::Cause;
 use super::reflector::{Message, News};
+use super::remembered::Remembered;
 use super::view::View;
 use super::wire::{self, Read, Wire};
 use super::*;
@@ -50,7 +52,16 @@ impl TestView {
     }
 
     fn deny(&mut self, kind: Kind) -> &mut Self {
-        self.tell(kind, [News::Failing { reason: format!("cannot follow {}", kind.resource()), denied: true }])
+        self.fail(kind, Cause::Denied, &format!("cannot follow {}", kind.resource()))
+    }
+
+    fn fail(&mut self, kind: Kind, cause: Cause, reason: &str) -> &mut Self {
+        let denied = cause == Cause::Denied;
+        self.tell(kind, [News::Failing { cause, reason: reason.to_owned(), denied }])
+    }
+
+    fn unreachable(&self) -> Option<String> {
+        self.0.unreachable().map(|failing| failing.reason)
     }
 
     fn services(&self) -> String {
@@ -91,10 +102,10 @@ fn only_services_and_slices_are_waited_for_without_end() {
     assert!(!told.0.is_complete());
     told.deny(Kind::Slice);
     assert!(!told.0.is_complete(), "a role without endpointslices cannot serve");
-    assert_eq!(told.0.unreachable().unwrap(), "cannot follow endpointslices; nothing is served yet");
+    assert_eq!(told.unreachable().unwrap(), "cannot follow endpointslices; nothing is served yet");
     told.list(Kind::Slice, []);
     assert!(told.0.is_complete());
-    assert_eq!(told.0.unreachable(), None);
+    assert_eq!(told.unreachable(), None);
 }
 
 #[test]
@@ -105,9 +116,123 @@ fn a_role_of_kube_proxy_is_enough() {
     }
     told.deny(Kind::Pod).deny(Kind::Namespace).tell(Kind::Service, [service("a", "10.0.0.1")]);
     assert!(told.0.is_complete());
-    assert_eq!(told.0.unreachable(), None);
+    assert_eq!(told.unreachable(), None);
     assert!(told.problems().contains("cannot follow pods; meanwhile annotations of Pods are not seen"));
     assert!(told.0.snapshot().namespaces.contains_key("default"), "a namespace with a Service exists");
+}
+
+#[test]
+fn an_outage_of_the_server_is_one_reason_and_no_problem_of_each_resource() {
+    let mut told = TestView::new();
+    for kind in Kind::ALL {
+        told.list(kind, []);
+    }
+    told.fail(Kind::Pod, Cause::Away, "no connection");
+    assert_eq!(told.unreachable().unwrap(), "no connection; the last good view stays in force");
+    for kind in Kind::ALL {
+        told.fail(kind, Cause::Away, "no connection");
+    }
+    assert_eq!(told.problems(), "");
+    for kind in Kind::ALL {
+        assert!(told.unreachable().is_some(), "before {} can be followed again", kind.name());
+        told.tell(kind, [News::Watching]);
+    }
+    assert_eq!(told.unreachable(), None);
+}
+
+#[test]
+fn a_node_that_the_cluster_does_not_have_is_told_of_once_nodes_are_listed() {
+    let node = |name: &str| read::<wire::WireNode>(json!({"metadata": {"name": name}}));
+    let mut told = TestView::new();
+    assert_eq!(told.0.unknown_node(), None, "nobody knows yet");
+    told.deny(Kind::Node);
+    assert_eq!(told.0.unknown_node(), None, "a role without nodes does not say so");
+    told.list(Kind::Node, []);
+    let reason = told.0.unknown_node().unwrap();
+    assert_eq!(
+        reason,
+        "the cluster has no Node \"n1\": no endpoint counts as local, and this node's zone, taints and addresses are \
+         not known; set --hostname-override to the name that kubectl get nodes shows"
+    );
+    told.fail(Kind::Node, Cause::Away, "no connection");
+    assert!(told.0.unknown_node().is_some(), "an outage leaves the last view");
+    told.tell(Kind::Node, [node("n1")]);
+    assert_eq!(told.0.unknown_node(), None);
+    told.0.take_reported();
+    told.tell(Kind::Node, [News::Gone(ObjectKey::new("", "n1"))]);
+    assert!(told.0.unknown_node().is_some() && told.0.take_reported(), "its Node was deleted");
+}
+
+#[test]
+fn a_server_of_dns_alone_has_no_node() {
+    let options = KubeOptions { node: String::new(), ..options() };
+    let view = View::new(&options);
+    assert_eq!(view.unknown_node(), None);
+}
+
+/// A view in which the API server is at these addresses.
+fn served_at(endpoints: &[&str]) -> Snapshot {
+    let ready: Vec<Value> = endpoints.iter().map(|address| json!({"addresses": [address]})).collect();
+    let slice = read::<wire::WireSlice>(json!({
+        "metadata": {"namespace": "default", "name": "k", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4", "endpoints": ready, "ports": [{"name": "https", "port": 6443}],
+    }));
+    let mut told = TestView::new();
+    told.tell(Kind::Service, [service("kubernetes", "10.96.0.1")]).tell(Kind::Slice, [slice]);
+    told.0.snapshot()
+}
+
+#[test]
+fn the_endpoints_of_the_api_server_are_remembered_the_newest_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("not/there/yet");
+    let of = |remembered: &Remembered, host: &str| {
+        remembered.endpoints_behind(host).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let remembered = Remembered::load(Some(&directory));
+    assert_eq!(of(&remembered, "10.96.0.1"), "");
+    remembered.learn(&served_at(&["192.0.2.1", "192.0.2.2"]));
+    remembered.learn(&served_at(&["192.0.2.3", "192.0.2.2"]));
+    // A view without endpoints, or without the Service, says nothing new.
+    remembered.learn(&served_at(&[]));
+    remembered.learn(&Snapshot::default());
+    let next = Remembered::load(Some(&directory));
+    let all = "192.0.2.2:6443 192.0.2.3:6443 192.0.2.1:6443";
+    for host in
+        ["10.96.0.1", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.x.y"]
+    {
+        assert_eq!(of(&next, host), all, "{host}");
+    }
+    // The operator chose these addresses.
+    for host in ["192.0.2.1", "10.96.0.2", "lb.example.test", "kubernetes.example.test"] {
+        assert_eq!(of(&next, host), "", "{host}");
+    }
+    let text = std::fs::read_to_string(directory.join("api-servers.json")).unwrap();
+    assert_eq!(text, r#"{"service":["10.96.0.1"],"endpoints":["192.0.2.2:6443","192.0.2.3:6443","192.0.2.1:6443"]}"#);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "nothing is left of the writing");
+}
+
+#[test]
+fn a_file_that_no_daemon_wrote_is_ignored_and_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("api-servers.json");
+    for text in ["", "{}", "no JSON", r#"{"service":["10.96.0.1"],"endpoints":["somewhere"]}"#, r#"{"token":"x"}"#] {
+        std::fs::write(&file, text).unwrap();
+        let remembered = Remembered::load(Some(folder.path()));
+        assert_eq!(remembered.endpoints_behind("10.96.0.1"), [], "{text}");
+        remembered.learn(&served_at(&["192.0.2.1"]));
+        assert!(std::fs::read_to_string(&file).unwrap().contains("192.0.2.1:6443"), "{text}");
+    }
+}
+
+#[test]
+fn no_more_endpoints_are_kept_than_can_be_tried() {
+    let remembered = Remembered::default();
+    for number in 0..40 {
+        remembered.learn(&served_at(&[&format!("192.0.2.{number}")]));
+    }
+    let known = remembered.endpoints_behind("10.96.0.1");
+    assert_eq!((known.len(), known[0].to_string().as_str()), (16, "192.0.2.39:6443"));
 }
 
 #[test]

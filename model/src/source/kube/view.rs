@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::failure::Cause;
 use super::reflector::{Message, News};
 use super::wire::ApiObject;
 use super::{Kind, KubeOptions};
@@ -18,6 +19,8 @@ use crate::source::convert::{self, Conversion, Rejection};
 /// The view and what it still lacks.
 #[derive(Debug)]
 pub(super) struct View {
+    /// The name of this node; empty if none is followed.
+    node: Arc<str>,
     snapshot: Snapshot,
     conversion: Conversion,
     /// The resources that are followed.
@@ -35,16 +38,26 @@ pub(super) struct View {
 struct Progress {
     /// Listed at least once, or not to be waited for.
     complete: bool,
+    /// Listed at least once.
+    listed: bool,
     /// What the list under way has shown so far.
     listing: Option<HashSet<ObjectKey>>,
     /// Why it cannot be followed.
-    failing: Option<String>,
+    failing: Option<Failing>,
+}
+
+/// Why a resource cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failing {
+    pub(super) cause: Cause,
+    pub(super) reason: String,
 }
 
 impl View {
     pub(super) fn new(options: &KubeOptions) -> Self {
         let wanted = Kind::ALL.into_iter().filter(|kind| kind.is_wanted(options));
         Self {
+            node: Arc::from(options.node.as_str()),
             snapshot: Snapshot::default(),
             conversion: Conversion::keeping(&options.pod_annotations),
             progress: wanted.map(|kind| (kind, Progress::default())).collect(),
@@ -75,13 +88,30 @@ impl View {
         std::mem::take(&mut self.reported)
     }
 
-    /// Why the cluster cannot be followed, if it cannot.
-    pub(super) fn unreachable(&self) -> Option<String> {
-        let mut failing = self.progress.iter().filter(|(kind, _)| kind.without().is_none());
-        let reason = failing.find_map(|(_, progress)| progress.failing.as_ref())?;
+    /// Why the cluster cannot be followed, if it cannot: a resource that is needed fails, or the server is away for any.
+    pub(super) fn unreachable(&self) -> Option<Failing> {
+        let needed = self.progress.iter().filter(|(kind, _)| kind.without().is_none());
+        let failing =
+            needed.chain(&self.progress).filter_map(|(kind, progress)| Some((kind, progress.failing.as_ref()?)));
+        let mut grave = failing.filter(|(kind, failing)| kind.without().is_none() || failing.cause.is_of_server());
+        let Failing { cause, reason } = grave.next()?.1;
         let consequence =
             if self.is_complete() { "the last good view stays in force" } else { "nothing is served yet" };
-        Some(format!("{reason}; {consequence}"))
+        Some(Failing { cause: *cause, reason: format!("{reason}; {consequence}") })
+    }
+
+    /// What is wrong with this node's name, if the cluster has no such Node.
+    pub(super) fn unknown_node(&self) -> Option<String> {
+        let listed = self.progress.get(&Kind::Node)?.listed;
+        let key = ObjectKey { namespace: Arc::from(""), name: Arc::clone(&self.node) };
+        let known = self.snapshot.nodes.contains_key(&self.node) || self.notes.contains_key(&(Kind::Node, key));
+        (listed && !known).then(|| {
+            format!(
+                "the cluster has no Node {:?}: no endpoint counts as local, and this node's zone, taints and addresses \
+                 are not known; set --hostname-override to the name that kubectl get nodes shows",
+                self.node
+            )
+        })
     }
 
     /// What is ignored or missing right now, in a fixed order.
@@ -94,7 +124,9 @@ impl View {
             reason,
         };
         let missing = self.progress.iter().filter_map(|(kind, progress)| {
-            let (without, reason) = (kind.without()?, progress.failing.as_ref()?);
+            let (without, failing) = (kind.without()?, progress.failing.as_ref()?);
+            // One outage is told of once, and not for each resource again.
+            let reason = (!failing.cause.is_of_server()).then_some(&failing.reason)?;
             Some(problem(*kind, None, format!("{reason}; meanwhile {without}")))
         });
         let ignored = self.notes.iter().flat_map(|((kind, key), notes)| {
@@ -126,15 +158,15 @@ impl View {
                 self.recovered(kind);
             }
             News::Watching => self.recovered(kind),
-            News::Failing { reason, denied } => self.failing(kind, reason, denied),
+            News::Failing { cause, reason, denied } => self.failing(kind, Failing { cause, reason }, denied),
         }
     }
 
-    fn failing(&mut self, kind: Kind, reason: String, denied: bool) {
+    fn failing(&mut self, kind: Kind, failing: Failing, denied: bool) {
         let Some(progress) = self.progress.get_mut(&kind) else { return };
         progress.complete |= denied && kind.without().is_some();
-        self.reported |= progress.failing.as_ref() != Some(&reason);
-        progress.failing = Some(reason);
+        self.reported |= progress.failing.as_ref() != Some(&failing);
+        progress.failing = Some(failing);
     }
 
     fn recovered(&mut self, kind: Kind) {
@@ -147,6 +179,8 @@ impl View {
     fn listed(&mut self, kind: Kind) {
         let Some(progress) = self.progress.get_mut(&kind) else { return };
         progress.complete = true;
+        progress.listed = true;
+        self.reported |= kind == Kind::Node;
         let Some(seen) = progress.listing.take() else { return };
         for key in self.known(kind).into_iter().filter(|key| !seen.contains(key)) {
             self.forget(kind, &key);
@@ -169,6 +203,7 @@ impl View {
     }
 
     fn present(&mut self, kind: Kind, key: ObjectKey, object: Result<ApiObject, String>) {
+        self.reported |= kind == Kind::Node;
         let outcome = match object {
             Ok(object) => self.admit(&key, &object).map_err(|Rejection(reason)| {
                 self.remove(kind, &key);
@@ -182,6 +217,7 @@ impl View {
     }
 
     fn forget(&mut self, kind: Kind, key: &ObjectKey) {
+        self.reported |= kind == Kind::Node;
         self.remove(kind, key);
         self.reported |= self.notes.remove(&(kind, key.clone())).is_some();
     }

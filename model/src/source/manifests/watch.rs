@@ -396,7 +396,10 @@ impl<'a> Reader<'a> {
 
     fn report(&self, unreachable: Option<String>) {
         let problems = self.folder.assembly.problems();
-        self.health.send_if_modified(|health| report::update(health, unreachable, problems));
+        self.health.send_if_modified(|health| {
+            let unreachable = unreachable.map(|reason| report::Unreachable { reason, is_told: false });
+            report::update(health, unreachable, problems)
+        });
     }
 }
 

@@ -1,6 +1,7 @@
 //! Files as clusters have them, and what becomes of them.
 
 use serde_json::json;
+use shunt_model::source::kube::KubeconfigSetting;
 
 use crate::config::tests::{config_of, refused};
 use crate::config::{KubeConfig, SourceConfig};
@@ -78,13 +79,25 @@ fn a_file_of_kubeadm_is_taken_as_it_is() {
     let config = config_of(KUBEADM, "--hostname-override=Node-1").unwrap();
     assert_eq!(config.node, "node-1");
     let kubeconfig = Some("/var/lib/kube-proxy/kubeconfig.conf".into());
-    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig, master: None }));
+    let setting = KubeconfigSetting::Document;
+    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig, setting, master: None }));
     assert_eq!(config.healthz.unwrap().to_string(), "0.0.0.0:10256");
     assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");
     assert_eq!((config.oom_score_adj, config.bind_address_hard_fail), (-999, false));
     let told = config.notes.join("\n");
     assert!(told.contains("clusterCIDR"), "{told}");
     assert!(!told.contains("iptables."), "{told}");
+}
+
+#[test]
+fn a_kubeconfig_given_beside_a_document_is_ignored_and_messages_name_the_field() {
+    let config = config_of(HEAD, "--kubeconfig k --hostname-override n").unwrap();
+    let setting = KubeconfigSetting::Document;
+    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig: None, setting, master: None }));
+    assert!(config.notes.iter().any(|note| note.contains("ignored") && note.contains("--kubeconfig")));
+    let config = config_of("", "--kubeconfig k --hostname-override n").unwrap();
+    let setting = KubeconfigSetting::Flag;
+    assert_eq!(config.source, SourceConfig::Kube(KubeConfig { kubeconfig: Some("k".into()), setting, master: None }));
 }
 
 #[test]

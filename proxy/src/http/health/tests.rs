@@ -161,6 +161,20 @@ async fn an_api_server_that_is_away_leaves_the_node_ready() {
 }
 
 #[tokio::test]
+async fn a_node_that_the_cluster_does_not_have_gets_no_new_connections() {
+    // HM-15
+    let mut status = synced();
+    let unknown_node = Some("the cluster has no Node \"node-typo\"".to_owned());
+    status.source =
+        Arc::new(shunt_model::source::SourceHealth { unknown_node, ..shunt_model::source::SourceHealth::default() });
+    let (code, body) = health_of(status.clone(), DnsState::Off, "/healthz").await;
+    assert_eq!((code, &body["nodeEligible"]), (503, &Value::Bool(false)), "{body}");
+    assert_eq!(health_of(status.clone(), DnsState::Off, "/livez").await.0, 200, "a restart does not help");
+    let (code, body) = health_of(status, DnsState::Off, "/readyz").await;
+    assert_eq!((code, &body["warnings"][0]), (200, &"the cluster has no Node \"node-typo\"".into()), "{body}");
+}
+
+#[tokio::test]
 async fn a_change_may_wait_for_two_sync_periods() {
     let waits = |seconds| Pending::of_age(Duration::from_secs(seconds));
     for (pending, code) in [(Pending::default(), 200), (waits(55), 200), (waits(65), 503)] {
