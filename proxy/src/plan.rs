@@ -16,6 +16,7 @@ mod health_checks;
 mod lists;
 mod merge;
 mod node;
+mod notices;
 mod opt_out;
 mod options;
 mod planner;
@@ -79,6 +80,13 @@ impl Plan {
         let meets = |frontend: &Frontend| frontend.address.is_none_or(|dialled| dialled == address);
         let met = self.ports.iter().filter(|(_, port)| port.frontends.iter().any(meets));
         Self { ports: met.map(|(key, port)| (key.clone(), Arc::clone(port))).collect(), ..self.clone() }
+    }
+
+    /// The ports of one Service.
+    pub(crate) fn ports_of(&self, service: &ObjectKey) -> impl Iterator<Item = (&PortKey, &Arc<PortPlan>)> {
+        let first =
+            PortKey { service: service.clone(), port: Arc::default(), protocol: Protocol::Tcp, family: Family::V4 };
+        self.ports.range(first..).take_while(move |(key, _)| key.service == *service)
     }
 
     /// What a new flow gets at a cluster IP whose Service does not define the port (NE-11). Port 0 is left alone: it is
