@@ -1,8 +1,8 @@
 //! What this node must do for every frontend, so specific that a data path has nothing left to decide.
 //!
 //! The plan is a pure function of a [`Snapshot`](shunt_model::Snapshot), this node and [`PlanOptions`]: no clock, no
-//! I/O, no randomness, and the order of the input never matters. [`Plan::verdict`](Plan) is the reference reading
-//! against which every data path is tested.
+//! I/O, no randomness, and the order of the input does not matter, but for an address that one slice lists twice.
+//! [`Plan::verdict`](Plan) is the reference reading against which every data path is tested.
 
 mod addresses;
 #[cfg(test)]
