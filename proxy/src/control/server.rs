@@ -201,6 +201,6 @@ impl Views {
 
     fn unknown(&self) -> String {
         let reasons = self.status.borrow().not_ready().join("; ");
-        format!("the cluster is not known yet, and what an earlier daemon programmed stays in force: {reasons}")
+        format!("this daemon has applied nothing yet: {reasons}")
     }
 }

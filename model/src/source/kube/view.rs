@@ -28,6 +28,8 @@ pub(super) struct View {
     notes: BTreeMap<(Kind, ObjectKey), Vec<String>>,
     /// Something that [`View::problems`] shows has changed.
     reported: bool,
+    /// As in the options.
+    until_known: &'static str,
 }
 
 /// How far one resource is.
@@ -35,6 +37,8 @@ pub(super) struct View {
 struct Progress {
     /// Listed at least once, or not to be waited for.
     complete: bool,
+    /// Listed at least once.
+    listed: bool,
     /// What the list under way has shown so far.
     listing: Option<HashSet<ObjectKey>>,
     /// Why it cannot be followed.
@@ -51,6 +55,7 @@ impl View {
             owners: HashMap::new(),
             notes: BTreeMap::new(),
             reported: true,
+            until_known: options.until_known,
         }
     }
 
@@ -79,9 +84,11 @@ impl View {
     pub(super) fn unreachable(&self) -> Option<String> {
         let mut failing = self.progress.iter().filter(|(kind, _)| kind.without().is_none());
         let reason = failing.find_map(|(_, progress)| progress.failing.as_ref())?;
-        let consequence =
-            if self.is_complete() { "the last good view stays in force" } else { "nothing is served yet" };
-        Some(format!("{reason}; {consequence}"))
+        Some(match (self.is_complete(), self.until_known) {
+            (true, _) => format!("{reason}; the last good view stays in force"),
+            (false, "") => format!("{reason}; the cluster is not known yet"),
+            (false, meanwhile) => format!("{reason}; the cluster is not known yet: {meanwhile}"),
+        })
     }
 
     /// What is ignored or missing right now, in a fixed order.
@@ -95,7 +102,8 @@ impl View {
         };
         let missing = self.progress.iter().filter_map(|(kind, progress)| {
             let (without, reason) = (kind.without()?, progress.failing.as_ref()?);
-            Some(problem(*kind, None, format!("{reason}; meanwhile {without}")))
+            let meanwhile = if progress.listed { kind.as_last_seen() } else { without };
+            Some(problem(*kind, None, format!("{reason}; meanwhile {meanwhile}")))
         });
         let ignored = self.notes.iter().flat_map(|((kind, key), notes)| {
             let described = describe(*kind, key);
@@ -147,6 +155,7 @@ impl View {
     fn listed(&mut self, kind: Kind) {
         let Some(progress) = self.progress.get_mut(&kind) else { return };
         progress.complete = true;
+        progress.listed = true;
         let Some(seen) = progress.listing.take() else { return };
         for key in self.known(kind).into_iter().filter(|key| !seen.contains(key)) {
             self.forget(kind, &key);
