@@ -8,19 +8,6 @@ use shunt_model::{EndpointSlice, Family, ServicePort};
 
 use super::lists::Candidate;
 
-/// An entry of a slice.
-struct Listed<'a> {
-    candidate: Candidate<'a>,
-    /// The place of its slice, and its own within that.
-    place: (usize, usize),
-}
-
-impl Listed<'_> {
-    fn is_same(&self, other: &Self) -> bool {
-        self.candidate.address == other.candidate.address
-    }
-}
-
 /// The endpoints of `port` in `family`: ordered by address, each address once, whatever the order of the slices. Within
 /// a slice the order counts for an address that it lists twice.
 pub(super) fn endpoints_of<'a>(
@@ -33,30 +20,31 @@ pub(super) fn endpoints_of<'a>(
     for (number, slice) in slices.iter().enumerate().filter(|(_, slice)| slice.family == family && !slice.headless) {
         // By name and protocol, never by number (IN-33): slices may disagree on the number of a named port.
         for listed in slice.ports.iter().filter(|listed| listed.name == port.name && listed.protocol == port.protocol) {
-            found.extend(slice.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
+            found.extend(slice.endpoints.iter().filter_map(|endpoint| {
                 let address = SocketAddr::new(*endpoint.addresses.first()?, listed.port.get());
                 let local = !node.is_empty() && endpoint.node.as_deref() == Some(node);
-                Some(Listed { candidate: Candidate { address, local, endpoint }, place: (number, position) })
+                Some(Candidate { address, local, endpoint, slice: number })
             }));
         }
     }
-    found.sort_unstable_by_key(|listed| (listed.candidate.address, listed.place));
+    // Stable: the entries for one address stay in the order of their slices, and within a slice in its order.
+    found.sort_by_key(|candidate| candidate.address);
     // Of one slice the later entry counts unless it terminates (IN-38). `dedup_by` drops its first argument.
     found.dedup_by(|later, kept| {
-        let same = later.is_same(kept) && later.place.0 == kept.place.0;
-        if same && !later.candidate.endpoint.terminating {
+        let same = later.address == kept.address && later.slice == kept.slice;
+        if same && !later.endpoint.terminating {
             mem::swap(later, kept);
         }
         same
     });
     found.dedup_by(|other, kept| {
-        let same = other.is_same(kept);
-        if same && by_claim_to_address(&other.candidate, &kept.candidate) == Ordering::Less {
+        let same = other.address == kept.address;
+        if same && by_claim_to_address(other, kept) == Ordering::Less {
             mem::swap(other, kept);
         }
         same
     });
-    found.into_iter().map(|listed| listed.candidate).collect()
+    found
 }
 
 /// Orders the entries of two slices for one address; the lesser one stays. An entry that is not terminating comes before one that is,
