@@ -38,6 +38,8 @@ pub struct AskedByPods {
     pub name: Name,
     /// It exists, so a pod asks no further.
     pub exists: bool,
+    /// It was meant for the cluster: it exists, or at least its namespace does.
+    pub meant: bool,
     /// The reply.
     pub explanation: Explanation,
 }
@@ -72,8 +74,8 @@ impl Explainer {
             }
             found.extend(Some(asked(candidate, rtype, &blocks, &view).await).filter(|asked| asked.exists));
         }
-        if let (true, Some(guess)) = (found.is_empty(), likely(name, &view.zone.config().cluster_domain)) {
-            found.push(asked(guess, rtype, &blocks, &view).await);
+        if let (true, Some((guess, meant))) = (found.is_empty(), likely(name, &view)) {
+            found.push(AskedByPods { meant, ..asked(guess, rtype, &blocks, &view).await });
         }
         found
     }
@@ -87,7 +89,7 @@ async fn asked(candidate: Candidate, rtype: RecordType, blocks: &[Arc<Block>], v
         // An alias of a name that upstreams know. Without a record the name itself is asked of them.
         None => !explanation.answers.is_empty(),
     };
-    AskedByPods { namespace, name, exists, explanation }
+    AskedByPods { namespace, name, exists, meant: exists, explanation }
 }
 
 /// As a client outside of the cluster asks over TCP.

@@ -37,16 +37,23 @@ pub(crate) fn candidates(asked: &Name, view: &View) -> Vec<Candidate> {
     of_namespaces.chain(of_all).collect()
 }
 
-/// The name that was most likely meant, if none of the candidates exists.
-pub(crate) fn likely(asked: &Name, domain: &Name) -> Option<Candidate> {
+/// The name that was most likely meant if none of the candidates exists, and whether its namespace does.
+pub(crate) fn likely(asked: &Name, view: &View) -> Option<(Candidate, bool)> {
+    let domain = &view.zone.config().cluster_domain;
     if !is_relative(asked, domain) {
         return None;
     }
-    match (asked.iter().len(), last_label(asked).as_str()) {
-        (1, _) => in_namespace(asked, "default", domain),
-        (_, "svc" | "pod") => below(asked, None, domain),
-        _ => below(asked, None, &records::below(&["svc"], domain)?),
-    }
+    let exists = |namespace: Option<String>| {
+        let known = view.snapshot.as_deref().map(|snapshot| &snapshot.namespaces);
+        namespace.is_some_and(|namespace| known.is_some_and(|known| known.contains_key(namespace.as_str())))
+    };
+    let candidate = match (asked.iter().len(), last_label(asked).as_str()) {
+        // Nothing says which namespace was meant.
+        (1, _) => (in_namespace(asked, "default", domain)?, false),
+        (_, "svc" | "pod") => (below(asked, None, domain)?, exists(label_from_end(asked, 1))),
+        _ => (below(asked, None, &records::below(&["svc"], domain)?)?, exists(label_from_end(asked, 0))),
+    };
+    Some(candidate)
 }
 
 fn is_relative(asked: &Name, domain: &Name) -> bool {
@@ -54,7 +61,12 @@ fn is_relative(asked: &Name, domain: &Name) -> bool {
 }
 
 fn last_label(asked: &Name) -> String {
-    asked.iter().next_back().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).unwrap_or_default()
+    label_from_end(asked, 0).unwrap_or_default()
+}
+
+/// In lower case, as names of objects are.
+fn label_from_end(asked: &Name, place: usize) -> Option<String> {
+    asked.iter().rev().nth(place).map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
 }
 
 fn in_namespace(asked: &Name, namespace: &str, domain: &Name) -> Option<Candidate> {
@@ -81,16 +93,18 @@ mod tests {
 {apiVersion: v1, kind: Service, metadata: {namespace: blog, name: web}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}
 ";
 
-    #[track_caller]
-    fn check(asked: &str, wanted: &[&str]) {
+    fn view() -> View {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("all.yaml"), CLUSTER).unwrap();
         let options = ManifestsOptions { dir: folder.path().to_path_buf(), ..ManifestsOptions::default() };
         let snapshot = Arc::new(manifests::read(&options).unwrap().0);
         let config = Arc::new(ZoneConfig::usual(Name::from_ascii("cluster.local.").unwrap()));
-        let zone = Arc::new(Zone::new(config, Arc::clone(&snapshot), 1));
-        let view = View { zone, snapshot: Some(snapshot) };
-        let found = candidates(&records::absolute(asked).unwrap(), &view);
+        View { zone: Arc::new(Zone::new(config, Arc::clone(&snapshot), 1)), snapshot: Some(snapshot) }
+    }
+
+    #[track_caller]
+    fn check(asked: &str, wanted: &[&str]) {
+        let found = candidates(&records::absolute(asked).unwrap(), &view());
         let told = found.iter().map(|one| format!("{} {}", one.namespace.as_deref().unwrap_or("*"), one.name));
         assert_eq!(told.collect::<Vec<_>>(), wanted, "{asked}");
     }
@@ -122,17 +136,18 @@ mod tests {
 
     #[test]
     fn a_name_that_does_not_exist_was_meant_to_be_a_service() {
-        let domain = Name::from_ascii("cluster.local.").unwrap();
         let rows = [
-            ("wep", "wep.default.svc.cluster.local."),
-            ("wep.shop", "wep.shop.svc.cluster.local."),
-            ("wep.shop.svc", "wep.shop.svc.cluster.local."),
-            ("10-1-0-9.shop.pod", "10-1-0-9.shop.pod.cluster.local."),
+            ("wep", "wep.default.svc.cluster.local.", false),
+            ("wep.Shop", "wep.Shop.svc.cluster.local.", true),
+            ("wep.shop.svc", "wep.shop.svc.cluster.local.", true),
+            ("10-1-0-9.shop.pod", "10-1-0-9.shop.pod.cluster.local.", true),
+            ("example.org", "example.org.svc.cluster.local.", false),
         ];
-        for (asked, wanted) in rows {
-            let guess = likely(&records::absolute(asked).unwrap(), &domain);
-            assert_eq!(guess.unwrap().name.to_string(), wanted, "{asked}");
+        let view = view();
+        for (asked, wanted, in_cluster) in rows {
+            let (guess, has_namespace) = likely(&records::absolute(asked).unwrap(), &view).unwrap();
+            assert_eq!((&*guess.name.to_string(), has_namespace), (wanted, in_cluster), "{asked}");
         }
-        assert_eq!(likely(&domain, &domain), None);
+        assert_eq!(likely(&Name::from_ascii("web.cluster.local.").unwrap(), &view), None);
     }
 }

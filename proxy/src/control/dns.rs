@@ -35,6 +35,8 @@ pub struct PodsReply {
     pub name: String,
     /// It exists, so that pods do not ask the name as it was given.
     pub exists: bool,
+    /// It was meant for the cluster: it exists, or at least its namespace does.
+    pub meant: bool,
     /// The reply.
     pub reply: DnsReply,
 }
@@ -53,24 +55,22 @@ impl DnsReply {
         Ok(Some(Self { by_pods: asked_by_pods.into_iter().map(PodsReply::from).collect(), ..explanation.into() }))
     }
 
-    /// The reply to a question about `name` for people. What pods get stands first if it exists.
+    /// The reply to a question about `name` for people. What pods get stands first if the name was meant for the cluster.
     #[must_use]
     pub fn table(&self, name: &str) -> String {
-        let of_pods = self.by_pods.iter().map(|PodsReply { namespace, name, exists: _, reply }| {
+        let of_pods = self.by_pods.iter().map(|PodsReply { namespace, name, exists: _, meant: _, reply }| {
             let whose = namespace.as_ref().map(|namespace| format!(" of namespace {namespace}")).unwrap_or_default();
             format!("a pod{whose} asks {name}\n{}", reply.lines())
         });
         let of_pods = of_pods.collect::<Vec<_>>().join("\n");
-        match (self.by_pods.first().map(|first| first.exists), self.by_pods.last()) {
-            (Some(true), Some(PodsReply { namespace: Some(_), .. })) => {
-                format!("{of_pods}\n{name}. itself, which pods of other namespaces ask in the end\n{}", self.lines())
-            }
-            (Some(true), _) => {
-                format!("{of_pods}\n{name}. itself, which a pod asks only if nothing above exists\n{}", self.lines())
-            }
-            (Some(false), _) => format!("{}\nbefore that {of_pods}", self.lines()),
-            (None, _) => self.lines(),
-        }
+        let Some(last) = self.by_pods.last() else { return self.lines() };
+        let itself = match (last.exists, last.meant, &last.namespace) {
+            (true, _, Some(_)) => "which pods of other namespaces ask in the end",
+            (true, _, None) => "which a pod asks only if nothing above exists",
+            (false, true, _) => "which a pod asks then",
+            (false, false, _) => return format!("{}\nbefore that {of_pods}", self.lines()),
+        };
+        format!("{of_pods}\n{name}. itself, {itself}\n{}", self.lines())
     }
 
     fn lines(&self) -> String {
@@ -101,8 +101,8 @@ impl From<Explanation> for DnsReply {
 
 impl From<AskedByPods> for PodsReply {
     fn from(asked: AskedByPods) -> Self {
-        let AskedByPods { namespace, name, exists, explanation } = asked;
-        Self { namespace, name: name.to_string(), exists, reply: explanation.into() }
+        let AskedByPods { namespace, name, exists, meant, explanation } = asked;
+        Self { namespace, name: name.to_string(), exists, meant, reply: explanation.into() }
     }
 }
 
@@ -203,12 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_name_that_no_pod_finds_says_why_behind_the_answer() {
+    fn a_relative_name_that_no_pod_finds_says_why() {
         reads(
             "wep.blog",
-            "FORWARDED: not a name of the cluster: asked of 192.0.2.1:53\n\n\
-            before that a pod asks wep.blog.svc.cluster.local.\n\
-            NXDOMAIN: the namespace has no such service (DNS-3.1)",
+            "a pod asks wep.blog.svc.cluster.local.\n\
+            NXDOMAIN: the namespace has no such service (DNS-3.1)\n\n\
+            wep.blog. itself, which a pod asks then\n\
+            FORWARDED: not a name of the cluster: asked of 192.0.2.1:53",
         );
         reads(
             "www.example.org",
