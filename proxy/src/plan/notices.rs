@@ -44,7 +44,10 @@ impl Said {
         for service in replaced.difference(&self.replaced) {
             info!(%service, "the bundled DNS answers in place of this Service's endpoints");
         }
-        for Conflict { frontend, winner, loser } in conflicts.difference(&self.conflicts) {
+        // A node port that is contested in both families reads the same in both.
+        let mut told = BTreeSet::new();
+        let new = conflicts.difference(&self.conflicts).filter(|conflict| told.insert(conflict.to_string()));
+        for Conflict { frontend, winner, loser } in new {
             warn!(%frontend, service = %loser, %winner, "two services claim one frontend; only the winner gets it");
         }
         if reserved.is_some() {
@@ -126,6 +129,17 @@ mod tests {
         planner.renew(with_own_dns(true));
         assert_eq!(lines(&mut planner, &snapshot), [""; 0]);
         assert_eq!(planner.conflicts().count(), 1);
+    }
+
+    #[test]
+    fn a_node_port_that_is_contested_in_both_families_is_one_line() {
+        let dual = |name: &str, last: u8, created: u8| {
+            service(name, &format!("ip=10.96.0.{last} ip=fd00:96::{last} np=30080 created={created}"))
+        };
+        let mut planner = Planner::new(with_own_dns(false));
+        let said = lines(&mut planner, &cluster([dual("a", 1, 1), dual("b", 2, 2)], []));
+        assert_eq!((said.len(), planner.conflicts().count()), (1, 2), "{said:?}");
+        assert!(said[0].contains("frontend=*:30080/tcp service=default/b:http/tcp winner=default/a"), "{said:?}");
     }
 
     #[test]
