@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::block::{Asker, Block, Blocks, block_of};
 use crate::reply::Reply;
 use crate::request::{Request, Transport};
+use crate::search::{Candidate, candidates, likely};
 use crate::stats::{Author, rcode_name};
 use crate::zone::View;
 
@@ -28,6 +29,21 @@ pub struct Explanation {
     pub reason: String,
 }
 
+/// A name that pods ask for a relative one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedByPods {
+    /// The only namespace whose pods ask it; `None` for pods of all namespaces.
+    pub namespace: Option<String>,
+    /// The name, completed by the search list of a pod.
+    pub name: Name,
+    /// It exists, so a pod asks no further.
+    pub exists: bool,
+    /// It was meant for the cluster: it exists, or at least its namespace does.
+    pub meant: bool,
+    /// The reply.
+    pub explanation: Explanation,
+}
+
 /// Explains what a running server does. Does not keep the server alive.
 #[derive(Clone)]
 pub struct Explainer {
@@ -42,16 +58,50 @@ impl Explainer {
         let blocks = self.blocks.upgrade()?.now();
         let view = self.views.borrow().clone();
         view.snapshot.as_ref()?;
-        let request = Request {
-            metadata: Message::query().metadata,
-            query: Query::query(name, rtype),
-            edns: None,
-            serial: None,
-            client: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            transport: Transport::Tcp,
-            length: 0,
-        };
-        Some(explain(&blocks, &request, &view).await)
+        Some(explain(&blocks, &question(name, rtype), &view).await)
+    }
+
+    /// What pods ask for a relative name before they ask it as it is (DNS-17.2): the names that exist. If none does, the
+    /// one that was most likely meant.
+    pub async fn by_pods(&self, name: &Name, rtype: RecordType) -> Vec<AskedByPods> {
+        let Some(blocks) = self.blocks.upgrade().map(|blocks| blocks.now()) else { return Vec::new() };
+        let view = self.views.borrow().clone();
+        let mut found = Vec::new();
+        for candidate in candidates(name, &view) {
+            // The first that exists for every pod is the last that pods ask.
+            if found.last().is_some_and(|last: &AskedByPods| last.namespace.is_none()) {
+                break;
+            }
+            found.extend(Some(asked(candidate, rtype, &blocks, &view).await).filter(|asked| asked.exists));
+        }
+        if let (true, Some((guess, meant))) = (found.is_empty(), likely(name, &view)) {
+            found.push(AskedByPods { meant, ..asked(guess, rtype, &blocks, &view).await });
+        }
+        found
+    }
+}
+
+async fn asked(candidate: Candidate, rtype: RecordType, blocks: &[Arc<Block>], view: &View) -> AskedByPods {
+    let Candidate { namespace, name } = candidate;
+    let explanation = explain(blocks, &question(name.clone(), rtype), view).await;
+    let exists = match explanation.rcode.as_deref() {
+        Some(rcode) => rcode == rcode_name(ResponseCode::NoError),
+        // An alias of a name that upstreams know. Without a record the name itself is asked of them.
+        None => !explanation.answers.is_empty(),
+    };
+    AskedByPods { namespace, name, exists, meant: exists, explanation }
+}
+
+/// As a client outside of the cluster asks over TCP.
+fn question(name: Name, rtype: RecordType) -> Request {
+    Request {
+        metadata: Message::query().metadata,
+        query: Query::query(name, rtype),
+        edns: None,
+        serial: None,
+        client: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        transport: Transport::Tcp,
+        length: 0,
     }
 }
 

@@ -179,7 +179,8 @@ async fn start_source(
         return Ok(());
     }
     let all_pods = server.zone.pods == PodMode::Verified;
-    let options = KubeOptions { kubeconfig, names: true, all_pods, ..KubeOptions::default() };
+    let until_known = "its names get SERVFAIL, other names are answered"; // DNS-11.2, DNS-11.3
+    let options = KubeOptions { kubeconfig, names: true, all_pods, until_known, ..KubeOptions::default() };
     let starting = kube::start(options)
         .await
         .context("following the cluster (of --kubeconfig, or with --manifests of a folder)")?;

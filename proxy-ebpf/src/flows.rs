@@ -131,7 +131,9 @@ fn end_datagrams(ctx: &SockAddrContext, address: &Address6, port: Port) {
     clear(&mut flows.flows, address, port);
     if flows.kept() > FLOWS {
         // SAFETY: the kernel passes a valid context.
-        let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+        let address = unsafe { &*ctx.sock_addr };
+        // SAFETY: the kernel fills in this field for every hook.
+        let socket = unsafe { address.__bindgen_anon_1.sk };
         // SAFETY: `socket` is that of the call; without this storage there is nothing to delete.
         let (Ok(()) | Err(_)) = unsafe { FURTHER.delete(socket) };
     }

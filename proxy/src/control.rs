@@ -2,6 +2,7 @@
 
 mod answers;
 mod client;
+mod dns;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -10,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::explain::Explanation;
 
-pub use answers::{DnsReply, Services, question, services};
+pub use answers::{Services, services};
 pub use client::{AskError, ask, is_listening};
+pub use dns::{DnsReply, PodsReply};
 pub use server::{Control, ListenError, Listener, Views};
 
 /// The longest request that is read; a name has at most 255 bytes.
@@ -32,7 +34,7 @@ pub enum Request {
     },
     /// What DNS would answer.
     Dns {
-        /// The name; relative names are taken as absolute.
+        /// The name. Without a final dot it is also completed as pods do.
         name: String,
         /// The type, such as `A`.
         #[serde(rename = "type")]

@@ -97,6 +97,12 @@ impl Recorder {
 }
 
 impl Recorded {
+    /// The next event that waits.
+    #[cfg(test)]
+    pub(crate) fn next(&mut self) -> Option<NewEvent> {
+        self.inbox.try_recv().ok()
+    }
+
     /// Writes events as they come. If the API refuses an event, this is logged and the event is not retried.
     pub async fn write(mut self, events: Option<Events>) {
         while let Some(event) = self.inbox.recv().await {

@@ -1,5 +1,7 @@
 //! `shunt explain`: where a new flow goes, step by step, each step with the rule that decided it.
 
+mod missing;
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
@@ -57,12 +59,22 @@ pub enum ExplainError {
     Source(String),
     /// The destination cannot be read.
     #[error(
-        "destination {0:?} is no IP:PORT[/PROTOCOL], no IP, and no Service (NAMESPACE/NAME[:PORT][/PROTOCOL] or NAME.NAMESPACE)"
+        "destination {0:?} is no IP:PORT[/PROTOCOL], no IP, and no Service (NAMESPACE/NAME or NAME.NAMESPACE[.svc…], then [:PORT][/PROTOCOL])"
     )]
     Destination(String),
     /// There is no such Service, or it has no such port.
     #[error("no service port is called {0}: see `shunt services`, or `shunt plan` without a daemon")]
     NoService(String),
+    /// The cluster has it, but it is not in the plan.
+    #[error("{destination}: {service} {why}")]
+    NotPlanned {
+        /// As it was given.
+        destination: String,
+        /// The Service.
+        service: ObjectKey,
+        /// What it lacks.
+        why: String,
+    },
     /// No service port has that address.
     #[error("{0} is no address of a Service; name a port to see what a flow to it gets")]
     NoPorts(IpAddr),
@@ -80,7 +92,7 @@ pub fn explain(
     destination: &str,
 ) -> Result<Explanation, ExplainError> {
     let from = origin(snapshot, plan, node, source)?;
-    let targets = targets(plan, destination)?;
+    let targets = targets(snapshot, plan, destination)?;
     let flows = targets.into_iter().map(|(to, protocol)| explain_one(plan, &from, to, protocol));
     Ok(Explanation { flows: flows.collect::<Result<_, _>>()?, warnings: Vec::new() })
 }
@@ -145,7 +157,7 @@ fn protocol(text: &str) -> Option<Protocol> {
 }
 
 /// The addresses, ports and protocols that a destination names.
-fn targets(plan: &Plan, text: &str) -> Result<Vec<(SocketAddr, Protocol)>, ExplainError> {
+fn targets(snapshot: &Snapshot, plan: &Plan, text: &str) -> Result<Vec<(SocketAddr, Protocol)>, ExplainError> {
     let wrong = || ExplainError::Destination(text.to_owned());
     let (rest, named) = match text.rsplit_once('/') {
         Some((rest, last)) if protocol(last).is_some() => (rest, protocol(last)),
@@ -158,11 +170,18 @@ fn targets(plan: &Plan, text: &str) -> Result<Vec<(SocketAddr, Protocol)>, Expla
     if let Ok(ip) = rest.parse::<IpAddr>() {
         return at_address(plan, ip.to_canonical(), named);
     }
-    let (namespace, rest) = match rest.split_once('/') {
+    let (rest, port) = rest.split_once(':').map_or((rest, None), |(rest, port)| (rest, Some(port)));
+    let (namespace, name) = match rest.split_once('/') {
         Some(parts) => parts,
-        None => rest.split_once('.').map(|(name, namespace)| (namespace, name)).ok_or_else(wrong)?,
+        None => {
+            let (name, namespace) = rest.split_once('.').ok_or_else(wrong)?;
+            // As in DNS: what follows `.svc` says nothing of the Service.
+            let is_dns = |rest: &str| rest.split('.').next() == Some("svc");
+            let namespace =
+                namespace.split_once('.').filter(|(_, rest)| is_dns(rest)).map_or(namespace, |(first, _)| first);
+            (namespace, name)
+        }
     };
-    let (name, port) = rest.split_once(':').map_or((rest, None), |(name, port)| (name, Some(port)));
     let service = ObjectKey::new(namespace, name);
     let ports = plan.ports.values().filter(|planned| planned.key.service == service);
     let meant =
@@ -171,7 +190,14 @@ fn targets(plan: &Plan, text: &str) -> Result<Vec<(SocketAddr, Protocol)>, Expla
             port.is_none_or(|port| *planned.key.port == *port || number(port))
         });
     let found: Vec<_> = meant.filter_map(|planned| Some((first_address(planned)?, planned.key.protocol))).collect();
-    if found.is_empty() { Err(ExplainError::NoService(text.to_owned())) } else { Ok(found) }
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let destination = text.to_owned();
+    Err(match missing::why_missing(snapshot, plan, &service, port) {
+        Some(why) => ExplainError::NotPlanned { destination, service, why },
+        None => ExplainError::NoService(destination),
+    })
 }
 
 /// The frontend that clients of a service port usually dial.
@@ -383,6 +409,9 @@ mod tests {
         check(words, "e1:R", "outside", "default/web", "LD-1 TP-1 DT-2 EP-20", "forward");
         check(words, "e1:R", "outside", "web.default", "LD-1 TP-1 DT-2 EP-20", "forward");
         check(words, "e1:R", "node", "default/web:http/tcp", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "e1:R", "node", "web.default:80/tcp", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "e1:R", "node", "web.default.svc.cluster.local:http", "LD-1 TP-1 DT-2 EP-20", "forward");
+        check(words, "e1:R", "node", "web.default.svc", "LD-1 TP-1 DT-2 EP-20", "forward");
         check(words, "", "outside", "192.0.2.1:80", "LD-1 TP-2 DT-2 NE-1", "reject");
         check(words, "", "node", "192.0.2.1:80", "LD-1 TP-2 DT-2 NE-1 NE-1", "reject");
         check(words, "e1:R", "203.0.113.7", "10.96.0.1:81", "LD-1 NE-11", "reject");

@@ -9,6 +9,8 @@ pub mod events;
 pub mod explain;
 pub mod host;
 pub mod http;
+#[cfg(test)]
+mod logged;
 pub mod metrics;
 pub mod plan;
 pub mod reconcile;

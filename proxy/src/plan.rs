@@ -1,8 +1,8 @@
 //! What this node must do for every frontend, so specific that a data path has nothing left to decide.
 //!
 //! The plan is a pure function of a [`Snapshot`](shunt_model::Snapshot), this node and [`PlanOptions`]: no clock, no
-//! I/O, no randomness, and the order of the input never matters. [`Plan::verdict`](Plan) is the reference reading
-//! against which every data path is tested.
+//! I/O, no randomness, and the order of the input does not matter, but for an address that one slice lists twice.
+//! [`Plan::verdict`](Plan) is the reference reading against which every data path is tested.
 
 mod addresses;
 #[cfg(test)]
@@ -16,6 +16,7 @@ mod health_checks;
 mod lists;
 mod merge;
 mod node;
+mod notices;
 mod opt_out;
 mod options;
 mod planner;
@@ -85,6 +86,13 @@ impl Plan {
     #[must_use]
     pub fn why_not_served(address: IpAddr) -> Option<&'static str> {
         frontends::why_not_served(&address.to_canonical())
+    }
+
+    /// The ports of one Service.
+    pub(crate) fn ports_of(&self, service: &ObjectKey) -> impl Iterator<Item = (&PortKey, &Arc<PortPlan>)> {
+        let first =
+            PortKey { service: service.clone(), port: Arc::default(), protocol: Protocol::Tcp, family: Family::V4 };
+        self.ports.range(first..).take_while(move |(key, _)| key.service == *service)
     }
 
     /// What a new flow gets at a cluster IP whose Service does not define the port (NE-11). Port 0 is left alone: it is

@@ -143,7 +143,7 @@ impl Reconciler {
         let Goal { snapshot, options } = self.input.goal.borrow_and_update().clone();
         self.generation += 1;
         if !Arc::ptr_eq(&options, &self.options) {
-            self.planner = Planner::new((*options).clone());
+            self.planner.renew((*options).clone());
             self.options = options;
         }
         let started = Instant::now();

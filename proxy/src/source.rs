@@ -129,6 +129,7 @@ fn kube_options(config: &Config, kube: &KubeConfig) -> KubeOptions {
         names: config.dns.is_some(),
         all_pods: config.dns.as_ref().is_some_and(|dns| dns.pods == PodNames::Verified),
         pod_annotations: annotation_keys(&config.opt_out),
+        until_known: "Services stay as an earlier daemon left them, if one ran on this node",
     }
 }
 

@@ -120,13 +120,19 @@ fn a_bad_manifest_is_told_of_once_and_costs_nothing_else() {
     good.check("address.yaml", &address, &["Service test/address", "\"10.96.300.2\" is not an IP address"]);
     let twice = service("twice", "clusterIP: 10.96.2.3, ports: [{name: a, port: 80}, {name: a, port: 81}]");
     good.check("twice.yaml", &twice, &["Service test/twice", "port name \"a\" is used twice"]);
+    let loopback =
+        service("loopback", "clusterIP: 10.96.2.5, externalIPs: [127.0.0.1, 203.0.113.7], ports: [{port: 80}]");
+    let refused = "external IP \"127.0.0.1\" is a loopback address, which an API server refuses here";
+    good.check("loopback.yaml", &loopback, &["Service test/loopback", refused]);
     let too_long = service(&long, "clusterIP: 10.96.2.4, ports: [{port: 80}]");
     good.check("long.yaml", &too_long, &[&format!("Service test/{long}"), "70 characters, more than 63"]);
     good.check("shop.json", "{ \"kind\": ", &["the last good version of this file stays in force"]);
 
     // What is left of the objects of which only a part is wrong is served, what is wrong is not.
     let programmed = good.cluster.services();
-    for (address, served) in [("10.96.2.1", false), ("10.96.2.3", true), ("10.96.2.4", false)] {
+    let served = [("10.96.2.3", true), ("203.0.113.7", true)];
+    let unserved = [("10.96.2.1", false), ("10.96.2.4", false), ("127.0.0.1", false)];
+    for (address, served) in served.into_iter().chain(unserved) {
         assert_eq!(programmed.contains(&format!("\"{address}\"")), served, "{address} in\n{programmed}");
     }
     let ready = good.cluster.daemon().health("/readyz").unwrap();

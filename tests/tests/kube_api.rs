@@ -196,10 +196,11 @@ fn an_outage_of_the_api_is_told_of_and_costs_no_connection() {
     world.daemon.relaunch().unwrap();
     world.wait_for("the reason", |world| {
         let (code, body) = world.readyz();
-        code == 503 && body.contains("no sync yet: ") && body.contains("nothing is served yet")
+        let left = "the cluster is not known yet: Services stay as an earlier daemon left them";
+        code == 503 && body.contains("no sync yet: ") && body.contains(left)
     });
     let services = world.daemon.services().unwrap();
-    assert!(services.contains("not known yet") && services.contains("no sync yet: "), "{services}");
+    assert!(services.contains("has applied nothing yet: no sync yet: "), "{services}");
     world.wait_for("metrics without the API server", |world| {
         world.daemon.metrics("/metrics").is_ok_and(|answer| answer.body.contains("shunt_source_unreachable 1\n"))
     });

@@ -217,6 +217,11 @@ fn while_our_dns_does_not_answer_a_running_daemon_hands_over_and_takes_over_agai
     let back = "route add table local local 169.254.20.10 dev lo proto kernel scope host src 169.254.20.10";
     ip(&cluster, &["route del table local blackhole 169.254.20.10", back]);
     wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
+    // That ours answers at the address of theirs is no conflict, and is said once, whatever happened since.
+    let replaces = ["INFO", "the bundled DNS answers in place of this Service's endpoints", "kube-system/kube-dns"];
+    assert_eq!(logged(&cluster, &replaces).len(), 1);
+    assert_eq!(logged(&cluster, &["two services claim one frontend"]), Vec::<String>::new());
+    assert!(cluster.daemon().metrics("/metrics").unwrap().body.contains("\nshunt_conflicts 0\n"));
 }
 
 #[test]

@@ -238,6 +238,9 @@ fn an_element_that_a_stray_hand_removed_is_repaired() {
     cluster.wait_for("the repair", served);
     let metrics = cluster.daemon().metrics("/metrics").unwrap().body;
     assert!(!metrics.contains("audit_repairs_total 0"), "{metrics}");
+    let log = fs::read_to_string(cluster.daemon().process().log()).unwrap();
+    let told = format!("service=test/audit:tcp/tcp what=\"frontend {to}/tcp\"");
+    assert!(log.contains(&told), "{told} is not in\n{log}");
 }
 
 /// A TCP connection held open by a process in a pod.

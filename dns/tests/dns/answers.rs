@@ -117,7 +117,8 @@ async fn the_manifests_beside_the_table_are_the_cluster_that_it_is_about() {
     std::fs::write(place.path().join("cluster.yaml"), CLUSTER).unwrap();
     let options = ManifestsOptions { dir: place.path().to_owned(), ..ManifestsOptions::default() };
     let source = manifests::start(options).await.unwrap();
-    assert!(source.health.borrow().problems.is_empty(), "{:?}", source.health.borrow().problems);
+    let problems: Vec<String> = source.health.borrow().problems.iter().map(ToString::to_string).collect();
+    assert!(matches!(&problems[..], [of_orphan] if of_orphan.contains("shop/orphan")), "{problems:?}");
     let zone = Zone::new(Arc::new(zone_config()), Arc::clone(&source.snapshots.borrow()), 7);
     for (asked, rtype, expected) in rows() {
         check(&zone, asked, rtype, expected);

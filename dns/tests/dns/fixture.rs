@@ -151,6 +151,11 @@ pub(crate) fn cluster() -> Snapshot {
     slice(s, &key("mixed"), "mixed-1", "http:tcp:80", "~10.1.4.1 10.1.4.2 !10.1.4.3 twin=10.1.4.4 twin=10.1.4.5");
     service(s, &key("again"), "10.96.0.7", "http:tcp:80");
     slice(s, &key("again"), "again-1", "http:tcp:80", "10.1.4.1");
+    slice(s, &key("inner"), "inner-1", "http:tcp:80", "10.1.7.1");
+    slice(s, &key("orphan"), "orphan-1", "http:tcp:80", "10.1.7.2");
+    service(s, &key("named"), "None", "http:tcp:80");
+    service(s, &key("double"), "None", "http:tcp:80");
+    slice(s, &key("double"), "double-1", "http:tcp:80", "10.1.8.1 10.1.8.1 10.1.8.2");
     pod(s, &key("pod-1"), "10.1.0.1 fd01::1");
     s.clone()
 }

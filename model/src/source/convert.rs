@@ -2,7 +2,7 @@
 //! rest.
 //!
 //! An object that cannot be used at all is a [`Rejection`]; a part that is left out is a note of the [`Conversion`].
-//! Nothing here knows whether an object came from a file or from an API server.
+//! Whether an API server has seen an object before matters to its addresses alone.
 
 mod address;
 mod names;
@@ -11,10 +11,12 @@ mod service;
 mod slice;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use address::ordinary_address;
 pub(crate) use address::{network, usable_address};
 pub(crate) use node::{is_leaving, namespace, node, pod, service_cidr};
 pub(crate) use service::{port_number, protocol, service};
@@ -36,6 +38,17 @@ pub(crate) struct Conversion {
     notes: Vec<String>,
     /// Keys of the Pod annotations that are kept.
     pod_annotations: Box<[Arc<str>]>,
+    origin: Origin,
+}
+
+/// Who has looked at the objects before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// An API server. What it admits holds, as for kube-proxy, also what only an older one admitted.
+    #[default]
+    ApiServer,
+    /// Nobody: what an API server would refuse is left out here.
+    Folder,
 }
 
 impl Conversion {
@@ -43,6 +56,19 @@ impl Conversion {
     pub(crate) fn keeping(pod_annotations: &[String]) -> Self {
         let keys: BTreeSet<&str> = pod_annotations.iter().map(String::as_str).collect();
         Self { pod_annotations: keys.into_iter().map(Arc::from).collect(), ..Self::default() }
+    }
+
+    /// Of objects that come from there.
+    pub(crate) fn of(self, origin: Origin) -> Self {
+        Self { origin, ..self }
+    }
+
+    /// An address where Services or their endpoints are reached, or why it is none: `"x" is not an IP address`.
+    fn dialled_address(&self, text: &str) -> Result<IpAddr, String> {
+        match self.origin {
+            Origin::ApiServer => usable_address(text),
+            Origin::Folder => ordinary_address(text),
+        }
     }
 
     /// One shared copy of a string that many objects repeat (node, zone, port and service names).

@@ -52,6 +52,8 @@ pub struct KubeOptions {
     pub all_pods: bool,
     /// Which annotations of Pods to keep, by key. Without any, and without `all_pods`, Pods are not followed.
     pub pod_annotations: Vec<String>,
+    /// What holds until the first view is complete, for messages; nothing is said without it.
+    pub until_known: &'static str,
 }
 
 /// A source that has not seen everything yet.
@@ -140,14 +142,27 @@ impl Kind {
         }
     }
 
-    /// What is missing while this resource cannot be read; `None` if there is no view at all without it.
+    /// What is missing while this resource has never been read; `None` if there is no view at all without it.
     fn without(self) -> Option<&'static str> {
         match self {
             Self::Service | Self::Slice => None,
-            Self::Node => Some("this node's zone and taints are not known"),
-            Self::Pod => Some("annotations of Pods are not seen, and names of Pods are not verified"),
+            Self::Node => Some("this node's zone and taints are not known: hints for zones have no effect"),
+            Self::Pod => {
+                Some("annotations of Pods are not seen, so no Pod opts out, and names of Pods are not verified")
+            }
             Self::Namespace => Some("only namespaces with Services are known to DNS"),
             Self::ServiceCidr => Some("only the ranges given with --service-cidr are known to be of Services"),
+        }
+    }
+
+    /// What holds while this resource cannot be followed after it has been read.
+    fn as_last_seen(self) -> &'static str {
+        match self {
+            Self::Service | Self::Slice => "the last good view stays in force",
+            Self::Node => "this node's zone and taints stay as last seen",
+            Self::Pod => "Pods stay as last seen: new ones do not opt out, and their names are not verified",
+            Self::Namespace => "namespaces stay as last seen: of new ones, DNS knows those with Services",
+            Self::ServiceCidr => "the ranges of Services stay as last seen",
         }
     }
 

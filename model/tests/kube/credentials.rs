@@ -61,7 +61,7 @@ async fn what_is_forbidden_is_named_with_what_to_allow() {
     let reason = refused.unreachable.unwrap();
     assert!(reason.contains("endpointslices.discovery.k8s.io is forbidden"), "{reason}");
     assert!(reason.contains("allow get, list and watch of endpointslices in the ClusterRole"), "{reason}");
-    assert!(reason.contains("nothing is served yet"), "{reason}");
+    assert!(reason.contains("the cluster is not known yet"), "{reason}");
     // kube-proxy's own role lacks Pods: that is reported, and delays nothing.
     api.deny(&[Resource::Pod]);
     let source = starting.complete().await.unwrap();

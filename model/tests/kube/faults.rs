@@ -158,7 +158,7 @@ async fn a_server_that_comes_up_late_is_waited_for() {
     let starting = kube::start(options(&path)).await.unwrap();
     let mut health = starting.health.clone();
     let told = health.wait_for(|health| health.unreachable.is_some()).await.unwrap().clone();
-    assert!(told.unreachable.as_ref().unwrap().contains("nothing is served yet"), "{told:?}");
+    assert!(told.unreachable.as_ref().unwrap().contains("the cluster is not known yet"), "{told:?}");
     api.resume().unwrap();
     let source = starting.complete().await.unwrap();
     assert_eq!(source.snapshots.borrow().services.len(), 2);

@@ -1,6 +1,5 @@
 //! `shunt dns`: what the bundled DNS would answer, from the running daemon or from manifests alone.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,14 +11,14 @@ use ipnet::IpNet;
 use shunt_dns::{Answerer, Corefile, ServerConfig};
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::config::{self, Address, CommaSeparated, DnsConfig, PodNames, Settings};
-use shunt_proxy::control::{DnsReply, Reply, Request, ask, question};
+use shunt_proxy::control::{DnsReply, Reply, Request, ask};
 use shunt_proxy::dns::service::zone_config;
 
 use super::{OutputFormat, Socket, complain, print};
 
 #[derive(Args)]
 pub(super) struct DnsArguments {
-    /// The name, such as web.default.svc.cluster.local
+    /// The name, such as web.default.svc.cluster.local; without a final dot it is completed as a pod would do
     name: String,
     /// The type
     #[arg(default_value = "A", value_name = "TYPE")]
@@ -58,7 +57,7 @@ pub(super) fn run(mut arguments: DnsArguments) -> Result<ExitCode> {
         None => from_daemon(&arguments)?,
     };
     print(&match arguments.output {
-        OutputFormat::Table => table(&reply),
+        OutputFormat::Table => reply.table(&arguments.name),
         OutputFormat::Json => serde_json::to_string_pretty(&reply)?,
     })?;
     Ok(ExitCode::SUCCESS)
@@ -86,13 +85,13 @@ fn offline(arguments: &DnsArguments, folder: &Path) -> Result<DnsReply> {
     }
     let snapshot = Some(Arc::new(snapshot));
     let ServerConfig { zone, blocks, .. } = server_config(arguments, cluster_dns)?;
-    let (name, rtype) = question(&arguments.name, &arguments.rtype).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let explained = runtime.block_on(async {
-        let answerer = Answerer::new(zone, snapshot, blocks)?;
-        anyhow::Ok(answerer.explainer().explain(name, rtype).await)
+        let explainer = Answerer::new(zone, snapshot, blocks)?;
+        let reply = DnsReply::of(&explainer.explainer(), &arguments.name, &arguments.rtype).await;
+        reply.map_err(anyhow::Error::msg)
     });
-    Ok(explained?.context("the manifests are no view of a cluster; this is a bug of shunt")?.into())
+    explained?.context("the manifests are no view of a cluster; this is a bug of shunt")
 }
 
 /// What a daemon with these settings would answer from; it would listen nowhere.
@@ -111,16 +110,4 @@ fn server_config(arguments: &DnsArguments, cluster_dns: Vec<IpAddr>) -> Result<S
     let config = DnsConfig::new(&settings)?;
     let zone = zone_config(&config, &cluster_dns)?;
     Ok(ServerConfig::usual(Vec::new(), zone, config.forward))
-}
-
-fn table(reply: &DnsReply) -> String {
-    let DnsReply { rcode, answers, authority, additionals, explanation } = reply;
-    let mut text = format!("{}: {explanation}\n", rcode.as_deref().unwrap_or("FORWARDED"));
-    for (section, records) in [("answer", answers), ("authority", authority), ("additional", additionals)] {
-        for record in records {
-            // Writing to a String cannot fail.
-            writeln!(text, "{section:<11} {record}").unwrap_or_default();
-        }
-    }
-    text
 }

@@ -1,8 +1,7 @@
-//! What the daemon answers: its frontends, and what its DNS says about a name and why.
+//! What the daemon answers about its frontends.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shunt_dns::{Explanation, Name, Record, RecordType, absolute};
 
 use crate::plan::{PlanView, render_table};
 use crate::status::Status;
@@ -26,22 +25,6 @@ pub struct Services {
     pub table: String,
 }
 
-/// What DNS says about one question.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct DnsReply {
-    /// `NOERROR`, `NXDOMAIN`; absent if an upstream decides it.
-    pub rcode: Option<String>,
-    /// The answer section, each record as in a zone file.
-    pub answers: Vec<String>,
-    /// The authority section.
-    pub authority: Vec<String>,
-    /// The additional section.
-    pub additionals: Vec<String>,
-    /// Why this is the answer.
-    pub explanation: String,
-}
-
 /// The frontends of the last successful sync.
 pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
     let ports = serde_json::to_value(PlanView::from(&status.programmed).ports)?;
@@ -50,65 +33,4 @@ pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
     let table = render_table(&status.programmed);
     let warnings = status.source.warnings().cloned().collect();
     Ok(Services { ports, refused, problems, warnings, error: status.error.clone(), table })
-}
-
-/// A question given as text.
-pub fn question(name: &str, rtype: &str) -> Result<(Name, RecordType), String> {
-    let parsed = absolute(name).map_err(|error| format!("{name:?} is not a domain name: {error}"))?;
-    Ok((parsed, record_type(rtype)?))
-}
-
-/// A type by its name, or as `TYPE65` (RFC 3597 section 5).
-fn record_type(text: &str) -> Result<RecordType, String> {
-    let upper = text.to_ascii_uppercase();
-    if ["AXFR", "IXFR"].contains(&upper.as_str()) {
-        return Err(format!(
-            "{upper} is a transfer and no type: a server refuses it unless its Corefile allows the client"
-        ));
-    }
-    if let Some(number) = upper.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok()) {
-        return Ok(number.into());
-    }
-    upper.parse().map_err(|error| format!("{text:?} is not a record type: {error}"))
-}
-
-impl From<Explanation> for DnsReply {
-    fn from(explained: Explanation) -> Self {
-        Self {
-            rcode: explained.rcode,
-            answers: lines(&explained.answers),
-            authority: lines(&explained.authorities),
-            additionals: lines(&explained.additionals),
-            explanation: explained.reason,
-        }
-    }
-}
-
-fn lines(records: &[Record]) -> Vec<String> {
-    records.iter().map(ToString::to_string).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(text: &str, wanted: Result<RecordType, &str>) {
-        match (record_type(text), wanted) {
-            (Ok(found), Ok(wanted)) => assert_eq!(found, wanted, "{text}"),
-            (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
-            (found, _) => panic!("{text}: {found:?}"),
-        }
-    }
-
-    #[test]
-    fn a_type_is_given_by_name_or_number() {
-        check("aaaa", Ok(RecordType::AAAA));
-        check("TYPE65", Ok(RecordType::HTTPS));
-        check("type65280", Ok(RecordType::Unknown(65280)));
-        check("AXFR", Err("transfer"));
-        check("ixfr", Err("transfer"));
-        check("TYPE70000", Err("TYPE70000"));
-        check("adress", Err("adress"));
-    }
 }

@@ -191,9 +191,7 @@ impl Views {
         let Some(explainer) = &self.dns else {
             return Err("this daemon runs without DNS (--dns=false)".to_owned());
         };
-        let (name, rtype) = answers::question(name, rtype)?;
-        let explained = explainer.explain(name, rtype).await;
-        explained.map(DnsReply::from).ok_or_else(|| self.unknown())
+        DnsReply::of(explainer, name, rtype).await?.ok_or_else(|| self.unknown())
     }
 
     /// The plan that this daemon has applied and the view that led to it; an error before its first sync.
@@ -207,6 +205,6 @@ impl Views {
 
     fn unknown(&self) -> String {
         let reasons = self.status.borrow().not_ready().join("; ");
-        format!("the cluster is not known yet, and what an earlier daemon programmed stays in force: {reasons}")
+        format!("this daemon has applied nothing yet: {reasons}")
     }
 }

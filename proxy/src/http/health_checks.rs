@@ -124,7 +124,7 @@ impl HealthChecks {
                         self.open.insert(key.clone(), open);
                     }
                     (open, Err(error)) => {
-                        self.complain(key, *check, &error);
+                        self.complain(key, &error);
                         if !open.servers.is_empty() {
                             self.open.insert(key.clone(), open);
                         }
@@ -138,13 +138,10 @@ impl HealthChecks {
         }
     }
 
-    fn complain(&mut self, key: &(ObjectKey, Family), check: HealthCheck, error: &io::Error) {
+    fn complain(&mut self, key: &(ObjectKey, Family), error: &BindError) {
         if self.failed.insert(key.clone()) {
-            let (service, family) = key;
-            let port = check.port;
-            let note =
-                format!("node {family} cannot listen on health-check node port {port}: {error}; the daemon retries it");
-            self.events.service_warning(service, "FailedToStartServiceHealthcheck", "Listen", note);
+            let note = error.note(&self.health.node);
+            self.events.service_warning(&key.0, "FailedToStartServiceHealthcheck", "Listen", note);
         }
     }
 
@@ -155,7 +152,7 @@ impl HealthChecks {
         key: &(ObjectKey, Family),
         mut open: Open,
         addresses: Vec<IpAddr>,
-    ) -> (Open, io::Result<()>) {
+    ) -> (Open, Result<(), BindError>) {
         let (service, family) = key;
         let served =
             Served { service: service.clone(), endpoints: Arc::clone(&open.endpoints), health: self.health.clone() };
@@ -164,7 +161,7 @@ impl HealthChecks {
         let any = [wildcard(*family)];
         let mut outcome = open.listen_at(&addresses, &routes);
         // Where another process has the port, it has it at the wildcard too.
-        let falls_back = |error: &io::Error| error.kind() != io::ErrorKind::AddrInUse && addresses != any;
+        let falls_back = |error: &BindError| !error.is_in_use() && addresses != any;
         if outcome.as_ref().is_err_and(falls_back) {
             // Close those that are open and listen at the wildcard, as kube-proxy does (HM-1).
             open.close_besides(&any).await;
@@ -195,16 +192,47 @@ impl Open {
     }
 
     /// Listens at each of them that can be opened; the error is that of the first that cannot.
-    fn listen_at(&mut self, addresses: &[IpAddr], routes: &Router) -> io::Result<()> {
+    fn listen_at(&mut self, addresses: &[IpAddr], routes: &Router) -> Result<(), BindError> {
         let mut outcome = Ok(());
         for address in addresses {
             let Entry::Vacant(place) = self.servers.entry(*address) else { continue };
-            match listen(SocketAddr::new(*address, self.check.port.get())) {
+            let at = SocketAddr::new(*address, self.check.port.get());
+            match listen(at) {
                 Ok(listener) => drop(place.insert(JoinSet::new()).spawn(serve_routes(listener, routes.clone()))),
-                Err(error) => outcome = outcome.and(Err(error)),
+                Err(error) => outcome = outcome.and(Err(BindError { at, error })),
             }
         }
         outcome
+    }
+}
+
+/// A health-check node port that cannot be opened.
+#[derive(Debug)]
+struct BindError {
+    at: SocketAddr,
+    error: io::Error,
+}
+
+impl BindError {
+    fn is_in_use(&self) -> bool {
+        self.error.kind() == io::ErrorKind::AddrInUse
+    }
+
+    /// For whoever looks at the Service: what its load balancer sees, and what to do.
+    fn note(&self, node: &str) -> String {
+        let Self { at, error } = self;
+        let advice = match self.is_in_use() {
+            true => {
+                let port = at.port();
+                format!("; end the process on that node that has the port (`ss -ltnp sport = :{port}` names it)")
+            }
+            false => String::new(),
+        };
+        format!(
+            "load balancers cannot check node {node} at healthCheckNodePort {at}, so they may send it no clients: \
+             {error}{advice}; the node tries again every {} s",
+            RETRY.as_secs()
+        )
     }
 }
 

@@ -5,7 +5,7 @@ use shunt_model::Family;
 use tokio::sync::watch;
 
 use super::KubeProxy;
-use crate::plan::{FrontendKind, List, Plan, PortPlan, Rule};
+use crate::plan::{Empty, FrontendKind, List, Plan, PortPlan, Rule};
 use crate::status::Status;
 
 /// What a plan holds.
@@ -88,18 +88,19 @@ fn reachable(port: &PortPlan) -> usize {
     port.cluster.len().max(port.local.len())
 }
 
-/// A port with endpoints, but without one on this node where policy Local needs one (NE-16).
+/// A port with endpoints, but without one on this node where policy Local needs one (NE-16). The plan drops packets there
+/// for just that reason; `cluster` may be empty only because no frontend uses it.
 fn count_without_local(port: &PortPlan, by: i64, count: &mut WithoutLocal) {
-    if port.cluster.is_empty() || !port.local.is_empty() {
+    if !port.local.is_empty() {
         return;
     }
-    let is_local = |rule: Rule| rule.list == List::Local;
+    let elsewhere = |rule: Rule| rule.list == List::Local && rule.empty == Empty::Drop;
     let internal =
-        port.frontends.iter().any(|frontend| frontend.kind == FrontendKind::ClusterIp && is_local(frontend.from_pods));
+        port.frontends.iter().any(|frontend| frontend.kind == FrontendKind::ClusterIp && elsewhere(frontend.from_pods));
     let external = port
         .frontends
         .iter()
-        .any(|frontend| frontend.kind != FrontendKind::ClusterIp && is_local(frontend.from_outside));
+        .any(|frontend| frontend.kind != FrontendKind::ClusterIp && elsewhere(frontend.from_outside));
     let index = usize::from(port.key.family == Family::V6);
     for (counts, counted) in [(&mut count.internal, internal), (&mut count.external, external)] {
         if let Some(count) = counts.get_mut(index).filter(|_| counted) {
@@ -152,5 +153,14 @@ mod tests {
         check(&mut census, &[(internal, "e1:Rl")], [1, 2, 1, 0, 0]);
         check(&mut census, &[(external, "e1:R; e2:R")], [1, 2, 2, 0, 1]);
         check(&mut census, &[(external, "")], [1, 2, 0, 0, 0]);
+        // Without any other frontend nothing uses the endpoints elsewhere, but they are there.
+        let alone = "ip=10.96.1.1 port=:80/tcp iTP";
+        check(&mut census, &[(alone, "e1:R")], [1, 1, 0, 1, 0]);
+        check(&mut census, &[(alone, "e1:T")], [1, 1, 0, 1, 0]);
+        check(&mut census, &[(alone, "e1:Rl")], [1, 1, 1, 0, 0]);
+        check(&mut census, &[(alone, "e1:U")], [1, 1, 0, 0, 0]);
+        check(&mut census, &[(alone, "")], [1, 1, 0, 0, 0]);
+        let both = "ip=10.96.1.1 port=:80/tcp np=30080 iTP eTP";
+        check(&mut census, &[(both, "e1:R")], [1, 2, 1, 1, 1]);
     }
 }

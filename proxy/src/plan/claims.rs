@@ -97,12 +97,23 @@ impl Claims {
         self.claimants.get(claim).and_then(|claimants| claimants.first()).is_some_and(|first| first.port == *port)
     }
 
-    /// The conflicts about one frontend.
+    /// The conflicts about one frontend. That the node's own DNS answers in place of the cluster's is none.
     pub(super) fn conflicts(&self, claim: &Claim) -> Vec<Conflict> {
         let Some((winner, losers)) = self.rivals(claim).split_first() else { return Vec::new() };
+        let replaced = usize::from(self.replaced(claim).is_some());
         let conflict =
             |loser: &Claimant| Conflict { frontend: *claim, winner: winner.port.clone(), loser: loser.port.clone() };
-        losers.iter().map(conflict).collect()
+        losers.iter().skip(replaced).map(conflict).collect()
+    }
+
+    /// Whose cluster IP it is, if the node's own DNS has the frontend: it answers in the place of that Service.
+    pub(super) fn replaced(&self, claim: &Claim) -> Option<&PortKey> {
+        let (winner, losers) = self.rivals(claim).split_first()?;
+        let first = losers.first()?;
+        match (winner.rank, first.rank) {
+            (Rank::BuiltIn, Rank::ClusterIp(_)) => Some(&first.port),
+            (Rank::BuiltIn, Rank::BuiltIn | Rank::Other(_)) | (Rank::ClusterIp(_) | Rank::Other(_), _) => None,
+        }
     }
 
     pub(super) fn add(&mut self, claim: Claim, claimant: Claimant) {

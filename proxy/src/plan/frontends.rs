@@ -18,6 +18,13 @@ pub(super) struct Site {
     pub(super) kind: FrontendKind,
 }
 
+impl Frontend {
+    /// Where it is, without its rules.
+    pub(super) fn site(&self) -> Site {
+        Site { address: self.address, port: self.port, kind: self.kind }
+    }
+}
+
 /// Whether we balance this Service at all (IN-1, IN-10).
 pub(super) fn is_balanced(service: &Service) -> bool {
     let has_address = match &service.cluster_ips {

@@ -13,6 +13,8 @@ pub(super) struct Candidate<'a> {
     pub(super) local: bool,
     /// Its state and hints.
     pub(super) endpoint: &'a shunt_model::Endpoint,
+    /// Which of the Service's slices lists it.
+    pub(super) slice: usize,
 }
 
 /// This node, as far as topology hints can name it.

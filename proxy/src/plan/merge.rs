@@ -1,37 +1,53 @@
 //! Gathers the endpoints of one service port from all slices of its Service (IN-31…39).
 
 use std::cmp::Ordering;
+use std::mem;
 use std::net::SocketAddr;
 
 use shunt_model::{EndpointSlice, Family, ServicePort};
 
 use super::lists::Candidate;
 
-/// The endpoints of `port` in `family`: ordered by address, each address once, whatever the order of slices and of
-/// endpoints within them.
+/// The endpoints of `port` in `family`: ordered by address, each address once, whatever the order of the slices. Within
+/// a slice the order counts for an address that it lists twice.
 pub(super) fn endpoints_of<'a>(
     slices: &[&'a EndpointSlice],
     port: &ServicePort,
     family: Family,
     node: &str,
 ) -> Vec<Candidate<'a>> {
-    let mut candidates = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.family == family && !slice.headless) {
+    let mut found = Vec::new();
+    for (number, slice) in slices.iter().enumerate().filter(|(_, slice)| slice.family == family && !slice.headless) {
         // By name and protocol, never by number (IN-33): slices may disagree on the number of a named port.
         for listed in slice.ports.iter().filter(|listed| listed.name == port.name && listed.protocol == port.protocol) {
-            candidates.extend(slice.endpoints.iter().filter_map(|endpoint| {
+            found.extend(slice.endpoints.iter().filter_map(|endpoint| {
                 let address = SocketAddr::new(*endpoint.addresses.first()?, listed.port.get());
                 let local = !node.is_empty() && endpoint.node.as_deref() == Some(node);
-                Some(Candidate { address, local, endpoint })
+                Some(Candidate { address, local, endpoint, slice: number })
             }));
         }
     }
-    candidates.sort_unstable_by(|a, b| a.address.cmp(&b.address).then_with(|| by_claim_to_address(a, b)));
-    candidates.dedup_by_key(|candidate| candidate.address);
-    candidates
+    // Stable: the entries for one address stay in the order of their slices, and within a slice in its order.
+    found.sort_by_key(|candidate| candidate.address);
+    // Of one slice the later entry counts unless it terminates (IN-38). `dedup_by` drops its first argument.
+    found.dedup_by(|later, kept| {
+        let same = later.address == kept.address && later.slice == kept.slice;
+        if same && !later.endpoint.terminating {
+            mem::swap(later, kept);
+        }
+        same
+    });
+    found.dedup_by(|other, kept| {
+        let same = other.address == kept.address;
+        if same && by_claim_to_address(other, kept) == Ordering::Less {
+            mem::swap(other, kept);
+        }
+        same
+    });
+    found
 }
 
-/// Orders two entries for one address; the lesser one stays. An entry that is not terminating comes before one that is,
+/// Orders the entries of two slices for one address; the lesser one stays. An entry that is not terminating comes before one that is,
 /// since the address has passed to a new pod (IN-38). All further steps only make the choice independent of the order
 /// of the input.
 fn by_claim_to_address(a: &Candidate<'_>, b: &Candidate<'_>) -> Ordering {
@@ -107,6 +123,19 @@ mod tests {
         check(&[http("a", "e1:Tl"), http("b", "e1:Tl")], &["10.1.0.1:80 terminating*"]);
         check(&[http("a", "e1:R z=b"), http("b", "e1:R z=a")], &["10.1.0.1:80 ready a"]);
         check(&[http("a", "e1:R n=2"), http("b", "e1:R n=1")], &["10.1.0.1:80 ready node-1"]);
+    }
+
+    #[test]
+    fn of_two_entries_of_one_slice_the_later_stays_unless_it_terminates() {
+        // IN-38, as kube-proxy's own cache of slices
+        check(&[http("a", "e1:R; e1:U")], &["10.1.0.1:80 unready"]);
+        check(&[http("a", "e1:U; e1:R")], &["10.1.0.1:80 ready"]);
+        check(&[http("a", "e1:R z=a; e1:Rl z=b; e1:R z=c")], &["10.1.0.1:80 ready c"]);
+        check(&[http("a", "e1:R z=a; e1:T; e2:R")], &["10.1.0.1:80 ready a", "10.1.0.2:80 ready"]);
+        check(&[http("a", "e1:T; e1:Tl")], &["10.1.0.1:80 terminating"]);
+        check(&[http("a", "e1:T; e1:U; e1:T")], &["10.1.0.1:80 unready"]);
+        // What a slice says in the end is compared with the others.
+        check(&[http("a", "e1:Rl; e1:U"), http("b", "e1:R")], &["10.1.0.1:80 ready"]);
     }
 
     #[test]

@@ -8,15 +8,14 @@ use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
 use ipnet::IpNet;
-use shunt_model::{EndpointSlice, Family, ObjectKey, Protocol, Service, Snapshot};
-use tracing::warn;
+use shunt_model::{EndpointSlice, Family, ObjectKey, Service, Snapshot};
 
 use super::addresses::AddressBook;
 use super::built_in::{built_in, built_in_key};
 use super::claims::{Claim, Claimant, Claims, Conflict, Rank};
-use super::frontends::{Site, newly_not_served, why_not_served};
-use super::health_checks::{HealthCheck, health_checks, newly_without_port};
+use super::health_checks::{HealthCheck, health_checks};
 use super::node::ThisNode;
+use super::notices::{Now, Said};
 use super::opt_out::OptedOut;
 use super::service::{claim, plan_service, stakes_of};
 use super::{Plan, PlanOptions, PortKey, PortPlan};
@@ -44,6 +43,7 @@ pub struct Planner {
     opted_out: OptedOut,
     claims: Claims,
     conflicts: BTreeMap<Claim, Vec<Conflict>>,
+    said: Said,
     plan: Plan,
 }
 
@@ -55,8 +55,7 @@ impl Planner {
         let mut plan = Plan { service_cidrs: options.service_cidrs.as_slice().into(), ..Plan::default() };
         for port in built_in(&options) {
             for frontend in &port.frontends {
-                let site = Site { address: frontend.address, port: frontend.port, kind: frontend.kind };
-                claims.add(claim(site, &port.key), Claimant { rank: Rank::BuiltIn, port: port.key.clone() });
+                claims.add(claim(frontend.site(), &port.key), Claimant { rank: Rank::BuiltIn, port: port.key.clone() });
             }
             addresses.follow(None, Some(&port));
             plan.ports.insert(port.key.clone(), Arc::new(port));
@@ -73,8 +72,14 @@ impl Planner {
             opted_out: OptedOut::default(),
             claims,
             conflicts: BTreeMap::new(),
+            said: Said::default(),
             plan,
         }
+    }
+
+    /// Begins anew with other options, but does not repeat what was logged.
+    pub fn renew(&mut self, options: PlanOptions) {
+        *self = Self { said: mem::take(&mut self.said), ..Self::new(options) };
     }
 
     /// Sets the addresses of this node's interfaces. Until then the addresses of its Node object count. The next update
@@ -84,27 +89,12 @@ impl Planner {
     }
 
     /// Follows the cluster to `snapshot`. Costs as much as what changed; what did not change stays shared with the
-    /// plan before. Logs every conflict when it appears.
+    /// plan before. Logs what is contradictory when it appears.
     pub fn update(&mut self, snapshot: Arc<Snapshot>) -> &Plan {
-        if let Some(name) = &self.reserved
-            && snapshot.services.contains_key(name)
-            && !self.snapshot.services.contains_key(name)
-        {
-            warn!(service = %name, "not served: the name is taken by the bundled DNS; rename the service");
-        }
-        for service in newly_without_port(&self.snapshot, &snapshot) {
-            warn!(%service, "no health check: externalTrafficPolicy is Local, but healthCheckNodePort is not set");
-        }
-        for (service, address) in newly_not_served(&self.snapshot, &snapshot) {
-            let reason = why_not_served(&address).unwrap_or_default();
-            warn!(%service, %address, reason, "not served at this address: take it out of the service");
-        }
-        for conflict in self.follow(snapshot) {
-            warn!(
-                frontend = %conflict.frontend, service = %conflict.loser, winner = %conflict.winner,
-                "two services claim one frontend; only the winner gets it"
-            );
-        }
+        self.follow(snapshot);
+        let (conflicts, replaced) = (self.conflicts().cloned().collect(), self.replaced());
+        let (snapshot, reserved) = (&self.snapshot, self.reserved.as_ref());
+        self.said.say(Now { snapshot, conflicts, reserved, replaced });
         &self.plan
     }
 
@@ -119,8 +109,14 @@ impl Planner {
         self.conflicts.values().flatten()
     }
 
-    /// Returns the conflicts that are new.
-    fn follow(&mut self, snapshot: Arc<Snapshot>) -> Vec<Conflict> {
+    /// The Services in whose place the node's own DNS answers: the cluster DNS address is their cluster IP.
+    pub fn replaced(&self) -> BTreeSet<ObjectKey> {
+        let own = self.reserved.iter().flat_map(|name| self.plan.ports_of(name));
+        let claims = own.flat_map(|(key, port)| port.frontends.iter().map(|frontend| claim(frontend.site(), key)));
+        claims.filter_map(|claim| Some(self.claims.replaced(&claim)?.service.clone())).collect()
+    }
+
+    fn follow(&mut self, snapshot: Arc<Snapshot>) {
         let old = mem::replace(&mut self.snapshot, snapshot);
         if !old.service_cidrs.ptr_eq(&self.snapshot.service_cidrs) {
             self.plan.service_cidrs = exclusive(&self.options, &self.snapshot);
@@ -138,7 +134,7 @@ impl Planner {
             self.replan(service);
         }
         self.plan.addresses = self.addresses.meanings().clone();
-        self.judge(contested)
+        self.judge(contested);
     }
 
     /// Whether the ports of that name come from a Service and not from the node's own DNS.
@@ -217,10 +213,7 @@ impl Planner {
         self.recheck(key, &checks);
         for port in &mut fresh {
             let PortPlan { key, frontends, source_ranges, .. } = port;
-            frontends.retain(|frontend| {
-                let site = Site { address: frontend.address, port: frontend.port, kind: frontend.kind };
-                self.claims.is_won_by(&claim(site, key), key)
-            });
+            frontends.retain(|frontend| self.claims.is_won_by(&claim(frontend.site(), key), key));
             source_ranges.take_if(|_| !frontends.iter().any(|frontend| frontend.filtered)); // TP-30
         }
         // Without a frontend no client can dial it.
@@ -247,9 +240,7 @@ impl Planner {
     }
 
     fn replace(&mut self, service: &ObjectKey, fresh: Vec<PortPlan>) {
-        let first =
-            PortKey { service: service.clone(), port: Arc::default(), protocol: Protocol::Tcp, family: Family::V4 };
-        let planned = self.plan.ports.range(first..).map(|(key, _)| key).take_while(|key| key.service == *service);
+        let planned = self.plan.ports_of(service).map(|(key, _)| key);
         let gone: Vec<PortKey> = planned.filter(|key| !fresh.iter().any(|port| port.key == **key)).cloned().collect();
         for key in gone {
             let old = self.plan.ports.remove(&key);
@@ -264,18 +255,14 @@ impl Planner {
         }
     }
 
-    /// Notes the conflicts about the given frontends; returns those that were not there before.
-    fn judge(&mut self, contested: BTreeSet<Claim>) -> Vec<Conflict> {
-        let mut new = Vec::new();
+    /// Notes the conflicts about the given frontends.
+    fn judge(&mut self, contested: BTreeSet<Claim>) {
         for claim in contested {
-            let conflicts = self.claims.conflicts(&claim);
-            let known = self.conflicts.remove(&claim).unwrap_or_default();
-            new.extend(conflicts.iter().filter(|conflict| !known.contains(conflict)).cloned());
-            if !conflicts.is_empty() {
-                self.conflicts.insert(claim, conflicts);
-            }
+            match self.claims.conflicts(&claim) {
+                none if none.is_empty() => self.conflicts.remove(&claim),
+                conflicts => self.conflicts.insert(claim, conflicts),
+            };
         }
-        new
     }
 }
 
@@ -407,17 +394,5 @@ mod tests {
         let plan = planner.update(Arc::new(example())).clone();
         assert_eq!(plan, super::plan(&example(), &options()).0);
         assert_eq!(planner.conflicts().count(), 0);
-    }
-
-    #[test]
-    fn a_conflict_is_new_once() {
-        let mut snapshot = example();
-        put_service(&mut snapshot, service("rival", "ip=10.96.0.2"));
-        let mut planner = Planner::new(options());
-        assert_eq!(planner.follow(Arc::new(snapshot.clone())).len(), 1);
-        put_service(&mut snapshot, service("rival", "ip=10.96.0.2 aff=5"));
-        assert_eq!(planner.follow(Arc::new(snapshot.clone())).len(), 0);
-        put_service(&mut snapshot, service("third", "ip=10.96.0.2"));
-        assert_eq!(planner.follow(Arc::new(snapshot)).len(), 1);
     }
 }

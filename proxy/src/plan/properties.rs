@@ -208,7 +208,8 @@ fn apply(snapshot: &mut Snapshot, edit: Edit) {
     }
 }
 
-/// The same cluster as another source might have written it: every list reversed or rotated, slices renamed.
+/// The same cluster as another source might have written it: every list reversed or rotated, slices renamed. Within a
+/// slice the order counts for an address that it lists twice (IN-38): the endpoints of such a slice stay as they are.
 fn shuffled(snapshot: &Snapshot, turn: usize) -> Snapshot {
     fn rotate<T>(list: &mut [T], turn: usize) {
         if !list.is_empty() {
@@ -227,7 +228,10 @@ fn shuffled(snapshot: &Snapshot, turn: usize) -> Snapshot {
     let slices = snapshot.slices.values().enumerate().map(|(index, slice)| {
         let mut slice = EndpointSlice::clone(slice);
         rotate(&mut slice.ports, turn);
-        rotate(&mut slice.endpoints, turn);
+        let addresses: BTreeSet<_> = slice.endpoints.iter().map(|endpoint| &endpoint.addresses).collect();
+        if addresses.len() == slice.endpoints.len() {
+            rotate(&mut slice.endpoints, turn);
+        }
         slice.key.slice = format!("{}-{}", (index + turn) % 3, slice.key.slice).into();
         slice
     });

@@ -28,6 +28,22 @@ pub(crate) fn usable_address(text: &str) -> Result<IpAddr, String> {
     Ok(address)
 }
 
+/// An address that the API server takes as an external IP or as that of an endpoint (its ValidateEndpointIP), or why
+/// not: `"127.0.0.1" is a loopback address, which an API server refuses here`.
+pub(crate) fn ordinary_address(text: &str) -> Result<IpAddr, String> {
+    let address = usable_address(text)?;
+    let link_local = match address {
+        IpAddr::V4(four) => four.is_link_local(),
+        IpAddr::V6(six) => six.is_unicast_link_local(),
+    };
+    let kind = match (address.is_loopback(), link_local) {
+        (true, _) => "loopback",
+        (false, true) => "link-local",
+        (false, false) => return Ok(address),
+    };
+    Err(format!("{text:?} is a {kind} address, which an API server refuses here"))
+}
+
 /// A network in CIDR notation, surrounding white space and host bits dropped (IN-17).
 pub(crate) fn network(text: &str) -> Option<IpNet> {
     let (head, length) = text.trim().split_once('/')?;
@@ -72,6 +88,30 @@ mod tests {
         check("10.0.0.x", None);
         check("fe80::1%eth0", None);
         check("", None);
+    }
+
+    #[test]
+    fn addresses_that_an_api_server_refuses_are_told_by_their_kind() {
+        for good in ["10.0.0.1", "192.0.2.1", "128.0.0.1", "169.253.0.1", "fd00::1", "fec0::1", "2001:db8::1"] {
+            assert!(ordinary_address(good).is_ok(), "{good}");
+        }
+        let rows = [
+            ("0.0.0.0", "not an address of one machine"),
+            ("::", "not an address of one machine"),
+            ("224.0.0.1", "not an address of one machine"),
+            ("ff02::1", "not an address of one machine"),
+            ("127.0.0.1", "a loopback address"),
+            ("127.255.0.9", "a loopback address"),
+            ("::1", "a loopback address"),
+            ("::ffff:127.0.0.1", "a loopback address"),
+            ("169.254.169.254", "a link-local address"),
+            ("fe80::1", "a link-local address"),
+            ("x", "not an IP address"),
+        ];
+        for (bad, why) in rows {
+            let reason = ordinary_address(bad).unwrap_err();
+            assert!(reason.starts_with(&format!("{bad:?} is {why}")), "{reason}");
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn pod_addresses(object: &core::Pod, cx: &mut Conversion) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().map(|entry| entry.ip.as_str());
     let mut addresses = Vec::new();
     for text in status.pod_ip.as_deref().into_iter().chain(listed).filter(|ip| !ip.is_empty()) {
-        match usable_address(text) {
+        match cx.dialled_address(text) {
             Ok(address) if addresses.contains(&address) => {}
             Ok(address) => addresses.push(address),
             Err(why) => cx.note(format!("pod IP {why}, so it is left out")),

@@ -106,7 +106,7 @@ fn cluster_ips(spec: &core::ServiceSpec, cx: &mut Conversion) -> ClusterIps {
     }
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in given {
-        match usable_address(text) {
+        match cx.dialled_address(text) {
             Err(why) => cx.note(format!("cluster IP {why}, so it is left out")),
             Ok(ip) if addresses.iter().any(|known| Family::of(known) == Family::of(&ip)) => {
                 let family = Family::of(&ip);
@@ -178,7 +178,7 @@ fn port(object: &core::ServicePort, earlier: &[ServicePort], cx: &mut Conversion
 fn external_ips(spec: &core::ServiceSpec, cx: &mut Conversion) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for text in spec.external_ips.iter().flatten() {
-        match usable_address(text) {
+        match cx.dialled_address(text) {
             Ok(ip) if addresses.contains(&ip) => {}
             Ok(ip) => addresses.push(ip),
             Err(why) => cx.note(format!("external IP {why}, so it is left out")),
@@ -187,7 +187,8 @@ fn external_ips(spec: &core::ServiceSpec, cx: &mut Conversion) -> Vec<IpAddr> {
     addresses
 }
 
-/// Addresses with another mode than VIP are reached through the load balancer itself (IN-15).
+/// Addresses with another mode than VIP are reached through the load balancer itself (IN-15). An API server takes any
+/// address here, also a loopback one.
 fn load_balancer_ips(object: &core::Service, cx: &mut Conversion) -> Vec<IpAddr> {
     let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut addresses = Vec::new();

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::names::{self, Rule};
-use super::{Conversion, Rejection, port_number, protocol, usable_address};
+use super::{Conversion, Rejection, port_number, protocol};
 use crate::endpoint::{Endpoint, EndpointPort, EndpointSlice};
 use crate::key::{Family, ObjectKey, SliceKey};
 
@@ -94,7 +94,7 @@ fn endpoints(object: &discovery::EndpointSlice, family: Family, cx: &mut Convers
 fn addresses(endpoint: &discovery::Endpoint, family: Family, cx: &mut Conversion) -> Box<[IpAddr]> {
     let mut addresses = Vec::with_capacity(endpoint.addresses.len());
     for text in &endpoint.addresses {
-        match usable_address(text) {
+        match cx.dialled_address(text) {
             Ok(address) if Family::of(&address) == family => addresses.push(address),
             Ok(address) => cx.note(format!("endpoint address {address} is not {family}, so it is left out")),
             Err(why) => cx.note(format!("endpoint address {why}, so it is left out")),

@@ -51,6 +51,14 @@ fn cluster_ips_are_canonical_and_one_of_each_family() {
 }
 
 #[test]
+fn what_an_api_server_has_admitted_holds() {
+    // IN-16: an older one may have taken them, and kube-proxy serves them.
+    let ips = |service: &Service| service.external_ips.len();
+    check("externalIPs: [127.0.0.1, 169.254.1.1, 192.0.2.1]", ips, 3, 0);
+    check("externalIPs: [0.0.0.0, 192.0.2.1]", ips, 1, 1);
+}
+
+#[test]
 fn affinity_has_a_default_and_limits() {
     // IN-22
     let seconds = |service: &Service| service.affinity.map(std::num::NonZeroU32::get);

@@ -102,10 +102,52 @@ fn only_services_and_slices_are_waited_for_without_end() {
     assert!(!told.0.is_complete());
     told.deny(Kind::Slice);
     assert!(!told.0.is_complete(), "a role without endpointslices cannot serve");
-    assert_eq!(told.unreachable().unwrap(), "cannot follow endpointslices; nothing is served yet");
+    assert_eq!(told.unreachable().unwrap(), "cannot follow endpointslices; the cluster is not known yet");
     told.list(Kind::Slice, []);
     assert!(told.0.is_complete());
     assert_eq!(told.unreachable(), None);
+}
+
+#[test]
+fn what_holds_before_the_first_view_is_said_in_the_readers_words() {
+    let until_known = "Services stay as an earlier daemon left them";
+    let mut told = TestView(View::new(&KubeOptions { until_known, ..options() }));
+    told.deny(Kind::Service);
+    let wanted = "cannot follow services; the cluster is not known yet: Services stay as an earlier daemon left them";
+    assert_eq!(told.unreachable().unwrap(), wanted);
+}
+
+#[test]
+fn what_was_seen_once_stays_as_it_was_and_is_not_called_unknown() {
+    let rows = [
+        (
+            Kind::Node,
+            "this node's zone and taints are not known: hints for zones have no effect",
+            "this node's zone and taints stay as last seen",
+        ),
+        (
+            Kind::Pod,
+            "annotations of Pods are not seen, so no Pod opts out, and names of Pods are not verified",
+            "Pods stay as last seen: new ones do not opt out, and their names are not verified",
+        ),
+        (
+            Kind::Namespace,
+            "only namespaces with Services are known to DNS",
+            "namespaces stay as last seen: of new ones, DNS knows those with Services",
+        ),
+        (
+            Kind::ServiceCidr,
+            "only the ranges given with --service-cidr are known to be of Services",
+            "the ranges of Services stay as last seen",
+        ),
+    ];
+    for (kind, never, once) in rows {
+        let mut told = TestView::new();
+        told.deny(kind);
+        assert_eq!(told.problems(), format!("cannot follow {}; meanwhile {never}", kind.resource()));
+        told.list(kind, []).deny(kind);
+        assert_eq!(told.problems(), format!("cannot follow {}; meanwhile {once}", kind.resource()));
+    }
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(super) struct View {
     notes: BTreeMap<(Kind, ObjectKey), Vec<String>>,
     /// Something that [`View::problems`] shows has changed.
     reported: bool,
+    /// As in the options.
+    until_known: &'static str,
 }
 
 /// How far one resource is.
@@ -64,6 +66,7 @@ impl View {
             owners: HashMap::new(),
             notes: BTreeMap::new(),
             reported: true,
+            until_known: options.until_known,
         }
     }
 
@@ -95,9 +98,12 @@ impl View {
             needed.chain(&self.progress).filter_map(|(kind, progress)| Some((kind, progress.failing.as_ref()?)));
         let mut grave = failing.filter(|(kind, failing)| kind.without().is_none() || failing.cause.is_of_server());
         let Failing { cause, reason } = grave.next()?.1;
-        let consequence =
-            if self.is_complete() { "the last good view stays in force" } else { "nothing is served yet" };
-        Some(Failing { cause: *cause, reason: format!("{reason}; {consequence}") })
+        let reason = match (self.is_complete(), self.until_known) {
+            (true, _) => format!("{reason}; the last good view stays in force"),
+            (false, "") => format!("{reason}; the cluster is not known yet"),
+            (false, meanwhile) => format!("{reason}; the cluster is not known yet: {meanwhile}"),
+        };
+        Some(Failing { cause: *cause, reason })
     }
 
     /// What is wrong with this node's name, if the cluster has no such Node.
@@ -127,7 +133,8 @@ impl View {
             let (without, failing) = (kind.without()?, progress.failing.as_ref()?);
             // One outage is told of once, and not for each resource again.
             let reason = (!failing.cause.is_of_server()).then_some(&failing.reason)?;
-            Some(problem(*kind, None, format!("{reason}; meanwhile {without}")))
+            let meanwhile = if progress.listed { kind.as_last_seen() } else { without };
+            Some(problem(*kind, None, format!("{reason}; meanwhile {meanwhile}")))
         });
         let ignored = self.notes.iter().flat_map(|((kind, key), notes)| {
             let described = describe(*kind, key);

@@ -9,7 +9,7 @@ use super::ManifestsOptions;
 use super::assemble::Assembly;
 use super::object::{Declared, declare};
 use super::parse::{Format, ParseError, parse};
-use crate::source::convert::Conversion;
+use crate::source::convert::{Conversion, Origin};
 use crate::stamp::Stamp;
 
 /// The folder as last read.
@@ -40,7 +40,7 @@ impl Folder {
         Self {
             dir: options.dir.clone(),
             stamps: BTreeMap::new(),
-            conversion: Conversion::keeping(&options.pod_annotations),
+            conversion: Conversion::keeping(&options.pod_annotations).of(Origin::Folder),
             assembly: Assembly::new(options),
         }
     }

@@ -254,6 +254,12 @@ impl Layout {
         writes
     }
 
+    /// The service port that an entry stands for.
+    #[must_use]
+    pub(crate) fn owner(&self, service: u32) -> Option<&PortKey> {
+        self.records.get(&service)?.owner.as_ref()
+    }
+
     /// Whether the layout has the frontend `key`.
     #[must_use]
     pub(crate) fn has_frontend(&self, key: &FrontendKey) -> bool {

@@ -222,3 +222,37 @@ async fn servers_open_once_the_kernel_serves_the_plan() {
     stop.cancel();
     serving.await.unwrap();
 }
+
+#[test]
+fn the_event_says_what_load_balancers_see_and_what_to_do() {
+    let note = |at: &str, code: i32| {
+        BindError { at: at.parse().unwrap(), error: io::Error::from_raw_os_error(code) }.note("n1")
+    };
+    assert_eq!(
+        note("0.0.0.0:30900", 98),
+        "load balancers cannot check node n1 at healthCheckNodePort 0.0.0.0:30900, so they may send it no clients: \
+         Address already in use (os error 98); end the process on that node that has the port \
+         (`ss -ltnp sport = :30900` names it); the node tries again every 5 s"
+    );
+    assert_eq!(
+        note("[fd00::1]:30900", 99),
+        "load balancers cannot check node n1 at healthCheckNodePort [fd00::1]:30900, so they may send it no clients: \
+         Cannot assign requested address (os error 99); the node tries again every 5 s"
+    );
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_an_event_once() {
+    // HM-8
+    let taken = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = NonZeroU16::new(taken.local_addr().unwrap().port()).unwrap();
+    let (events, mut recorded) = recorder();
+    let mut servers = HealthChecks { events, ..servers(Pending::default()) };
+    for _ in 0..2 {
+        servers.reconcile(&checks(Family::V4, port, 1)).await;
+    }
+    let event = recorded.next().unwrap();
+    assert_eq!((event.kind, &*event.namespace, &*event.name, event.warning), ("Service", "shop", "web", true));
+    assert!(event.note.contains(&format!("node n1 at healthCheckNodePort 0.0.0.0:{port}")), "{}", event.note);
+    assert!(recorded.next().is_none());
+}

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::super::object::declare;
 use super::super::parse::{Format, parse};
 use super::*;
-use crate::source::convert::Conversion;
+use crate::source::convert::{Conversion, Origin};
 
 fn assembly() -> Assembly {
     Assembly::new(&ManifestsOptions {
@@ -17,7 +17,7 @@ fn assembly() -> Assembly {
 }
 
 fn load(assembly: &mut Assembly, name: &str, text: &str) {
-    let mut cx = Conversion::default();
+    let mut cx = Conversion::default().of(Origin::Folder);
     let mut declared = Vec::new();
     match parse(text, Format::Yaml, |parsed| declared.push(declare(parsed, &mut cx))) {
         Ok(()) => assembly.replace(&Arc::from(name), declared),
@@ -140,6 +140,41 @@ fn a_bad_endpoint_costs_itself_only() {
         slice.endpoints.iter().map(|endpoint| endpoint.addresses[0].to_string()).collect::<Vec<_>>(),
         ["10.0.0.1", "10.0.0.2"]
     );
+}
+
+#[test]
+fn addresses_that_an_api_server_refuses_are_refused_by_name() {
+    let refused = |spec: &str, problem: &str| {
+        let text = service("bad", &format!("ports: [{{port: 80}}], {spec}"));
+        let snapshot = check(&text, 1, &format!("/m/a.yaml:6: Service default/bad: {problem}"));
+        Arc::clone(&snapshot.services[&ObjectKey::new("default", "bad")])
+    };
+    let rows = [
+        ("127.0.0.1", "a loopback address, which an API server refuses here, so it is left out"),
+        ("::1", "a loopback address"),
+        ("169.254.169.254", "a link-local address"),
+        ("fe80::1", "a link-local address"),
+        ("0.0.0.0", "not an address of one machine"),
+        ("ff02::1", "not an address of one machine"),
+    ];
+    for (address, why) in rows {
+        let spec = format!("externalIPs: ['{address}', 192.0.2.1]");
+        let kept = refused(&spec, &format!("external IP \"{address}\" is {why}"));
+        assert_eq!(kept.external_ips, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]);
+        let kept = refused(&format!("clusterIP: '{address}'"), &format!("cluster IP \"{address}\" is {why}"));
+        assert_eq!(kept.cluster_ips, ClusterIps::Unassigned);
+    }
+    let text = "addressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [127.0.0.1, 10.0.0.2]}]";
+    let wanted = "/m/a.yaml:6: EndpointSlice default/s: endpoint address \"127.0.0.1\" is a loopback address";
+    let snapshot = check(&slice("s", "good", text), 0, wanted);
+    assert_eq!(snapshot.slices.values().next().unwrap().endpoints[0].addresses.len(), 1);
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: []}\nstatus: {podIP: 169.254.1.1}\n";
+    check(pod, 0, "/m/a.yaml:6: Pod default/p: pod IP \"169.254.1.1\" is a link-local address");
+    // An API server takes any address of a load balancer.
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: lb}\nspec: {ports: [{port: 80}]}\n\
+                status: {loadBalancer: {ingress: [{ip: 127.0.0.1}, {ip: nonsense}]}}\n---\n";
+    let wanted = "/m/a.yaml:6: Service default/lb: load balancer address \"nonsense\" is not an IP address";
+    assert_eq!(check(text, 1, wanted).services[&ObjectKey::new("default", "lb")].load_balancer_ips.len(), 1);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One write to the tables, and the keys of frontends in both families.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
@@ -161,6 +162,47 @@ impl FrontendKey {
     }
 }
 
+impl fmt::Display for FrontendKey {
+    /// As people write it: `10.96.0.10:53/udp`, `node port 30080/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ip, port, protocol) = match self {
+            Self::V4(key) => (IpAddr::from(Ipv4Addr::from(key.address.to_ne_bytes())), key.port, key.protocol),
+            Self::V6(key) => (IpAddr::from(address_of(key.address)), key.port, key.protocol),
+        };
+        let port = u16::from_be(port);
+        match ip.is_unspecified() {
+            true => write!(f, "node port {port}/")?,
+            false => write!(f, "{}/", SocketAddr::new(ip, port))?,
+        }
+        match [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].iter().find(|known| known.number() == protocol) {
+            Some(known) => write!(f, "{known}"),
+            None => write!(f, "protocol {protocol}"),
+        }
+    }
+}
+
+impl fmt::Display for Write {
+    /// Which element it is about, as people write addresses and ports; numbers are those of the element's map.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend { family, index, words } => {
+                write!(f, "endpoint {} (backend {index})", backend_parts(*family, *words).address)
+            }
+            Self::Standing { family, index, standing: _ } => write!(f, "state of {family} backend {index}"),
+            Self::BackendGone { family, index } => write!(f, "removed {family} backend {index}"),
+            Self::Slot { index, slot: _ } => write!(f, "choice among endpoints (slot {index})"),
+            Self::Extent { service, extent: _ } => write!(f, "number of endpoints (service {service})"),
+            Self::Shape { service, shape: _ } => write!(f, "size (service {service})"),
+            Self::Terms { service, terms: _ } => write!(f, "affinity and silence (service {service})"),
+            Self::Ranges { service, ranges: _ } => write!(f, "choice of source ranges (service {service})"),
+            Self::Range { id, prefix } => write!(f, "source range {prefix} (ranges {id})"),
+            Self::RangeGone { id, prefix } => write!(f, "removed source range {prefix} (ranges {id})"),
+            Self::Frontend { key, lead: _ } => write!(f, "frontend {key}"),
+            Self::FrontendGone { key } => write!(f, "removed frontend {key}"),
+        }
+    }
+}
+
 /// An IPv4 address as tables hold it.
 #[must_use]
 pub(crate) fn address4(address: Ipv4Addr) -> Address4 {
@@ -273,6 +315,29 @@ mod tests {
             let life = Life { address, generation: 77, standing };
             assert_eq!(backend_parts(Family::of(&address.ip()), backend_words(address, standing)), life);
         }
+    }
+
+    #[test]
+    fn an_element_is_named_as_people_write_addresses() {
+        let port = |number: u16| NonZeroU16::new(number).unwrap();
+        let frontend = |ip: &str| FrontendKey::new(ip.parse().unwrap(), port(53), Protocol::Udp);
+        assert_eq!(frontend("10.96.0.10").to_string(), "10.96.0.10:53/udp");
+        assert_eq!(frontend("fd00:96::a").to_string(), "[fd00:96::a]:53/udp");
+        for family in Family::BOTH {
+            let key = FrontendKey::node_port(family, port(30080), Protocol::Tcp);
+            assert_eq!(key.to_string(), "node port 30080/tcp");
+        }
+        let lead = Lead { service: 3, local: false, filtered: false };
+        assert_eq!(Write::Frontend { key: frontend("10.96.0.10"), lead }.to_string(), "frontend 10.96.0.10:53/udp");
+        let standing = Standing::new(77, 3, true, false);
+        for text in ["10.244.1.2:8080", "[fd00::1:2]:53"] {
+            let address: SocketAddr = text.parse().unwrap();
+            let (family, words) = (Family::of(&address.ip()), backend_words(address, standing));
+            let write = Write::Backend { family, index: 5, words };
+            assert_eq!(write.to_string(), format!("endpoint {text} (backend 5)"));
+        }
+        let range = Write::Range { id: 2, prefix: "10.0.0.0/8".parse().unwrap() };
+        assert_eq!(range.to_string(), "source range 10.0.0.0/8 (ranges 2)");
     }
 
     #[test]

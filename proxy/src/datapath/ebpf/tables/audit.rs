@@ -10,6 +10,7 @@ use super::super::layout::{Layout, Write};
 use super::addresses::Addresses;
 use super::kernel::Tables;
 use crate::datapath::SyncError;
+use crate::plan::PortKey;
 
 /// How many service ports one step compares: about a millisecond at ten endpoints each.
 const SLICE: usize = 256;
@@ -29,9 +30,9 @@ impl Audit {
         addresses: &Addresses,
         tables: &mut Tables,
     ) -> Result<u64, SyncError> {
-        let mut repaired = Vec::new();
+        let mut repaired = 0;
         if self.rest.is_empty() {
-            repaired.extend(strangers(layout, tables)?);
+            repaired += repair(&strangers(layout, tables)?, None, tables)?;
             repair_addresses(addresses, tables)?.into_iter().for_each(|address| {
                 warn!(%address, "the entry of an address differed from the plan and was repaired");
             });
@@ -40,18 +41,41 @@ impl Audit {
         }
         let from = self.rest.len().saturating_sub(SLICE);
         for service in self.rest.split_off(from) {
+            let mut differ = Vec::new();
             for write in layout.image(service) {
                 if !tables.holds(&write)? {
-                    repaired.push(write);
+                    differ.push(write);
                 }
             }
-        }
-        for write in &repaired {
-            warn!(?write, "an element in the kernel differed from the layout and was repaired");
-            tables.write(write)?;
+            repaired += repair(&differ, layout.owner(service), tables)?;
         }
         tables.flush()?;
-        Ok(u64::try_from(repaired.len()).unwrap_or(u64::MAX))
+        Ok(repaired)
+    }
+}
+
+/// Carries out the writes for elements that differ, those of `owner` or of nobody; returns how many.
+fn repair(writes: &[Write], owner: Option<&PortKey>, tables: &mut Tables) -> Result<u64, SyncError> {
+    tell(writes, owner);
+    for write in writes {
+        tables.write(write)?;
+    }
+    Ok(u64::try_from(writes.len()).unwrap_or(u64::MAX))
+}
+
+/// One line for a service port, however many of its elements differ.
+fn tell(writes: &[Write], owner: Option<&PortKey>) {
+    let Some((first, others)) = writes.split_first() else { return };
+    let what = match others.len() {
+        0 => first.to_string(),
+        more => format!("{first} and {more} more"),
+    };
+    match owner {
+        Some(owner) => warn!(
+            service = %owner, what,
+            "the tables in the kernel differed from the plan and were repaired; does another program write to them?"
+        ),
+        None => warn!(what, "the tables in the kernel had what no Service has; does another program write to them?"),
     }
 }
 
@@ -76,4 +100,35 @@ fn repair_addresses(addresses: &Addresses, tables: &mut Tables) -> Result<Vec<Ip
         repaired.push(address);
     }
     Ok(repaired)
+}
+
+#[cfg(test)]
+mod tests {
+    use shunt_model::{Family, ObjectKey, Protocol};
+
+    use super::super::super::layout::FrontendKey;
+    use super::*;
+    use crate::logged::logged;
+
+    fn gone(number: u8) -> Write {
+        let key = FrontendKey::new([10, 96, 0, number].into(), 53.try_into().unwrap(), Protocol::Udp);
+        Write::FrontendGone { key }
+    }
+
+    #[test]
+    fn a_repair_is_one_line_that_names_the_service_and_the_first_element() {
+        let service = ObjectKey::new("kube-system", "kube-dns");
+        let owner = PortKey { service, port: "dns".into(), protocol: Protocol::Udp, family: Family::V4 };
+        assert_eq!(logged(|| tell(&[], Some(&owner))), [""; 0]);
+        assert_eq!(
+            logged(|| tell(&[gone(10), gone(11), gone(12)], Some(&owner))),
+            ["WARN the tables in the kernel differed from the plan and were repaired; does another program write to \
+              them? service=kube-system/kube-dns:dns/udp what=\"removed frontend 10.96.0.10:53/udp and 2 more\""]
+        );
+        assert_eq!(
+            logged(|| tell(&[gone(10)], None)),
+            ["WARN the tables in the kernel had what no Service has; does another program write to them? \
+              what=\"removed frontend 10.96.0.10:53/udp\""]
+        );
+    }
 }
