@@ -9,6 +9,7 @@ pub mod events;
 pub mod explain;
 pub mod host;
 pub mod http;
+pub mod made;
 pub mod metrics;
 pub mod plan;
 pub mod reconcile;

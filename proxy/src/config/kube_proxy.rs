@@ -360,8 +360,8 @@ fn in_words(message: &str) -> String {
     ];
     let Some((found, expected)) = message.split_once(", expected ") else { return message.to_owned() };
     let named = words.iter().find(|(rust, _)| *rust == expected).map(|(_, word)| *word);
-    let is_block = expected.starts_with("struct ");
-    let expected = named.unwrap_or_else(|| if is_block { "a block of fields" } else { expected });
+    let other = if expected.starts_with("struct ") { "a block of fields" } else { expected };
+    let expected = named.unwrap_or(other);
     format!("{}, but it takes {expected}", found.replace("invalid type: ", "is ").replace("invalid value: ", "is "))
 }
 

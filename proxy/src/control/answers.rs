@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shunt_dns::{Explanation, Name, Record, RecordType, absolute};
 
+use crate::datapath::Report;
 use crate::plan::{PlanView, render_table};
 use crate::status::Status;
 
@@ -19,6 +20,8 @@ pub struct Services {
     pub problems: Vec<String>,
     /// Why the last sync failed, if it did: then the kernel may be behind the cluster.
     pub error: Option<String>,
+    /// Why what is programmed is not in effect, if it is not.
+    pub faults: Vec<String>,
     /// The same for people.
     pub table: String,
 }
@@ -40,12 +43,12 @@ pub struct DnsReply {
 }
 
 /// The frontends of the last successful sync.
-pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
+pub fn services(status: &Status, path: &Report) -> Result<Services, serde_json::Error> {
     let ports = serde_json::to_value(PlanView::from(&status.programmed).ports)?;
     let refused = status.refused.iter().map(|(port, reason)| format!("{port}: {reason}")).collect();
     let problems = status.source.problems.iter().map(ToString::to_string).collect();
     let table = render_table(&status.programmed);
-    Ok(Services { ports, refused, problems, error: status.error.clone(), table })
+    Ok(Services { ports, refused, problems, error: status.error.clone(), faults: path.not_in_effect(), table })
 }
 
 /// A question given as text.

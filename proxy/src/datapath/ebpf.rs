@@ -4,6 +4,7 @@
 
 mod door;
 mod image;
+mod keeper;
 pub(super) mod layout;
 mod orders;
 mod pins;
@@ -12,6 +13,7 @@ pub(super) mod socket;
 pub(super) mod tables;
 mod takeover;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -23,7 +25,7 @@ use imbl::ordmap::DiffItem;
 use proxy_abi::Config;
 use tracing::{info, warn};
 
-pub(super) use self::door::{open, probe, remove};
+pub(super) use self::door::{make_root, open, probe, remove};
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;
@@ -129,12 +131,10 @@ impl Ebpf {
     /// Loads the programs or adopts those that run, opens the tables and reads what is in them. Nothing that balances
     /// traffic now is changed before the first [`Datapath::sync`].
     fn open(options: &EbpfOptions) -> Result<(Self, OptOuts, Adopted), EbpfOpenError> {
-        let read =
-            |path: &PathBuf| std::fs::read(path).map_err(|source| EbpfOpenError::Object { path: path.clone(), source });
-        let object = options.object.as_ref().map(read).transpose()?;
+        let object = object(options)?;
         let pins = Pins::create(&options.bpf_root)?;
         let former = former(&pins)?;
-        let loaded = programs::Loaded::load(object.as_deref().unwrap_or(OBJECT), &pins)?;
+        let loaded = programs::Loaded::load(&object, &pins)?;
         let (mut tables, mut opt_outs) = (Tables::open(&pins.maps)?, OptOuts::open(&pins.maps)?);
         if let Some((former, taken)) = former {
             let services = taken.write(&mut tables, &mut opt_outs)?;
@@ -265,6 +265,13 @@ impl Ebpf {
             Err(error) => warn!(%error, "the pins of another version are not removed"),
         }
     }
+}
+
+/// The object file with the programs.
+fn object(options: &EbpfOptions) -> Result<Cow<'static, [u8]>, EbpfOpenError> {
+    let Some(path) = &options.object else { return Ok(Cow::Borrowed(OBJECT)) };
+    let object = std::fs::read(path).map_err(|source| EbpfOpenError::Object { path: path.clone(), source })?;
+    Ok(Cow::Owned(object))
 }
 
 /// What another version holds whose programs are attached, read before anything is made. Flows stay if what they refer

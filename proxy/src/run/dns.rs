@@ -33,7 +33,7 @@ impl Parts {
             return Ok(StartedDns::default());
         };
         let (reachable, served) = watch::channel(None);
-        let Prepared { listen, on_lo } = addresses::prepare(&config.listen).await?;
+        let Prepared { listen, on_lo } = addresses::prepare(&config.listen, &mut self.ledger).await?;
         let cluster_dns = &self.config.cluster_dns;
         let mut started = service::start(config, listen, cluster_dns, served).await?;
         let (follow, keep) = (started.follow(cluster_dns), addresses::keep(on_lo)?);

@@ -226,6 +226,15 @@ fn mount_bpf(root: &Path) -> Result<(), PinError> {
     if on_bpf(root) { Ok(()) } else { Err(PinError::NotBpf(root.to_owned())) }
 }
 
+/// Makes `root` if it is missing, and mounts the BPF file system that it is to be on. True if it was missing.
+pub(super) fn make_root(root: &Path) -> Result<bool, PinError> {
+    mount_bpf(root)?;
+    let missing = !root.exists();
+    let failed = |source| PinError::File { doing: "making the directory", path: root.to_owned(), source };
+    std::fs::create_dir_all(root).map_err(failed)?;
+    Ok(missing)
+}
+
 /// How many pins [`remove`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RemovedPins {
