@@ -95,7 +95,9 @@ impl Planner {
         for service in newly_without_port(&self.snapshot, &snapshot) {
             warn!(%service, "no health check: externalTrafficPolicy is Local, but healthCheckNodePort is not set");
         }
-        for conflict in self.follow(snapshot) {
+        // A Service of both families has the same conflict twice.
+        let mut told = BTreeSet::new();
+        for conflict in self.follow(snapshot).iter().filter(|conflict| told.insert(conflict.to_string())) {
             warn!(
                 frontend = %conflict.frontend, service = %conflict.loser, winner = %conflict.winner,
                 "two services claim one frontend; only the winner gets it"
@@ -205,7 +207,7 @@ impl Planner {
         let (mut fresh, checks) = match self.snapshot.services.get(key) {
             Some(service) => {
                 let slices: Vec<&EndpointSlice> = self.snapshot.slices_of(key).map(Arc::as_ref).collect();
-                let checks = health_checks(service, &slices, &self.options.node);
+                let checks = health_checks(service, &slices, &self.options.node, &self.claims);
                 (plan_service(service, &slices, &self.options, &self.here), checks)
             }
             None => (Vec::new(), Vec::new()),
