@@ -7,16 +7,26 @@ use anyhow::Result;
 use shunt_dns::Server;
 use shunt_model::Snapshot;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::daemon::Parts;
 use crate::config::DnsConfig;
 use crate::dns::addresses::Prepared;
 use crate::dns::choice::PlanChoice;
 use crate::dns::{addresses, reachable, service, watch as dns_watch};
+use crate::host::fd_store::Manager;
 use crate::http::health::DnsState;
 use crate::plan::PlanOptions;
 use crate::reconcile::Goal;
+
+/// Sockets that were kept for a server that is off now would take queries which are never read.
+fn forget_sockets() {
+    let manager = Manager::of_environment();
+    drop(manager.kept());
+    if let Err(error) = manager.keep(&[]) {
+        warn!(%error, "the service manager cannot be asked to close the sockets that it keeps of DNS");
+    }
+}
 
 /// The server, if DNS is switched on, and where it listens.
 #[derive(Default)]
@@ -30,6 +40,7 @@ impl Parts {
     pub(super) async fn start_dns(&mut self) -> Result<StartedDns> {
         let Some(config) = &self.config.dns else {
             self.dns.send_replace(DnsState::Off);
+            forget_sockets();
             return Ok(StartedDns::default());
         };
         let (reachable, served) = watch::channel(None);
