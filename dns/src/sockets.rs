@@ -72,7 +72,9 @@ impl Kept {
     fn take(&mut self, address: SocketAddr, only_v6: bool, kind: Type) -> Vec<Socket> {
         let is_at = |socket: &Socket| socket.local_addr().ok().and_then(|found| found.as_socket()) == Some(address);
         let serves = |socket: &mut Socket| {
-            let same_families = address.is_ipv4() || socket.only_v6().is_ok_and(|found| found == only_v6);
+            // Bound to one address of IPv6, a socket takes that family alone, whatever was asked for.
+            let is_any6 = address.is_ipv6() && address.ip().is_unspecified();
+            let same_families = !is_any6 || socket.only_v6().is_ok_and(|found| found == only_v6);
             socket.r#type().is_ok_and(|found| found == kind) && is_at(socket) && same_families
         };
         self.0.extract_if(.., |socket| serves(socket)).collect()
@@ -109,5 +111,8 @@ mod tests {
         let mut kept = Kept::new(vec![both.into()]);
         assert_eq!(kept.take_datagram(address, true).len(), 0);
         assert_eq!(kept.take_datagram(address, false).len(), 1);
+        let one = datagram_socket(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), false).unwrap();
+        let address = one.local_addr().unwrap();
+        assert_eq!(Kept::new(vec![one.into()]).take_datagram(address, false).len(), 1);
     }
 }

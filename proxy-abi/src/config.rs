@@ -10,7 +10,7 @@ use crate::{Address4, Address6};
 pub struct Config {
     /// Cookie of the node's own network namespace. Sockets in any other are those of pods. Written at the start.
     pub host_cookie: u64,
-    /// See the constants. Written at the start.
+    /// See the constants. Written at the start and after the first sync; the release of a socket clears one bit.
     pub flags: u64,
     /// How many of `NAMESPACES` have opted out; programs look them up only if it is not 0. Written by upkeep alone.
     pub opt_outs: u64,
@@ -25,6 +25,9 @@ impl Config {
     pub const OPT_OUTS: usize = 2;
     /// A flag: a process of the node cannot bind a node port.
     pub const BIND_PROTECTION: u64 = 1;
+    /// A flag: all sockets of the node's own DNS are open. The program at the release of one clears it, also if the
+    /// daemon was killed, and [`falling back`](crate::Lead::falls_back) frontends lead to other endpoints at once.
+    pub const DNS_SERVES: u64 = 2;
 }
 
 /// Value of `NAMESPACES`, whose key is the cookie of a network namespace.

@@ -11,6 +11,7 @@ mod connect;
 mod datagram;
 mod maps;
 mod overflow;
+mod release;
 mod sockaddr;
 mod tables;
 
@@ -70,6 +71,11 @@ fn shunt_post_bind4(ctx: SockContext) -> i32 {
 #[cgroup_sock(post_bind6)]
 fn shunt_post_bind6(ctx: SockContext) -> i32 {
     bind::post_bind6(&ctx)
+}
+
+#[cgroup_sock(sock_release)]
+fn shunt_release(ctx: SockContext) -> i32 {
+    release::release(&ctx)
 }
 
 #[cfg(target_arch = "bpf")]

@@ -13,6 +13,7 @@ mod report;
 
 use std::error::Error;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,6 +114,10 @@ pub trait Datapath: Send {
     /// Applies `plan`: writes to the kernel only what differs. A second call with an equal plan writes nothing. After
     /// an error the next call reads the kernel back first.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError>;
+
+    /// Makes this path notice when one of the sockets of the node's own DNS closes, also because this process is killed:
+    /// from then on, frontends that fall back lead to their other endpoints. In force with the next sync.
+    fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError>;
 
     /// Compares a small part of the kernel with what the last sync wrote, and repairs what differs; the next call
     /// compares the next part. Returns how many elements it repaired.

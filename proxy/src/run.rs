@@ -59,7 +59,7 @@ impl Parts {
     async fn start(&mut self, mode: Mode, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
         self.start_health().await?;
-        let StartedDns { server, listen } = self.start_dns().await?;
+        let StartedDns { server, listen, sockets } = self.start_dns().await?;
         // While the daemon waits for the first view, it also answers at the control socket why it waits.
         self.start_control(server.as_ref());
         let durations = Durations::new(self.health.metrics.clone());
@@ -68,7 +68,9 @@ impl Parts {
         info!("first view of the cluster is complete");
         self.start_events(events);
         self.start_counting(source.snapshots.clone());
-        let path = self.open_datapath(mode, options).await?;
+        let mut path = self.open_datapath(mode, options).await?;
+        path.mark_own_dns(&sockets).context("marking the sockets of the bundled DNS")?;
+        drop(sockets);
         let options = datapath::plan_options(&config, listen);
         let goal = self.choose_dns(server.as_ref(), options, source.snapshots.clone())?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;

@@ -94,7 +94,7 @@ fn cleanup_is_refused_under_a_daemon_and_what_it_removes_by_force_is_back_with_e
     let before = restored(&cluster);
     let (code, printed, said) = cleanup(&cluster, &["--force"]);
     assert_eq!(code, Some(0), "{said}");
-    assert!(printed.contains("removed 10 links below") && !printed.contains("control socket"), "{printed}");
+    assert!(printed.contains("removed 11 links below") && !printed.contains("control socket"), "{printed}");
     wait_until_restored(&cluster, before);
     let back = now();
     check_served(&shop);
@@ -138,7 +138,7 @@ fn links_and_pins_that_another_program_removes_are_back() {
         wait_until_restored(&cluster, before);
         check_served(&shop);
         let found = |directory: &str| fs::read_dir(root.join(directory)).unwrap().count();
-        assert_eq!((found("v3/links"), found("v3/programs")), (10, 10), "after {what}");
+        assert_eq!((found("v3/links"), found("v3/programs")), (11, 11), "after {what}");
         assert!(found("v3/maps") > 5 && found("flows-v1/maps") > 3, "after {what}");
     };
     lose("the loss of one link", &|| fs::remove_file(links.join("connect4")).unwrap());
@@ -216,7 +216,7 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     assert!(socket.exists(), "a daemon that is killed leaves its socket");
     let (code, printed, said) = cleanup(&cluster, &[]);
     assert_eq!(code, Some(0), "{said}");
-    for removed in ["10 links below", "169.254.20.10 from lo", "fd00:169:254:20::10 from lo", "the control socket"] {
+    for removed in ["11 links below", "169.254.20.10 from lo", "fd00:169:254:20::10 from lo", "the control socket"] {
         assert!(printed.contains(&format!("removed {removed}")), "{removed}: {printed}");
     }
     let check_nothing = |after: &str| {
@@ -246,5 +246,5 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     assert!(cluster.daemon().stop().unwrap().success());
     let (code, _, said) = finish(cluster.node.spawn(&failing).unwrap());
     assert_eq!(code, Some(1), "{said}");
-    assert_eq!((on_lo(&cluster), fs::read_dir(links).unwrap().count()), (before, 10), "{said}");
+    assert_eq!((on_lo(&cluster), fs::read_dir(links).unwrap().count()), (before, 11), "{said}");
 }

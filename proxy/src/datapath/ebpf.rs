@@ -17,6 +17,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,7 +36,7 @@ use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
 pub(super) use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
-use self::tables::node::{NodeWords, OptOuts};
+use self::tables::node::{NodeWords, OptOuts, OwnDns};
 use self::takeover::Taken;
 use super::{Datapath, Mode, SyncError, Synced};
 use crate::host::cgroup::CgroupError;
@@ -124,6 +125,7 @@ struct Ebpf {
     refused: BTreeMap<PortKey, String>,
     /// Gives upkeep its orders.
     orders: OrderWriter,
+    own_dns: OwnDns,
     started: Instant,
 }
 
@@ -143,7 +145,9 @@ impl Ebpf {
         }
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
         let flags = if options.bind_protection { Config::BIND_PROTECTION } else { 0 };
-        NodeWords::open(&pins.maps)?.write(cookie, flags)?;
+        let words = NodeWords::open(&pins.maps)?;
+        words.write(cookie, flags)?;
+        let own_dns = OwnDns::open(words, &pins.maps)?;
         let links = loaded.attach(&pins, &options.cgroup_root)?;
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let addresses = Addresses::restored(tables.addresses()?);
@@ -159,6 +163,7 @@ impl Ebpf {
             failed: false,
             refused: BTreeMap::new(),
             orders: OrderWriter::default(),
+            own_dns,
             started: Instant::now(),
         };
         Ok((ebpf, opt_outs, Adopted { usage, links }))
@@ -353,7 +358,7 @@ impl Datapath for Ebpf {
             self.read_back()?;
         }
         let difference = Difference::between(&self.synced, plan, &self.refused);
-        match self.write_difference(plan, &difference) {
+        match self.write_difference(plan, &difference).and_then(|writes| self.own_dns.tell().map(|()| writes)) {
             Ok(writes) => {
                 self.synced = plan.clone();
                 let elapsed = started.elapsed();
@@ -366,6 +371,10 @@ impl Datapath for Ebpf {
                 Err(error)
             }
         }
+    }
+
+    fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {
+        self.own_dns.mark(sockets)
     }
 
     fn audit(&mut self) -> Result<u64, SyncError> {

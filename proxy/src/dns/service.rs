@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,9 @@ pub enum DnsError {
     /// Servers cannot be asked over TLS.
     #[error("--dns-upstream-ca")]
     Tls(#[source] TlsError),
+    /// Its sockets cannot be copied.
+    #[error("copying the descriptors of the DNS sockets")]
+    Sockets(#[source] io::Error),
     /// The server does not start.
     #[error("--dns-bind-address")]
     Serve(#[source] ServeError),
@@ -81,8 +85,10 @@ pub async fn start(
         Ok(false) => {}
         Err(error) => warn!(%error, "the service manager cannot be asked to keep the sockets of DNS"),
     }
+    let copies = sockets.all().map(|socket| socket.try_clone_to_owned()).collect::<Result<_, _>>();
+    let copies = copies.map_err(DnsError::Sockets)?;
     let server = shunt_dns::serve_on(sockets, server, reachable).await.map_err(failed)?;
-    Ok(Started { server: Arc::new(server), corefile: config.corefile.clone().zip(file) })
+    Ok(Started { sockets: copies, server: Arc::new(server), corefile: config.corefile.clone().zip(file) })
 }
 
 /// What a Corefile says about where to listen, unless that is usual.
@@ -95,6 +101,8 @@ fn without_effect(file: &Corefile) -> Vec<String> {
 pub struct Started {
     /// The server.
     pub server: Arc<Server>,
+    /// Its sockets, to be marked; while they are here they do not close with the server.
+    pub sockets: Vec<OwnedFd>,
     corefile: Option<(PathBuf, Corefile)>,
 }
 

@@ -97,7 +97,12 @@ impl Claims {
 
     /// Whether `port` has the frontend.
     pub(super) fn is_won_by(&self, claim: &Claim, port: &PortKey) -> bool {
-        self.claimants.get(claim).and_then(|claimants| claimants.first()).is_some_and(|first| first.port == *port)
+        self.winner(claim).is_some_and(|first| first.port == *port)
+    }
+
+    /// The claimant that has the frontend.
+    pub(super) fn winner(&self, claim: &Claim) -> Option<&Claimant> {
+        self.claimants.get(claim).and_then(|claimants| claimants.first())
     }
 
     /// The conflicts about one frontend.

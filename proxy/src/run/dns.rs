@@ -1,6 +1,7 @@
 //! The bundled DNS as a part of the daemon: its server, its addresses, and the watch that finds out whether it serves.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -33,6 +34,8 @@ fn forget_sockets() {
 pub(super) struct StartedDns {
     pub(super) server: Option<Arc<Server>>,
     pub(super) listen: Vec<SocketAddr>,
+    /// Its sockets, to be marked for the data path.
+    pub(super) sockets: Vec<OwnedFd>,
 }
 
 impl Parts {
@@ -48,7 +51,7 @@ impl Parts {
         let cluster_dns = &self.config.cluster_dns;
         let mut started = service::start(config, listen, cluster_dns, served).await?;
         let (follow, keep) = (started.follow(cluster_dns), addresses::keep(on_lo)?);
-        let server = started.server;
+        let (server, sockets) = (started.server, started.sockets);
         let listen = server.local_addresses().to_vec();
         info!(addresses = ?listen, "DNS is listening");
         let state = self.serving(config, &listen)?;
@@ -59,7 +62,7 @@ impl Parts {
             self.until_stopped(follow);
         }
         self.dns_server = Some(Arc::clone(&server));
-        Ok(StartedDns { server: Some(server), listen })
+        Ok(StartedDns { server: Some(server), listen, sockets })
     }
 
     fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {

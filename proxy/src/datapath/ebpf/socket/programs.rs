@@ -23,7 +23,7 @@ use crate::sys::bpf;
 
 /// Hook and program, in the order in which they are attached: programs that translate answers come before those that
 /// translate calls.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("getpeername4", "shunt_getpeer4"),
     ("getpeername6", "shunt_getpeer6"),
     ("recvmsg4", "shunt_recvmsg4"),
@@ -34,6 +34,7 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("connect6", "shunt_connect6"),
     ("post_bind4", "shunt_post_bind4"),
     ("post_bind6", "shunt_post_bind6"),
+    ("sock_release", "shunt_release"),
 ];
 
 /// How much of the verifier's log is shown: its last lines name the instruction and the reason.

@@ -12,7 +12,7 @@ use super::memory::Memory;
 use crate::datapath::caller::{Caller, Outcome};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
-use crate::plan::{Detect, EmptyLocal, Meeting, Packet, Plan, PlanOptions, SocketVerdict, Source, plan};
+use crate::plan::{Detect, EmptyLocal, Meeting, Packet, Plan, PlanOptions, PortPlan, SocketVerdict, Source, plan};
 
 /// Every frontend, and what is near them: other ports, loopback, unused addresses, node ports at addresses.
 fn destinations(plan: &Plan) -> BTreeSet<SocketAddr> {
@@ -91,6 +91,34 @@ proptest! {
         for (client, to, protocol) in flows(&plan) {
             let found = memory.outcome(client, to, protocol);
             prop_assert_eq!(found, wanted(&plan, client, to, protocol), "{:?} to {}/{}", client, to, protocol);
+        }
+    }
+}
+
+proptest! {
+    /// With the node's own DNS closed, the cluster DNS address leads to the endpoints of the Services that have it too, if
+    /// there are any, and nothing else changes.
+    #[test]
+    fn a_closed_dns_leads_to_others_and_changes_nothing_else(snapshot in any_cluster()) {
+        let plan = planned(&snapshot, true, true, EmptyLocal::Refuse);
+        let open = Memory::of(&plan).unwrap();
+        let closed = open.with_own_dns_closed();
+        let falls_back = |to: SocketAddr, protocol: Protocol| {
+            let at = |port: &&PortPlan| {
+                port.key.protocol == protocol
+                    && port.frontends.iter().any(|f| f.falls_back && f.address == Some(to.ip().to_canonical()) && f.port.get() == to.port())
+            };
+            plan.ports.values().map(|port| &**port).find(at)
+        };
+        for (client, to, protocol) in flows(&plan) {
+            let others = |port: &PortPlan| -> BTreeSet<SocketAddr> {
+                port.cluster.iter().filter(|endpoint| !endpoint.local).map(|endpoint| endpoint.address).collect()
+            };
+            let wanted = match falls_back(to, protocol).map(others).filter(|others| !others.is_empty()) {
+                Some(addresses) => Outcome::Endpoints { addresses, sticky: false },
+                None => open.outcome(client, to, protocol),
+            };
+            prop_assert_eq!(closed.outcome(client, to, protocol), wanted, "{:?} to {}/{}", client, to, protocol);
         }
     }
 }
