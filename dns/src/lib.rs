@@ -39,7 +39,7 @@ pub use forward::{ForwardConfig, Route, StubDomain, TlsError};
 pub use metrics::Exporter;
 pub use records::absolute;
 pub use request::Transport;
-pub use server::{Answerer, ServeError, Server, ServerConfig, serve};
+pub use server::{Answerer, ServeError, Server, ServerConfig, Sockets, serve, serve_on};
 pub use stats::Stats;
 pub use upstream::{Upstream, UpstreamError, Upstreams};
 pub use zone::{PodMode, View, Zone, ZoneConfig};

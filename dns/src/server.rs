@@ -10,6 +10,7 @@ mod worker;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,7 @@ use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
 use crate::request::Transport;
-use crate::sockets::{datagram_socket, listen};
+use crate::sockets::{Kept, datagram_socket, listen};
 use crate::stats::Stats;
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
 use crate::zone::{View, Zone, ZoneConfig};
@@ -129,11 +130,16 @@ pub async fn serve(
     config: ServerConfig,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
 ) -> Result<Server, ServeError> {
-    if config.listen.is_empty() {
-        return Err(ServeError::NoAddress);
-    }
-    let bound: Vec<Bound> =
-        config.listen.iter().map(|address| bind(*address, &config.listen)).collect::<Result<_, _>>()?;
+    let sockets = Sockets::open(&config.listen, Vec::new())?;
+    serve_on(sockets, config, snapshots).await
+}
+
+/// The same on sockets that are open already.
+pub async fn serve_on(
+    Sockets(bound): Sockets,
+    config: ServerConfig,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+) -> Result<Server, ServeError> {
     let addresses: Vec<SocketAddr> = bound.iter().map(|bound| bound.address).collect();
     let metrics = Arc::new(Metrics::new(&addresses));
     let service = config.zone.dns_addresses.clone();
@@ -295,18 +301,46 @@ struct Bound {
     tcp: TcpListener,
 }
 
+/// The sockets of a server that does not serve yet.
+pub struct Sockets(Vec<Bound>);
+
+impl Sockets {
+    /// Binds UDP and TCP to each of `listen`. What an earlier process of this program had open there, and a service
+    /// manager has kept, serves on with the queries that wait in it; the rest of `kept` is closed.
+    pub fn open(listen: &[SocketAddr], kept: Vec<OwnedFd>) -> Result<Self, ServeError> {
+        if listen.is_empty() {
+            return Err(ServeError::NoAddress);
+        }
+        let mut kept = Kept::new(kept);
+        let bound = listen.iter().map(|address| bind(*address, listen, &mut kept)).collect::<Result<_, _>>()?;
+        Ok(Self(bound))
+    }
+
+    /// All of them, for a service manager that keeps them over a restart.
+    pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().flat_map(|bound| bound.udp.iter().map(AsFd::as_fd).chain([bound.tcp.as_fd()]))
+    }
+}
+
 /// Binds UDP and TCP to one address and port. TCP comes first: its port cannot be shared, so that two servers never
 /// share the one of UDP unnoticed.
-fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<Bound, ServeError> {
+fn bind(address: SocketAddr, all: &[SocketAddr], kept: &mut Kept) -> Result<Bound, ServeError> {
     // `[::]` takes IPv4 too, unless that has a socket of its own.
     let only_v6 = all.contains(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())));
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let mut tries = 0;
     loop {
-        let tcp = listen(address, only_v6).map_err(|source| bind_error(address, "TCP", source))?;
+        let tcp = kept.take_listener(address, only_v6).map_or_else(|| listen(address, only_v6), TcpListener::from_std);
+        let tcp = tcp.map_err(|source| bind_error(address, "TCP", source))?;
         let chosen = tcp.local_addr().map_err(|source| bind_error(address, "TCP", source))?;
-        let udp: io::Result<Vec<std::net::UdpSocket>> =
-            (0..workers).map(|_| datagram_socket(chosen, only_v6)).collect();
+        // All that were kept, even if there are fewer processors now: the kernel spreads queries over all that are open.
+        let mut before = kept.take_datagram(chosen, only_v6);
+        let more = workers.saturating_sub(before.len());
+        let udp: io::Result<Vec<std::net::UdpSocket>> = (0..more).map(|_| datagram_socket(chosen, only_v6)).collect();
+        let udp = udp.map(|more| {
+            before.extend(more);
+            before
+        });
         match udp {
             Ok(udp) => return Ok(Bound { address: chosen, udp, tcp }),
             Err(error) if address.port() == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < PORT_TRIES => {

@@ -10,7 +10,7 @@ use crate::{Address4, Address6};
 pub struct Config {
     /// Cookie of the node's own network namespace. Sockets in any other are those of pods. Written at the start.
     pub host_cookie: u64,
-    /// See the constants. Written at the start.
+    /// See the constants. Written at the start and after the first sync; the release of a socket clears one bit.
     pub flags: u64,
     /// How many of `NAMESPACES` have opted out; programs look them up only if it is not 0. Written by upkeep alone.
     pub opt_outs: u64,
@@ -30,6 +30,9 @@ impl Config {
     pub const KNOWS_V6ONLY: u64 = 4;
     /// The bit of the kernel's `struct sock_common` that holds `IPV6_V6ONLY`; no hook is told of the option.
     pub const V6ONLY_BIT: u32 = 157;
+    /// A flag: all sockets of the node's own DNS are open. The program at the release of one clears it, also if the
+    /// daemon was killed, and [`falling back`](crate::Lead::falls_back) frontends lead to other endpoints at once.
+    pub const DNS_SERVES: u64 = 2;
 }
 
 /// Value of `NAMESPACES`, whose key is the cookie of a network namespace.

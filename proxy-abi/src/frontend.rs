@@ -74,16 +74,19 @@ impl FrontendKey6 {
 /// Where a frontend leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lead {
-    /// Index into the service directory, below 2^30.
+    /// Index into the service directory, below 2^29.
     pub service: u32,
     /// Only the endpoints on this node serve: the first [`local`](crate::Extent::local) slots.
     pub local: bool,
     /// The source must lie in the ranges of the service ([`RangesWord`](crate::RangesWord)).
     pub filtered: bool,
+    /// While the node's own DNS is closed ([`DNS_SERVES`](crate::Config::DNS_SERVES)), the endpoints behind the local ones
+    /// serve, if there are any.
+    pub falls_back: bool,
 }
 
 /// Value of both frontend maps: fingerprint of the key in the upper 32 bits; below, from the top: `local` 1,
-/// `filtered` 1, service id 30 bits.
+/// `filtered` 1, `falls_back` 1, service id 29 bits.
 ///
 /// A preallocated hash element can be recycled for another key while a program still holds the pointer, so the
 /// program compares the fingerprint after its one 64-bit load; a mismatch is a miss.
@@ -93,7 +96,8 @@ pub struct FrontendValue(pub u64);
 
 const LOCAL: u64 = 1 << 31;
 const FILTERED: u64 = 1 << 30;
-const SERVICE: u64 = FILTERED - 1;
+const FALLS_BACK: u64 = 1 << 29;
+const SERVICE: u64 = FALLS_BACK - 1;
 
 impl FrontendValue {
     /// The value that makes the key with this fingerprint lead to `lead`.
@@ -101,7 +105,8 @@ impl FrontendValue {
     pub const fn new(fingerprint: u32, lead: Lead) -> Self {
         let local = if lead.local { LOCAL } else { 0 };
         let filtered = if lead.filtered { FILTERED } else { 0 };
-        Self(((fingerprint as u64) << 32) | local | filtered | (lead.service as u64 & SERVICE))
+        let falls_back = if lead.falls_back { FALLS_BACK } else { 0 };
+        Self(((fingerprint as u64) << 32) | local | filtered | falls_back | (lead.service as u64 & SERVICE))
     }
 
     /// Fingerprint of the key this value was written for.
@@ -115,7 +120,12 @@ impl FrontendValue {
     #[inline(always)]
     #[must_use]
     pub const fn lead(self) -> Lead {
-        Lead { service: (self.0 & SERVICE) as u32, local: self.0 & LOCAL != 0, filtered: self.0 & FILTERED != 0 }
+        Lead {
+            service: (self.0 & SERVICE) as u32,
+            local: self.0 & LOCAL != 0,
+            filtered: self.0 & FILTERED != 0,
+            falls_back: self.0 & FALLS_BACK != 0,
+        }
     }
 }
 
@@ -132,8 +142,9 @@ mod tests {
 
     #[test]
     fn a_value_gives_back_both_halves() {
-        for (local, filtered) in [(false, false), (true, false), (false, true), (true, true)] {
-            let lead = Lead { service: (1 << 30) - 1, local, filtered };
+        for at in 0..8 {
+            let (local, filtered, falls_back) = (at & 1 != 0, at & 2 != 0, at & 4 != 0);
+            let lead = Lead { service: (1 << 29) - 1, local, filtered, falls_back };
             let value = FrontendValue::new(0xdead_beef, lead);
             assert_eq!((value.fingerprint(), value.lead()), (0xdead_beef, lead));
         }

@@ -35,6 +35,8 @@ pub trait Tables {
     fn backend4(&self, index: u32) -> Option<Self::Element>;
     /// An element of `BACKENDS6`.
     fn backend6(&self, index: u32) -> Option<Self::Element>;
+    /// Whether the sockets of the node's own DNS are open.
+    fn own_dns_serves(&self) -> bool;
     /// Whether `RANGES` has a prefix of `key`.
     fn in_range(&self, key: &RangeKey) -> bool;
     /// An element of `AFFINITY`.
@@ -265,7 +267,7 @@ pub fn choose<F: Family, T: Tables>(
 ) -> Result<Target<F::Address>, NoEndpoint> {
     for _ in 0..TRIES {
         let extent = Extent(entry.word(at::EXTENT));
-        let count = extent.count(lead.local);
+        let (skipped, count) = part(tables, extent, lead);
         if count == 0 {
             return Err(if lead.local && terms.keeps_destination() {
                 NoEndpoint::KeepsDestination
@@ -273,10 +275,12 @@ pub fn choose<F: Family, T: Tables>(
                 NoEndpoint::Refused
             });
         }
-        let Some(slot) = tables.slot(extent.choice(count, seed)) else { return Err(NoEndpoint::Refused) };
+        let Some(slot) = tables.slot(extent.choice(count, seed).wrapping_add(skipped)) else {
+            return Err(NoEndpoint::Refused);
+        };
         let slot = Slot(slot.word(0));
         // A slot that is not local where only local ones were: the extent is stale (see `Slot::local`).
-        if lead.local && !slot.local() {
+        if lead.local && skipped == 0 && !slot.local() {
             continue;
         }
         if let Some(target) = F::alive(tables, slot.backend()) {
@@ -284,6 +288,16 @@ pub fn choose<F: Family, T: Tables>(
         }
     }
     Err(NoEndpoint::Refused)
+}
+
+/// How many slots are skipped along `lead`, and among how many of the next the endpoint is chosen.
+#[inline(always)]
+pub fn part<T: Tables>(tables: &T, extent: Extent, lead: Lead) -> (u32, u32) {
+    let others = extent.all().saturating_sub(extent.local());
+    if lead.falls_back && others > 0 && !tables.own_dns_serves() {
+        return (extent.local(), others);
+    }
+    (0, extent.count(lead.local))
 }
 
 /// The endpoint that the client had last, if it may still serve the client.

@@ -87,6 +87,8 @@ macro_rules! for_each_map {
             Prefixes RANGES: $crate::RangeKey => u32, $crate::capacity::RANGES, Tables;
             /// What programs must know of the node.
             Array CONFIG: u32 => $crate::Config, 1, Tables;
+            /// Marks the sockets of the node's own DNS.
+            Sockets OWN_DNS: i32 => u64, 0, Tables;
             /// What is known of network namespaces, by cookie.
             Hash NAMESPACES: u64 => $crate::Namespace, $crate::capacity::NAMESPACES, Tables;
             /// Which endpoint a client had last.
@@ -162,6 +164,7 @@ mod tests {
         check(PEER, 4, 44);
         check(DATAGRAMS, 4, 180);
         check(FURTHER, 4, 1412);
-        assert_eq!(ALL.len(), 14);
+        check(OWN_DNS, 4, 8);
+        assert_eq!(ALL.len(), 15);
     }
 }

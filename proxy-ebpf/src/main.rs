@@ -12,11 +12,12 @@ mod datagram;
 mod flows;
 mod list;
 mod maps;
+mod release;
 mod sockaddr;
 mod tables;
 
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 
 /// The hook lets the call go on.
 const PROCEED: i32 = 1;
@@ -85,6 +86,11 @@ extern "C" fn shunt_flows_all(element: *const list::Element) -> i32 {
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
 extern "C" fn shunt_flows_end(element: *const list::Element) -> i32 {
     list::ended(element)
+}
+
+#[cgroup_sock(sock_release)]
+fn shunt_release(ctx: SockContext) -> i32 {
+    release::release(&ctx)
 }
 
 #[cfg(target_arch = "bpf")]

@@ -5,7 +5,7 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use proxy_abi::lookup::{Tables, Words};
-use proxy_abi::{Address6, AffinityKey, AffinityValue, FrontendKey4, FrontendKey6, RangeKey};
+use proxy_abi::{Address6, AffinityKey, AffinityValue, Config, FrontendKey4, FrontendKey6, RangeKey};
 
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS4, BACKENDS6, CONFIG, DIRECTORY, FRONTENDS4, FRONTENDS6, RANGES, SLOTS,
@@ -77,6 +77,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn backend6(&self, index: u32) -> Option<Element> {
         element(BACKENDS6.get_ptr(index))
+    }
+
+    #[inline(always)]
+    fn own_dns_serves(&self) -> bool {
+        config(Config::FLAGS) & Config::DNS_SERVES != 0
     }
 
     #[inline(always)]

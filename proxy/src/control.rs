@@ -14,7 +14,7 @@ use crate::explain::Explanation;
 pub use answers::{Services, services};
 pub use client::{AskError, ask, is_listening};
 pub use dns::{DnsReply, PodsReply};
-pub use server::{Control, ListenError, Listener, Views};
+pub use server::{Control, ListenError, Listener, Views, remove_stale};
 
 /// The longest request that is read; a name has at most 255 bytes.
 const LONGEST_REQUEST: u64 = 4096;

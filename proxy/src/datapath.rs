@@ -6,21 +6,25 @@
 mod caller;
 mod ebpf;
 mod handover;
+mod lock;
 mod offer;
 pub mod reading;
 mod report;
 
 use std::error::Error;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::handover::{Handover, Other};
+pub use self::lock::{Holder, Lock, LockError};
 pub use self::offer::{Check, CheckState, ChooseError, Offer, Requested, choose};
-pub use self::report::{Number, NumberKind, OpenPath, Report};
+pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
 use crate::plan::{Plan, PortKey};
 
 /// The data paths.
@@ -97,9 +101,9 @@ pub struct Opened {
     pub adopted: String,
     /// Its health and its counters.
     pub report: watch::Receiver<Report>,
-    /// Its upkeep, which must run beside it. Without upkeep the path balances, but it does not follow namespaces and
-    /// sockets.
-    pub beside: Option<Beside>,
+    /// Its upkeep, which must run beside it, each on a thread of its own. Without upkeep the path balances, but it does
+    /// not follow namespaces and sockets, and does not put back what another program removes.
+    pub beside: Vec<Beside>,
 }
 
 /// A way to apply a [`Plan`].
@@ -110,6 +114,10 @@ pub trait Datapath: Send {
     /// Applies `plan`: writes to the kernel only what differs. A second call with an equal plan writes nothing. After
     /// an error the next call reads the kernel back first.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError>;
+
+    /// Makes this path notice when one of the sockets of the node's own DNS closes, also because this process is killed:
+    /// from then on, frontends that fall back lead to their other endpoints. In force with the next sync.
+    fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError>;
 
     /// Compares a small part of the kernel with what the last sync wrote, and repairs what differs; the next call
     /// compares the next part. Returns how many elements it repaired.
@@ -196,12 +204,16 @@ pub fn probe(options: &Options) -> Vec<Offer> {
 }
 
 /// Opens a data path and adopts what an earlier daemon left of it. What balances traffic now stays as it is until the
-/// first sync; after the first complete sync, what the data paths that this one replaces left here is removed.
-pub fn open(mode: Mode, options: &Options) -> Result<Opened, OpenError> {
+/// first sync; after the first complete sync, what the data paths that this one replaces left here is removed. What
+/// looks after the pins holds `lock` too.
+pub fn open(mode: Mode, options: &Options, lock: &Arc<Lock>) -> Result<Opened, OpenError> {
     let (reports, report) = watch::channel(Report::default());
     let failed = |source| OpenError { mode, source };
     let opened = match mode {
-        Mode::Ebpf => ebpf::open(options, reports.clone(), report).map_err(|error| failed(error.into()))?,
+        Mode::Ebpf => {
+            let opened = ebpf::open(options, Arc::clone(lock), reports.clone(), report);
+            opened.map_err(|error| failed(error.into()))?
+        }
     };
     let path = Box::new(Handover::new(opened.path, replaced(mode, &options.host), reports));
     Ok(Opened { path, ..opened })

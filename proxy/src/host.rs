@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod cgroup;
+pub mod fd_store;
 pub(crate) mod netlink;
 pub mod netns;
 pub mod privileges;

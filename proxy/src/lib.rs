@@ -11,6 +11,7 @@ pub mod host;
 pub mod http;
 #[cfg(test)]
 mod logged;
+pub mod made;
 pub mod metrics;
 pub mod plan;
 pub mod reconcile;

@@ -19,7 +19,7 @@ use shunt_dns::Exporter;
 use shunt_model::Snapshot;
 use shunt_serving::metrics::Process;
 
-use crate::datapath::{Number, NumberKind, OpenPath};
+use crate::datapath::{Number, NumberKind, OpenPath, Report};
 use crate::status::Status;
 use census::Counts;
 
@@ -96,7 +96,12 @@ struct PathNumbers(OpenPath);
 
 impl Collector for PathNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for Number { name, help, kind, value } in self.0.report().numbers {
+        let Report { numbers, installed, .. } = self.0.report();
+        if self.0.mode().is_some() {
+            let help = "Times that programs or pins which another program had removed were put back";
+            counter(&mut encoder, "installation_restored", help, installed.restored)?;
+        }
+        for Number { name, help, kind, value } in numbers {
             match kind {
                 NumberKind::Counter => counter(&mut encoder, name, help, value)?,
                 NumberKind::Gauge => gauge(&mut encoder, name, help, value)?,

@@ -171,6 +171,9 @@ pub struct Endpoint {
 /// What clients dial, and the rule for a new flow from each kind of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
+    /// While the node's own DNS is closed, as after a daemon that was killed, sockets get the endpoints of
+    /// [`PortPlan::cluster`] that are on other nodes or in pods.
+    pub falls_back: bool,
     /// The address; `None` means every accepted node address (a node port).
     pub address: Option<IpAddr>,
     /// The port.

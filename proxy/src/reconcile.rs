@@ -2,6 +2,7 @@
 //! failed.
 
 mod backoff;
+mod summary;
 #[cfg(test)]
 mod tests;
 
@@ -15,13 +16,14 @@ use shunt_model::{Snapshot, with_causes};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::datapath::{Datapath, SyncError, Synced};
 use crate::metrics::Durations;
 use crate::plan::{Plan, PlanOptions, Planner, PortKey};
 use crate::status::{LastSync, Pending, Status};
 use backoff::Backoff;
+use summary::Summary;
 
 /// How often a part of the kernel is compared with what was written to it.
 const AUDIT: Duration = Duration::from_secs(1);
@@ -67,6 +69,7 @@ pub struct Reconciler {
     status: Status,
     generation: u64,
     backoff: Backoff,
+    summary: Summary,
 }
 
 impl Reconciler {
@@ -83,6 +86,7 @@ impl Reconciler {
             status: Status::default(),
             generation: 0,
             backoff: Backoff::default(),
+            summary: Summary::default(),
         }
     }
 
@@ -120,6 +124,7 @@ impl Reconciler {
                 }
                 () = at(retry) => next = Some(self.sync_newest()),
                 _ = audits.tick() => {
+                    self.summary.tell_if_due(Instant::now(), self.status.planned.ports.len());
                     let found = self.audit();
                     next = Some(if found { Some(Instant::now()) } else { retry });
                 }
@@ -134,6 +139,7 @@ impl Reconciler {
         if has_new_options {
             self.sync_newest();
         }
+        self.summary.tell_rest(self.status.planned.ports.len());
     }
 
     /// Applies the newest goal to the kernel. Returns when to retry, if the sync is incomplete.
@@ -200,15 +206,12 @@ impl Reconciler {
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
         let Synced { writes, refused, elapsed: _ } = synced;
         let generation = self.generation;
-        if writes > 0 || self.status.last_sync.is_none() {
-            info!(
-                generation,
-                writes,
-                refused = refused.len(),
-                ports = self.status.planned.ports.len(),
-                ?elapsed,
-                "synced"
-            );
+        let (refusals, ports) = (refused.len(), self.status.planned.ports.len());
+        if self.status.last_sync.is_none() || self.status.error.is_some() {
+            info!(generation, writes, refused = refusals, ports, ?elapsed, "synced");
+        } else if writes > 0 {
+            debug!(generation, writes, refused = refusals, ports, ?elapsed, "synced");
+            self.summary.add(Instant::now(), writes, elapsed);
         }
         let status = &mut self.status;
         status.writes += writes;

@@ -17,6 +17,7 @@ use self::daemon::Parts;
 use self::dns::StartedDns;
 use crate::config::Config;
 use crate::datapath::{Mode, Options};
+use crate::made::Ledger;
 use crate::metrics::Durations;
 use crate::reconcile::{Input, Reconciler, Sinks};
 use crate::{host, reload, source};
@@ -27,7 +28,7 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let (mode, options) = prerequisites::check(&config)?;
     prerequisites::adjust_oom_score(config.oom_score_adj);
     shunt_serving::limits::raise_open_files();
-    let mut parts = Parts::bind(config).await?;
+    let mut parts = Parts::bind(config)?;
     if let Some(file) = file {
         parts.tasks.spawn(reload::until_changed(file, parts.stop.clone())?);
     }
@@ -37,23 +38,28 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
         () = stop.cancelled() => None,
         started = parts.start(mode, options) => Some(started),
     };
+    let ledger = std::mem::take(&mut parts.ledger);
     // The source must outlive all other parts: a source that ends early would look like a failure.
-    let (_source, outcome) = match started {
-        Some(Ok(source)) => (Some(source), parts.watch_over().await),
-        Some(Err(error)) => (None, Err(error)),
-        None => (None, Ok(())),
+    let (_source, outcome, unserved) = match started {
+        Some(Ok(source)) => (Some(source), parts.watch_over().await, Ledger::default()),
+        Some(Err(error)) => (None, Err(error), ledger),
+        None => (None, Ok(()), ledger),
     };
+    // Until all is taken back no other daemon may begin.
+    let _lock = Arc::clone(&parts.lock);
     parts.end().await;
+    unserved.take_back().await;
     outcome
 }
 
 impl Parts {
-    /// Nothing is written before the first view of the cluster is complete (SY-1). DNS does not wait for it: the tables
+    /// First the daemon serves health (HM-11). Nothing is written before the first view of the cluster is complete (SY-1). DNS does not wait for it: the tables
     /// of an earlier daemon may lead clients here already, and other names need no cluster (DNS-11.2). The source must
     /// live as long as the daemon.
     async fn start(&mut self, mode: Mode, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
-        let StartedDns { server, listen } = self.start_dns().await?;
+        self.start_health().await?;
+        let StartedDns { server, listen, sockets } = self.start_dns().await?;
         // While the daemon waits for the first view, it also answers at the control socket why it waits.
         self.start_control(server.as_ref());
         let durations = Durations::new(self.health.metrics.clone());
@@ -62,7 +68,9 @@ impl Parts {
         info!("first view of the cluster is complete");
         self.start_events(events);
         self.start_counting(source.snapshots.clone());
-        let path = self.open_datapath(mode, options).await?;
+        let mut path = self.open_datapath(mode, options).await?;
+        path.mark_own_dns(&sockets).context("marking the sockets of the bundled DNS")?;
+        drop(sockets);
         let options = datapath::plan_options(&config, listen);
         let goal = self.choose_dns(server.as_ref(), options, source.snapshots.clone())?;
         let addresses = host::addresses::watch().await.context("watching the addresses of this node")?;

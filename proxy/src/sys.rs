@@ -5,5 +5,7 @@
 pub mod bpf;
 pub mod mapped;
 mod netns;
+mod passed;
 
 pub use netns::netns_cookie;
+pub use passed::passed_descriptors;

@@ -280,6 +280,9 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(place.path().join("manifests")).unwrap();
     fs::write(place.path().join("typo.yaml"), "manifest: /nowhere\n").unwrap();
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    fs::write(place.path().join("unknown.yaml"), format!("{head}masqueradeAll: true\n")).unwrap();
+    fs::write(place.path().join("misfit.yaml"), format!("{head}iptables:\n  masqueradeAll: maybe\n")).unwrap();
     fs::write(place.path().join("Corefile"), ".:53 {\n  kubernetes cluster.local\n  dnsmasq\n}\n").unwrap();
     // A user other than root may have no access to the one that was built.
     let binary = place.path().join("shunt");
@@ -292,6 +295,10 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     shunt.check(&format!("run {places} --manifest DIR/manifests"), 2, &["--manifest'"]);
     shunt.check(&format!("run {places} --config DIR/typo.yaml"), 2, &["DIR/typo.yaml", "`manifest`", "line 1"]);
     shunt.check(&format!("run {places} --config DIR/none.yaml"), 2, &["DIR/none.yaml", "No such file"]);
+    let misfit = "DIR/misfit.yaml: iptables.masqueradeAll: is string \"maybe\", but it takes true or false (line 4)";
+    shunt.check(&format!("run {places} --config DIR/misfit.yaml"), 2, &[misfit]);
+    let warning = "DIR/unknown.yaml:3: KubeProxyConfiguration has no field masqueradeAll";
+    shunt.check("run --init-only --config DIR/unknown.yaml", 0, &["WARN", warning]);
     let corefile = format!("run {places} --manifests DIR/manifests --corefile DIR/Corefile");
     shunt.check(&corefile, 2, &["DIR/Corefile:3: dnsmasq"]);
     shunt.check(&format!("run {places} --manifests DIR/none"), 1, &["--manifests DIR/none", "no such folder"]);

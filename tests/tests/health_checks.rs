@@ -76,3 +76,33 @@ fn a_load_balancer_learns_which_nodes_have_an_endpoint() {
     cluster.manifests.remove("lb").unwrap();
     wait_for("closed", OTHER, 0, None);
 }
+
+#[test]
+fn a_health_check_gives_way_to_a_node_port_of_another_service_also_after_a_restart() {
+    let Some(cluster) = Cluster::alone("hcgives") else { return };
+    let answers = || ask(&cluster, PORT).0;
+    let log = || fs::read_to_string(cluster.daemon().process().log()).unwrap();
+    cluster.manifests.put("lb", &objects(PORT, &["n1"])).unwrap();
+    cluster.wait_for("the health check", || answers() == 200);
+
+    let mut web = manifests::service("test", "web", None, &["10.96.1.10".parse().unwrap()], &PORTS);
+    web["spec"]["type"] = json!("NodePort");
+    web["spec"]["ports"][0]["nodePort"] = json!(PORT);
+    cluster.manifests.put("web", &[web]).unwrap();
+    let client = cluster.node.pod("client").unwrap();
+    let check_gone = |when: &str| {
+        cluster.wait_until_applied(&client);
+        cluster.wait_for("the server to be gone", || answers() == 0);
+        let said = log();
+        let told = said.lines().filter(|line| line.contains("two services claim one frontend"));
+        let told: Vec<&str> = told.collect();
+        assert!(told.len() == 1 && told[0].contains("healthCheckNodePort") && told[0].contains("test/web"), "{told:?}");
+        assert!(!said.contains("FailedToStartServiceHealthcheck"), "{when}: {said}");
+    };
+    check_gone("at once");
+    assert!(cluster.daemon().stop().unwrap().success());
+    cluster.daemon().restart().unwrap();
+    check_gone("after a restart");
+    cluster.manifests.remove("web").unwrap();
+    cluster.wait_for("the health check again", || answers() == 200);
+}

@@ -204,6 +204,32 @@ fn the_cluster_s_own_dns_pods_answer_while_ours_does_not() {
 }
 
 #[test]
+fn the_cluster_s_own_dns_pods_answer_from_the_moment_at_which_the_daemon_is_killed() {
+    let Some(cluster) = Cluster::alone("dnskilled") else { return };
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let _old = old_dns(&cluster);
+    wait_until_named(&cluster, &shop.client);
+    let ours = shop.addresses().map(|address| address.ip().to_string());
+    let tcp = || shop.client.resolve_tcp(WEB, "A", CLUSTER_DNS).map(|answer| answer.data().join(" "));
+    for _ in 0..3 {
+        wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
+        // Connections that end do not count: the server's own sockets are open.
+        assert_eq!(tcp().unwrap(), ours[0]);
+        assert_eq!(asked(&shop.client, WEB), ours[0]);
+        cluster.daemon().kill9().unwrap();
+        for _ in 0..20 {
+            assert_eq!(asked(&shop.client, WEB), "192.0.2.99");
+        }
+        cluster.daemon().relaunch().unwrap();
+        cluster.wait_for("the new daemon", || {
+            let answer = asked(&shop.client, WEB);
+            assert!(answer == "192.0.2.99" || answer == ours[0], "no query is lost: {answer}");
+            answer == ours[0]
+        });
+    }
+}
+
+#[test]
 fn while_our_dns_does_not_answer_a_running_daemon_hands_over_and_takes_over_again() {
     let Some(cluster) = Cluster::alone("handover") else { return };
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);

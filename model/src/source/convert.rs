@@ -18,6 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use address::ordinary_address;
 pub(crate) use address::{network, usable_address};
+pub(crate) use names::port_name_fault;
 pub(crate) use node::{is_leaving, namespace, node, pod, service_cidr};
 pub(crate) use service::{port_number, protocol, service};
 pub(crate) use slice::slice;

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use shunt_proxy::config::BPF_ROOT;
-use shunt_proxy::datapath::{self, HostOptions, Mode};
-use shunt_proxy::dns::addresses;
+use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
+use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Mode};
+use shunt_proxy::made;
 
 use super::print;
 
@@ -16,26 +16,54 @@ pub(super) struct CleanupArguments {
     /// Where programs and maps are pinned
     #[arg(long, value_name = "DIR", default_value = BPF_ROOT)]
     bpf_root: PathBuf,
+    /// Where the daemon listened
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
+    control_socket: PathBuf,
+    /// Remove the programs under a daemon that runs; it attaches them again within a second, unless it hangs
+    #[arg(long)]
+    force: bool,
+}
+
+/// Whether a daemon that runs is to be respected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Running {
+    /// Remove nothing.
+    Refuse,
+    /// Remove all the same.
+    Ignore,
 }
 
 pub(super) fn run(arguments: &CleanupArguments) -> Result<ExitCode> {
-    remove(&arguments.bpf_root)
+    let CleanupArguments { bpf_root, control_socket, force } = arguments;
+    remove(bpf_root, control_socket, if *force { Running::Ignore } else { Running::Refuse })
 }
 
-/// Removes what every data path has installed, and the DNS address.
-pub(super) fn remove(bpf_root: &Path) -> Result<ExitCode> {
+/// Removes what every data path has installed, and all that the daemon makes beside it.
+pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -> Result<ExitCode> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt cleanup must be root: it removes BPF programs and an address of lo; try sudo shunt cleanup");
-    // The address is removed even if a data path cannot be: remove as much as possible, then report the failure.
+    // Held until the end: a daemon that starts meanwhile would lose what it has just made.
+    let _lock = match Lock::of_existing(bpf_root) {
+        Ok(lock) => lock,
+        Err(LockError::Held { root, holder }) => match running {
+            Running::Refuse => bail!(
+                "{holder} serves with the BPF root {}: stop it first. --force removes its programs all the same, and \
+                 it attaches them again within a second, unless it hangs",
+                root.display()
+            ),
+            Running::Ignore => None,
+        },
+        Err(error @ (LockError::Root { .. } | LockError::Lock { .. })) => return Err(error.into()),
+    };
+    // Remove as much as possible, then report the failures.
     let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
     let paths = Mode::ALL.map(|mode| datapath::remove(mode, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let addresses = runtime.block_on(addresses::remove());
-    let mut done: Vec<String> = paths.iter().flatten().flatten().map(|removed| format!("removed {removed}")).collect();
-    for address in addresses.iter().flatten() {
-        done.push(format!("removed {address} from lo"));
-    }
-    if done.is_empty() && paths.iter().all(Result::is_ok) && addresses.is_ok() {
+    let beside = made::Kind::ALL.map(|kind| runtime.block_on(kind.remove(control_socket)));
+    let removed = paths.iter().flatten().flatten().map(ToString::to_string);
+    let mut done: Vec<String> =
+        removed.chain(beside.iter().flatten().flatten().cloned()).map(|removed| format!("removed {removed}")).collect();
+    if done.is_empty() && paths.iter().all(Result::is_ok) && beside.iter().all(Result::is_ok) {
         done.push("nothing of shunt is installed".to_owned());
     }
     if !done.is_empty() {
@@ -44,6 +72,8 @@ pub(super) fn remove(bpf_root: &Path) -> Result<ExitCode> {
     for removed in paths {
         removed?;
     }
-    addresses.context("removing the DNS address")?;
+    for removed in beside {
+        removed?;
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -50,17 +50,19 @@ pub(super) fn run(arguments: RunArguments) -> Result<ExitCode> {
     let file = path.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
     if cleanup {
         let root = flags.bpf_root.or(file.settings.bpf_root).unwrap_or_else(|| config::BPF_ROOT.into());
-        return super::cleanup::remove(&root);
+        let socket = flags.control_socket.or(file.settings.control_socket);
+        let socket = socket.unwrap_or_else(|| config::CONTROL_SOCKET.into());
+        return super::cleanup::remove(&root, &socket, super::cleanup::Running::Refuse);
     }
     let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     let config = Config::new(Given { flags, kube_proxy, file, in_cluster })?;
-    if init_only {
-        super::print("nothing to prepare: sockets are balanced without sysctls or kernel modules")?;
-        return Ok(ExitCode::SUCCESS);
-    }
     start_log(config.log_format, config.verbosity);
     for note in &config.notes {
         tracing::warn!("{note}");
+    }
+    if init_only {
+        super::print("nothing to prepare: sockets are balanced without sysctls or kernel modules")?;
+        return Ok(ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
     let outcome = runtime.block_on(shunt_proxy::run::run(config, path));

@@ -32,12 +32,16 @@ pub(super) fn run(arguments: ServicesArguments) -> Result<ExitCode> {
     if let Some(error) = &services.error {
         complain(format_args!("last sync failed, this is what was programmed before: {error}"));
     }
-    let Services { ports, refused, error, problems, warnings, table } = services;
+    for fault in &services.faults {
+        complain(format_args!("not in effect now: {fault}"));
+    }
+    let Services { ports, refused, error, faults, problems, warnings, table } = services;
     print(&match arguments.output {
         OutputFormat::Table => table,
-        OutputFormat::Json => serde_json::to_string_pretty(
-            &serde_json::json!({ "ports": ports, "refused": refused, "error": error, "problems": problems, "warnings": warnings }),
-        )?,
+        OutputFormat::Json => serde_json::to_string_pretty(&serde_json::json!({
+            "ports": ports, "refused": refused, "error": error, "faults": faults, "problems": problems,
+            "warnings": warnings
+        }))?,
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -34,6 +34,7 @@ impl ConfigFile {
             match (text("apiVersion"), text("kind")) {
                 _ if value.is_null() => {}
                 (kube_proxy::API_VERSION, kube_proxy::KIND) => {
+                    let refused = |reason: String| refused(with_line(&document, reason));
                     let mut decoded = kube_proxy::decode(value.clone()).map_err(refused)?;
                     decoded.document.check().map_err(refused)?;
                     decoded.warnings.iter_mut().for_each(|warning| *warning = located(path, &document, warning));
@@ -104,10 +105,34 @@ fn without_type(document: &str, value: &Value, is_json: bool) -> String {
 /// A warning about a field, with the line on which the field's name is first seen.
 fn located(path: &Path, document: &str, warning: &str) -> String {
     let field = warning.split("no field ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
-    let leaf = field.rsplit('.').next().unwrap_or(field);
-    let line = document.lines().position(|line| line.trim_start().trim_start_matches(['"', '\'']).starts_with(leaf));
-    match line {
-        Some(line) => format!("{}:{}: {warning}", path.display(), line + 1),
+    match line_of(document, field) {
+        Some(line) => format!("{}:{line}: {warning}", path.display()),
         None => format!("{}: {warning}", path.display()),
     }
+}
+
+/// A reason that begins with the path of a field and a colon, with the line of that field.
+fn with_line(document: &str, reason: String) -> String {
+    let field = reason.split(':').next().unwrap_or_default();
+    match line_of(document, field) {
+        Some(line) => format!("{reason} (line {line})"),
+        None => reason,
+    }
+}
+
+/// The line of a field that is given by its path: each name of the path is below the one before it, or in its line.
+fn line_of(document: &str, field: &str) -> Option<usize> {
+    let mut lines = document.lines().enumerate();
+    let mut found = None;
+    for name in field.split('.') {
+        let is_named = |line: &str| {
+            let rest = line.trim_start().trim_start_matches(['"', '\'']).strip_prefix(name);
+            rest.is_some_and(|rest| rest.trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+        };
+        match lines.find(|(_, line)| is_named(line)) {
+            Some((line, _)) => found = Some(line + 1),
+            None => break,
+        }
+    }
+    found
 }

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use shunt_model::GoDuration;
 
 use super::values::Address;
@@ -191,7 +191,10 @@ pub fn decode(mut value: Value) -> Result<Decoded, String> {
     let mut unknown = Vec::new();
     let known = serde_json::to_value(KubeProxyConfiguration::default()).map_err(|error| error.to_string())?;
     unknown_fields(&value, &known, "", &mut unknown);
-    let mut document: KubeProxyConfiguration = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    let mut document = match serde_json::from_value::<KubeProxyConfiguration>(value.clone()) {
+        Ok(document) => document,
+        Err(error) => return Err(misfit(&value, &[]).unwrap_or_else(|| error.to_string())),
+    };
     // In a file a period of 0 means the default (CF-11).
     for (period, default) in [
         (&mut document.iptables.sync_period, 30),
@@ -332,6 +335,34 @@ fn drop_nulls(value: &mut Value) {
         fields.retain(|_, field| !field.is_null());
         fields.values_mut().for_each(drop_nulls);
     }
+}
+
+/// The first field whose value does not fit, by its path, and why: the one with which alone in the document it cannot be
+/// read either. serde's own message does not say where it is.
+fn misfit(value: &Value, path: &[&str]) -> Option<String> {
+    if let Some(fields) = value.as_object().filter(|fields| !fields.is_empty()) {
+        return fields.iter().find_map(|(name, field)| misfit(field, &[path, &[name.as_str()]].concat()));
+    }
+    let alone = path.iter().rev().fold(value.clone(), |inner, name| json!({ *name: inner }));
+    let error = serde_json::from_value::<KubeProxyConfiguration>(alone).err()?;
+    Some(format!("{}: {}", path.join("."), in_words(&error.to_string())))
+}
+
+/// serde's message with the words of the file and not those of Rust.
+fn in_words(message: &str) -> String {
+    let words = [
+        ("i32", "a whole number"),
+        ("u32", "a whole number of 0 or more"),
+        ("f32", "a number"),
+        ("a boolean", "true or false"),
+        ("a sequence", "a list"),
+        ("a map", "a block of fields"),
+    ];
+    let Some((found, expected)) = message.split_once(", expected ") else { return message.to_owned() };
+    let named = words.iter().find(|(rust, _)| *rust == expected).map(|(_, word)| *word);
+    let other = if expected.starts_with("struct ") { "a block of fields" } else { expected };
+    let expected = named.unwrap_or(other);
+    format!("{}, but it takes {expected}", found.replace("invalid type: ", "is ").replace("invalid value: ", "is "))
 }
 
 /// Paths in `value` that `known`, a complete document, does not have. Empty objects there take any field.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::datapath::Report;
 use crate::plan::{PlanView, render_table};
 use crate::status::Status;
 
@@ -21,16 +22,19 @@ pub struct Services {
     pub warnings: Vec<String>,
     /// Why the last sync failed, if it did: then the kernel may be behind the cluster.
     pub error: Option<String>,
+    /// Why what is programmed is not in effect, if it is not.
+    pub faults: Vec<String>,
     /// The same for people.
     pub table: String,
 }
 
 /// The frontends of the last successful sync.
-pub fn services(status: &Status) -> Result<Services, serde_json::Error> {
+pub fn services(status: &Status, path: &Report) -> Result<Services, serde_json::Error> {
     let ports = serde_json::to_value(PlanView::from(&status.programmed).ports)?;
     let refused = status.refused.iter().map(|(port, reason)| format!("{port}: {reason}")).collect();
     let problems = status.source.problems.iter().map(ToString::to_string).collect();
     let table = render_table(&status.programmed);
     let warnings = status.source.warnings().cloned().collect();
-    Ok(Services { ports, refused, problems, warnings, error: status.error.clone(), table })
+    let faults = path.not_in_effect();
+    Ok(Services { ports, refused, problems, warnings, error: status.error.clone(), faults, table })
 }

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::client::is_no_daemon;
 use super::{DnsReply, LONGEST_REQUEST, Reply, Request, answers};
+use crate::datapath::OpenPath;
 use crate::explain::{Explanation, explain};
 use crate::status::Status;
 
@@ -60,6 +61,8 @@ pub struct Views {
     pub node: Arc<str>,
     /// The reconcile loop's status.
     pub status: watch::Receiver<Status>,
+    /// Whether the data path is in effect.
+    pub path: OpenPath,
     /// Explains DNS answers, if DNS runs.
     pub dns: Option<Explainer>,
 }
@@ -77,7 +80,13 @@ impl Listener {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(failed("creating", parent))?;
         }
-        remove_stale(path)?;
+        match fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_path_buf())),
+            Ok(_) | Err(_) => {}
+        }
+        if !remove_stale(path).map_err(failed("removing the stale", path))? && path.exists() {
+            return Err(ListenError::InUse(path.to_path_buf()));
+        }
         let listener = UnixListener::bind(path).map_err(failed("creating", path))?;
         let listener = Self { listener, path: path.to_path_buf() };
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("protecting", path))?;
@@ -89,19 +98,19 @@ fn move_into(what: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Lis
     move |source| ListenError::Io { what, path, source }
 }
 
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
+/// Removes the socket of a daemon that was killed. True if there was one; a socket at which a daemon listens stays, and so
+/// does what is no socket.
+pub fn remove_stale(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(move_into("looking at", path.to_path_buf())(error)),
-        Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_path_buf())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => return Ok(false),
         Ok(_) => {}
     }
     match std_unix::UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::InUse(path.to_path_buf())),
-        Err(error) if is_no_daemon(&error) => {
-            fs::remove_file(path).map_err(move_into("removing the stale", path.to_path_buf()))
-        }
-        Err(error) => Err(move_into("looking at", path.to_path_buf())(error)),
+        Ok(_) => Ok(false),
+        Err(error) if is_no_daemon(&error) => fs::remove_file(path).map(|()| true),
+        Err(error) => Err(error),
     }
 }
 
@@ -171,7 +180,8 @@ impl Views {
     async fn reply(&self, request: &Request) -> Reply {
         match request {
             Request::Services => self.in_force().map_or_else(Reply::Error, |(status, _)| {
-                answers::services(&status).map_or_else(|error| Reply::Error(error.to_string()), Reply::Services)
+                let services = answers::services(&status, &self.path.report());
+                services.map_or_else(|error| Reply::Error(error.to_string()), Reply::Services)
             }),
             Request::Explain { source, destination } => {
                 self.in_force().map_or_else(Reply::Error, |(status, snapshot)| {

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Control, Listener, Reply, Request, Views, ask};
+use crate::datapath::OpenPath;
 use crate::status::{LastSync, Status};
 
 struct Daemon {
@@ -32,7 +33,8 @@ impl Daemon {
             snapshot.is_some().then(|| LastSync { generation: 1, at: SystemTime::now(), elapsed: Duration::ZERO });
         let status = Status { snapshot: snapshot.map(Arc::new), last_sync, source, ..Status::default() };
         let (status, status_read) = watch::channel(status);
-        let views = Views { node: Arc::from("n1"), status: status_read, dns: Some(dns.explainer()) };
+        let views =
+            Views { node: Arc::from("n1"), status: status_read, path: OpenPath::default(), dns: Some(dns.explainer()) };
         let stop = CancellationToken::new();
         let task = tokio::spawn(Control::new(Listener::open(path).unwrap(), views).run(stop.clone()));
         Self { stop, task, _status: status, _dns: dns }

@@ -5,6 +5,7 @@
 mod difference;
 mod door;
 mod image;
+mod keeper;
 pub(super) mod layout;
 mod orders;
 mod pins;
@@ -13,9 +14,11 @@ pub(super) mod socket;
 pub(super) mod tables;
 mod takeover;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -23,7 +26,7 @@ use proxy_abi::Config;
 use shunt_model::Protocol;
 use tracing::{info, warn};
 
-pub(super) use self::door::{open, probe, remove};
+pub(super) use self::door::{make_root, open, probe, remove};
 use self::difference::Difference;
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
@@ -34,7 +37,7 @@ use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
 pub(super) use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
-use self::tables::node::{NodeWords, OptOuts};
+use self::tables::node::{NodeWords, OptOuts, OwnDns};
 use self::takeover::Taken;
 use super::{Datapath, Mode, SyncError, Synced};
 use crate::host::cgroup::CgroupError;
@@ -123,6 +126,7 @@ struct Ebpf {
     refused: BTreeMap<PortKey, String>,
     /// Gives upkeep its orders.
     orders: OrderWriter,
+    own_dns: OwnDns,
     started: Instant,
 }
 
@@ -130,12 +134,10 @@ impl Ebpf {
     /// Loads the programs or adopts those that run, opens the tables and reads what is in them. Nothing that balances
     /// traffic now is changed before the first [`Datapath::sync`].
     fn open(options: &EbpfOptions) -> Result<(Self, OptOuts, FlowLists, Adopted), EbpfOpenError> {
-        let read =
-            |path: &PathBuf| std::fs::read(path).map_err(|source| EbpfOpenError::Object { path: path.clone(), source });
-        let object = options.object.as_ref().map(read).transpose()?;
+        let object = object(options)?;
         let pins = Pins::create(&options.bpf_root)?;
         let former = former(&pins)?;
-        let mut loaded = programs::Loaded::load(object.as_deref().unwrap_or(OBJECT), &pins)?;
+        let mut loaded = programs::Loaded::load(&object, &pins)?;
         let (mut tables, mut opt_outs) = (Tables::open(&pins.maps)?, OptOuts::open(&pins.maps)?);
         if let Some((former, taken)) = former {
             let services = taken.write(&mut tables, &mut opt_outs)?;
@@ -143,10 +145,12 @@ impl Ebpf {
             info!(version = former.version, services, "took over the tables of another version");
         }
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
-        NodeWords::open(&pins.maps)?.write(cookie, flags(options))?;
+        let words = NodeWords::open(&pins.maps)?;
+        words.write(cookie, flags(options))?;
+        let own_dns = OwnDns::open(words, &pins.maps)?;
         let lists = loaded.flow_lists()?;
         let links = loaded.attach(&pins, &options.cgroup_root)?;
-        match pins.remove_other_hooks(&programs::hooks())? {
+        match pins.remove_other_hooks(&programs::hooks().collect::<Vec<_>>())? {
             0 => {}
             former => info!(links = former, "removed the links of hooks that this version does not use"),
         }
@@ -164,6 +168,7 @@ impl Ebpf {
             failed: false,
             refused: BTreeMap::new(),
             orders: OrderWriter::default(),
+            own_dns,
             started: Instant::now(),
         };
         Ok((ebpf, opt_outs, lists, Adopted { usage, links }))
@@ -293,6 +298,13 @@ fn flags(options: &EbpfOptions) -> u64 {
     Config::BIND_PROTECTION | v6only
 }
 
+/// The object file with the programs.
+fn object(options: &EbpfOptions) -> Result<Cow<'static, [u8]>, EbpfOpenError> {
+    let Some(path) = &options.object else { return Ok(Cow::Borrowed(OBJECT)) };
+    let object = std::fs::read(path).map_err(|source| EbpfOpenError::Object { path: path.clone(), source })?;
+    Ok(Cow::Owned(object))
+}
+
 /// What another version holds whose programs are attached, read before anything is made. Flows stay if what they refer
 /// to is known.
 fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, EbpfOpenError> {
@@ -336,7 +348,7 @@ impl Datapath for Ebpf {
             self.read_back()?;
         }
         let difference = Difference::between(&self.synced, plan, &self.refused);
-        match self.write_difference(plan, &difference) {
+        match self.write_difference(plan, &difference).and_then(|writes| self.own_dns.tell().map(|()| writes)) {
             Ok(writes) => {
                 self.synced = plan.clone();
                 let elapsed = started.elapsed();
@@ -349,6 +361,10 @@ impl Datapath for Ebpf {
                 Err(error)
             }
         }
+    }
+
+    fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {
+        self.own_dns.mark(sockets)
     }
 
     fn audit(&mut self) -> Result<u64, SyncError> {

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
+
 use shunt_model::with_causes;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -67,6 +69,10 @@ impl Datapath for Handover {
             self.remove_others();
         }
         Ok(synced)
+    }
+
+    fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {
+        self.path.mark_own_dns(sockets)
     }
 
     fn audit(&mut self) -> Result<u64, SyncError> {

@@ -19,6 +19,29 @@ pub struct Report {
     pub numbers: Vec<Number>,
     /// What other data paths left here and could not be removed. The hand-over writes this field, the path all others.
     pub leftovers: Vec<String>,
+    /// Whether what the path has installed is still there. The part of the path that looks after it writes this field.
+    pub installed: Installed,
+}
+
+impl Report {
+    /// The reasons why what is programmed is not in effect; empty when it is.
+    #[must_use]
+    pub fn not_in_effect(&self) -> Vec<String> {
+        match &self.installed.fault {
+            Some(fault) => vec![fault.clone()],
+            // The self-test only guesses why the programs are not in effect.
+            None => self.faults.iter().map(|reason| format!("self-test: {reason}")).collect(),
+        }
+    }
+}
+
+/// Whether all that a data path has installed is still there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Why the path is not in effect, as long as something is missing.
+    pub fault: Option<String>,
+    /// How often it put back what another program had removed.
+    pub restored: u64,
 }
 
 /// One number under `/metrics`.

@@ -1,5 +1,5 @@
 //! The addresses of the bundled DNS on `lo`: the daemon adds them if no interface has them, marks them as ours, and
-//! adds them again if another program removes them. Only `shunt cleanup` removes them.
+//! adds them again if another program removes them. They stay when it ends; `made` removes them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::config::{DNS_PORT, DnsListen};
 use crate::host::addresses::Changes;
 use crate::host::netlink::addresses::local_address;
+use crate::made::{Ledger, Made};
 
 /// The usual address of NodeLocal DNSCache, and our own one if another program holds the former.
 const USUAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), IpAddr::V4(Ipv4Addr::new(169, 254, 20, 11))];
@@ -90,13 +91,14 @@ pub struct Prepared {
     pub on_lo: Vec<IpAddr>,
 }
 
-/// Decides where DNS listens, and adds to `lo` those addresses that no interface has yet.
-pub async fn prepare(listen: &DnsListen) -> Result<Prepared, AddressError> {
+/// Decides where DNS listens, and adds to `lo` those addresses that no interface has yet, which it notes in `ledger`.
+pub async fn prepare(listen: &DnsListen, ledger: &mut Ledger) -> Result<Prepared, AddressError> {
     let host = Host::open()?;
     let assigned = host.assigned().await?;
     let listen = choose(listen, &assigned)?;
     let on_lo = needed_on_lo(&listen, &assigned);
     for address in missing(&on_lo, &assigned) {
+        ledger.note(Made::DnsAddress(address));
         host.add(address).await?;
         info!(%address, "put the DNS address on lo");
     }
@@ -146,6 +148,13 @@ pub async fn remove() -> Result<Vec<IpAddr>, AddressError> {
         host.remove(*address).await?;
     }
     Ok(ours)
+}
+
+/// Removes an address from `lo` if it has our mark.
+pub async fn take_back(address: IpAddr) -> Result<(), AddressError> {
+    let host = Host::open()?;
+    let is_there = host.assigned().await?.iter().any(|held| held.ours && held.address == address);
+    if is_there { host.remove(address).await } else { Ok(()) }
 }
 
 fn choose(listen: &DnsListen, assigned: &[Assigned]) -> Result<Vec<SocketAddr>, AddressError> {
@@ -332,7 +341,7 @@ mod tests {
         in_a_namespace("an_address_that_is_taken_from_lo_is_put_back_unless_another_interface_has_it_now", async {
             ip(&["link set lo up"]);
             let listen = DnsListen::Given(vec!["169.254.20.10:53".parse().unwrap(), "[fd00::53]:53".parse().unwrap()]);
-            let Prepared { on_lo, .. } = prepare(&listen).await.unwrap();
+            let Prepared { on_lo, .. } = prepare(&listen, &mut Ledger::default()).await.unwrap();
             let keeping = tokio::spawn(keep(on_lo.clone()).unwrap());
             let holders = async || {
                 let found = Host::open().unwrap().assigned().await.unwrap();

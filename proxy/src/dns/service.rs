@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,16 @@ use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
 use shunt_dns::{
-    Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, TlsError, UpstreamError, ZoneConfig, absolute,
+    Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, Sockets, TlsError, UpstreamError, ZoneConfig,
+    absolute,
 };
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::config::{DNS_PORT, DnsConfig, PodNames};
+use crate::host::fd_store::Manager;
 
 /// Loopback answers in microseconds; a server that needs longer than this does not serve.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -44,6 +47,9 @@ pub enum DnsError {
     /// Servers cannot be asked over TLS.
     #[error("--dns-upstream-ca")]
     Tls(#[source] TlsError),
+    /// Its sockets cannot be copied.
+    #[error("copying the descriptors of the DNS sockets")]
+    Sockets(#[source] io::Error),
     /// The server does not start.
     #[error("--dns-bind-address")]
     Serve(#[source] ServeError),
@@ -66,12 +72,23 @@ pub async fn start(
         None => ServerConfig::usual(listen, zone_config(config, cluster_dns)?, config.forward.clone()),
         Some(file) => file.server_config(listen, file.zone(cluster_dns.to_vec())),
     };
-    let server = shunt_dns::serve(server, reachable).await.map_err(|error| match error {
+    let failed = |error| match error {
         ServeError::Upstreams(error) => DnsError::Upstreams(error),
         ServeError::Tls(error) => DnsError::Tls(error),
         error @ (ServeError::NoAddress | ServeError::Bind { .. }) => DnsError::Serve(error),
-    })?;
-    Ok(Started { server: Arc::new(server), corefile: config.corefile.clone().zip(file) })
+    };
+    // A socket that is kept serves on with the queries that wait in it.
+    let manager = Manager::of_environment();
+    let sockets = Sockets::open(&server.listen, manager.kept()).map_err(failed)?;
+    match manager.keep(&sockets.all().collect::<Vec<_>>()) {
+        Ok(true) => info!("the service manager keeps the sockets of DNS while no daemon runs"),
+        Ok(false) => {}
+        Err(error) => warn!(%error, "the service manager cannot be asked to keep the sockets of DNS"),
+    }
+    let copies = sockets.all().map(|socket| socket.try_clone_to_owned()).collect::<Result<_, _>>();
+    let copies = copies.map_err(DnsError::Sockets)?;
+    let server = shunt_dns::serve_on(sockets, server, reachable).await.map_err(failed)?;
+    Ok(Started { sockets: copies, server: Arc::new(server), corefile: config.corefile.clone().zip(file) })
 }
 
 /// What a Corefile says about where to listen, unless that is usual.
@@ -84,6 +101,8 @@ fn without_effect(file: &Corefile) -> Vec<String> {
 pub struct Started {
     /// The server.
     pub server: Arc<Server>,
+    /// Its sockets, to be marked; while they are here they do not close with the server.
+    pub sockets: Vec<OwnedFd>,
     corefile: Option<(PathBuf, Corefile)>,
 }
 

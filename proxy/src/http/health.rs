@@ -108,7 +108,7 @@ impl Health {
         if !path.checked && reasons.is_empty() {
             reasons.push("self-test: not run yet".to_owned());
         }
-        reasons.extend(path.faults.into_iter().map(|reason| format!("self-test: {reason}")));
+        reasons.extend(path.not_in_effect());
         reasons.extend(path.leftovers);
         let dns = self.dns.borrow().clone();
         match dns {
@@ -125,10 +125,11 @@ impl Health {
         reasons
     }
 
-    /// Healthy: no change waits, or the oldest one waits only for a short time. A daemon that starts is healthy.
+    /// Healthy: no change waits, or the oldest one waits only for a short time, and what the data path has installed is
+    /// still there. A daemon that starts is healthy.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.pending.age() <= self.sync_period * 2
+        self.pending.age() <= self.sync_period * 2 && self.path.report().installed.fault.is_none()
     }
 
     /// Whether load balancers may send new connections here (HM-15). Without a cluster's API no Node is taken out of

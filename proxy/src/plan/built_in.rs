@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use shunt_model::{Family, ObjectKey, Protocol};
 
-use super::frontends::{cluster_ip_rules, cluster_rule, why_not_served};
-use super::{EmptyAtSocket, Endpoint, Frontend, FrontendKind, List, PlanOptions, PortKey, PortPlan};
+use super::frontends::{cluster_ip_rules, why_not_served};
+use super::{Empty, EmptyAtSocket, Endpoint, Frontend, FrontendKind, List, PlanOptions, PortKey, PortPlan, Rule};
 
 const DNS_PORT: NonZeroU16 = NonZeroU16::new(53).unwrap();
 
@@ -39,7 +39,7 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
         key: PortKey { service: built_in_key(), port: Arc::from(name), protocol, family },
         frontends: frontends.clone(),
         cluster: cluster.clone(),
-        local: Vec::new(),
+        local: cluster.clone(),
         affinity: None,
         draining: Vec::new(),
         source_ranges: None,
@@ -49,18 +49,43 @@ fn dns_ports(options: &PlanOptions, family: Family) -> Vec<PortPlan> {
 }
 
 fn frontend(address: IpAddr, options: &PlanOptions, family: Family) -> Frontend {
-    let (from_pods, from_node, from_outside) = cluster_ip_rules(cluster_rule, options, family);
+    let (from_pods, from_node, from_outside) = cluster_ip_rules(local_rule, options, family);
     let (address, kind) = (Some(address), FrontendKind::ClusterIp);
     Frontend {
+        falls_back: true,
         address,
         port: DNS_PORT,
         kind,
         filtered: false,
-        at_sockets: List::Cluster,
+        at_sockets: List::Local,
         from_pods,
         from_node,
         from_outside,
     }
+}
+
+/// One of these service ports with the endpoints of the Services that would have its frontends: they serve while this
+/// node's server is closed.
+pub(super) fn with_others<'a>(port: &PortPlan, others: impl Iterator<Item = &'a Endpoint>) -> PortPlan {
+    let own = |address: SocketAddr| port.cluster.iter().any(|endpoint| endpoint.address == address);
+    let others = others.map(|endpoint| endpoint.address).filter(|address| !own(*address));
+    // None of them is local in this list: the local ones are the servers of this node.
+    let others = others.map(|address| Endpoint { address, local: false });
+    let cluster = sorted(port.cluster.iter().copied().chain(others));
+    if cluster.len() == port.cluster.len() {
+        return port.clone();
+    }
+    PortPlan { cluster: exact(cluster), ..port.clone() }
+}
+
+fn exact<T>(mut list: Vec<T>) -> Vec<T> {
+    list.shrink_to_fit();
+    list
+}
+
+/// The servers of this node alone: what else [`PortPlan::cluster`] holds serves while they are closed.
+fn local_rule(masquerade: bool) -> Rule {
+    Rule { list: List::Local, empty: Empty::Reject, masquerade }
 }
 
 fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
@@ -104,10 +129,50 @@ mod tests {
                 "default/kube-dns:dns-tcp/tcp [fd00:96::a]:53 ->",
                 "default/kube-dns:metrics/tcp 10.96.0.10:9153 -> e1:9153",
                 "default/kube-dns:metrics/tcp [fd00:96::a]:9153 ->",
-                "shunt/cluster-dns:dns/udp 10.96.0.10:53 -> e10:53",
-                "shunt/cluster-dns:dns-tcp/tcp 10.96.0.10:53 -> e10:53",
+                "shunt/cluster-dns:dns/udp 10.96.0.10:53 -> e1:53 e10:53",
+                "shunt/cluster-dns:dns-tcp/tcp 10.96.0.10:53 -> e1:53 e10:53",
             ],
         );
+    }
+
+    /// Where the cluster DNS address leads with this Service and these endpoints: open, closed, and whether it falls back.
+    #[track_caller]
+    fn check_closed(words: &str, endpoints: &str, wanted: &str) {
+        let options = PlanOptions {
+            cluster_dns: vec![ip("10.96.0.10")],
+            dns_backends: vec!["169.254.20.10:53".parse().unwrap()],
+            ..options()
+        };
+        let others = service("kube-dns", words);
+        let snapshot = cluster([others], [slice("kube-dns", "a", "dns:53/udp dns-tcp:53/tcp", endpoints)]);
+        let (whole, _) = plan(&snapshot, &options);
+        let shown = |port: &crate::plan::PortPlan| {
+            let frontend = &port.frontends[0];
+            let others: Vec<_> = port.cluster.iter().filter(|endpoint| !endpoint.local).copied().collect();
+            assert!(frontend.falls_back && frontend.from_pods.list == frontend.at_sockets);
+            format!("{} {}", names(port.list(frontend.at_sockets)), names(&others)).trim_end().to_owned()
+        };
+        let own: Vec<_> = whole.ports.values().filter(|port| &*port.key.service.namespace == "shunt").collect();
+        assert_eq!(own.len(), 2);
+        assert_eq!(own.into_iter().map(|port| shown(port)).collect::<Vec<_>>().join(", "), wanted);
+        // The planner comes to the same from any state before.
+        let mut planner = crate::plan::Planner::new(options);
+        for before in [cluster([], []), snapshot.clone(), cluster([], []), snapshot] {
+            planner.update(std::sync::Arc::new(before));
+        }
+        assert_eq!(*planner.plan(), whole);
+    }
+
+    #[test]
+    fn while_own_dns_is_closed_the_endpoints_of_the_service_serve() {
+        let both = "ip=10.96.0.10 port=dns:53/udp port=dns-tcp:53/tcp";
+        check_closed(both, "e1:R; e2:R", "e10:53 e1:53 e2:53, e10:53 e1:53 e2:53");
+        check_closed(both, "", "e10:53, e10:53");
+        check_closed(both, "e1:U", "e10:53, e10:53");
+        check_closed("ip=10.96.0.10 port=dns:53/udp", "e1:R", "e10:53 e1:53, e10:53");
+        check_closed("ip=10.96.0.77 port=dns:53/udp", "e1:R", "e10:53, e10:53");
+        // A pod of this node is no server of the daemon.
+        check_closed(both, "e1:Rl", "e10:53 e1:53, e10:53 e1:53");
     }
 
     #[test]

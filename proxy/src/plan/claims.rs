@@ -58,6 +58,9 @@ pub(super) enum Rank {
     ClusterIp(Age),
     /// External and load balancer addresses, and node ports.
     Other(Age),
+    /// A health-check node port. Clients of a Service count for more than the probes of a load balancer; the kernel would
+    /// decide by what was opened first.
+    HealthCheck(Age),
 }
 
 /// Precedence by age.
@@ -94,7 +97,12 @@ impl Claims {
 
     /// Whether `port` has the frontend.
     pub(super) fn is_won_by(&self, claim: &Claim, port: &PortKey) -> bool {
-        self.claimants.get(claim).and_then(|claimants| claimants.first()).is_some_and(|first| first.port == *port)
+        self.winner(claim).is_some_and(|first| first.port == *port)
+    }
+
+    /// The claimant that has the frontend.
+    pub(super) fn winner(&self, claim: &Claim) -> Option<&Claimant> {
+        self.claimants.get(claim).and_then(|claimants| claimants.first())
     }
 
     /// The conflicts about one frontend. That the node's own DNS answers in place of the cluster's is none.
@@ -112,7 +120,8 @@ impl Claims {
         let first = losers.first()?;
         match (winner.rank, first.rank) {
             (Rank::BuiltIn, Rank::ClusterIp(_)) => Some(&first.port),
-            (Rank::BuiltIn, Rank::BuiltIn | Rank::Other(_)) | (Rank::ClusterIp(_) | Rank::Other(_), _) => None,
+            (Rank::BuiltIn, Rank::BuiltIn | Rank::Other(_) | Rank::HealthCheck(_))
+            | (Rank::ClusterIp(_) | Rank::Other(_) | Rank::HealthCheck(_), _) => None,
         }
     }
 

@@ -162,7 +162,7 @@ pub(super) fn frontend(site: Site, service: &Service, situation: Situation<'_>) 
         (FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort, _) => List::Cluster,
     };
     let Site { address, port, kind } = site;
-    Frontend { address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside }
+    Frontend { falls_back: false, address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside }
 }
 
 /// What a socket gets when policy Local has no endpoint. Where no node has one, a refusal is right in any case.
@@ -183,7 +183,7 @@ pub(super) fn cluster_ip_rules(rule: impl Fn(bool) -> Rule, options: &PlanOption
 }
 
 /// Policy Cluster.
-pub(super) fn cluster_rule(masquerade: bool) -> Rule {
+fn cluster_rule(masquerade: bool) -> Rule {
     Rule { list: List::Cluster, empty: Empty::Reject, masquerade }
 }
 

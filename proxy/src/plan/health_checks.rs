@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
-use shunt_model::{EndpointSlice, Family, ObjectKey, Service, ServiceKind, Snapshot, TrafficPolicy};
+use shunt_model::{EndpointSlice, Family, ObjectKey, Protocol, Service, ServiceKind, Snapshot, TrafficPolicy};
 
+use super::PortKey;
+use super::claims::{Claim, Claims};
 use super::frontends::{is_balanced, ports_of};
 use super::merge::endpoints_of;
 
@@ -43,20 +46,44 @@ impl HealthCheckAddresses {
     }
 }
 
-/// The health checks of a Service, one for each family it has.
-pub(super) fn health_checks(service: &Service, slices: &[&EndpointSlice], node: &str) -> Vec<(Family, HealthCheck)> {
-    let Some(port) = service.health_check_node_port.filter(|_| wants_check(service)) else { return Vec::new() };
-    let of_family = |family| {
+/// The name by which a health-check node port is in claims. No port of a Service has a name with capital letters.
+const NAME: &str = "healthCheckNodePort";
+
+/// The health-check node port of a Service in a family, as a claim.
+fn claim_of(service: &Service, port: NonZeroU16, family: Family) -> (Claim, PortKey) {
+    let protocol = Protocol::Tcp;
+    let claim = Claim { family, address: None, protocol, port };
+    (claim, PortKey { service: service.key.clone(), port: Arc::from(NAME), protocol, family })
+}
+
+/// What the health-check node ports of a Service claim: where another Service has the node port, none is served.
+pub(super) fn claims_of(service: &Service) -> impl Iterator<Item = (Claim, PortKey)> {
+    let port = service.health_check_node_port.filter(|_| wants_check(service));
+    let has = |family: &Family| ports_of(service).any(|(_, of, _)| of == *family);
+    let families = Family::BOTH.into_iter().filter(has);
+    families.filter_map(move |family| port.map(|port| claim_of(service, port, family)))
+}
+
+/// The health checks of a Service, one for each family it has, where its claim is the first.
+pub(super) fn health_checks(
+    service: &Service,
+    slices: &[&EndpointSlice],
+    node: &str,
+    claims: &Claims,
+) -> Vec<(Family, HealthCheck)> {
+    let of_family = |(claim, key): (Claim, PortKey)| {
+        if !claims.is_won_by(&claim, &key) {
+            return None;
+        }
+        let (Claim { port, .. }, family) = (claim, key.family);
         let ports = ports_of(service).filter(|(_, of, _)| *of == family).map(|(port, ..)| port);
-        let mut ports = ports.peekable();
-        ports.peek()?;
         // Terminating endpoints are not ready, so they never count even while they are the ones that serve.
         let local = ports.flat_map(|port| endpoints_of(slices, port, family, node));
         let local = local.filter(|candidate| candidate.local && candidate.endpoint.ready);
         let addresses: HashSet<IpAddr> = local.map(|candidate| candidate.address.ip()).collect();
         Some((family, HealthCheck { port, local_endpoints: addresses.len() }))
     };
-    Family::BOTH.into_iter().filter_map(of_family).collect()
+    claims_of(service).filter_map(of_family).collect()
 }
 
 /// The Services that need a health-check node port but name none, and did not so in `old` (IN-21).
@@ -106,6 +133,39 @@ mod tests {
         check("eTP ext=192.0.2.1 check=30900", "e1:Rl", &[]); // IN-21: the type counts
         check(&format!("{local} iTP"), "e1:Rl", &["IPv4 30900 1"]); // IN-21: iTP has no say
         check(&format!("{local} other"), "e1:Rl", &[]); // IN-1
+    }
+
+    /// The health checks of Service `web` beside another Service, and the conflicts, whichever the planner sees first.
+    #[track_caller]
+    fn check_beside(other: &str, wanted: &[&str], lost: &[&str]) {
+        let web = service("web", "ip=10.96.0.1 ip=fd00:96::1 port=http:80/tcp type=lb eTP check=30900 created=9");
+        let both = cluster([web.clone(), service("other", other)], []);
+        let (whole, conflicts) = plan(&both, &options());
+        let checks = whole.health_checks.keys().filter(|(key, _)| *key.name == *"web");
+        assert_eq!(checks.map(|(_, family)| family.to_string()).collect::<Vec<_>>(), wanted);
+        let told: Vec<_> =
+            conflicts.iter().map(|conflict| format!("{} {}", conflict.loser, conflict.frontend)).collect();
+        assert_eq!(told, lost);
+        let mut planner = crate::plan::Planner::new(options());
+        planner.update(std::sync::Arc::new(cluster([web.clone()], [])));
+        assert_eq!(planner.plan().health_checks.len(), 2, "alone it has both");
+        assert_eq!(planner.update(std::sync::Arc::new(both)).health_checks, whole.health_checks);
+        assert_eq!(planner.update(std::sync::Arc::new(cluster([web], []))).health_checks.len(), 2, "alone again");
+    }
+
+    #[test]
+    fn a_node_port_of_another_service_comes_before_a_health_check() {
+        const LOST: &str = "default/web:healthCheckNodePort/tcp *:30900/tcp";
+        check_beside("ip=10.96.0.2 np=30900", &["IPv6"], &[LOST]);
+        check_beside("ip=10.96.0.2 np=30900 created=99", &["IPv6"], &[LOST]);
+        check_beside("ip=fd00:96::2 np=30900", &["IPv4"], &[LOST]);
+        check_beside("ip=10.96.0.2 port=dns:53/udp np=30900", &["IPv4", "IPv6"], &[]);
+        check_beside("ip=10.96.0.2 np=30901", &["IPv4", "IPv6"], &[]);
+        // Of two health checks the older Service has it.
+        let twin = "ip=10.96.0.2 type=lb eTP check=30900 created";
+        check_beside(&format!("{twin}=1"), &["IPv6"], &[LOST]);
+        let loser = "default/other:healthCheckNodePort/tcp *:30900/tcp";
+        check_beside(&format!("{twin}=20"), &["IPv4", "IPv6"], &[loser]);
     }
 
     #[test]

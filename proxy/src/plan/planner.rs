@@ -11,14 +11,14 @@ use ipnet::IpNet;
 use shunt_model::{EndpointSlice, Family, ObjectKey, Service, Snapshot};
 
 use super::addresses::AddressBook;
-use super::built_in::{built_in, built_in_key};
+use super::built_in::{built_in, built_in_key, with_others};
 use super::claims::{Claim, Claimant, Claims, Conflict, Rank};
 use super::health_checks::{HealthCheck, health_checks};
 use super::node::ThisNode;
 use super::notices::{Now, Said};
 use super::opt_out::OptedOut;
 use super::service::{claim, plan_service, stakes_of};
-use super::{Plan, PlanOptions, PortKey, PortPlan};
+use super::{Endpoint, Plan, PlanOptions, PortKey, PortPlan};
 
 /// The plan for a snapshot, and the conflicts: service ports that do not get a frontend because another has it.
 #[must_use]
@@ -44,7 +44,18 @@ pub struct Planner {
     claims: Claims,
     conflicts: BTreeMap<Claim, Vec<Conflict>>,
     said: Said,
+    /// The ports of the node's own DNS.
+    own_dns: BTreeMap<PortKey, OwnDns>,
     plan: Plan,
+}
+
+/// A port of the node's own DNS, and which endpoints serve while that is closed.
+#[derive(Debug)]
+struct OwnDns {
+    /// The port as it is if no Service has the address too.
+    alone: PortPlan,
+    /// The endpoints of Services that would have its frontends.
+    others: BTreeMap<ObjectKey, Vec<Endpoint>>,
 }
 
 impl Planner {
@@ -52,12 +63,14 @@ impl Planner {
     #[must_use]
     pub fn new(options: PlanOptions) -> Self {
         let (mut claims, mut addresses) = (Claims::default(), AddressBook::default());
+        let mut own_dns = BTreeMap::new();
         let mut plan = Plan { service_cidrs: options.service_cidrs.as_slice().into(), ..Plan::default() };
         for port in built_in(&options) {
             for frontend in &port.frontends {
                 claims.add(claim(frontend.site(), &port.key), Claimant { rank: Rank::BuiltIn, port: port.key.clone() });
             }
             addresses.follow(None, Some(&port));
+            own_dns.insert(port.key.clone(), OwnDns { alone: port.clone(), others: BTreeMap::new() });
             plan.ports.insert(port.key.clone(), Arc::new(port));
         }
         plan.addresses = addresses.meanings().clone();
@@ -73,6 +86,7 @@ impl Planner {
             claims,
             conflicts: BTreeMap::new(),
             said: Said::default(),
+            own_dns,
             plan,
         }
     }
@@ -205,20 +219,44 @@ impl Planner {
         let (mut fresh, checks) = match self.snapshot.services.get(key) {
             Some(service) => {
                 let slices: Vec<&EndpointSlice> = self.snapshot.slices_of(key).map(Arc::as_ref).collect();
-                let checks = health_checks(service, &slices, &self.options.node);
+                let checks = health_checks(service, &slices, &self.options.node, &self.claims);
                 (plan_service(service, &slices, &self.options, &self.here), checks)
             }
             None => (Vec::new(), Vec::new()),
         };
         self.recheck(key, &checks);
+        let mut stand_ins = BTreeMap::new();
         for port in &mut fresh {
-            let PortPlan { key, frontends, source_ranges, .. } = port;
-            frontends.retain(|frontend| self.claims.is_won_by(&claim(frontend.site(), key), key));
+            let PortPlan { key, frontends, cluster, source_ranges, .. } = port;
+            frontends.retain(|frontend| match self.claims.winner(&claim(frontend.site(), key)) {
+                Some(Claimant { rank: Rank::BuiltIn, port: own }) => {
+                    stand_ins.insert(own.clone(), cluster.clone());
+                    false
+                }
+                winner => winner.is_some_and(|first| first.port == *key),
+            });
             source_ranges.take_if(|_| !frontends.iter().any(|frontend| frontend.filtered)); // TP-30
         }
         // Without a frontend no client can dial it.
         fresh.retain(|port| !port.frontends.is_empty());
         self.replace(key, fresh);
+        self.stand_in(key, stand_ins);
+    }
+
+    /// Notes which endpoints of a Service serve while the node's own DNS is closed, by the ports of the latter.
+    fn stand_in(&mut self, service: &ObjectKey, mut stand_ins: BTreeMap<PortKey, Vec<Endpoint>>) {
+        for (key, OwnDns { alone, others }) in &mut self.own_dns {
+            let endpoints = stand_ins.remove(key).filter(|endpoints| !endpoints.is_empty());
+            if others.get(service) == endpoints.as_ref() {
+                continue;
+            }
+            match endpoints {
+                Some(endpoints) => drop(others.insert(service.clone(), endpoints)),
+                None => drop(others.remove(service)),
+            }
+            let port = with_others(alone, others.values().flatten());
+            self.plan.ports.insert(key.clone(), Arc::new(port));
+        }
     }
 
     fn recheck(&mut self, service: &ObjectKey, fresh: &[(Family, HealthCheck)]) {

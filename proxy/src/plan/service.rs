@@ -10,7 +10,7 @@ use super::lists::{ChosenLists, NodeAndZone, choose};
 use super::merge::endpoints_of;
 use super::node::ThisNode;
 use super::ranges::source_ranges;
-use super::{FrontendKind, PlanOptions, PortKey, PortPlan, SourceRanges};
+use super::{FrontendKind, PlanOptions, PortKey, PortPlan, SourceRanges, health_checks};
 
 /// All ports of a service, with every frontend it claims.
 pub(super) fn plan_service(
@@ -46,22 +46,20 @@ pub(super) fn plan_service(
     ports_of(service).map(plan_port).collect()
 }
 
-/// Every frontend that a Service claims. Depends on the Service and the options alone.
+/// Every frontend that a Service claims, and its health-check node port. Depends on the Service and the options alone.
 pub(super) fn stakes_of(service: &Service, options: &PlanOptions) -> Vec<(Claim, Claimant)> {
     let age = service.created.map_or(Age::Undated, Age::Created);
     let rank = move |kind| match kind {
         FrontendKind::ClusterIp => Rank::ClusterIp(age),
         FrontendKind::External | FrontendKind::LoadBalancer | FrontendKind::NodePort => Rank::Other(age),
     };
-    ports_of(service)
-        .flat_map(|(port, family, cluster_ip)| {
-            let key = key(service, port, family);
-            let sites = sites_of(service, (port, family, cluster_ip), options.external_ips);
-            sites
-                .into_iter()
-                .map(move |site| (claim(site, &key), Claimant { rank: rank(site.kind), port: key.clone() }))
-        })
-        .collect()
+    let frontends = ports_of(service).flat_map(|(port, family, cluster_ip)| {
+        let key = key(service, port, family);
+        let sites = sites_of(service, (port, family, cluster_ip), options.external_ips);
+        sites.into_iter().map(move |site| (claim(site, &key), Claimant { rank: rank(site.kind), port: key.clone() }))
+    });
+    let check = |(claim, port)| (claim, Claimant { rank: Rank::HealthCheck(age), port });
+    frontends.chain(health_checks::claims_of(service).map(check)).collect()
 }
 
 /// A frontend of a service port as a claim.

@@ -180,7 +180,8 @@ impl<'a> From<&'a PortPlan> for PortView<'a> {
 
 impl From<&Frontend> for FrontendView {
     fn from(frontend: &Frontend) -> Self {
-        let Frontend { address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside } = *frontend;
+        let Frontend { falls_back: _, address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside } =
+            *frontend;
         let rule = |rule| {
             let Rule { list, empty, masquerade } = rule;
             RuleView { list, empty, masquerade }

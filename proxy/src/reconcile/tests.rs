@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::dns::choice::PlanChoice;
 use crate::dns::reachable;
 use crate::metrics::census::Census;
 use crate::metrics::{Durations, KubeProxy};
-use crate::plan::{Plan, PlanOptions, PortKey, fixture};
+use crate::plan::{Plan, PlanOptions, PortKey, PortPlan, fixture};
 use crate::status::Status;
 
 /// The result of a sync of the data path.
@@ -50,6 +51,10 @@ impl Datapath for Fake {
         Mode::Ebpf
     }
 
+    fn mark_own_dns(&mut self, _sockets: &[OwnedFd]) -> Result<(), SyncError> {
+        Ok(())
+    }
+
     fn audit(&mut self) -> Result<u64, SyncError> {
         Ok(0)
     }
@@ -71,8 +76,11 @@ impl Datapath for Fake {
 
 /// The servers behind port 53.
 fn leads(plan: &Plan) -> String {
-    let dns = plan.ports.values().filter(|port| port.frontends.iter().any(|frontend| frontend.port.get() == 53));
-    let servers = dns.flat_map(|port| &port.cluster).map(|endpoint| endpoint.address.ip().to_string());
+    let at_dns = |port: &'_ Arc<PortPlan>| port.frontends.iter().find(|frontend| frontend.port.get() == 53).copied();
+    let dns = plan.ports.values().filter_map(|port| Some((port, at_dns(port)?)));
+    let servers = dns
+        .flat_map(|(port, frontend)| port.list(frontend.at_sockets))
+        .map(|endpoint| endpoint.address.ip().to_string());
     servers.collect::<Vec<_>>().join(" ")
 }
 

@@ -13,9 +13,10 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::Listener;
-use crate::datapath::OpenPath;
+use crate::datapath::{Lock, OpenPath};
 use crate::events::{self, Recorded, Recorder};
 use crate::http::health::{DnsState, Health};
+use crate::made::{Ledger, Made};
 use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
 
@@ -29,6 +30,10 @@ pub(super) struct Parts {
     /// Every task of the daemon; each ends when `stop` says so.
     pub(super) tasks: JoinSet<Result<()>>,
     pub(super) control: Option<Listener>,
+    /// No other daemon works with the same pins.
+    pub(super) lock: Arc<Lock>,
+    /// What this start has made, to be taken back if it fails.
+    pub(super) ledger: Ledger,
     pub(super) events: Recorder,
     pub(super) recorded: Option<Recorded>,
     pub(super) health: Health,
@@ -39,14 +44,19 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens all sockets before anything else, so that a second daemon started by mistake changes nothing. From here on
-    /// the daemon serves health (HM-11).
-    pub(super) async fn bind(config: Config) -> Result<Self> {
+    /// Opens the control socket and locks the BPF root before anything else, so that a second daemon started by mistake
+    /// changes nothing.
+    pub(super) fn bind(config: Config) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let stop = CancellationToken::new();
         tasks.spawn(stop_on_signal(stop.clone())?);
-        // Only this socket detects a second daemon: the daemon retries addresses of HTTP that are in use (HM-23).
+        // Only these two detect a second daemon: the daemon retries addresses of HTTP that are in use (HM-23).
         let control = Some(Listener::open(&config.control_socket)?);
+        let lock = Arc::new(Lock::take(&config.bpf_root)?);
+        let mut ledger = Ledger::default();
+        if lock.has_made_root() {
+            ledger.note(Made::BpfRoot(config.bpf_root.clone()));
+        }
         let (status, _) = watch::channel(Status::default());
         let (dns, _) = watch::channel(DnsState::default());
         let (events, recorded) = events::recorder();
@@ -60,9 +70,8 @@ impl Parts {
             path: OpenPath::default(),
         };
         let (config, recorded) = (Arc::new(config), Some(recorded));
-        let mut parts = Self { config, stop, tasks, control, events, recorded, health, status, dns, dns_server: None };
-        parts.start_health().await?;
-        Ok(parts)
+        let dns_server = None;
+        Ok(Self { config, stop, tasks, control, lock, ledger, events, recorded, health, status, dns, dns_server })
     }
 
     /// Adds work that does not end by itself.

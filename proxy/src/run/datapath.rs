@@ -16,11 +16,12 @@ use crate::reconcile::Reconciler;
 impl Parts {
     /// Opens the data path and starts its upkeep.
     pub(super) async fn open_datapath(&mut self, mode: Mode, options: Options) -> Result<Box<dyn Datapath>> {
-        let opening = tokio::task::spawn_blocking(move || datapath::open(mode, &options));
+        let lock = Arc::clone(&self.lock);
+        let opening = tokio::task::spawn_blocking(move || datapath::open(mode, &options, &lock));
         let Opened { path, mode, adopted, report, beside } = opening.await.context("opening the data path")??;
         info!(%mode, adopted, "data path is open");
         self.health.path.publish(mode, report);
-        if let Some(beside) = beside {
+        for beside in beside {
             let stop = self.stop.clone();
             self.tasks.spawn_blocking(move || {
                 beside(stop);
@@ -32,9 +33,11 @@ impl Parts {
 
     /// Syncs block, so they have a thread of their own.
     pub(super) fn start_reconciler(&mut self, reconciler: Reconciler) {
-        let stop = self.stop.clone();
+        let (stop, lock) = (self.stop.clone(), Arc::clone(&self.lock));
         self.tasks.spawn_blocking(move || {
             Handle::current().block_on(reconciler.run(stop));
+            // A sync that hangs in the kernel when the daemon ends holds the lock until it returns.
+            drop(lock);
             Ok(())
         });
     }

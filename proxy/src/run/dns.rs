@@ -1,28 +1,41 @@
 //! The bundled DNS as a part of the daemon: its server, its addresses, and the watch that finds out whether it serves.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Result;
 use shunt_dns::Server;
 use shunt_model::Snapshot;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::daemon::Parts;
 use crate::config::DnsConfig;
 use crate::dns::addresses::Prepared;
 use crate::dns::choice::PlanChoice;
 use crate::dns::{addresses, reachable, service, watch as dns_watch};
+use crate::host::fd_store::Manager;
 use crate::http::health::DnsState;
 use crate::plan::PlanOptions;
 use crate::reconcile::Goal;
+
+/// Sockets that were kept for a server that is off now would take queries which are never read.
+fn forget_sockets() {
+    let manager = Manager::of_environment();
+    drop(manager.kept());
+    if let Err(error) = manager.keep(&[]) {
+        warn!(%error, "the service manager cannot be asked to close the sockets that it keeps of DNS");
+    }
+}
 
 /// The server, if DNS is switched on, and where it listens.
 #[derive(Default)]
 pub(super) struct StartedDns {
     pub(super) server: Option<Arc<Server>>,
     pub(super) listen: Vec<SocketAddr>,
+    /// Its sockets, to be marked for the data path.
+    pub(super) sockets: Vec<OwnedFd>,
 }
 
 impl Parts {
@@ -30,14 +43,15 @@ impl Parts {
     pub(super) async fn start_dns(&mut self) -> Result<StartedDns> {
         let Some(config) = &self.config.dns else {
             self.dns.send_replace(DnsState::Off);
+            forget_sockets();
             return Ok(StartedDns::default());
         };
         let (reachable, served) = watch::channel(None);
-        let Prepared { listen, on_lo } = addresses::prepare(&config.listen).await?;
+        let Prepared { listen, on_lo } = addresses::prepare(&config.listen, &mut self.ledger).await?;
         let cluster_dns = &self.config.cluster_dns;
         let mut started = service::start(config, listen, cluster_dns, served).await?;
         let (follow, keep) = (started.follow(cluster_dns), addresses::keep(on_lo)?);
-        let server = started.server;
+        let (server, sockets) = (started.server, started.sockets);
         let listen = server.local_addresses().to_vec();
         info!(addresses = ?listen, "DNS is listening");
         let state = self.serving(config, &listen)?;
@@ -48,7 +62,7 @@ impl Parts {
             self.until_stopped(follow);
         }
         self.dns_server = Some(Arc::clone(&server));
-        Ok(StartedDns { server: Some(server), listen })
+        Ok(StartedDns { server: Some(server), listen, sockets })
     }
 
     fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {

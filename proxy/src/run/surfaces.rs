@@ -70,6 +70,7 @@ impl Parts {
             let views = Views {
                 node: Arc::from(self.config.node.as_str()),
                 status: self.status.subscribe(),
+                path: self.health.path.clone(),
                 dns: dns.map(|server| server.explainer()),
             };
             let (control, stop) = (Control::new(listener, views), self.stop.clone());

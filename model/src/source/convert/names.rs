@@ -46,6 +46,15 @@ pub(super) fn label_fault(text: &str) -> Option<String> {
     })
 }
 
+/// Why `text` is not a name that a container port can have (RFC 6335 section 5.1), as words to follow it.
+pub(crate) fn port_name_fault(text: &str) -> Option<&'static str> {
+    let is_name =
+        text.len() <= 15 && is_part(text) && !text.contains("--") && !text.bytes().all(|b| !b.is_ascii_lowercase());
+    (!is_name).then_some(
+        "is not the name of a port (at most 15 lower-case letters, digits and single '-' between them, one letter at least)",
+    )
+}
+
 /// A name outside of the cluster, which need not follow Kubernetes' rules: capital letters and `_` are in use. It must
 /// be labels of 1 to 63 characters between dots, so that it has one reading only.
 pub(super) fn is_host(name: &str) -> bool {
@@ -72,6 +81,16 @@ fn is_part(part: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_ports_follow_rfc_6335() {
+        for good in ["http", "a", "8080a", "dns-tcp", "a23456789012345"] {
+            assert_eq!(port_name_fault(good), None, "{good}");
+        }
+        for bad in ["8080", "8-0", "HTTP", "a--b", "-a", "a-", "a_b", "", "a234567890123456"] {
+            assert!(port_name_fault(bad).is_some(), "{bad}");
+        }
+    }
 
     #[test]
     fn names_follow_rfc_1123() {

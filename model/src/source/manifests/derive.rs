@@ -243,7 +243,23 @@ fn target_ports(spec: &core::ServiceSpec, service: &Service, cx: &mut Conversion
         let target = match given.and_then(|given| given.target_port.as_ref()) {
             None | Some(IntOrString::Int(0)) => Target::Number(port.port),
             Some(IntOrString::String(name)) if name.is_empty() => Target::Number(port.port),
-            Some(IntOrString::String(name)) => Target::Name(cx.intern(name)),
+            Some(IntOrString::String(name)) if name.bytes().all(|byte| byte.is_ascii_digit()) => {
+                cx.note(format!(
+                    "port {:?} has targetPort {name:?} in quotes, which is a name and not a number, and Kubernetes refuses \
+                     it; write targetPort: {name}. The port has no endpoints",
+                    port.name
+                ));
+                continue;
+            }
+            Some(IntOrString::String(name)) => {
+                if let Some(fault) = convert::port_name_fault(name) {
+                    let port = &port.name;
+                    cx.note(format!(
+                        "port {port:?} has targetPort {name:?}, which {fault}; Kubernetes would refuse it"
+                    ));
+                }
+                Target::Name(cx.intern(name))
+            }
             Some(IntOrString::Int(number)) => {
                 let Some(number) = convert::port_number(*number) else {
                     let name = &port.name;

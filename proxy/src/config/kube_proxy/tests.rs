@@ -178,7 +178,19 @@ fn what_cannot_be_meant_is_refused() {
         ("iptables: {syncPeriod: 1s, minSyncPeriod: 2s}", ["iptables.minSyncPeriod", "longer"]),
         ("iptables: {syncPeriod: soon}", ["soon", "duration"]),
         ("conntrack: {min: -1}", ["conntrack.min", "0 to"]),
-        ("bindAddressHardFail: 5", ["bool", "5"]),
+        ("bindAddressHardFail: 5", ["bindAddressHardFail: is integer `5`, but it takes true or false", "line 3"]),
+        ("oomScoreAdj: low", ["oomScoreAdj: is string \"low\", but it takes a whole number", "line 3"]),
+        ("iptables:\n  syncPeriod: 1s\nnftables:\n  syncPeriod: 5", ["nftables.syncPeriod: ", "line 6"]),
+        ("iptables:\n  masqueradeAll: 'yes'", ["iptables.masqueradeAll: is string \"yes\", but it takes", "line 4"]),
+        ("iptables: {masqueradeAll: 1}", ["iptables.masqueradeAll: ", "line 3"]),
+        ("featureGates:\n  X: true\n  Y: on it", ["featureGates.Y: ", "line 5"]),
+        ("conntrack: 7", ["conntrack: is integer `7`, but it takes a block of fields", "line 3"]),
+        ("nodePortAddresses: primary", ["nodePortAddresses: is string \"primary\", but it takes a list", "line 3"]),
+        ("logging:\n  verbosity: -2", ["logging.verbosity: is integer `-2`, but it takes a whole number of", "line 4"]),
+        (
+            "ipvs:\n  syncPeriod: 1s\n  minSyncPeriod: 2s",
+            ["ipvs.minSyncPeriod: 2s is longer than syncPeriod", "line 5"],
+        ),
     ] {
         refused(config_of(&format!("{HEAD}{text}\n"), "--manifests m --hostname-override n"), &words);
     }

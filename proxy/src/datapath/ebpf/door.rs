@@ -1,17 +1,20 @@
 //! This data path behind the door: it translates the door's neutral types into its own and back.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::keeper::Keeper;
 use super::layout::Usage;
 use super::pins::{self, PinError, RemovedPins};
 use super::probe::checks;
 use super::socket::programs::Links;
 use super::socket::upkeep::Upkeep;
 use super::{Adopted, Ebpf, EbpfOpenError, EbpfOptions};
+use crate::datapath::lock::Lock;
 use crate::datapath::{Check, HostOptions, Mode, Opened, Options, Removed, Report};
 use crate::host::cgroup::{self, CgroupError};
 
@@ -23,6 +26,7 @@ pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
 /// Opens tables and programs, with upkeep to run beside them.
 pub(in crate::datapath) fn open(
     options: &Options,
+    lock: Arc<Lock>,
     reports: watch::Sender<Report>,
     report: watch::Receiver<Report>,
 ) -> Result<Opened, EbpfOpenError> {
@@ -37,13 +41,18 @@ pub(in crate::datapath) fn open(
     let (ebpf, opt_outs, lists, adopted) = Ebpf::open(&options)?;
 
     let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins, (opt_outs, lists))?;
+    let keeper = Keeper::new(options, ebpf.pins.clone(), lock)?;
     let orders = ebpf.orders.subscribe();
+    let kept = reports.clone();
     Ok(Opened {
         path: Box::new(ebpf),
         mode: Mode::Ebpf,
         adopted: adopted.to_string(),
         report,
-        beside: Some(Box::new(|stop| Handle::current().block_on(upkeep.run(orders, reports, stop)))),
+        beside: vec![
+            Box::new(|stop| Handle::current().block_on(upkeep.run(orders, reports, stop))),
+            Box::new(|stop| Handle::current().block_on(keeper.run(kept, stop))),
+        ],
     })
 }
 
@@ -65,6 +74,11 @@ impl std::fmt::Display for Adopted {
         write!(f, "{services} services, {frontends} frontends and {backends} backends in the tables; ")?;
         write!(f, "{kept} programs kept, {replaced} replaced, {attached} attached")
     }
+}
+
+/// Makes the directory of the pins, if it is missing. True if it was missing.
+pub(in crate::datapath) fn make_root(root: &Path) -> Result<bool, PinError> {
+    pins::make_root(root)
 }
 
 /// Removes every pin; programs stop with their links.

@@ -39,7 +39,7 @@ fn key(port: &PortPlan, frontend: &Frontend) -> FrontendKey {
 }
 
 fn access(frontend: &Frontend) -> Access {
-    Access { list: frontend.at_sockets, filtered: frontend.filtered }
+    Access { list: frontend.at_sockets, filtered: frontend.filtered, falls_back: frontend.falls_back }
 }
 
 /// The service ports that the self-test dials: owner, frontend, and the loopback address it leads to.
@@ -59,6 +59,6 @@ pub(super) fn self_test() -> impl Iterator<Item = (PortKey, FrontendKey, Endpoin
 
 /// What the tables hold for the self-test.
 pub(super) fn self_test_target(frontend: FrontendKey, endpoint: &[Endpoint]) -> Target<'_> {
-    let access = Access { list: List::Cluster, filtered: false };
+    let access = Access { list: List::Cluster, filtered: false, falls_back: false };
     Target { frontends: vec![(frontend, access)], cluster: endpoint, ..Target::default() }
 }

@@ -100,6 +100,8 @@ pub(crate) struct Access {
     pub list: List,
     /// Only sources in the ranges may dial it.
     pub filtered: bool,
+    /// While the node's own DNS is closed, the endpoints that are not local serve.
+    pub falls_back: bool,
 }
 
 /// The sources that filtered frontends take.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
-use proxy_abi::maps::{self, Lifetime, Map};
+use proxy_abi::maps::{self, Kind, Lifetime, Map};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -60,9 +60,11 @@ impl MapPins {
         directory.join(map.name)
     }
 
-    /// Whether the tables are there, all of them.
+    /// Whether the tables are there, all of them. Storage of sockets in their lifetime only has marks, which each start
+    /// writes anew.
     pub(super) fn has_tables(&self) -> bool {
-        maps::ALL.iter().all(|map| map.lifetime != Lifetime::Tables || self.of(map).exists())
+        let is_kept = |map: &Map| map.lifetime == Lifetime::Tables && map.kind != Kind::Sockets;
+        maps::ALL.iter().all(|map| !is_kept(map) || self.of(map).exists())
     }
 }
 
@@ -244,6 +246,15 @@ fn mount_bpf(root: &Path) -> Result<(), PinError> {
         mount(Some("bpf"), BPF_MOUNT, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(PinError::Mount)?;
     }
     if on_bpf(root) { Ok(()) } else { Err(PinError::NotBpf(root.to_owned())) }
+}
+
+/// Makes `root` if it is missing, and mounts the BPF file system that it is to be on. True if it was missing.
+pub(super) fn make_root(root: &Path) -> Result<bool, PinError> {
+    mount_bpf(root)?;
+    let missing = !root.exists();
+    let failed = |source| PinError::File { doing: "making the directory", path: root.to_owned(), source };
+    std::fs::create_dir_all(root).map_err(failed)?;
+    Ok(missing)
 }
 
 /// How many pins [`remove`] removed.

@@ -18,13 +18,14 @@ use crate::host::cgroup;
 const OLDEST: (u32, u32) = (5, 18);
 
 /// The programs that call helpers which are not in all kernels, with these helpers.
-const HELPERS: [(ProgramType, &str, BpfHelper, &str); 6] = [
+const HELPERS: [(ProgramType, &str, BpfHelper, &str); 7] = [
     (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_set_retval, "bpf_set_retval"),
     (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie"),
     (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_sk_storage_get, "bpf_sk_storage_get"),
     (ProgramType::CgroupSockAddr, "connect()", BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "bpf_ktime_get_coarse_ns"),
     (ProgramType::CgroupSockAddr, "bind()", BpfHelper::BPF_FUNC_skc_to_tcp6_sock, "bpf_skc_to_tcp6_sock"),
     (ProgramType::CgroupSockAddr, "bind()", BpfHelper::BPF_FUNC_skc_to_udp6_sock, "bpf_skc_to_udp6_sock"),
+    (ProgramType::CgroupSock, "close()", BpfHelper::BPF_FUNC_sk_storage_get, "bpf_sk_storage_get"),
 ];
 
 /// The types of the programs' maps that are not in all kernels.

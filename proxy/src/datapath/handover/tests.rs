@@ -34,6 +34,10 @@ impl Datapath for FakePath {
         }
     }
 
+    fn mark_own_dns(&mut self, _sockets: &[OwnedFd]) -> Result<(), SyncError> {
+        Ok(())
+    }
+
     fn audit(&mut self) -> Result<u64, SyncError> {
         self.calls.lock().unwrap().push("audit");
         Ok(7)

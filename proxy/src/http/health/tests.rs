@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_in_the_end};
 use crate::config::{DnsConfig, DnsListen, PodNames};
-use crate::datapath::{Mode, Number, NumberKind, OpenPath, Report};
+use crate::datapath::{Installed, Mode, Number, NumberKind, OpenPath, Report};
 use crate::metrics::KubeProxy;
 use crate::metrics::census::Counts;
 use crate::plan::PortKey;
@@ -134,6 +134,13 @@ async fn ready_is_a_data_path_that_is_in_effect() {
     check(report_of(Report::default()).await, 503, &["self-test: not run yet"]);
     let fault = Report { checked: true, faults: vec!["the connect hook".to_owned()], ..Report::default() };
     check(report_of(fault).await, 503, &["self-test: the connect hook"]);
+    let lost = Installed { fault: Some("the programs at connect4 are not attached".to_owned()), restored: 3 };
+    let detached = Report { checked: true, faults: vec!["x".to_owned()], installed: lost, ..Report::default() };
+    check(report_of(detached.clone()).await, 503, &["the programs at connect4"]);
+    for (asked_for, report, code) in [("/healthz", detached, 503), ("/healthz", Report::default(), 200)] {
+        let health = Health { path: path(report), ..health(synced(), DnsState::Off, Pending::default()) };
+        assert_eq!(asked(health, asked_for).await.0, code);
+    }
     let leftover = Report { checked: true, leftovers: vec!["the data path x".to_owned()], ..Report::default() };
     check(report_of(leftover).await, 503, &["the data path x"]);
     let foreign = Report { checked: true, foreign: vec!["cilium".to_owned()], ..Report::default() };
@@ -276,7 +283,8 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
     let (_status, status) = watch::channel(status);
     let number = |name, kind, value| Number { name, help: "What it means", kind, value };
     let numbers = vec![number("sweeps", NumberKind::Counter, 4), number("left_alone", NumberKind::Gauge, 2)];
-    let path = path(Report { numbers, ..Report::default() });
+    let installed = Installed { fault: None, restored: 2 };
+    let path = path(Report { numbers, installed, ..Report::default() });
     let durations = durations();
     durations.synced(true, Duration::from_millis(3));
     let registry = metrics::registry(status, counts(), path, durations, Some(server.exporter()));
@@ -289,6 +297,7 @@ async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
         "# TYPE shunt_left_alone gauge",
         "shunt_sweeps_total 4",
         "shunt_left_alone 2",
+        "shunt_installation_restored_total 2",
         "shunt_objects_ignored_total{kind=\"service\"} 3",
         "shunt_sync_duration_seconds_count 1",
         "coredns_forward_max_concurrent_rejects_total 0",

@@ -125,6 +125,41 @@ fn target_ports_are_numbers_or_names_of_each_pod() {
     check(named, &[&plain_init], &["web-derived-ipv4-none [b=9090 c=82] 10.1.0.4rs"]);
 }
 
+/// The notes about a Service whose port has this targetPort, and the slices over a Pod with this container port name.
+#[track_caller]
+fn check_target(target: &str, container: &str, notes: &[&str], slices: &[&str]) {
+    let spec = format!("ports: [{{port: 80, targetPort: {target}}}]");
+    let service =
+        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{selector: {{app: web}}, {spec}}}\n");
+    let (mut cx, mut found) = (Conversion::default(), Vec::new());
+    parse(&service, Format::Yaml, |parsed| found.extend(declare(parsed, &mut cx).notes)).unwrap();
+    assert_eq!(found, notes);
+    let ports = format!("containers: [{{name: c, ports: [{{name: {container}, containerPort: 8080}}]}}]");
+    let pod = format!("metadata: {{name: p, labels: {{app: web}}}}; spec: {{{ports}}}; status: {{podIP: 10.1.0.1}}");
+    check(&spec, &[&pod], slices);
+}
+
+#[test]
+fn a_target_port_that_no_port_can_have_is_told_once() {
+    check_target("http", "http", &[], &["web-derived-ipv4-8080 [=8080] 10.1.0.1rs"]);
+    check_target(
+        "'8080'",
+        "http",
+        &["port \"\" has targetPort \"8080\" in quotes, which is a name and not a number, and Kubernetes refuses it; \
+           write targetPort: 8080. The port has no endpoints"],
+        &["web-derived-ipv4 [] 10.1.0.1rs"],
+    );
+    check_target(
+        "HTTP",
+        "HTTP",
+        &[
+            "port \"\" has targetPort \"HTTP\", which is not the name of a port (at most 15 lower-case letters, digits and \
+           single '-' between them, one letter at least); Kubernetes would refuse it",
+        ],
+        &["web-derived-ipv4-8080 [=8080] 10.1.0.1rs"],
+    );
+}
+
 #[test]
 fn each_family_has_its_slice() {
     let dual =

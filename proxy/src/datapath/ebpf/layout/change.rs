@@ -88,10 +88,12 @@ impl<'a> EntryLists<'a> {
         if !uses(List::Local) {
             return Self { main: target.cluster, second: None };
         }
-        if !uses(List::Cluster) {
+        let is_a_part = target.cluster.iter().filter(|end| end.local).eq(target.local);
+        // A frontend that falls back needs the endpoints behind the local ones.
+        let falls_back = is_a_part && target.frontends.iter().any(|(_, access)| access.falls_back);
+        if !uses(List::Cluster) && !falls_back {
             return Self { main: target.local, second: None };
         }
-        let is_a_part = target.cluster.iter().filter(|end| end.local).eq(target.local);
         Self { main: target.cluster, second: if is_a_part { None } else { Some(target.local) } }
     }
 }
@@ -114,12 +116,13 @@ impl Port {
     }
 
     fn lead(&self, access: Access) -> Lead {
-        let Access { list, filtered } = access;
-        match (list, &self.second) {
-            (List::Cluster, _) => Lead { service: self.main, local: false, filtered },
-            (List::Local, Some((second, _))) => Lead { service: *second, local: true, filtered },
-            (List::Local, None) => Lead { service: self.main, local: true, filtered },
-        }
+        let Access { list, filtered, falls_back } = access;
+        let (service, local) = match (list, &self.second) {
+            (List::Cluster, _) => (self.main, false),
+            (List::Local, Some((second, _))) => (*second, true),
+            (List::Local, None) => (self.main, true),
+        };
+        Lead { service, local, filtered, falls_back }
     }
 }
 

@@ -327,7 +327,7 @@ mod tests {
             let key = FrontendKey::node_port(family, port(30080), Protocol::Tcp);
             assert_eq!(key.to_string(), "node port 30080/tcp");
         }
-        let lead = Lead { service: 3, local: false, filtered: false };
+        let lead = Lead { service: 3, local: false, filtered: false, falls_back: false };
         assert_eq!(Write::Frontend { key: frontend("10.96.0.10"), lead }.to_string(), "frontend 10.96.0.10:53/udp");
         let standing = Standing::new(77, 3, true, false);
         for text in ["10.244.1.2:8080", "[fd00::1:2]:53"] {

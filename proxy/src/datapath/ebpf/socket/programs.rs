@@ -24,7 +24,7 @@ use crate::sys::bpf;
 
 /// Hook and program, in the order in which they are attached: programs that translate answers come before those that
 /// translate calls.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("getpeername4", "shunt_getpeer4"),
     ("getpeername6", "shunt_getpeer6"),
     ("recvmsg4", "shunt_recvmsg4"),
@@ -35,6 +35,7 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("connect6", "shunt_connect6"),
     ("bind4", "shunt_bind4"),
     ("bind6", "shunt_bind6"),
+    ("sock_release", "shunt_release"),
 ];
 
 /// The program that lists the flows of connected sockets, and the one that lists those that have ended.
@@ -158,6 +159,7 @@ impl Loaded {
             match existing(&pin, cgroup_id, name)? {
                 Some(link) if same_program(link.program, &program, name)? => {
                     links.kept = links.kept.saturating_add(1);
+                    pin_running(&pins.programs.join(hook), link.program, name)?;
                     continue;
                 }
                 Some(_) => {
@@ -189,9 +191,18 @@ pub(in crate::datapath::ebpf) fn are_in_charge(pins: &Pins) -> Result<bool, Prog
     Ok(false)
 }
 
-/// The names of the hooks at which this version has programs.
-pub(in crate::datapath::ebpf) fn hooks() -> [&'static str; PROGRAMS.len()] {
-    PROGRAMS.map(|(hook, _)| hook)
+/// The hooks at which this version has programs, by their names as pins.
+pub(in crate::datapath::ebpf) fn hooks() -> impl Iterator<Item = &'static str> {
+    PROGRAMS.into_iter().map(|(hook, _)| hook)
+}
+
+/// The hooks whose links are not pinned in `links`, or not attached to the cgroup with this id. One that cannot be asked
+/// about counts too: to attach it again says why.
+pub(in crate::datapath::ebpf) fn detached(links: &Path, cgroup_id: u64) -> Vec<&'static str> {
+    let is_attached = |(hook, name): &(&'static str, &'static str)| {
+        existing(&links.join(hook), cgroup_id, name).is_ok_and(|link| link.is_some())
+    };
+    PROGRAMS.iter().filter(|program| !is_attached(program)).map(|(hook, _)| *hook).collect()
 }
 
 /// The ids of the programs that the links pinned in `links` run now.
@@ -354,6 +365,17 @@ fn attach(pin: &Path, cgroup: &File, program: &mut Hook<'_>, name: &'static str)
 fn pin_program(pin: &Path, program: &mut Hook<'_>, name: &'static str) -> Result<(), ProgramsError> {
     remove(pin, name)?;
     program.pin(pin).map_err(kernel("pinning", name))
+}
+
+/// Pins the program with this id, unless something is pinned there.
+fn pin_running(pin: &Path, id: u32, name: &'static str) -> Result<(), ProgramsError> {
+    if pin.exists() {
+        return Ok(());
+    }
+    let running = loaded_programs().filter_map(Result::ok).find(|found| found.id() == id);
+    let Some(running) = running else { return Ok(()) };
+    let fd = running.fd().map_err(kernel("opening", name))?;
+    bpf::pin(&fd, pin).map_err(kernel("pinning", name))
 }
 
 fn remove(pin: &Path, name: &'static str) -> Result<(), ProgramsError> {

@@ -251,7 +251,7 @@ impl Older<'_> {
 
     fn has_endpoint(&self, lead: Lead) -> bool {
         let entry = self.tables.directory(lead.service);
-        entry.is_some_and(|entry| Extent(entry.word(at::EXTENT)).count(lead.local) > 0)
+        entry.is_some_and(|entry| lookup::part(&self.tables, Extent(entry.word(at::EXTENT)), lead).1 > 0)
     }
 }
 

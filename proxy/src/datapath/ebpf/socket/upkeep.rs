@@ -27,6 +27,8 @@ use crate::host::netns::{Inventory, Namespace, Scanner};
 
 /// How often the self-test runs and a round does everything.
 const CHECKUP: Duration = Duration::from_mins(1);
+/// The pause before a self-test that failed runs again.
+const RECHECK: Duration = Duration::from_secs(2);
 /// How often a round searches for namespaces while something depends on them.
 const SCAN: Duration = Duration::from_secs(1);
 /// A program that ran when a backend left may still connect a socket to it: sweep a second time after this.
@@ -164,7 +166,8 @@ impl Upkeep {
         }
         if self.due.checkup <= now {
             self.check_up();
-            self.due.checkup = now + CHECKUP;
+            // The programs may be attached again by now.
+            self.due.checkup = now + if self.findings.not_in_effect.is_empty() { CHECKUP } else { RECHECK };
         }
         &self.findings
     }

@@ -13,7 +13,7 @@ use crate::datapath::caller::{Caller, Outcome};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
 use crate::plan::{
-    Detect, EmptyLocal, Meeting, NodePortAddresses, Packet, Plan, PlanOptions, SocketVerdict, Source, plan,
+    Detect, EmptyLocal, Meeting, NodePortAddresses, Packet, Plan, PlanOptions, PortPlan, SocketVerdict, Source, plan,
 };
 
 /// Every frontend, and what is near them: other ports, loopback, unused addresses, node ports at addresses.
@@ -144,6 +144,34 @@ proptest! {
                 let served = !matches!(outcome, Outcome::Foreign);
                 prop_assert!(!wanted || to.ip().to_canonical().is_unspecified() || served, "{}/{}", to, protocol);
             }
+        }
+    }
+}
+
+proptest! {
+    /// With the node's own DNS closed, the cluster DNS address leads to the endpoints of the Services that have it too, if
+    /// there are any, and nothing else changes.
+    #[test]
+    fn a_closed_dns_leads_to_others_and_changes_nothing_else(snapshot in any_cluster()) {
+        let plan = planned(&snapshot, true, true, EmptyLocal::Refuse);
+        let open = Memory::of(&plan).unwrap();
+        let closed = open.with_own_dns_closed();
+        let falls_back = |to: SocketAddr, protocol: Protocol| {
+            let at = |port: &&PortPlan| {
+                port.key.protocol == protocol
+                    && port.frontends.iter().any(|f| f.falls_back && f.address == Some(to.ip().to_canonical()) && f.port.get() == to.port())
+            };
+            plan.ports.values().map(|port| &**port).find(at)
+        };
+        for (client, to, protocol) in flows(&plan) {
+            let others = |port: &PortPlan| -> BTreeSet<SocketAddr> {
+                port.cluster.iter().filter(|endpoint| !endpoint.local).map(|endpoint| endpoint.address).collect()
+            };
+            let wanted = match falls_back(to, protocol).map(others).filter(|others| !others.is_empty()) {
+                Some(addresses) => Outcome::Endpoints { addresses, sticky: false },
+                None => open.outcome(client, to, protocol),
+            };
+            prop_assert_eq!(closed.outcome(client, to, protocol), wanted, "{:?} to {}/{}", client, to, protocol);
         }
     }
 }

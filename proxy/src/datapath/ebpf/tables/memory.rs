@@ -37,6 +37,8 @@ pub(crate) struct Memory {
     addresses: HashMap<IpAddr, addresses::Meaning>,
     /// Which endpoint a client had last; a lookup writes here.
     affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
+    /// The node's own DNS is closed.
+    own_dns_closed: bool,
 }
 
 /// A caller at one moment.
@@ -130,6 +132,10 @@ impl lookup::Tables for Memory {
         self.backends.get(&(Family::V6, index)).map(|words| Element(*words))
     }
 
+    fn own_dns_serves(&self) -> bool {
+        !self.own_dns_closed
+    }
+
     fn in_range(&self, key: &RangeKey) -> bool {
         let ip = IpAddr::V6(address_of(key.address)).to_canonical();
         self.ranges.iter().any(|(id, prefix)| *id == key.id && prefix.contains(&ip))
@@ -201,11 +207,17 @@ impl Memory {
         }
         let entry = self.entry(lead.service);
         let (extent, terms) = (Extent(word(entry, at::EXTENT)), Terms(word(entry, at::TERMS)));
-        let count = extent.count(lead.local);
+        let (_, count) = lookup::part(self, extent, lead);
         let seed = |nth: u32| u32::try_from((u64::from(nth) << 32) / u64::from(count) + 1).unwrap_or(u32::MAX);
         let choose = |nth| lookup::choose::<F, _>(self, Element(entry), lead, terms, seed(nth)).ok();
         let addresses = (0..count).filter_map(choose).map(F::socket_address).collect();
         Outcome::Endpoints { addresses, sticky: terms.timeout() != 0 }
+    }
+
+    /// The same tables with the node's own DNS closed.
+    #[cfg(test)]
+    pub(in crate::datapath::ebpf) fn with_own_dns_closed(&self) -> Self {
+        Self { own_dns_closed: true, ..self.clone() }
     }
 
     /// The endpoint of one call.

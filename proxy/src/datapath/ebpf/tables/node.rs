@@ -3,7 +3,7 @@
 //! Each word has one writer: the start has those of [`NodeWords`], and [`OptOuts`] goes from the start to upkeep.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use proxy_abi::maps;
 use proxy_abi::{Config, Namespace};
@@ -23,8 +23,44 @@ impl NodeWords {
         Ok(Self(Array::open(pins, &maps::CONFIG)?))
     }
 
-    pub(in crate::datapath::ebpf) fn write(self, host_cookie: u64, flags: u64) -> Result<(), SyncError> {
+    pub(in crate::datapath::ebpf) fn write(&self, host_cookie: u64, flags: u64) -> Result<(), SyncError> {
         self.0.store(0, &[(Config::HOST_COOKIE, host_cookie), (Config::FLAGS, flags)])
+    }
+}
+
+/// The sockets of the node's own DNS, as programs know them.
+#[derive(Debug)]
+pub(in crate::datapath::ebpf) struct OwnDns {
+    config: NodeWords,
+    marks: OwnedFd,
+    /// All are marked, and the programs are to be told so after the next sync.
+    marked: bool,
+}
+
+impl OwnDns {
+    pub(in crate::datapath::ebpf) fn open(config: NodeWords, pins: &MapPins) -> Result<Self, TableError> {
+        Ok(Self { config, marks: open(pins, &maps::OWN_DNS)?, marked: false })
+    }
+
+    /// Marks these sockets; the kernel forgets the mark with the socket.
+    pub(in crate::datapath::ebpf) fn mark(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {
+        const MARK: u64 = 1;
+        for socket in sockets {
+            let key = socket.as_raw_fd().to_ne_bytes();
+            let marked = bpf::update(self.marks.as_fd(), &key, &MARK.to_ne_bytes());
+            marked.map_err(|source| SyncError::Write { object: maps::OWN_DNS.name, source })?;
+        }
+        self.marked = !sockets.is_empty();
+        Ok(())
+    }
+
+    /// After a sync: no frontend that falls back leads to a server that does not know the cluster yet.
+    pub(in crate::datapath::ebpf) fn tell(&mut self) -> Result<(), SyncError> {
+        if std::mem::take(&mut self.marked) {
+            let flags = self.config.0.load(0, Config::FLAGS).unwrap_or_default();
+            self.config.0.store(0, &[(Config::FLAGS, flags | Config::DNS_SERVES)])?;
+        }
+        Ok(())
     }
 }
 

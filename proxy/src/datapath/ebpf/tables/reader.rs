@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use proxy_abi::lookup::{self, Words};
 use proxy_abi::maps::{self, Map};
-use proxy_abi::{Address6, AffinityKey, AffinityValue, FrontendKey4, FrontendKey6, RangeKey, RangePrefix};
+use proxy_abi::{Address6, AffinityKey, AffinityValue, Config, FrontendKey4, FrontendKey6, RangeKey, RangePrefix};
 use zerocopy::transmute;
 
 use super::super::pins::MapPins;
@@ -21,6 +21,7 @@ pub(in crate::datapath::ebpf) struct Reader {
     addresses: OwnedFd,
     ranges: OwnedFd,
     affinity: OwnedFd,
+    config: Array,
     directory: Array,
     slots: Array,
     backends4: Array,
@@ -56,6 +57,7 @@ impl Reader {
             addresses: open(pins, &maps::ADDRESSES)?,
             ranges: open(pins, &maps::RANGES)?,
             affinity: open(pins, &maps::AFFINITY)?,
+            config: array(&maps::CONFIG)?,
             directory: array(&maps::DIRECTORY)?,
             slots: array(&maps::SLOTS)?,
             backends4: array(&maps::BACKENDS4)?,
@@ -113,6 +115,10 @@ impl<'a> lookup::Tables for &'a Reader {
 
     fn backend6(&self, index: u32) -> Option<Element<'a>> {
         Some(Element::At(&self.backends6, index))
+    }
+
+    fn own_dns_serves(&self) -> bool {
+        self.config.load(0, Config::FLAGS).is_some_and(|flags| flags & Config::DNS_SERVES != 0)
     }
 
     fn in_range(&self, key: &RangeKey) -> bool {

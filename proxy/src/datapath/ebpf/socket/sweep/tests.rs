@@ -105,7 +105,7 @@ impl Kernel {
         let to: SocketAddr = frontend.parse().unwrap();
         let key = FrontendKey::new(to.ip(), to.port().try_into().unwrap(), Protocol::Udp);
         self.write(&Write::Extent { service, extent: Extent::new(0, 1, 0) });
-        self.write(&Write::Frontend { key, lead: Lead { service, local: false, filtered: false } });
+        self.write(&Write::Frontend { key, lead: Lead { service, local: false, filtered: false, falls_back: false } });
     }
 
     /// What the programs write at `connect()`.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::super::orders::Orders;
 use super::{Findings, Upkeep};
-use crate::datapath::{Number, NumberKind, Report};
+use crate::datapath::{Installed, Number, NumberKind, Report};
 
 impl Upkeep {
     /// Works on `orders` and publishes what it finds. Reads and writes block, so this wants a thread of its own.
@@ -42,7 +42,8 @@ impl Upkeep {
 
 fn publish(reports: &watch::Sender<Report>, findings: &Findings) {
     reports.send_if_modified(|known| {
-        let report = Report { leftovers: known.leftovers.clone(), ..report(findings) };
+        let (leftovers, installed) = (known.leftovers.clone(), known.installed.clone());
+        let report = Report { leftovers, installed, ..report(findings) };
         let modified = *known != report;
         *known = report;
         modified
@@ -72,5 +73,6 @@ fn report(findings: &Findings) -> Report {
             gauge("opted_out_namespaces", "Network namespaces that are left alone", *opted_out),
         ],
         leftovers: Vec::new(),
+        installed: Installed::default(),
     }
 }

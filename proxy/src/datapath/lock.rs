@@ -1,0 +1,189 @@
+//! The lock on the BPF root: one daemon at a time works with the pins there, and `shunt cleanup` removes none under it.
+//!
+//! It is flock(2) on the directory itself: a BPF file system takes no regular files, daemons of one root need not agree
+//! on any other path, and the kernel ends the lock with the process, also after SIGKILL.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::stat::{major, minor};
+
+use super::ebpf;
+
+/// The BPF root cannot be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has the lock.
+    #[error(
+        "{holder} serves with the BPF root {}: stop it, or give this one a --bpf-root and a --control-socket of its own",
+        .root.display()
+    )]
+    Held {
+        /// The directory.
+        root: PathBuf,
+        /// Who holds it.
+        holder: Holder,
+    },
+    /// The directory cannot be made.
+    #[error("making the BPF root {}", .root.display())]
+    Root {
+        /// The directory.
+        root: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The directory cannot be locked.
+    #[error("locking the BPF root {}", .root.display())]
+    Lock {
+        /// The directory.
+        root: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The process that holds a lock; without an id if it is in a PID namespace that this process does not see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder(pub Option<u32>);
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, "another daemon (pid {pid})"),
+            None => f.write_str("another daemon (of another PID namespace)"),
+        }
+    }
+}
+
+/// The lock, held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    root: PathBuf,
+    directory: Mutex<File>,
+    /// The directory was not there before.
+    made: bool,
+}
+
+impl Lock {
+    /// Locks `root`, which is made if it is missing.
+    pub fn take(root: &Path) -> Result<Self, LockError> {
+        let made = make(root)?;
+        let directory = lock(root)?;
+        Ok(Self { root: root.to_owned(), directory: Mutex::new(directory), made })
+    }
+
+    /// Locks `root` if it exists.
+    pub fn of_existing(root: &Path) -> Result<Option<Self>, LockError> {
+        if root.exists() { Self::take(root).map(Some) } else { Ok(None) }
+    }
+
+    /// Whether the directory was made for this lock, so that nothing of an earlier daemon can be in it.
+    #[must_use]
+    pub fn has_made_root(&self) -> bool {
+        self.made
+    }
+
+    /// Locks the directory that is at the path now: another program may have removed the one that was locked.
+    pub(super) fn renew(&self) -> Result<(), LockError> {
+        make(&self.root)?;
+        let mut held = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_at(&held, &self.root) {
+            *held = lock(&self.root)?;
+        }
+        drop(held);
+        Ok(())
+    }
+}
+
+fn make(root: &Path) -> Result<bool, LockError> {
+    ebpf::make_root(root).map_err(|error| LockError::Root { root: root.to_owned(), source: error.into() })
+}
+
+/// The directory at `root`, locked.
+fn lock(root: &Path) -> Result<File, LockError> {
+    let failed = |source| LockError::Lock { root: root.to_owned(), source };
+    loop {
+        let directory = File::open(root).map_err(failed)?;
+        match directory.try_lock() {
+            // A cleanup may have removed it in between: then the next process locks another directory at this path.
+            Ok(()) if is_at(&directory, root) => return Ok(directory),
+            Ok(()) => make(root)?,
+            Err(TryLockError::WouldBlock) => {
+                return Err(LockError::Held { root: root.to_owned(), holder: holder(&directory) });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        };
+    }
+}
+
+fn is_at(directory: &File, path: &Path) -> bool {
+    let id = |found: io::Result<std::fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+    let found = id(std::fs::metadata(path));
+    found.is_some() && found == id(directory.metadata())
+}
+
+fn holder(directory: &File) -> Holder {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    Holder(directory.metadata().ok().and_then(|found| holder_in(&locks, found.dev(), found.ino())))
+}
+
+/// The process that holds flock(2) on an inode, by the text of `/proc/locks`, which has lines such as
+/// `1: FLOCK  ADVISORY  WRITE 4044 00:27:10045400 0 EOF`; those that wait have `->` behind the number.
+fn holder_in(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let wanted = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let holds = words.next() == Some("FLOCK");
+        let (pid, file) = (words.nth(2)?, words.next()?);
+        if holds && file == wanted { pid.parse().ok() } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_named_by_its_pid() {
+        const LOCKS: &str = "1: POSIX  ADVISORY  WRITE 11 00:27:77 0 EOF\n\
+                             2: FLOCK  ADVISORY  WRITE 4044 00:27:77 0 EOF\n\
+                             2: -> FLOCK  ADVISORY  WRITE 4045 00:27:77 0 EOF\n\
+                             3: FLOCK  ADVISORY  READ 12 fd:01:78 0 EOF\n";
+        let device = nix::sys::stat::makedev(0, 0x27);
+        assert_eq!(holder_in(LOCKS, device, 77), Some(4044));
+        assert_eq!(holder_in(LOCKS, nix::sys::stat::makedev(0xfd, 1), 78), Some(12));
+        assert_eq!(holder_in(LOCKS, device, 78), None);
+        assert_eq!(Holder(Some(4044)).to_string(), "another daemon (pid 4044)");
+        assert_eq!(Holder(None).to_string(), "another daemon (of another PID namespace)");
+    }
+
+    #[test]
+    fn a_second_lock_is_refused_with_what_to_do_until_the_first_is_gone() {
+        let place = tempfile::tempdir().unwrap();
+        let first = lock(place.path()).unwrap();
+        let error = lock(place.path()).unwrap_err().to_string();
+        let pid = std::process::id();
+        assert!(error.starts_with(&format!("another daemon (pid {pid}) serves with the BPF root /")), "{error}");
+        assert!(error.contains("stop it") && error.contains("--bpf-root"), "{error}");
+        drop(first);
+        lock(place.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_holds_no_lock_at_its_path() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let first = lock(&root).unwrap();
+        std::fs::remove_dir(&root).unwrap();
+        assert!(!is_at(&first, &root));
+        std::fs::create_dir(&root).unwrap();
+        let second = lock(&root).unwrap();
+        assert!(is_at(&second, &root) && !is_at(&first, &root));
+    }
+}
