@@ -192,11 +192,7 @@ pub fn lead<F: Family, T: Tables>(tables: &T, address: F::Address, port: Port, p
 /// The endpoint that a running flow along `lead` got, if it may go on with it: the endpoint serves, and the frontend
 /// still leads to its service port (CT-3, CT-4).
 #[inline(always)]
-pub fn still_serves<F: Family, T: Tables>(
-    tables: &T,
-    lead: Lead,
-    reference: BackendRef,
-) -> Option<Target<F::Address>> {
+pub fn still_serves<F: Family, T: Tables>(tables: &T, lead: Lead, reference: BackendRef) -> Option<Target<F::Address>> {
     let target = F::alive(tables, reference)?;
     let terms = Terms(tables.directory(lead.service)?.word(at::TERMS));
     (F::standing(tables, reference).port() == terms.port()).then_some(target)

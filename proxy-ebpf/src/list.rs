@@ -3,8 +3,8 @@
 //! The kernel runs them for each element of `PEER`. They have no macro of their own in aya.
 
 use aya_ebpf::bindings::seq_file;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_seq_write};
 use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_seq_write};
 use proxy_abi::lookup::{V4, V6, has_ended};
 use proxy_abi::{Flow, ListedFlow, unmapped};
 

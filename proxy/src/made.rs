@@ -1,8 +1,9 @@
 //! The one list of what the daemon makes on its host beside its pins. A start that fails takes back what it made, and
 //! `shunt cleanup` removes all of it.
 //!
-//! Not in the list, and why: the BPF file system that the daemon mounts where every other tool expects it, and the limits
-//! and the OOM score of its own process.
+//! Not in the list, and why: the BPF file system that the daemon mounts where every other tool expects it; the limits and
+//! the OOM score of its own process; and the API server's addresses in the state directory, without which a node that
+//! has no other proxy could not find the API server again after a cleanup.
 
 use std::io;
 use std::net::IpAddr;

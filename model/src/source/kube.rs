@@ -1,7 +1,8 @@
 //! The Kubernetes API as a source: lists, then watches, and keeps only what the model has.
 //!
 //! `reflector` follows one resource each (with `wire` for what is read of its objects), all over one `session` (with
-//! `client` and `kubeconfig` for credentials, `transport` for connections, `remembered` for other addresses); `view` joins their messages into a snapshot, and `follow` publishes it. Nothing is handed out before Services and
+//! `client` and `kubeconfig` for credentials, `transport` for connections, `remembered` for other addresses); `view`
+//! joins their messages into a snapshot, and `follow` publishes it. Nothing is handed out before Services and
 //! EndpointSlices have been listed once (SY-1); while the API is away, the last view stays in force.
 
 mod backoff;

@@ -26,8 +26,8 @@ use proxy_abi::Config;
 use shunt_model::Protocol;
 use tracing::{info, warn};
 
-pub(super) use self::door::{make_root, open, probe, remove};
 use self::difference::Difference;
+pub(super) use self::door::{make_root, open, probe, remove};
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;

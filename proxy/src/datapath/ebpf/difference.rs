@@ -54,10 +54,10 @@ impl Difference {
 /// Which of the removed service ports each added one replaces: a Service or a port that was renamed, or deleted and
 /// created again, has a frontend as before.
 fn renames(removed: &[&Arc<PortPlan>], added: &[&Arc<PortPlan>]) -> Vec<(PortKey, PortKey)> {
-    let dialled = |port: &PortPlan, frontend: &Frontend| {
-        (port.key.family, port.key.protocol, frontend.address, frontend.port)
-    };
-    let frontends = removed.iter().flat_map(|port| port.frontends.iter().map(|found| (dialled(port, found), &port.key)));
+    let dialled =
+        |port: &PortPlan, frontend: &Frontend| (port.key.family, port.key.protocol, frontend.address, frontend.port);
+    let frontends =
+        removed.iter().flat_map(|port| port.frontends.iter().map(|found| (dialled(port, found), &port.key)));
     let former: HashMap<_, _> = frontends.collect();
     let mut taken = BTreeSet::new();
     let mut renames = Vec::new();
@@ -111,7 +111,8 @@ mod tests {
     fn a_frontend_that_moves_between_two_living_services_renames_nothing() {
         let blue = ("blue", "ip=10.96.0.1 port=dns:53/udp");
         let green = ("green", "ip=10.96.0.2 port=dns:53/udp");
-        let [with_blue, with_green] = ["ip=10.96.0.1 ext=192.0.2.7 port=dns:53/udp", "ip=10.96.0.2 ext=192.0.2.7 port=dns:53/udp"];
+        let [with_blue, with_green] =
+            ["ip=10.96.0.1 ext=192.0.2.7 port=dns:53/udp", "ip=10.96.0.2 ext=192.0.2.7 port=dns:53/udp"];
         check(&[("blue", with_blue), green], &[blue, ("green", with_green)], &[]);
     }
 

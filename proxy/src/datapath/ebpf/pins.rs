@@ -409,7 +409,8 @@ mod tests {
 
     #[test]
     fn maps_that_only_an_earlier_release_read_are_removed() {
-        let found = PinFolder::new(&["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v3/maps/SLOTS", "v3/maps/STRAY"]);
+        let found =
+            PinFolder::new(&["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v3/maps/SLOTS", "v3/maps/STRAY"]);
         found.pins.remove_other_versions().unwrap();
         let held = ["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v3/maps/SLOTS", "v3/maps/STRAY"];
         assert_eq!(held.map(|file| found.holds(file).is_some()), [false, true, true, false]);

@@ -20,12 +20,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use proxy_abi::directory::at;
 use proxy_abi::lookup::{self, Meaning, Tables as _, V4, V6, Words as _};
-use proxy_abi::{AffinityKey, Address6, Extent, Flow, Lead, ListedFlow, maps};
+use proxy_abi::{Address6, AffinityKey, Extent, Flow, Lead, ListedFlow, maps};
 use zerocopy::FromBytes as _;
 
 use self::diag::{Diag, Socket};
 use self::served::Served;
-use super::super::layout::write::{address, address4, address_of};
+use super::super::layout::write::{address, address_of, address4};
 use super::super::pins::Pins;
 use super::super::tables::kernel::{TableError, open};
 use super::super::tables::reader::Reader;
@@ -109,7 +109,8 @@ impl Sweeper {
         opted_out: &(dyn Fn(&Namespace) -> bool + Sync),
         search: Search,
     ) -> Swept {
-        let failed = |error: io::Error| Swept { failed: vec![(0, format!("listing flows: {error}"))], ..Swept::default() };
+        let failed =
+            |error: io::Error| Swept { failed: vec![(0, format!("listing flows: {error}"))], ..Swept::default() };
         let listed = self.ended().and_then(|ended| Ok(Wanted { ended, older: self.older(search)? }));
         let wanted = match listed {
             Ok(wanted) => wanted,
@@ -171,7 +172,8 @@ impl Sweeper {
 fn listed(program: &OwnedFd, peers: &OwnedFd) -> io::Result<HashMap<u64, Flow>> {
     let mut bytes = Vec::new();
     bpf::iterate(program.as_fd(), peers.as_fd())?.read_to_end(&mut bytes)?;
-    let entries = bytes.chunks_exact(size_of::<ListedFlow>()).filter_map(|entry| ListedFlow::read_from_bytes(entry).ok());
+    let entries =
+        bytes.chunks_exact(size_of::<ListedFlow>()).filter_map(|entry| ListedFlow::read_from_bytes(entry).ok());
     Ok(entries.map(|ListedFlow { cookie, flow, padding: _ }| (cookie, flow)).collect())
 }
 
@@ -237,9 +239,7 @@ impl Older<'_> {
         let port = to.port().to_be();
         let meaning = match to.ip() {
             IpAddr::V4(ip) => lookup::meaning::<V4, _, _>(&self.tables, &Client(namespace), address4(ip), port, UDP),
-            IpAddr::V6(_) => {
-                lookup::meaning::<V6, _, _>(&self.tables, &Client(namespace), address(to.ip()), port, UDP)
-            }
+            IpAddr::V6(_) => lookup::meaning::<V6, _, _>(&self.tables, &Client(namespace), address(to.ip()), port, UDP),
         };
         match meaning {
             Meaning::Frontend(lead) => {

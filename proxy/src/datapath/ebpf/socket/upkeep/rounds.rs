@@ -63,7 +63,11 @@ fn report(findings: &Findings) -> Report {
         faults: not_in_effect.clone(),
         foreign: foreign.iter().map(ToString::to_string).collect(),
         numbers: vec![
-            counter("sockets_destroyed", "Sockets destroyed as their endpoint had left or their frontend had changed", *destroyed),
+            counter(
+                "sockets_destroyed",
+                "Sockets destroyed as their endpoint had left or their frontend had changed",
+                *destroyed,
+            ),
             counter("self_tests", "Self-tests of the socket programs", *checkups),
             counter("upkeep_failures", "Rounds of upkeep that were incomplete", *failures),
             gauge("self_test_faults", "Reasons why the socket programs are not in effect", faults),
