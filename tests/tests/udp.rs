@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use cluster::{Cluster, Shop};
-use lab::manifests::{PodState, Port};
+use lab::manifests::{PodState, Port, SliceEndpoint};
 use lab::peer::{BenchLine, CallError, Mode, now};
 use lab::{Client, manifests};
 use serde_json::{Value, json};
@@ -169,6 +169,38 @@ fn a_renamed_port_or_service_disturbs_no_socket() {
     let before: Vec<Option<String>> = clients.iter_mut().map(|(.., client)| first(client)).collect();
     put(names("names", &shop, "dns-udp", &ips, &["203.0.113.9"]));
     put(names("called-otherwise", &shop, "dns-udp", &ips, &["203.0.113.9"]));
+    for ((to, mode, client), server) in clients.iter_mut().zip(before) {
+        let attempts = client.wait_for_attempts(now(), 20).unwrap();
+        assert!(attempts.iter().all(|attempt| attempt.server == server), "{mode:?} to {to}: {attempts:?}");
+        assert_eq!(client.failures().unwrap(), vec![], "{mode:?} to {to}");
+    }
+}
+
+#[test]
+fn a_renamed_port_disturbs_no_socket_while_the_slices_have_its_former_name() {
+    let Some(cluster) = Cluster::alone("lagging") else { return };
+    let shop = Shop::open(&cluster, "lagging", &[PodState::Ready; 4]);
+    let to = at("10.96.77.1", 53);
+    let put = |port: &str, listed: &str| {
+        let mut service = names("names", &shop, port, &["10.96.77.1"], &[]);
+        service["spec"]["selector"] = Value::Null;
+        let node = cluster.node.name().to_owned();
+        let end =
+            |index: usize| SliceEndpoint { address: shop.pod(index).ipv4.into(), node: node.clone(), ready: true };
+        let ends: Vec<SliceEndpoint> = (0..4).map(end).collect();
+        let slice = manifests::slice("test", "names", "names-1", &ends, &[Port::udp(listed, 53, 7000)]);
+        cluster.manifests.put("names", &[service, slice]).unwrap();
+        cluster.wait_until_applied(&shop.client);
+    };
+    put("dns", "dns");
+    let mut clients = clients(&shop, &[to]);
+    let first = |client: &mut Client| client.wait_for_attempts(0, 5).unwrap().remove(0).server;
+    let before: Vec<Option<String>> = clients.iter_mut().map(|(.., client)| first(client)).collect();
+    // As from an API server: the controller that writes the slices follows.
+    put("names", "dns");
+    assert_eq!(shop.client.connect(to, Mode::Udp, 1).unwrap()[0].error, Some(CallError::Refused));
+    clients.iter_mut().for_each(|(.., client)| drop(client.wait_for_attempts(now(), 100).unwrap()));
+    put("names", "names");
     for ((to, mode, client), server) in clients.iter_mut().zip(before) {
         let attempts = client.wait_for_attempts(now(), 20).unwrap();
         assert!(attempts.iter().all(|attempt| attempt.server == server), "{mode:?} to {to}: {attempts:?}");

@@ -4,9 +4,36 @@ use std::cmp::Ordering;
 use std::mem;
 use std::net::SocketAddr;
 
-use shunt_model::{EndpointSlice, Family, ServicePort};
+use shunt_model::{EndpointPort, EndpointSlice, Family, Service, ServicePort};
 
 use super::lists::Candidate;
+
+/// The endpoints that serve under port names which no port of `service` has, for a port that no slice names: ordered,
+/// each address once. After a port was renamed the slices have its former name for a moment, and its running flows go
+/// on meanwhile (CT-14).
+pub(super) fn serving_under_a_former_name(
+    slices: &[&EndpointSlice],
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+) -> Vec<SocketAddr> {
+    let is_named = |listed: &EndpointPort| {
+        listed.protocol != port.protocol
+            || service.ports.iter().any(|own| own.name == listed.name && own.protocol == listed.protocol)
+    };
+    let mut found = Vec::new();
+    for slice in slices.iter().filter(|slice| slice.family == family && !slice.headless) {
+        for listed in slice.ports.iter().filter(|listed| !is_named(listed)) {
+            let serving = slice.endpoints.iter().filter(|endpoint| endpoint.serving);
+            let addresses = serving.filter_map(|endpoint| endpoint.addresses.first());
+            found.extend(addresses.map(|ip| SocketAddr::new(*ip, listed.port.get())));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found.shrink_to_fit();
+    found
+}
 
 /// The endpoints of `port` in `family`: ordered by address, each address once, whatever the order of the slices. Within
 /// a slice the order counts for an address that it lists twice.
@@ -103,6 +130,24 @@ mod tests {
         let slices = [slice("web", "a", "http:8080/tcp", "e1:R"), slice("web", "b", "http:80/tcp", "e2:R")];
         check(&slices, &["10.1.0.1:8080 ready", "10.1.0.2:80 ready"]); // IN-33: each keeps its number
         check(&[slice("web", "a", "http:80/udp https:80/tcp :80/tcp", "e1:R")], &[]);
+    }
+
+    /// What drains for the only port of a Service, `http:80/tcp`.
+    #[track_caller]
+    fn check_former(slices: &[EndpointSlice], wanted: &[&str]) {
+        let service = service("web", "");
+        let slices: Vec<&EndpointSlice> = slices.iter().collect();
+        let found = serving_under_a_former_name(&slices, &service, &service.ports[0], Family::V4);
+        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn under_a_name_that_no_port_has_those_that_serve_go_on() {
+        // CT-14
+        let former = |ports: &str| slice("web", "a", ports, "e2:R; e1:T; e3:U; e2:R");
+        check_former(&[former("web:8080/tcp")], &["10.1.0.1:8080", "10.1.0.2:8080"]);
+        check_former(&[former("http:8080/tcp web:8080/udp")], &[]);
+        check_former(&[slice("web", "a", "web:80/tcp", "f1:R")], &[]);
     }
 
     #[test]

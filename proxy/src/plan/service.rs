@@ -7,7 +7,7 @@ use shunt_model::{EndpointSlice, Family, Service, ServicePort};
 use super::claims::{Age, Claim, Claimant, Rank};
 use super::frontends::{Site, Situation, empty_local_at_sockets, frontend, needs_of, ports_of, sites_of};
 use super::lists::{ChosenLists, NodeAndZone, choose};
-use super::merge::endpoints_of;
+use super::merge::{endpoints_of, serving_under_a_former_name};
 use super::node::ThisNode;
 use super::ranges::source_ranges;
 use super::{FrontendKind, PlanOptions, PortKey, PortPlan, SourceRanges, health_checks};
@@ -24,7 +24,10 @@ pub(super) fn plan_service(
     let plan_port = |(port, family, cluster_ip)| {
         let candidates = endpoints_of(slices, port, family, place.node);
         let needs = needs_of(service, port, family);
-        let ChosenLists { cluster, local, draining, has_endpoints } = choose(&candidates, place, needs);
+        let ChosenLists { cluster, local, mut draining, has_endpoints } = choose(&candidates, place, needs);
+        if candidates.is_empty() {
+            draining = serving_under_a_former_name(slices, service, port, family);
+        }
         let [v4, v6] = &ranges;
         let source_ranges = match family {
             Family::V4 => v4.clone(),
