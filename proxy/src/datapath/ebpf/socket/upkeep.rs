@@ -6,17 +6,18 @@ mod rounds;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use proxy_abi::Namespace as Known;
+use proxy_abi::{AffinityKey, Namespace as Known, maps};
 use shunt_model::with_causes;
 use tracing::{debug, info, warn};
 
 use super::super::layout::write::address as words;
 use super::super::orders::Orders;
 use super::super::pins::Pins;
-use super::super::tables::kernel::TableError;
+use super::super::tables::kernel::{TableError, open};
 use super::super::tables::node::OptOuts;
 use super::foreign::{Foreign, foreign};
 use super::programs::FlowLists;
@@ -24,6 +25,7 @@ use super::sweep::{Search, Sweeper, Swept};
 use super::{coverage, selftest};
 use crate::datapath::SyncError;
 use crate::host::netns::{Inventory, Namespace, Scanner};
+use crate::sys::bpf;
 
 /// How often the self-test runs and a round does everything.
 const CHECKUP: Duration = Duration::from_mins(1);
@@ -51,6 +53,9 @@ pub(in crate::datapath::ebpf) struct Findings {
     pub(in crate::datapath::ebpf) destroyed: u64,
     /// Connected sockets with a flow, at the last checkup.
     pub(in crate::datapath::ebpf) flows: usize,
+    /// Clients that session affinity knows, at the last checkup; clients that come and go meanwhile may count twice or
+    /// not at all.
+    pub(in crate::datapath::ebpf) clients: usize,
     /// Self-tests run so far.
     pub(in crate::datapath::ebpf) checkups: u64,
     /// Rounds and parts of rounds that failed so far.
@@ -68,6 +73,7 @@ pub(in crate::datapath::ebpf) struct Upkeep {
     inventory: Inventory,
     opt_outs: OptOuts,
     sweeper: Sweeper,
+    affinity: OwnedFd,
     orders: Orders,
     /// The departures and the changes of frontends that sweeps have followed.
     swept: Option<(u64, u64)>,
@@ -117,6 +123,7 @@ impl Upkeep {
             inventory: Inventory::default(),
             opt_outs,
             sweeper: Sweeper::open(pins, lists, cgroup)?,
+            affinity: open(&pins.maps, &maps::AFFINITY)?,
             orders: Orders::default(),
             swept: None,
             search: Search::Ended,
@@ -222,6 +229,12 @@ impl Upkeep {
         self.due.sweep = (!second).then(|| now + if incomplete { SCAN } else { SECOND_LOOK });
     }
 
+    fn count(&mut self) -> Result<(), UpkeepError> {
+        self.findings.flows = self.sweeper.flows()?;
+        self.findings.clients = bpf::read_words::<{ size_of::<AffinityKey>() }>(self.affinity.as_fd())?.len();
+        Ok(())
+    }
+
     fn check_up(&mut self) {
         self.findings.checkups = self.findings.checkups.saturating_add(1);
         let mut reasons = Vec::new();
@@ -244,10 +257,8 @@ impl Upkeep {
             warn!(reason, "the socket programs are not in effect");
         }
         self.findings.not_in_effect = reasons;
-        match self.sweeper.flows() {
-            Ok(flows) => self.findings.flows = flows,
-            Err(error) => self.note("counting the flows of sockets", Err(error.into())),
-        }
+        let counted = self.count();
+        self.note("counting flows and clients", counted);
         match foreign(&self.cgroup, &self.links) {
             Ok(found) => {
                 for program in found.iter().filter(|program| !self.findings.foreign.contains(program)) {

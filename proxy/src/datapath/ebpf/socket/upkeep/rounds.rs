@@ -51,7 +51,7 @@ fn publish(reports: &watch::Sender<Report>, findings: &Findings) {
 }
 
 fn report(findings: &Findings) -> Report {
-    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, flows, checkups, failures } = findings;
+    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, flows, clients, checkups, failures } = findings;
     let counter = |name, help, value: u64| Number { name, help, kind: NumberKind::Counter, value };
     let gauge = |name, help, value: usize| {
         let value = u64::try_from(value).unwrap_or(u64::MAX);
@@ -73,6 +73,7 @@ fn report(findings: &Findings) -> Report {
             gauge("self_test_faults", "Reasons why the socket programs are not in effect", faults),
             gauge("foreign_programs", "Programs of other tools at the same hooks", foreign.len()),
             gauge("socket_flows", "Connected sockets that have an endpoint of a Service", *flows),
+            gauge("affinity_clients", "Clients that session affinity knows, of at most 65,536", *clients),
             gauge("network_namespaces", "Network namespaces of this node", *namespaces),
             gauge("opted_out_namespaces", "Network namespaces that are left alone", *opted_out),
         ],
