@@ -198,6 +198,21 @@ pub fn still_serves<F: Family, T: Tables>(tables: &T, lead: Lead, reference: Bac
     (F::standing(tables, reference).port() == terms.port()).then_some(target)
 }
 
+/// As [`still_serves`], for a datagram along `lead` that may as well go elsewhere: while the node's own DNS is closed, its
+/// clients are led to other endpoints.
+#[inline(always)]
+pub fn may_go_on<F: Family, T: Tables>(tables: &T, lead: Lead, reference: BackendRef) -> Option<Target<F::Address>> {
+    let target = still_serves::<F, T>(tables, lead, reference)?;
+    if lead.falls_back && F::standing(tables, reference).may_serve(true) {
+        let extent = Extent(tables.directory(lead.service)?.word(at::EXTENT));
+        let (skipped, _) = part(tables, extent, lead);
+        if skipped > 0 {
+            return None;
+        }
+    }
+    Some(target)
+}
+
 /// Whether the flow from a frontend to an endpoint has ended although its socket is open: the endpoint does not serve
 /// any more, or the frontend leads to another service port. A frontend that is gone ends no flow while the endpoint
 /// serves.

@@ -1,7 +1,7 @@
 //! `connect()` and `getpeername()`.
 
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::lookup::{Meaning, Target, V4, V6, endpoint, meaning};
+use proxy_abi::lookup::{Meaning, NoEndpoint, Target, V4, V6, endpoint, meaning};
 use proxy_abi::{Address4, Address6, Flow, Port, mapped, unmapped};
 
 use crate::client::Socket;
@@ -19,7 +19,7 @@ pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
     };
     let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => target,
-        Err(why) => return end(why),
+        Err(why) => return end_connect(ctx, why, &mapped(address), port),
     };
     flows::connect(ctx, &flow(protocol, mapped(address), port, &through_mapped(&target)));
     set4(ctx, target.address, target.port);
@@ -39,7 +39,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
     };
     let target = match endpoint::<V6, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => target,
-        Err(why) => return end(why),
+        Err(why) => return end_connect(ctx, why, &address, port),
     };
     flows::connect(ctx, &flow(protocol, address, port, &target));
     set6(ctx, target.address, target.port);
@@ -56,7 +56,7 @@ fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol
     };
     let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
         Ok(target) => through_mapped(&target),
-        Err(why) => return end(why),
+        Err(why) => return end_connect(ctx, why, &mapped(address), port),
     };
     flows::connect(ctx, &flow(protocol, mapped(address), port, &target));
     set6(ctx, target.address, target.port);
@@ -73,6 +73,15 @@ fn flow(protocol: u8, frontend: Address6, frontend_port: Port, target: &Target<A
     let Target { address: backend, port: backend_port, reference } = *target;
     let origin = Flow::origin_of(protocol);
     Flow { frontend, backend, frontend_port, backend_port, reference: reference.0, origin }
+}
+
+/// A call that has no endpoint ends, or connects to the frontend itself.
+#[inline(always)]
+fn end_connect(ctx: &SockAddrContext, why: NoEndpoint, address: &Address6, port: Port) -> i32 {
+    match why {
+        NoEndpoint::KeepsDestination => leave(ctx, address, port),
+        NoEndpoint::Refused | NoEndpoint::Denied => end(why),
+    }
 }
 
 /// The socket connects to an address that is none of ours.

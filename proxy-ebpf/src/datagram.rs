@@ -4,7 +4,7 @@
 //! (DP-6).
 
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::lookup::{Family, Meaning, Target, V4, V6, endpoint, meaning, still_serves};
+use proxy_abi::lookup::{Family, Meaning, Target, V4, V6, endpoint, may_go_on, meaning};
 use proxy_abi::{Address6, Flow, Lead, Port, mapped};
 
 use crate::client::Socket;
@@ -82,7 +82,7 @@ fn flow<A>(frontend: Address6, frontend_port: Port, target: &Target<A>, backend:
 #[inline(always)]
 fn kept<F: Family>(ctx: &SockAddrContext, address: &Address6, port: Port, lead: Lead) -> Option<Target<F::Address>> {
     let flow = flows::to_frontend(ctx, address, port)?;
-    still_serves::<F, _>(&Kernel, lead, flow.reference())
+    may_go_on::<F, _>(&Kernel, lead, flow.reference())
 }
 
 /// The datagram goes to an address that is none of ours.

@@ -4,6 +4,10 @@
 //! `FURTHER`). A UDP socket may be connected and unconnected in turn, so the last call decides to which frontend an
 //! endpoint belongs.
 
+use core::mem::offset_of;
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::socket::{FLOWS, FURTHER_FLOWS};
 use proxy_abi::{Address6, DatagramFlows, Flow, FurtherFlows, Port, same};
@@ -87,11 +91,11 @@ fn put(flows: &mut [Flow], at: usize, flow: Flow) {
 }
 
 #[inline(always)]
-fn clear(flows: &mut [Flow], address: &Address6, port: Port) {
+fn clear(flows: &mut [Flow], is_over: impl Fn(&Flow) -> bool) {
     let mut at = 0;
     while at < flows.len() {
         if let Some(flow) = flows.get_mut(at)
-            && is_with(flow, address, port)
+            && is_over(flow)
         {
             *flow = Flow::default();
         }
@@ -99,12 +103,31 @@ fn clear(flows: &mut [Flow], address: &Address6, port: Port) {
     }
 }
 
+#[inline(always)]
+fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: the kernel passes a valid context.
+    let address = unsafe { &*ctx.sock_addr };
+    // SAFETY: the kernel fills in this field for every hook.
+    unsafe { address.__bindgen_anon_1.sk }
+}
+
+/// A UDP socket counts as established while it is connected.
+#[inline(always)]
+fn is_connected(ctx: &SockAddrContext) -> bool {
+    const ESTABLISHED: u32 = 1;
+    let state = socket(ctx).wrapping_byte_add(offset_of!(bpf_sock, state)).cast::<u32>();
+    // SAFETY: the socket is that of the call, and the field has 4 bytes.
+    unsafe { read_volatile(state) == ESTABLISHED }
+}
+
 /// Keeps what a connecting socket dialled. If the kernel has no memory for it, the connection still works, but
 /// `getpeername` shows the endpoint, and the socket is not found when its endpoint leaves.
 #[inline(always)]
 pub(crate) fn connect(ctx: &SockAddrContext, flow: &Flow) {
     if flow.protocol() == UDP {
-        end_datagrams(ctx, &flow.backend, flow.backend_port);
+        end_datagrams(ctx, |old| {
+            is_with(old, &flow.backend, flow.backend_port) || is_to(old, &flow.frontend, flow.frontend_port)
+        });
     }
     // SAFETY: `ctx` is valid; the helper returns null or this socket's own storage.
     let kept = unsafe { PEER.get_or_insert_ptr_mut(ctx, None) };
@@ -120,44 +143,51 @@ pub(crate) fn connect_directly(ctx: &SockAddrContext, address: &Address6, port: 
     if let Some(flow) = peer(ctx) {
         *flow = Flow::default();
     }
-    end_datagrams(ctx, address, port);
+    end_datagrams(ctx, |old| is_with(old, address, port));
 }
 
 /// A socket that sent datagrams to frontends connects to an address, and gets none from elsewhere any more but those
 /// that wait already. So what it sent to last is looked through, and the rest is given up.
 #[inline(always)]
-fn end_datagrams(ctx: &SockAddrContext, address: &Address6, port: Port) {
+fn end_datagrams(ctx: &SockAddrContext, is_over: impl Fn(&Flow) -> bool) {
     let Some(flows) = datagrams(ctx) else { return };
-    clear(&mut flows.flows, address, port);
+    clear(&mut flows.flows, is_over);
     if flows.kept() > FLOWS {
-        // SAFETY: the kernel passes a valid context.
-        let address = unsafe { &*ctx.sock_addr };
-        // SAFETY: the kernel fills in this field for every hook.
-        let socket = unsafe { address.__bindgen_anon_1.sk };
+        let socket = socket(ctx);
         // SAFETY: `socket` is that of the call; without this storage there is nothing to delete.
         let (Ok(()) | Err(_)) = unsafe { FURTHER.delete(socket) };
     }
 }
 
 /// A datagram sent to an endpoint's own address ends the flow that led there: from now on answers show the endpoint
-/// (DP-8).
+/// (DP-8). A connected socket stays with its peer.
 #[inline(always)]
 pub(crate) fn send_directly(ctx: &SockAddrContext, address: &Address6, port: Port) {
     if let Some(flow) = peer(ctx)
         && is_with(flow, address, port)
+        && !is_connected(ctx)
     {
         *flow = Flow::default();
     }
     let Some(flows) = datagrams(ctx) else { return };
-    clear(&mut flows.flows, address, port);
+    clear(&mut flows.flows, |old| is_with(old, address, port));
     if let Some(further) = further(ctx, flows) {
-        clear(&mut further.flows, address, port);
+        clear(&mut further.flows, |old| is_with(old, address, port));
     }
 }
 
-/// The flow of an unconnected socket to a frontend. From now on answers of its endpoint show this frontend.
+/// The flow of a datagram's socket to a frontend. From now on answers of its endpoint show this frontend.
 #[inline(always)]
 pub(crate) fn to_frontend(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<Flow> {
+    if let Some(flow) = datagram_to(ctx, address, port) {
+        return Some(flow);
+    }
+    // A connected socket whose call names its peer takes no answer from another endpoint.
+    peer(ctx).filter(|flow| is_to(flow, address, port)).copied()
+}
+
+#[inline(always)]
+fn datagram_to(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<Flow> {
     let flows = datagrams(ctx)?;
     let is_wanted = |flow: &Flow| is_to(flow, address, port);
     if let Some(at) = find(&flows.flows, is_wanted) {

@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::seq_file;
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_seq_write};
-use proxy_abi::lookup::{V4, V6, has_ended};
+use proxy_abi::lookup::{V4, V6, has_ended, lead};
 use proxy_abi::{Flow, ListedFlow, unmapped};
 
 use crate::sockaddr::UDP;
@@ -32,10 +32,15 @@ const LISTED: u32 = size_of::<ListedFlow>() as u32;
 /// The element goes to the output, or needs not to.
 const DONE: i32 = 0;
 
-/// Writes all flows.
+/// Writes the flows whose endpoint has the address of a frontend itself: their sockets look like ones that no program
+/// has seen. There are next to none, so the daemon gets them in one read; between two reads of a longer list the kernel
+/// may pass over some.
 #[inline(always)]
-pub(crate) fn all(element: *const Element) -> i32 {
-    write(element, |_| true)
+pub(crate) fn to_frontends(element: *const Element) -> i32 {
+    write(element, |flow| match unmapped(flow.backend) {
+        Some(four) => lead::<V4, _>(&Kernel, four, flow.backend_port, UDP).is_some(),
+        None => lead::<V6, _>(&Kernel, flow.backend, flow.backend_port, UDP).is_some(),
+    })
 }
 
 /// Writes the flows that have ended although their socket is open. The daemon looks at UDP sockets and at TCP sockets

@@ -77,8 +77,8 @@ fn shunt_bind6(ctx: SockAddrContext) -> i32 {
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
-extern "C" fn shunt_flows_all(element: *const list::Element) -> i32 {
-    list::all(element)
+extern "C" fn shunt_flows_to(element: *const list::Element) -> i32 {
+    list::to_frontends(element)
 }
 
 // SAFETY: no other symbol has this name.

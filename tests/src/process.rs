@@ -175,6 +175,21 @@ impl Process {
         Ok(())
     }
 
+    /// Stops it where it is until [`resume`](Self::resume).
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.child.id()).context("the number of a process")?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("sending {signal} to {}", self.name))
+    }
+
     /// The last lines of its standard error.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {

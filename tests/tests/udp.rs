@@ -99,6 +99,31 @@ fn a_connected_socket_older_than_its_frontend_gets_there() {
 }
 
 #[test]
+fn an_older_socket_gets_to_the_first_endpoint_on_its_node_if_only_that_may_serve() {
+    let Some(cluster) = Cluster::alone("oldlocal") else { return };
+    let shop = Shop::open(&cluster, "oldlocal", &[PodState::Ready]);
+    let to = at("10.96.77.1", 53);
+    route(&shop, &["10.96.77.0/24"]);
+    let fast = ["--same-socket", "--interval", "2", "--timeout", "50"];
+    let mut client = shop.client.connect_in_background(to, Mode::Udp, &fast).unwrap();
+    client.wait_for_attempts(0, 2).unwrap();
+    let put = |node: &str| {
+        let mut service = names("names", &shop, "dns", &["10.96.77.1"], &[]);
+        service["spec"]["selector"] = Value::Null;
+        service["spec"]["internalTrafficPolicy"] = json!("Local");
+        let end = SliceEndpoint { address: shop.pod(0).ipv4.into(), node: node.to_owned(), ready: true };
+        let slice = manifests::slice("test", "names", "names-1", &[end], &[Port::udp("dns", 53, 7000)]);
+        cluster.manifests.put("names", &[service, slice]).unwrap();
+    };
+    put("elsewhere");
+    cluster.wait_until_applied(&shop.client);
+    client.wait_for_attempts(now(), 10).unwrap();
+    assert!(client.attempts().unwrap().iter().all(|attempt| attempt.error != Some(CallError::Aborted)));
+    put(cluster.node.name());
+    wait_for_server(&mut client, 0, "oldlocal-0");
+}
+
+#[test]
 fn sockets_from_before_the_first_start_get_there() {
     let Some(cluster) = Cluster::alone("firststart") else { return };
     let shop = Shop::open(&cluster, "first", &[PodState::Ready]);
@@ -112,6 +137,25 @@ fn sockets_from_before_the_first_start_get_there() {
     client.wait_for_attempts(0, 2).unwrap();
     cluster.daemon().restart().unwrap();
     wait_for_server(&mut client, 0, "first-0");
+}
+
+#[test]
+fn a_socket_that_connected_while_the_programs_were_detached_gets_there() {
+    let Some(cluster) = Cluster::alone("detached") else { return };
+    let shop = Shop::open(&cluster, "detached", &[PodState::Ready]);
+    let to = at("10.96.77.1", 53);
+    route(&shop, &["10.96.77.0/24"]);
+    cluster.manifests.put("names", &[names("names", &shop, "dns", &["10.96.77.1"], &[])]).unwrap();
+    cluster.wait_until_applied(&shop.client);
+    let links = cluster.bpf_root().join(format!("v{}/links", cluster::TABLES));
+    cluster.daemon().process().pause().unwrap();
+    std::fs::remove_dir_all(links).unwrap();
+    let fast = ["--same-socket", "--interval", "2", "--timeout", "50"];
+    let mut client = shop.client.connect_in_background(to, Mode::Udp, &fast).unwrap();
+    client.wait_for_attempts(0, 2).unwrap();
+    assert!(client.attempts().unwrap().iter().all(|attempt| attempt.server.is_none()));
+    cluster.daemon().process().resume().unwrap();
+    wait_for_server(&mut client, 0, "detached-0");
 }
 
 /// Clients of both kinds at each address, with the server that answers each.
@@ -237,5 +281,21 @@ fn an_answer_names_what_the_socket_dialled_last_to_get_it() {
         check(&[&to_one, &to_pod, &to_one], &[one, direct, one]);
         check(&[&connect_one, "ask", &connect_pod, "ask", &connect_two, "ask"], &[one, direct, two]);
         check(&[&to_one, &to_two, &to_one, &to_two], &[one, two, one, two]);
+        check(&[&to_one, &connect_one, &to_one, &to_pod, "ask"], &[one, one, one, one]);
+    }
+}
+
+#[test]
+fn a_connected_socket_may_name_its_peer_at_each_call() {
+    let Some(cluster) = Cluster::alone("named") else { return };
+    let shop = Shop::open(&cluster, "named", &[PodState::Ready; 4]);
+    for to in shop.addresses() {
+        let (connect, ask) = (format!("connect={to}"), format!("ask={to}"));
+        for _ in 0..8 {
+            // No other endpoint's answer would reach it.
+            let answers = shop.client.turns(&[&ask, &connect, "ask", &ask, &ask]).unwrap();
+            let servers: Vec<_> = answers.iter().skip(1).map(|answer| &answer.server).collect();
+            assert!(servers.len() == 3 && servers.iter().all(|server| *server == servers[0]), "{answers:?}");
+        }
     }
 }

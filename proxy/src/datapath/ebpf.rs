@@ -207,12 +207,12 @@ impl Ebpf {
 
     fn upsert_target(&mut self, key: &PortKey, target: &Target<'_>) -> Result<u64, SyncError> {
         let now = self.now();
-        let served = self.layout.has_endpoints(key);
+        let before = self.layout.served(key);
         match self.layout.upsert(key, target, now) {
             Ok(writes) => {
                 self.refused.remove(key);
                 let points = |write: &Write| matches!(write, Write::Frontend { .. });
-                let gained = !served && self.layout.has_endpoints(key) || writes.iter().any(points);
+                let gained = self.layout.served(key).more_than(before) || writes.iter().any(points);
                 if key.protocol == Protocol::Udp && gained {
                     self.orders.frontends_changed();
                 }

@@ -124,6 +124,21 @@ pub(crate) struct Usage {
     pub backends: usize,
 }
 
+/// Which lists of a service port have an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Served {
+    cluster: bool,
+    local: bool,
+}
+
+impl Served {
+    /// A list has an endpoint now and had none.
+    #[must_use]
+    pub(crate) fn more_than(self, before: Self) -> bool {
+        self.cluster && !before.cluster || self.local && !before.local
+    }
+}
+
 /// The allocation of all tables.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
@@ -209,12 +224,14 @@ impl Layout {
         self.ports.insert(new.clone(), main);
     }
 
-    /// Whether `owner` has an endpoint.
+    /// Which lists of `owner` have an endpoint.
     #[must_use]
-    pub(crate) fn has_endpoints(&self, owner: &PortKey) -> bool {
-        let Some(main) = self.ports.get(owner).and_then(|main| self.records.get(main)) else { return false };
+    pub(crate) fn served(&self, owner: &PortKey) -> Served {
+        let Some(main) = self.ports.get(owner).and_then(|main| self.records.get(main)) else {
+            return Served::default();
+        };
         let second = main.second.and_then(|second| self.records.get(&second));
-        !main.placed.is_empty() || second.is_some_and(|second| !second.placed.is_empty())
+        Served { cluster: !main.placed.is_empty(), local: second.map_or(main.local, |second| second.local) > 0 }
     }
 
     /// The writes that remove all elements of `owner`.

@@ -38,8 +38,8 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("sock_release", "shunt_release"),
 ];
 
-/// The program that lists the flows of connected sockets, and the one that lists those that have ended.
-const LISTS: [&str; 2] = ["shunt_flows_all", "shunt_flows_end"];
+/// The programs that list flows of connected sockets: those that have ended, and those to the address of a frontend.
+const LISTS: [&str; 2] = ["shunt_flows_end", "shunt_flows_to"];
 /// What these run for.
 const ELEMENTS: &str = "bpf_sk_storage_map";
 
@@ -111,10 +111,10 @@ pub(crate) struct Links {
 /// Programs that list flows of connected sockets, on the pinned maps.
 #[derive(Debug)]
 pub(in crate::datapath::ebpf) struct FlowLists {
-    /// Of all.
-    pub(in crate::datapath::ebpf) all: OwnedFd,
     /// Of those that have ended although their socket is open.
     pub(in crate::datapath::ebpf) ended: OwnedFd,
+    /// Of those whose endpoint has the address of a frontend.
+    pub(in crate::datapath::ebpf) to_frontends: OwnedFd,
 }
 
 /// The programs of an object, loaded on the pinned maps and accepted by the kernel, but not attached.
@@ -139,12 +139,12 @@ impl Loaded {
 
     /// The programs that list flows; they run when they are asked, and end with the daemon.
     pub(in crate::datapath::ebpf) fn flow_lists(&mut self) -> Result<FlowLists, ProgramsError> {
-        let [all, ended] = LISTS;
+        let [ended, to_frontends] = LISTS;
         let mut open = |name| {
             let fd = list(&mut self.0, name)?.fd().map_err(kernel("asking about", name))?;
             fd.as_fd().try_clone_to_owned().map_err(kernel("opening", name))
         };
-        Ok(FlowLists { all: open(all)?, ended: open(ended)? })
+        Ok(FlowLists { ended: open(ended)?, to_frontends: open(to_frontends)? })
     }
 
     /// Links each program to `cgroup`, or keeps its link.

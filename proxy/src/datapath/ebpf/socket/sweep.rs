@@ -1,7 +1,8 @@
 //! Ends sockets that would go on with an endpoint that left, or past a Service, so that their owners connect anew.
 //!
 //! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
-//! connecting. Established TCP connections stay (CT-6, UC-12). Two kinds of sockets are found:
+//! connecting. Established TCP connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant between
+//! the list and the order. Two kinds of sockets are found:
 //!
 //! - with a flow that has ended: the endpoint left, or the frontend leads to another service port (CT-3, CT-4). The
 //!   programs keep the flow of a socket in its storage; a program lists those that have ended, of all namespaces.
@@ -13,7 +14,7 @@
 mod diag;
 mod served;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,7 +31,7 @@ use super::super::pins::Pins;
 use super::super::tables::kernel::{TableError, open};
 use super::super::tables::reader::Reader;
 use super::programs::FlowLists;
-use crate::host::netns::{self, Namespace};
+use crate::host::netns::{self, Inventory, Namespace};
 use crate::sys::bpf;
 
 const UDP: u8 = 17;
@@ -80,8 +81,8 @@ struct Wanted<'a> {
 /// How sockets that are older than their frontend are known.
 struct Older<'a> {
     tables: &'a Reader,
-    /// Sockets with a flow: what they are connected to is an endpoint, whatever else it may be.
-    with_flow: HashSet<u64>,
+    /// The program that lists flows to the address of a frontend, and what it runs on.
+    flows: (&'a OwnedFd, &'a OwnedFd),
     served: served::Cgroups,
 }
 
@@ -97,15 +98,10 @@ impl Sweeper {
         })
     }
 
-    /// How many connected sockets have a flow.
-    pub(super) fn flows(&self) -> io::Result<usize> {
-        Ok(listed(&self.lists.all, &self.peers)?.len())
-    }
-
-    /// Ends the sockets of `namespaces` that `search` asks for. Nothing is a frontend for those that opted out.
+    /// Ends the sockets of all namespaces that `search` asks for. Nothing is a frontend for those that opted out.
     pub(super) fn sweep(
         &mut self,
-        namespaces: &[Namespace],
+        Inventory { namespaces, unreadable, proc: _ }: &Inventory,
         opted_out: &(dyn Fn(&Namespace) -> bool + Sync),
         search: Search,
     ) -> Swept {
@@ -125,18 +121,20 @@ impl Sweeper {
             Ok(outcomes) => outcomes,
             Err(error) => return failed(error),
         };
+        let mut complete = *unreadable == 0;
         for (namespace, outcome) in namespaces.iter().zip(outcomes) {
             match outcome {
                 Ok((destroyed, failure)) => {
                     swept.destroyed = swept.destroyed.saturating_add(destroyed);
                     swept.failed.extend(failure.map(|error| (namespace.cookie, error)));
                 }
-                Err(error) if netns::is_gone(&error) => {}
+                // Or all processes are gone by which it was found: the next scan knows.
+                Err(error) if netns::is_gone(&error) => complete = false,
                 Err(error) => swept.failed.push((namespace.cookie, error.to_string())),
             }
         }
         let Wanted { ended, older: _ } = wanted;
-        if swept.failed.is_empty() {
+        if complete && swept.failed.is_empty() {
             for (cookie, flow) in ended {
                 let looks = self.looked.entry((cookie, flow.reference)).or_default();
                 *looks = looks.saturating_add(1);
@@ -161,7 +159,7 @@ impl Sweeper {
             Search::Ended => Ok(None),
             Search::EndedAndOlder => Ok(Some(Older {
                 tables: &self.tables,
-                with_flow: listed(&self.lists.all, &self.peers)?.into_keys().collect(),
+                flows: (&self.lists.to_frontends, &self.peers),
                 served: self.served.now()?,
             })),
         }
@@ -189,11 +187,14 @@ impl Wanted<'_> {
                 return (0, Some(format!("{what}: {error}")));
             }
         };
-        let (mut destroyed, mut failed) = (0_usize, None);
-        for socket in &sockets {
-            if !self.ends(socket, namespace, opted_out) {
-                continue;
-            }
+        let ended: Vec<&Socket> = sockets.iter().filter(|socket| self.has_ended(socket)).collect();
+        let older = self.older.as_ref().filter(|_| !opted_out);
+        let (older, mut failed) = match older.map_or(Ok(Vec::new()), |older| older.among(&sockets, namespace)) {
+            Ok(older) => (older, None),
+            Err(error) => (Vec::new(), Some(format!("listing flows: {error}"))),
+        };
+        let mut destroyed = 0_usize;
+        for socket in ended.into_iter().chain(older) {
             match diag.destroy(socket) {
                 Ok(true) => destroyed = destroyed.saturating_add(1),
                 Ok(false) => {}
@@ -217,13 +218,9 @@ impl Wanted<'_> {
         Ok(found)
     }
 
-    /// Whether a socket is to be ended.
-    fn ends(&self, socket: &Socket, namespace: &Namespace, opted_out: bool) -> bool {
-        if let Some(flow) = self.ended.get(&socket.cookie()) {
-            // It may have connected again since.
-            return backend(flow) == socket.destination();
-        }
-        !opted_out && self.older.as_ref().is_some_and(|older| older.passes_by(socket, namespace))
+    /// Whether the socket is still connected to an endpoint that it may not go on with: it may have connected again.
+    fn has_ended(&self, socket: &Socket) -> bool {
+        self.ended.get(&socket.cookie()).is_some_and(|flow| backend(flow) == socket.destination())
     }
 }
 
@@ -233,7 +230,19 @@ fn backend(flow: &Flow) -> SocketAddr {
 }
 
 impl Older<'_> {
-    /// Whether the socket is connected to the address of a frontend and so passes by its endpoints.
+    /// Those of `sockets` that are connected to the address of a frontend and so pass by its endpoints. Flows are listed
+    /// after sockets: the program writes a flow before the kernel connects the socket.
+    fn among<'s>(&self, sockets: &'s [Socket], namespace: &Namespace) -> io::Result<Vec<&'s Socket>> {
+        let mut found: Vec<&Socket> = sockets.iter().filter(|socket| self.passes_by(socket, namespace)).collect();
+        if !found.is_empty() {
+            let (program, peers) = self.flows;
+            let flows = listed(program, peers)?;
+            // What such a socket is connected to is its endpoint, whatever else it may be.
+            found.retain(|socket| flows.get(&socket.cookie()).is_none_or(|flow| backend(flow) != socket.destination()));
+        }
+        Ok(found)
+    }
+
     fn passes_by(&self, socket: &Socket, namespace: &Namespace) -> bool {
         let to = socket.destination();
         let port = to.port().to_be();
@@ -242,9 +251,7 @@ impl Older<'_> {
             IpAddr::V6(_) => lookup::meaning::<V6, _, _>(&self.tables, &Client(namespace), address(to.ip()), port, UDP),
         };
         match meaning {
-            Meaning::Frontend(lead) => {
-                self.has_endpoint(lead) && !self.with_flow.contains(&socket.cookie()) && self.served.hold(socket.cgroup)
-            }
+            Meaning::Frontend(lead) => self.has_endpoint(lead) && socket.is_udp() && self.served.hold(socket.cgroup),
             Meaning::Undefined | Meaning::Foreign => false,
         }
     }

@@ -51,8 +51,6 @@ pub(in crate::datapath::ebpf) struct Findings {
     pub(in crate::datapath::ebpf) opted_out: usize,
     /// Sockets destroyed so far because their endpoint had left or their frontend had changed.
     pub(in crate::datapath::ebpf) destroyed: u64,
-    /// Connected sockets with a flow, at the last checkup.
-    pub(in crate::datapath::ebpf) flows: usize,
     /// Clients that session affinity knows, at the last checkup; clients that come and go meanwhile may count twice or
     /// not at all.
     pub(in crate::datapath::ebpf) clients: usize,
@@ -75,8 +73,9 @@ pub(in crate::datapath::ebpf) struct Upkeep {
     sweeper: Sweeper,
     affinity: OwnedFd,
     orders: Orders,
-    /// The departures and the changes of frontends that sweeps have followed.
-    swept: Option<(u64, u64)>,
+    /// The departures, the changes of frontends and the times that programs were attached again which sweeps have
+    /// followed.
+    swept: Option<(u64, u64, u64)>,
     /// What the present sweeps look for.
     search: Search,
     /// Two sweeps have been made for the last departure.
@@ -133,13 +132,16 @@ impl Upkeep {
         })
     }
 
-    /// Takes new orders: a round is due at once.
-    fn take(&mut self, orders: Orders) {
+    /// Takes new orders: a round is due at once. `restored`: how often programs were attached again that others had
+    /// detached.
+    fn take(&mut self, orders: Orders, restored: u64) {
         let now = Instant::now();
-        let latest = (orders.departed, orders.frontends);
-        if self.swept != Some(latest) {
+        let latest = (orders.departed, orders.frontends, restored);
+        let opted_in = self.orders.opted_out.difference(&orders.opted_out).next().is_some();
+        if self.swept != Some(latest) || opted_in {
             // After a start too: endpoints may have left and frontends may have come while no daemon ran.
-            if self.swept.is_none_or(|(_, frontends)| frontends != orders.frontends) {
+            let (_, frontends, restored) = latest;
+            if opted_in || self.swept.is_none_or(|(_, before, attached)| (before, attached) != (frontends, restored)) {
                 self.search = Search::EndedAndOlder;
             }
             self.swept = Some(latest);
@@ -199,8 +201,7 @@ impl Upkeep {
 
     fn sweep(&mut self, began: Instant) {
         let opted_out = |namespace: &Namespace| is_out(namespace, &self.orders.opted_out);
-        let Swept { ended, destroyed, failed } =
-            self.sweeper.sweep(&self.inventory.namespaces, &opted_out, self.search);
+        let Swept { ended, destroyed, failed } = self.sweeper.sweep(&self.inventory, &opted_out, self.search);
         debug!(
             ended,
             destroyed,
@@ -230,7 +231,6 @@ impl Upkeep {
     }
 
     fn count(&mut self) -> Result<(), UpkeepError> {
-        self.findings.flows = self.sweeper.flows()?;
         self.findings.clients = bpf::read_words::<{ size_of::<AffinityKey>() }>(self.affinity.as_fd())?.len();
         Ok(())
     }
@@ -258,7 +258,7 @@ impl Upkeep {
         }
         self.findings.not_in_effect = reasons;
         let counted = self.count();
-        self.note("counting flows and clients", counted);
+        self.note("counting the clients of session affinity", counted);
         match foreign(&self.cgroup, &self.links) {
             Ok(found) => {
                 for program in found.iter().filter(|program| !self.findings.foreign.contains(program)) {

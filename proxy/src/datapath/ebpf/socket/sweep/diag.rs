@@ -46,6 +46,10 @@ impl Socket {
         self.id.last_chunk().copied().map_or(0, u64::from_ne_bytes)
     }
 
+    pub(super) fn is_udp(&self) -> bool {
+        self.protocol == UDP
+    }
+
     /// What its packets have as destination; an IPv4-mapped address is the IPv4 one.
     pub(super) fn destination(&self) -> SocketAddr {
         let port = self.id.get(2..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_be_bytes);

@@ -126,7 +126,7 @@ impl Kernel {
     #[track_caller]
     fn check(&mut self, search: Search, ended: usize, destroyed: usize) {
         let proc = tempfile::tempdir().unwrap();
-        let here = inventory(proc.path(), &[]).unwrap().namespaces;
+        let here = inventory(proc.path(), &[]).unwrap();
         let swept = self.sweeper.sweep(&here, &|_| false, search);
         assert_eq!(swept, Swept { ended, destroyed, failed: Vec::new() });
     }
@@ -247,7 +247,7 @@ fn sockets_of_namespaces_that_opted_out_are_left_alone() {
         let older = udp("10.9.0.1:0", "10.9.0.2:53");
         kernel.point("10.9.0.2:53", SERVICE);
         let proc = tempfile::tempdir().unwrap();
-        let here = inventory(proc.path(), &[]).unwrap().namespaces;
+        let here = inventory(proc.path(), &[]).unwrap();
         assert_eq!(kernel.sweeper.sweep(&here, &|_| true, Search::EndedAndOlder), Swept::default());
         check_ended(&older, false);
     });
@@ -258,6 +258,6 @@ fn a_namespace_that_vanished_is_no_failure() {
     const TEST: &str = "vanished";
     let Some(mut kernel) = Kernel::create(TEST) else { return };
     let proc = tempfile::tempdir().unwrap();
-    let Some(gone) = in_a_namespace(TEST, || inventory(proc.path(), &[]).unwrap().namespaces) else { return };
+    let Some(gone) = in_a_namespace(TEST, || inventory(proc.path(), &[]).unwrap()) else { return };
     assert_eq!(kernel.sweeper.sweep(&gone, &|_| false, Search::EndedAndOlder), Swept::default());
 }

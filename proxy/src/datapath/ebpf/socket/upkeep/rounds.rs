@@ -18,6 +18,7 @@ impl Upkeep {
         stop: CancellationToken,
     ) {
         publish(&reports, &self.findings);
+        let mut installed = reports.subscribe();
         // Nothing is in the tables before the first sync.
         let mut ordered = tokio::select! {
             () = stop.cancelled() => return,
@@ -25,13 +26,15 @@ impl Upkeep {
         };
         while ordered.is_ok() && !stop.is_cancelled() {
             let newest = orders.borrow_and_update().clone();
-            self.take(newest.unwrap_or_default());
+            let restored = installed.borrow_and_update().installed.restored;
+            self.take(newest.unwrap_or_default(), restored);
             while self.next() <= Instant::now() {
                 publish(&reports, self.round());
             }
             ordered = tokio::select! {
                 () = stop.cancelled() => return,
                 changed = orders.changed() => changed,
+                changed = installed.changed() => changed,
                 () = tokio::time::sleep_until(self.next().into()) => Ok(()),
             };
         }
@@ -51,7 +54,7 @@ fn publish(reports: &watch::Sender<Report>, findings: &Findings) {
 }
 
 fn report(findings: &Findings) -> Report {
-    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, flows, clients, checkups, failures } = findings;
+    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, clients, checkups, failures } = findings;
     let counter = |name, help, value: u64| Number { name, help, kind: NumberKind::Counter, value };
     let gauge = |name, help, value: usize| {
         let value = u64::try_from(value).unwrap_or(u64::MAX);
@@ -72,7 +75,6 @@ fn report(findings: &Findings) -> Report {
             counter("upkeep_failures", "Rounds of upkeep that were incomplete", *failures),
             gauge("self_test_faults", "Reasons why the socket programs are not in effect", faults),
             gauge("foreign_programs", "Programs of other tools at the same hooks", foreign.len()),
-            gauge("socket_flows", "Connected sockets that have an endpoint of a Service", *flows),
             gauge("affinity_clients", "Clients that session affinity knows, of at most 65,536", *clients),
             gauge("network_namespaces", "Network namespaces of this node", *namespaces),
             gauge("opted_out_namespaces", "Network namespaces that are left alone", *opted_out),
