@@ -21,15 +21,16 @@ pub(crate) fn sendmsg4(ctx: &SockAddrContext) -> i32 {
         Meaning::Undefined => return refuse(),
         Meaning::Foreign => return leave(ctx, &frontend, port),
     };
-    if let Some(target) = kept::<V4>(ctx, &frontend, port, lead) {
-        set4(ctx, target.address, target.port);
-        return PROCEED;
-    }
-    let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
-        Ok(target) => target,
-        Err(why) => return end(why),
+    let (target, is_kept) = match kept::<V4>(ctx, &frontend, port, lead) {
+        Some(kept) => kept,
+        None => match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
+            Ok(target) => (target, false),
+            Err(why) => return end(why),
+        },
     };
-    flows::send(ctx, &flow(frontend, port, &target, mapped(target.address)));
+    if !is_kept {
+        flows::send(ctx, &flow(frontend, port, &target, mapped(target.address)));
+    }
     set4(ctx, target.address, target.port);
     PROCEED
 }
@@ -43,15 +44,16 @@ pub(crate) fn sendmsg6(ctx: &SockAddrContext) -> i32 {
         Meaning::Undefined => return refuse(),
         Meaning::Foreign => return leave(ctx, &address, port),
     };
-    if let Some(target) = kept::<V6>(ctx, &address, port, lead) {
-        set6(ctx, target.address, target.port);
-        return PROCEED;
-    }
-    let target = match endpoint::<V6, _, _>(&Kernel, &Socket(ctx), lead) {
-        Ok(target) => target,
-        Err(why) => return end(why),
+    let (target, is_kept) = match kept::<V6>(ctx, &address, port, lead) {
+        Some(kept) => kept,
+        None => match endpoint::<V6, _, _>(&Kernel, &Socket(ctx), lead) {
+            Ok(target) => (target, false),
+            Err(why) => return end(why),
+        },
     };
-    flows::send(ctx, &flow(address, port, &target, target.address));
+    if !is_kept {
+        flows::send(ctx, &flow(address, port, &target, target.address));
+    }
     set6(ctx, target.address, target.port);
     PROCEED
 }
@@ -78,11 +80,17 @@ fn flow<A>(frontend: Address6, frontend_port: Port, target: &Target<A>, backend:
     Flow { frontend, backend, frontend_port, backend_port, reference: reference.0, origin }
 }
 
-/// The endpoint that the socket has for a frontend, if it still serves there.
+/// The endpoint that the socket has for a frontend, if it still serves there, and whether it is kept for datagrams.
 #[inline(always)]
-fn kept<F: Family>(ctx: &SockAddrContext, address: &Address6, port: Port, lead: Lead) -> Option<Target<F::Address>> {
-    let flow = flows::to_frontend(ctx, address, port)?;
-    may_go_on::<F, _>(&Kernel, lead, flow.reference())
+fn kept<F: Family>(
+    ctx: &SockAddrContext,
+    address: &Address6,
+    port: Port,
+    lead: Lead,
+) -> Option<(Target<F::Address>, bool)> {
+    let (flow, of_datagrams) = flows::to_frontend(ctx, address, port)?;
+    let target = may_go_on::<F, _>(&Kernel, lead, flow.reference())?;
+    Some((target, of_datagrams))
 }
 
 /// The datagram goes to an address that is none of ours.

@@ -176,14 +176,16 @@ pub(crate) fn send_directly(ctx: &SockAddrContext, address: &Address6, port: Por
     }
 }
 
-/// The flow of a datagram's socket to a frontend. From now on answers of its endpoint show this frontend.
+/// The flow of a socket to a frontend, and whether it is one of datagrams. From now on answers of its endpoint show this
+/// frontend; a flow of the connection must be kept for that.
 #[inline(always)]
-pub(crate) fn to_frontend(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<Flow> {
+pub(crate) fn to_frontend(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<(Flow, bool)> {
     if let Some(flow) = datagram_to(ctx, address, port) {
-        return Some(flow);
+        return Some((flow, true));
     }
     // A connected socket whose call names its peer takes no answer from another endpoint.
-    peer(ctx).filter(|flow| is_to(flow, address, port)).copied()
+    let flow = peer(ctx)?;
+    if is_to(flow, address, port) { Some((*flow, false)) } else { None }
 }
 
 #[inline(always)]

@@ -150,6 +150,8 @@ fn a_socket_that_connected_while_the_programs_were_detached_gets_there() {
     let links = cluster.bpf_root().join(format!("v{}/links", cluster::TABLES));
     cluster.daemon().process().pause().unwrap();
     std::fs::remove_dir_all(links).unwrap();
+    let once = || shop.client.connect_with(to, Mode::Udp, &["--count", "1", "--timeout", "50"]).unwrap().remove(0);
+    cluster.wait_for("the programs to be detached", || once().server.is_none());
     let fast = ["--same-socket", "--interval", "2", "--timeout", "50"];
     let mut client = shop.client.connect_in_background(to, Mode::Udp, &fast).unwrap();
     client.wait_for_attempts(0, 2).unwrap();
