@@ -131,20 +131,20 @@ fn links_and_pins_that_another_program_removes_are_back() {
     let Some(cluster) = Cluster::alone("vanished") else { return };
     let shop = Shop::open(&cluster, "shop", &[PodState::Ready]);
     let root = cluster.bpf_root();
-    let links = root.join("v3/links");
+    let links = root.join("v4/links");
     let lose = |what: &str, remove: &dyn Fn()| {
         let before = restored(&cluster);
         remove();
         wait_until_restored(&cluster, before);
         check_served(&shop);
         let found = |directory: &str| fs::read_dir(root.join(directory)).unwrap().count();
-        assert_eq!((found("v3/links"), found("v3/programs")), (11, 11), "after {what}");
-        assert!(found("v3/maps") > 5 && found("flows-v1/maps") > 3, "after {what}");
+        assert_eq!((found("v4/links"), found("v4/programs")), (11, 11), "after {what}");
+        assert!(found("v4/maps") > 5 && found("flows-v1/maps") > 3, "after {what}");
     };
     lose("the loss of one link", &|| fs::remove_file(links.join("connect4")).unwrap());
     lose("the loss of all", &|| fs::remove_dir_all(&root).unwrap_or_else(|error| panic!("{error}")));
-    lose("the loss of programs' pins", &|| fs::remove_dir_all(root.join("v3/programs")).unwrap());
-    lose("the loss of maps' pins", &|| fs::remove_dir_all(root.join("v3/maps")).unwrap());
+    lose("the loss of programs' pins", &|| fs::remove_dir_all(root.join("v4/programs")).unwrap());
+    lose("the loss of maps' pins", &|| fs::remove_dir_all(root.join("v4/maps")).unwrap());
     if cluster.node.spawn(&["bpftool", "version"]).is_ok_and(|tool| tool.finish(SOON).is_ok()) {
         let pin = links.join("connect6").display().to_string();
         let detach = || drop(cluster.node.spawn(&["bpftool", "link", "detach", "pinned", &pin]).unwrap().finish(SOON));
@@ -241,7 +241,7 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
 
     // What an earlier daemon has left serves, so it stays.
     cluster.daemon().restart().unwrap();
-    let (before, links) = (on_lo(&cluster), cluster.bpf_root().join("v3/links"));
+    let (before, links) = (on_lo(&cluster), cluster.bpf_root().join("v4/links"));
     assert_eq!(before.len(), 2);
     assert!(cluster.daemon().stop().unwrap().success());
     let (code, _, said) = finish(cluster.node.spawn(&failing).unwrap());

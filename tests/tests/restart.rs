@@ -101,19 +101,27 @@ fn endpoints_that_changed_while_no_daemon_ran_are_applied_at_the_next_start() {
     }
 }
 
-/// Makes the pins look like those of version 2 of the tables, which had its flows beside them.
-fn disguise_as_version_2(root: &Path) {
-    let maps = root.join("v2/maps");
-    fs::rename(root.join("v3"), root.join("v2")).unwrap();
-    for pin in fs::read_dir(root.join("flows-v1/maps")).unwrap() {
-        let pin = pin.unwrap().path();
-        fs::rename(&pin, maps.join(pin.file_name().unwrap())).unwrap();
+/// Makes the pins look like those of an earlier version of the tables; version 2 had its flows beside them.
+fn disguise(root: &Path, version: u32) {
+    let former = root.join(format!("v{version}"));
+    fs::rename(root.join(format!("v{}", cluster::TABLES)), &former).unwrap();
+    if version == 2 {
+        for pin in fs::read_dir(root.join("flows-v1/maps")).unwrap() {
+            let pin = pin.unwrap().path();
+            fs::rename(&pin, former.join("maps").join(pin.file_name().unwrap())).unwrap();
+        }
     }
 }
 
 #[test]
-fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_them() {
-    let Some(cluster) = Cluster::alone("takenover") else { return };
+fn the_tables_of_each_earlier_version_are_taken_over_with_all_that_clients_hold_of_them() {
+    for version in [2, 3] {
+        take_over(version);
+    }
+}
+
+fn take_over(version: u32) {
+    let Some(cluster) = Cluster::alone(&format!("takenover{version}")) else { return };
     let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready; 3]);
     let _server = serve_outside(&cluster, &shop.addresses());
     let mesh = opted_out_pod(&cluster, shop.addresses()[0]);
@@ -130,11 +138,11 @@ fn the_tables_of_another_version_are_taken_over_with_all_that_clients_hold_of_th
         sockets.push((to, socket, server));
     }
     cluster.daemon().kill9().unwrap();
-    disguise_as_version_2(&cluster.bpf_root());
+    disguise(&cluster.bpf_root(), version);
     let started = now();
     cluster.daemon().restart().unwrap();
     assert_eq!(cluster.kernel_writes(), 0, "the new daemon finds all of it in its own tables");
-    let left: Vec<_> = pins(&cluster.bpf_root()).into_iter().filter(|pin| pin.contains("/v2/")).collect();
+    let left: Vec<_> = pins(&cluster.bpf_root()).into_iter().filter(|pin| pin.contains(&format!("/v{version}/"))).collect();
     assert_eq!(left, Vec::<String>::new(), "the former version is retired");
     for (to, socket, server) in &mut sockets {
         let attempts = socket.wait_for_attempts(started, 5).unwrap();

@@ -18,7 +18,7 @@ use crate::support;
 /// Every way to dial.
 pub const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 /// The version of the tables, in the names of pins.
-pub const TABLES: u32 = 3;
+pub const TABLES: u32 = 4;
 const NAMESPACE: &str = "test";
 const PORT: u16 = 80;
 const TARGET: u16 = 7000;

@@ -43,13 +43,17 @@ impl Taken {
     /// Reads what `former` holds.
     pub(super) fn read(former: &Former) -> Result<Self, TakeoverError> {
         match former.version {
-            2 => {
-                let (tables, namespaces) = (Tables::open(&former.maps)?, v2::namespaces(&former.maps)?);
-                let found = Self { dump: tables.dump()?, addresses: tables.addresses()?, namespaces };
-                Ok(from_v2(found, v2::is_silent(&former.maps)?))
-            }
+            2 => Ok(from_v2(Self::found(former)?, v2::is_silent(&former.maps)?)),
+            // No frontend of version 3 falls back, and its programs are at other hooks of `bind()`.
+            3 => Self::found(former),
             unknown => Err(TakeoverError::Unknown(unknown)),
         }
+    }
+
+    /// The elements that have had the same layout since version 2.
+    fn found(former: &Former) -> Result<Self, TakeoverError> {
+        let (tables, namespaces) = (Tables::open(&former.maps)?, v2::namespaces(&former.maps)?);
+        Ok(Self { dump: tables.dump()?, addresses: tables.addresses()?, namespaces })
     }
 
     /// Writes it to empty tables that no program reads yet. Until the first round of upkeep programs must know all
@@ -87,7 +91,7 @@ fn from_v2(found: Taken, silent: bool) -> Taken {
 mod tests {
     use super::*;
 
-    /// What version 3 makes of the terms of a service port under version 2.
+    /// What this version makes of the terms of a service port under version 2.
     #[track_caller]
     fn check_terms(marked: bool, silent: bool, wanted: bool) {
         let entry = |keeps| [7, 8, Terms::new(5, 10_800, keeps).0, 9];
