@@ -188,6 +188,27 @@ async fn what_kubectl_takes_is_taken() {
 }
 
 #[tokio::test]
+async fn an_authority_that_cannot_be_used_does_not_spoil_the_others() {
+    let api = cluster();
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("ca.crt");
+    let with_bundle = changed(&api, |kubeconfig| {
+        let cluster = kubeconfig["clusters"][0]["cluster"].as_object_mut().unwrap();
+        cluster.remove("certificate-authority-data");
+        cluster.insert("certificate-authority".to_owned(), json!(bundle));
+    });
+    let unusable = "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n";
+    std::fs::write(&bundle, format!("{unusable}{}", api.ca_pem())).unwrap();
+    let (_folder, path) = file(&with_bundle);
+    Watched::with(options(&path)).await.until_services("a[10.1.0.1] b").await;
+    std::fs::write(&bundle, unusable).unwrap();
+    let told = refused(&with_bundle).await;
+    let expected = "the credentials of the API server cannot be used: no certificate of the certificate authority can be \
+                    used; give certificates of X.509 version 3: ";
+    assert!(told.starts_with(expected), "{told}");
+}
+
+#[tokio::test]
 async fn a_server_may_be_its_own_authority() {
     let listen = "127.0.0.1:0".parse().unwrap();
     let signed = |signer| FakeApi::start_signed(listen, signer).unwrap();
