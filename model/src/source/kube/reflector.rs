@@ -317,7 +317,8 @@ impl<T: Wire> Reflector<T> {
         self.tell(News::Failing { cause, reason, denied: failure.is_denial() }).await?;
         let delay = self.backoff.next_delay();
         sleep(failure.retry_after().unwrap_or(delay).max(delay)).await;
-        self.api = self.session.renew(self.api.generation, !failure.is_answer()).await;
+        let elsewhere = failure.leads_elsewhere(self.api.at.is_some());
+        self.api = self.session.renew(self.api.generation, elsewhere).await;
         Ok(())
     }
 
