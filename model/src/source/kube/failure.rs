@@ -237,7 +237,7 @@ fn explain_auth(error: &AuthError) -> String {
         AuthError::AuthExecRun { cmd: _, out } => {
             format!("the credential plug-in of the kubeconfig ended with {}; run it by hand to see why", out.status)
         }
-        AuthError::AuthExecParse(_) => {
+        AuthError::AuthExecParse(_) | AuthError::ExecPluginFailed => {
             "the credential plug-in of the kubeconfig did not give an ExecCredential; run it \
              by hand: it must write one as JSON to stdout, and nothing else"
                 .to_owned()

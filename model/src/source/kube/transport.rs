@@ -164,7 +164,9 @@ fn of_plugin(error: kube::Error, plugin: Option<&ExecConfig>) -> TransportError 
         kube::Error::Auth(AuthError::AuthExecRun { cmd: _, out }) => {
             TransportError::Plugin { command: command(), status: out.status, complaint: first_line(&out.stderr) }
         }
-        kube::Error::Auth(AuthError::AuthExecParse(_)) => TransportError::PluginAnswer { command: command() },
+        kube::Error::Auth(AuthError::AuthExecParse(_) | AuthError::ExecPluginFailed) => {
+            TransportError::PluginAnswer { command: command() }
+        }
         other => TransportError::Credentials(Box::new(other)),
     }
 }
