@@ -53,9 +53,9 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
 }
 
 impl Parts {
-    /// First the daemon serves health (HM-11). Nothing is written before the first view of the cluster is complete (SY-1). DNS does not wait for it: the tables
-    /// of an earlier daemon may lead clients here already, and other names need no cluster (DNS-11.2). The source must
-    /// live as long as the daemon.
+    /// First the daemon serves health (HM-11). Nothing is written before the first view of the cluster is complete
+    /// (SY-1). DNS does not wait for it: the tables of an earlier daemon may lead clients here already, and other names
+    /// need no cluster (DNS-11.2). The source must live as long as the daemon.
     async fn start(&mut self, mode: Mode, options: Options) -> Result<Source> {
         let config = Arc::clone(&self.config);
         self.start_health().await?;

@@ -98,6 +98,38 @@ async fn a_wrong_kubeconfig_is_refused_at_once_with_its_name() {
 }
 
 #[tokio::test]
+async fn a_broken_kubeconfig_is_not_shown() {
+    let begin = "the kubeconfig F cannot be used; correct it, or name another with --kubeconfig: it is no kubeconfig in \
+                 YAML (see line ";
+    let end = "); `kubectl config view --kubeconfig FILE` says what is wrong";
+    for text in [
+        "users:\n- name: u\n  user:\n    token: [s3cret\n",
+        "users:\n- name: u\n  user:\n    token: {s3cret: s3cret}\n",
+        "users:\n- name: u\n  user: s3cret\n",
+        "users:\n- name: u\n  user:\n    client-key-data: \"s3cret\n",
+        "users:\n- name: u\n  user:\n    token: s3cret\n   token: s3cret\n",
+    ] {
+        let told = refused(text).await;
+        assert!(told.starts_with(begin) && told.ends_with(end), "{told}");
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_not_used() {
+    // A process has one environment, so the test that is to hold there runs in another one.
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "credentials::what_kubectl_takes_is_taken"]);
+    for name in ["HTTPS_PROXY", "https_proxy"] {
+        for proxy in ["http://192.0.2.1:3128", "no url at all"] {
+            let out = again.env_remove("HTTPS_PROXY").env_remove("https_proxy").env(name, proxy).output().unwrap();
+            let text = String::from_utf8_lossy(&out.stdout);
+            assert!(out.status.success() && text.contains("1 passed"), "{name}={proxy}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn where_a_kubeconfig_can_be_named_is_said_as_it_is() {
     let nowhere = |kubeconfig_setting| KubeOptions { kubeconfig_setting, ..KubeOptions::default() };
     let flag = kube::start(nowhere(KubeconfigSetting::Flag)).await.err().unwrap().to_string();
@@ -121,7 +153,7 @@ fn changed(api: &FakeApi, change: impl FnOnce(&mut Value)) -> String {
 async fn what_a_context_names_must_be_there() {
     let api = cluster();
     let begin = "the kubeconfig F cannot be used; correct it, or name another with --kubeconfig: ";
-    let rows: [(&str, Value, &str); 6] = [
+    let rows: [(&str, Value, &str); 7] = [
         (
             "/current-context",
             json!("x"),
@@ -144,9 +176,15 @@ async fn what_a_context_names_must_be_there() {
             json!("ftp://x"),
             "the server of its cluster \"lab\": \"ftp://x\" is neither https nor http; give a URL such as https://192.0.2.1:6443",
         ),
+        (
+            "/clusters/0/cluster/proxy-url",
+            json!("http://me:s3cret@10.0.0.9:3128"),
+            "its cluster \"lab\" has a proxy-url, but shunt reaches an API server without a proxy only; remove proxy-url",
+        ),
     ];
     for (field, value, expected) in rows {
-        let text = changed(&api, |kubeconfig| *kubeconfig.pointer_mut(field).unwrap() = value);
+        let (parent, name) = field.rsplit_once('/').unwrap();
+        let text = changed(&api, |kubeconfig| kubeconfig.pointer_mut(parent).unwrap()[name] = value);
         assert_eq!(refused(&text).await, format!("{begin}{expected}"));
     }
 }
@@ -185,6 +223,27 @@ async fn what_kubectl_takes_is_taken() {
     }
     wrapped["clusters"][0]["cluster"]["certificate-authority"] = json!("");
     taken(wrapped.to_string()).await;
+}
+
+#[tokio::test]
+async fn an_authority_that_cannot_be_used_does_not_spoil_the_others() {
+    let api = cluster();
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("ca.crt");
+    let with_bundle = changed(&api, |kubeconfig| {
+        let cluster = kubeconfig["clusters"][0]["cluster"].as_object_mut().unwrap();
+        cluster.remove("certificate-authority-data");
+        cluster.insert("certificate-authority".to_owned(), json!(bundle));
+    });
+    let unusable = "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n";
+    std::fs::write(&bundle, format!("{unusable}{}", api.ca_pem())).unwrap();
+    let (_folder, path) = file(&with_bundle);
+    Watched::with(options(&path)).await.until_services("a[10.1.0.1] b").await;
+    std::fs::write(&bundle, unusable).unwrap();
+    let told = refused(&with_bundle).await;
+    let expected = "the credentials of the API server cannot be used: no certificate of the certificate authority can be \
+                    used; give certificates of X.509 version 3: ";
+    assert!(told.starts_with(expected), "{told}");
 }
 
 #[tokio::test]
@@ -236,12 +295,32 @@ async fn a_credential_plug_in_that_is_missing_or_fails_is_named() {
          install it, or name it with its full path under exec.command of the kubeconfig (get it from example.test): No \
          such file or directory (os error 2)"
     );
-    let fails = folder.path().join("fails");
-    std::fs::write(&fails, "#!/bin/sh\necho s3cret; echo no login >&2; exit 3\n").unwrap();
-    std::fs::set_permissions(&fails, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let told = refused(&api.kubeconfig_with(Auth::Exec(&fails))).await;
-    assert!(told.contains("/fails\" ended with exit status: 3; run it by hand to see why: no login"), "{told}");
-    assert!(!told.contains("s3cret"), "{told}");
+    let ends = "the credentials of the API server cannot be used: the credential plug-in \"D/plug-in\" ended with exit \
+                status: 3; run it by hand to see why";
+    let wrong = "the credentials of the API server cannot be used: the credential plug-in \"D/plug-in\" did not give an \
+                 ExecCredential; run it by hand: it must write one as JSON to stdout, and nothing else";
+    // It has neither the daemon's stdin nor its stderr.
+    let asks = "test ! -t 0 && read answer; test ! -t 2 && exit 3";
+    let program = folder.path().join("plug-in");
+    for (script, expected) in [
+        ("echo s3cret; echo s3cret >&2; exit 3", ends),
+        ("exit 3", ends),
+        (asks, ends),
+        ("echo Your token is: s3cret", wrong),
+        ("echo '{\"status\": {\"token\": [\"s3cret\"]}}'", wrong),
+    ] {
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let told = refused(&api.kubeconfig_with(Auth::Exec(&program))).await;
+        assert_eq!(told.replace(&folder.path().display().to_string(), "D"), expected, "{script}");
+    }
+    kubeconfig["users"][0]["user"]["exec"]["interactiveMode"] = json!("Always");
+    assert_eq!(
+        refused(&kubeconfig.to_string()).await,
+        "the kubeconfig F cannot be used; correct it, or name another with --kubeconfig: the credential plug-in of its \
+         user \"lab\" has to ask someone (interactiveMode: Always), which a daemon cannot; set IfAvailable or Never, or \
+         give the user other credentials"
+    );
 }
 
 #[tokio::test]

@@ -171,6 +171,9 @@ mod tests {
         check_closed(both, "e1:U", "e10:53, e10:53");
         check_closed("ip=10.96.0.10 port=dns:53/udp", "e1:R", "e10:53 e1:53, e10:53");
         check_closed("ip=10.96.0.77 port=dns:53/udp", "e1:R", "e10:53, e10:53");
+        // Only the Service whose cluster IP it is stands in, not one that names the address as an external IP.
+        let external = "ip=10.96.0.77 ext=10.96.0.10 port=dns:53/udp port=dns-tcp:53/tcp";
+        check_closed(external, "e1:R", "e10:53, e10:53");
         // A pod of this node is no server of the daemon.
         check_closed(both, "e1:Rl", "e10:53 e1:53, e10:53 e1:53");
     }

@@ -74,9 +74,9 @@ pub(super) fn endpoints_of<'a>(
     found
 }
 
-/// Orders the entries of two slices for one address; the lesser one stays. An entry that is not terminating comes before one that is,
-/// since the address has passed to a new pod (IN-38). All further steps only make the choice independent of the order
-/// of the input.
+/// Orders the entries of two slices for one address; the lesser one stays. An entry that is not terminating comes
+/// before one that is, since the address has passed to a new pod (IN-38). All further steps only make the choice
+/// independent of the order of the input.
 fn by_claim_to_address(a: &Candidate<'_>, b: &Candidate<'_>) -> Ordering {
     let (x, y) = (a.endpoint, b.endpoint);
     x.terminating

@@ -228,12 +228,16 @@ impl Planner {
         let mut stand_ins = BTreeMap::new();
         for port in &mut fresh {
             let PortPlan { key, frontends, cluster, source_ranges, .. } = port;
-            frontends.retain(|frontend| match self.claims.winner(&claim(frontend.site(), key)) {
-                Some(Claimant { rank: Rank::BuiltIn, port: own }) => {
+            frontends.retain(|frontend| {
+                let contested = claim(frontend.site(), key);
+                let winner = self.claims.winner(&contested);
+                if let Some(Claimant { rank: Rank::BuiltIn, port: own }) = winner
+                    // Whoever may write a Service can name any external IP: that gives no part in cluster DNS.
+                    && self.claims.replaced(&contested) == Some(key)
+                {
                     stand_ins.insert(own.clone(), cluster.clone());
-                    false
                 }
-                winner => winner.is_some_and(|first| first.port == *key),
+                winner.is_some_and(|first| first.port == *key)
             });
             source_ranges.take_if(|_| !frontends.iter().any(|frontend| frontend.filtered)); // TP-30
         }

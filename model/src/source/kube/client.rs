@@ -68,6 +68,29 @@ pub enum ConnectError {
     Died(#[source] tokio::task::JoinError),
 }
 
+impl ConnectError {
+    /// What a credential plug-in complained: for the log alone, since it may contain what others must not read.
+    pub(super) fn complaint(&self) -> Option<&str> {
+        match self {
+            Self::Client(TransportError::Plugin { command: _, status: _, complaint }) => Some(complaint),
+            Self::Client(_)
+            | Self::Kubeconfig { .. }
+            | Self::InCluster { .. }
+            | Self::Master(_)
+            | Self::Slow(_)
+            | Self::Died(_) => None,
+        }
+    }
+}
+
+/// Where the credentials come from, and so where they can be corrected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Kubeconfig,
+    /// What the kubelet gives to a pod.
+    ServiceAccount,
+}
+
 /// An API server and how to talk to it.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -76,6 +99,10 @@ pub(super) struct Api {
     pub(super) url: Arc<str>,
     /// The host of the URL that the operator configured.
     pub(super) configured: Arc<str>,
+    /// The remembered endpoint that is asked; `None` is the configured address.
+    pub(super) at: Option<SocketAddr>,
+    /// Who gave the credentials, for advice.
+    pub(super) origin: Origin,
     /// No flag names the server, and its certificate is checked: another address of it may be tried.
     pub(super) may_move: bool,
     /// Counts the connections that were made one after another.
@@ -96,7 +123,8 @@ pub(super) fn connect(options: &KubeOptions, at: Option<SocketAddr>) -> Result<A
     }
     let url = Arc::from(without_credentials(&config.cluster_url));
     let client = transport::client(config).map_err(ConnectError::Client)?;
-    Ok(Api { client, url, configured, may_move, generation: 0 })
+    let origin = if options.kubeconfig.is_some() { Origin::Kubeconfig } else { Origin::ServiceAccount };
+    Ok(Api { client, url, configured, at, origin, may_move, generation: 0 })
 }
 
 fn configuration(options: &KubeOptions) -> Result<Config, ConnectError> {

@@ -41,8 +41,22 @@ pub struct NewEvent {
 
 /// An event that was not written.
 #[derive(Debug, thiserror::Error)]
-#[error("writing an event; allow create of events in events.k8s.io")]
-pub struct PostError(#[source] Box<kube::Error>);
+pub enum PostError {
+    /// The API server refuses it.
+    #[error("writing an event; allow create of events in events.k8s.io in the ClusterRole")]
+    Denied(#[source] Box<kube::Error>),
+    /// Anything else, such as an API server that is away.
+    #[error("writing an event")]
+    Failed(#[source] Box<kube::Error>),
+}
+
+impl From<kube::Error> for PostError {
+    fn from(error: kube::Error) -> Self {
+        let denied = matches!(&error, kube::Error::Api(status) if status.code == 403);
+        let error = Box::new(error);
+        if denied { Self::Denied(error) } else { Self::Failed(error) }
+    }
+}
 
 impl Events {
     pub(super) fn new(session: Arc<Session>, node: &str) -> Self {
@@ -79,7 +93,7 @@ impl Events {
             ..Event::default()
         };
         let events: Api<Event> = Api::namespaced(self.session.api().client, &namespace);
-        events.create(&PostParams::default(), &object).await.map_err(|error| PostError(Box::new(error)))?;
+        events.create(&PostParams::default(), &object).await?;
         Ok(())
     }
 }
@@ -90,4 +104,21 @@ fn shortened(mut note: String) -> String {
         note.pop();
     }
     note
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_is_a_reason_to_change_a_role() {
+        let answer = |code| {
+            let status = kube::core::Status { code, ..kube::core::Status::default() };
+            PostError::from(kube::Error::Api(Box::new(status))).to_string()
+        };
+        assert_eq!(answer(403), "writing an event; allow create of events in events.k8s.io in the ClusterRole");
+        assert_eq!(answer(503), "writing an event");
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(PostError::from(kube::Error::Service(refused.into())).to_string(), "writing an event");
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::client::AuthError;
 use rustls::{CertificateError, Error as TlsError};
 
+use super::client::Origin;
 use super::transport::Panicked;
 use crate::with_causes;
 
@@ -103,6 +104,12 @@ impl Failure {
         }
     }
 
+    /// Another address may do better. A server that answers that it has a fault is left too if it is a remembered
+    /// endpoint; the configured address may lead each connection to another server by itself.
+    pub(super) fn leads_elsewhere(&self, at_endpoint: bool) -> bool {
+        !self.is_answer() || (at_endpoint && self.code().is_some_and(|code| code >= 500))
+    }
+
     pub(super) fn cause(&self) -> Cause {
         match self.code() {
             Some(401) => return Cause::Credentials,
@@ -134,8 +141,8 @@ impl Failure {
     }
 
     /// With all causes and what to do, on one line. `restarting`: the API server was away a moment ago.
-    pub(super) fn explain(&self, resource: &str, restarting: bool) -> String {
-        let Some(status) = self.status() else { return self.explain_silence() };
+    pub(super) fn explain(&self, resource: &str, origin: Origin, restarting: bool) -> String {
+        let Some(status) = self.status() else { return self.explain_silence(origin) };
         let reason = if status.message.is_empty() {
             format!("the API server answers {} {}", status.code, status.reason)
         } else {
@@ -155,10 +162,10 @@ impl Failure {
     }
 
     /// There is no answer that says why.
-    fn explain_silence(&self) -> String {
+    fn explain_silence(&self, origin: Origin) -> String {
         let Self::Api(error) = self else { return with_causes(self) };
         if let Some(tls) = found::<TlsError>(error.as_ref()) {
-            return explain_tls(tls);
+            return explain_tls(tls, origin);
         }
         if let Some(auth) = found::<AuthError>(error.as_ref()) {
             return explain_auth(auth);
@@ -179,9 +186,9 @@ impl Failure {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "all errors of TLS that say no more than their text")]
-fn explain_tls(error: &TlsError) -> String {
+fn explain_tls(error: &TlsError, origin: Origin) -> String {
     match error {
-        TlsError::InvalidCertificate(certificate) => explain_certificate(certificate),
+        TlsError::InvalidCertificate(certificate) => explain_certificate(certificate, origin),
         TlsError::AlertReceived(alert) => format!(
             "the API server ends TLS with the alert {alert:?}; if it does not accept the client certificate, renew that"
         ),
@@ -190,27 +197,34 @@ fn explain_tls(error: &TlsError) -> String {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the library has many that no operator meets")]
-fn explain_certificate(error: &CertificateError) -> String {
-    let (what, todo) = match error {
-        CertificateError::UnknownIssuer => (
-            "an authority signed it that is not known here",
+fn explain_certificate(error: &CertificateError, origin: Origin) -> String {
+    let (authority, itself, names) = match origin {
+        Origin::Kubeconfig => (
             "give that authority's certificate as certificate-authority in the kubeconfig",
-        ),
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
-            "it is for other names and addresses",
+            "give this very certificate as certificate-authority in the kubeconfig, or one to the API server that an \
+             authority signed",
             "use one of those as the server, or set tls-server-name in the kubeconfig to one of them",
         ),
+        // Its ca.crt comes from kube-controller-manager.
+        Origin::ServiceAccount => (
+            "pods get the authority in the ConfigMap kube-root-ca.crt, so give that authority's certificate to \
+             kube-controller-manager with --root-ca-file",
+            "give the API server a certificate that the authority in the ConfigMap kube-root-ca.crt signed",
+            "set KUBERNETES_SERVICE_HOST of the daemon to one of those, or add this address to the certificate",
+        ),
+    };
+    let (what, todo) = match error {
+        CertificateError::UnknownIssuer => ("an authority signed it that is not known here", authority),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            ("it is for other names and addresses", names)
+        }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             ("it has expired", "renew it, or set the clock of this node")
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             ("it is not valid yet", "set the clock of this node, or wait")
         }
-        CertificateError::Other(_) => (
-            "it is an authority's own, or cannot be checked",
-            "give this very certificate as certificate-authority in the kubeconfig, or one to the API server that an \
-             authority signed",
-        ),
+        CertificateError::Other(_) => ("it is an authority's own, or cannot be checked", itself),
         _ => ("it cannot be checked", "give the API server a certificate that an authority signed"),
     };
     format!("the certificate of the API server is not accepted, because {what} ({error}); {todo}")
@@ -219,11 +233,15 @@ fn explain_certificate(error: &CertificateError) -> String {
 #[expect(clippy::wildcard_enum_match_arm, reason = "the others say enough themselves")]
 fn explain_auth(error: &AuthError) -> String {
     match error {
-        AuthError::AuthExecRun { cmd, out } => format!(
-            "the credential plug-in {cmd:?} ended with {}: {}",
-            out.status,
-            String::from_utf8_lossy(&out.stderr).trim()
-        ),
+        // The command with its arguments, and what the program wrote, may be secrets.
+        AuthError::AuthExecRun { cmd: _, out } => {
+            format!("the credential plug-in of the kubeconfig ended with {}; run it by hand to see why", out.status)
+        }
+        AuthError::AuthExecParse(_) | AuthError::ExecPluginFailed => {
+            "the credential plug-in of the kubeconfig did not give an ExecCredential; run it \
+             by hand: it must write one as JSON to stdout, and nothing else"
+                .to_owned()
+        }
         AuthError::AuthExecStart(source) => format!("the credential plug-in of the kubeconfig cannot be run: {source}"),
         AuthError::InvalidBearerToken(_) => "the token has characters that a token cannot have".to_owned(),
         other => format!("no credentials for the API server could be got: {}", with_causes(other)),
@@ -249,6 +267,9 @@ fn found<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::ExitStatus;
+
     use super::*;
 
     fn in_the_service(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
@@ -262,7 +283,7 @@ mod tests {
 
     #[track_caller]
     fn check(failure: &Failure, cause: Cause, expected: &str) {
-        assert_eq!((failure.cause(), failure.explain("pods", false)), (cause, expected.to_owned()));
+        assert_eq!((failure.cause(), failure.explain("pods", Origin::Kubeconfig, false)), (cause, expected.to_owned()));
     }
 
     #[test]
@@ -301,11 +322,6 @@ mod tests {
             Cause::Bug,
             "a library panicked: Valid URI; this is a bug, please report it",
         );
-        check(
-            &in_the_service(AuthError::AuthExecStart(io::Error::from(io::ErrorKind::NotFound))),
-            Cause::Credentials,
-            "the credential plug-in of the kubeconfig cannot be run: entity not found",
-        );
         check(&status(500, "etcd is away"), Cause::Away, "etcd is away");
         check(
             &status(401, "Unauthorized"),
@@ -318,9 +334,71 @@ mod tests {
     }
 
     #[test]
+    fn neither_arguments_nor_output_of_a_plug_in_are_shown() {
+        check(
+            &in_the_service(AuthError::AuthExecStart(io::Error::from(io::ErrorKind::NotFound))),
+            Cause::Credentials,
+            "the credential plug-in of the kubeconfig cannot be run: entity not found",
+        );
+        let out = std::process::Output {
+            status: ExitStatus::from_raw(3 << 8),
+            stdout: b"s3cret".to_vec(),
+            stderr: b"s3cret".to_vec(),
+        };
+        check(
+            &in_the_service(AuthError::AuthExecRun { cmd: "\"get\" \"s3cret\"".to_owned(), out: Box::new(out) }),
+            Cause::Credentials,
+            "the credential plug-in of the kubeconfig ended with exit status: 3; run it by hand to see why",
+        );
+        let garbage = serde_saphyr::from_str::<u16>("token: s3cret").unwrap_err();
+        check(
+            &in_the_service(AuthError::AuthExecParse(Box::new(garbage))),
+            Cause::Credentials,
+            "the credential plug-in of the kubeconfig did not give an ExecCredential; run it by hand: it must write one \
+             as JSON to stdout, and nothing else",
+        );
+    }
+
+    #[test]
+    fn in_a_pod_no_kubeconfig_is_to_be_corrected() {
+        let begin = "the certificate of the API server is not accepted, because";
+        for (error, expected) in [
+            (
+                CertificateError::UnknownIssuer,
+                "an authority signed it that is not known here (UnknownIssuer); pods get the authority in the ConfigMap \
+                 kube-root-ca.crt, so give that authority's certificate to kube-controller-manager with --root-ca-file",
+            ),
+            (
+                CertificateError::NotValidForName,
+                "it is for other names and addresses (NotValidForName); set KUBERNETES_SERVICE_HOST of the daemon to one \
+                 of those, or add this address to the certificate",
+            ),
+        ] {
+            let failure = in_the_service(io::Error::other(TlsError::InvalidCertificate(error)));
+            assert_eq!(failure.explain("pods", Origin::ServiceAccount, false), format!("{begin} {expected}"));
+        }
+    }
+
+    #[test]
+    fn a_remembered_endpoint_that_has_a_fault_is_left() {
+        let silent = || Failure::Silent(Duration::from_secs(60));
+        for (failure, configured, endpoint) in [
+            (silent(), true, true),
+            (in_the_service(io::Error::from(io::ErrorKind::ConnectionRefused)), true, true),
+            (status(500, ""), false, true),
+            (status(503, ""), false, true),
+            (status(403, ""), false, false),
+            (status(429, ""), false, false),
+        ] {
+            let found = (failure.leads_elsewhere(false), failure.leads_elsewhere(true));
+            assert_eq!(found, (configured, endpoint), "{failure:?}");
+        }
+    }
+
+    #[test]
     fn a_refusal_after_a_restart_is_no_reason_to_change_a_role() {
         assert_eq!(
-            status(403, "pods is forbidden").explain("pods", true),
+            status(403, "pods is forbidden").explain("pods", Origin::ServiceAccount, true),
             "pods is forbidden; an API server that has just started refuses at first what it allows, so this is retried"
         );
     }

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use kube::Config;
-use kube::config::{AuthInfo, Cluster, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{
+    AuthInfo, Cluster, ExecConfig, ExecInteractiveMode, KubeConfigOptions, Kubeconfig, KubeconfigError,
+};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::transport::panic_text;
@@ -14,7 +16,10 @@ use super::transport::panic_text;
 pub enum KubeconfigProblem {
     /// It cannot be read, or a file that it names cannot.
     #[error(transparent)]
-    Read(#[from] Box<KubeconfigError>),
+    Read(Box<KubeconfigError>),
+    /// It is not YAML, or not that of a kubeconfig. The text is not shown: it may be a token or a key.
+    #[error("it is no kubeconfig in YAML{}; `kubectl config view --kubeconfig FILE` says what is wrong", at_line(*.0))]
+    Yaml(Option<u64>),
     /// No context is chosen.
     #[error("it has no current-context; set it to the name of one of its contexts")]
     NoContext,
@@ -52,9 +57,37 @@ pub enum KubeconfigProblem {
         #[source]
         source: ServerUrlError,
     },
+    /// The connection would go through a proxy.
+    #[error(
+        "its cluster {0:?} has a proxy-url, but shunt reaches an API server without a proxy only; remove proxy-url"
+    )]
+    Proxy(String),
+    /// A daemon has nobody to ask.
+    #[error(
+        "the credential plug-in of its user {0:?} has to ask someone (interactiveMode: Always), which a daemon cannot; \
+         set IfAvailable or Never, or give the user other credentials"
+    )]
+    Interactive(String),
     /// The library that reads it failed.
     #[error("the library that reads it panicked: {0}")]
     Panicked(String),
+}
+
+fn at_line(line: Option<u64>) -> String {
+    line.map(|line| format!(" (see line {line})")).unwrap_or_default()
+}
+
+impl From<KubeconfigError> for KubeconfigProblem {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others show nothing of what the file contains")]
+    fn from(error: KubeconfigError) -> Self {
+        match error {
+            KubeconfigError::Parse(error) => {
+                let line = error.location().map(|location| location.line());
+                Self::Yaml(line.filter(|line| *line > 0))
+            }
+            other => Self::Read(Box::new(other)),
+        }
+    }
 }
 
 /// Why a server's URL cannot be used.
@@ -115,7 +148,7 @@ pub(super) fn read(path: &Path, master: Option<&str>) -> Result<Config, Kubeconf
 }
 
 fn chosen(path: &Path, master: Option<&str>) -> Result<Config, KubeconfigProblem> {
-    let mut file = Kubeconfig::read_from(path).map_err(Box::new)?;
+    let mut file = Kubeconfig::read_from(path)?;
     let folder = path.parent().unwrap_or(path);
     let context_name = given(&file.current_context).ok_or(KubeconfigProblem::NoContext)?;
     let context = file.contexts.iter().find(|named| named.name == context_name);
@@ -130,6 +163,9 @@ fn chosen(path: &Path, master: Option<&str>) -> Result<Config, KubeconfigProblem
             let unknown = || KubeconfigProblem::User { context: context_name.clone(), user: user.clone() };
             let user = named.ok_or_else(unknown)?.auth_info.get_or_insert_default();
             tidy_user(user, folder);
+            if let Some(plugin) = &mut user.exec {
+                never_ask(plugin, context.user.as_deref().unwrap_or_default())?;
+            }
             user.clone()
         }
     };
@@ -140,22 +176,36 @@ fn chosen(path: &Path, master: Option<&str>) -> Result<Config, KubeconfigProblem
     tidy_cluster(cluster, folder);
     // A kubeconfig of a component that has --master may name no server.
     let server = master.map(str::to_owned).or_else(|| cluster.server.clone());
-    let server = server.ok_or_else(|| Box::new(KubeconfigError::MissingClusterUrl))?;
+    let server = server.ok_or(KubeconfigError::MissingClusterUrl)?;
     let server = server_url(&server, speaks_of_tls(cluster, &user))
         .map_err(|source| KubeconfigProblem::Server { cluster: cluster_name.clone(), source })?;
     if user_name.is_none() && server.scheme_str() == Some("https") {
         return Err(KubeconfigProblem::NoUser(context_name));
     }
     cluster.server = Some(server.to_string());
+    if cluster.proxy_url.is_some() {
+        return Err(KubeconfigProblem::Proxy(cluster_name));
+    }
+    // With any value here the library does not look for one in the environment, which a node has for other programs.
+    cluster.proxy_url = Some("http://unused.invalid".to_owned());
     let wanted = KubeConfigOptions { context: Some(context_name), cluster: None, user: None };
     // Nothing in it waits.
     let config = futures::FutureExt::now_or_never(Config::from_custom_kubeconfig(file, &wanted));
     let config = config.ok_or_else(|| KubeconfigProblem::Panicked("it waits for something".to_owned()))?;
-    let config = config.map_err(Box::new)?;
+    let mut config = config?;
+    config.proxy_url = None;
     if config.root_cert.as_ref().is_some_and(Vec::is_empty) {
         return Err(KubeconfigProblem::NoAuthority(cluster_name));
     }
     Ok(config)
+}
+
+/// Otherwise the program would read the daemon's stdin, and write to its stderr past the log.
+fn never_ask(plugin: &mut ExecConfig, user: &str) -> Result<(), KubeconfigProblem> {
+    match plugin.interactive_mode.replace(ExecInteractiveMode::Never) {
+        Some(ExecInteractiveMode::Always) => Err(KubeconfigProblem::Interactive(user.to_owned())),
+        Some(ExecInteractiveMode::Never | ExecInteractiveMode::IfAvailable) | None => Ok(()),
+    }
 }
 
 fn speaks_of_tls(cluster: &Cluster, user: &AuthInfo) -> bool {

@@ -220,7 +220,7 @@ impl<T: Wire> Reflector<T> {
                     // Every restart of an API server does that, for each resource.
                     tracing::debug!(
                         resource = T::KIND.resource(),
-                        reason = failure.explain(T::KIND.resource(), false),
+                        reason = failure.explain(T::KIND.resource(), self.api.origin, false),
                         "the history of changes is lost, so everything is listed again"
                     );
                     // A server that answers so every time must not be asked without pause.
@@ -305,7 +305,7 @@ impl<T: Wire> Reflector<T> {
         let (resource, url) = (T::KIND.resource(), &self.api.url);
         let restarting = self.troubles.restarting(failure.cause());
         let cause = if restarting { Cause::Away } else { failure.cause() };
-        let reason = failure.explain(resource, restarting);
+        let reason = failure.explain(resource, self.api.origin, restarting);
         let mut reason = match failure.is_answer() {
             true => format!("cannot follow {resource} of {url}: {reason}"),
             false => format!("cannot follow the cluster of {url}: {reason}"),
@@ -317,7 +317,8 @@ impl<T: Wire> Reflector<T> {
         self.tell(News::Failing { cause, reason, denied: failure.is_denial() }).await?;
         let delay = self.backoff.next_delay();
         sleep(failure.retry_after().unwrap_or(delay).max(delay)).await;
-        self.api = self.session.renew(self.api.generation, !failure.is_answer()).await;
+        let elsewhere = failure.leads_elsewhere(self.api.at.is_some());
+        self.api = self.session.renew(self.api.generation, elsewhere).await;
         Ok(())
     }
 

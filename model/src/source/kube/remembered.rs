@@ -8,10 +8,13 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::key::{ObjectKey, Protocol};
 use crate::snapshot::Snapshot;
@@ -22,6 +25,8 @@ const FILE: &str = "api-servers.json";
 /// How many endpoints are kept. Those that are gone come after those of today: an API server may come back to where it
 /// once was.
 const MOST: usize = 16;
+/// After a write that failed: the disk may be full, or not mounted yet.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// What is known of the API server's Service, `default/kubernetes`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +54,8 @@ enum FileError {
 pub(super) struct Remembered {
     file: Option<PathBuf>,
     known: Mutex<Known>,
+    /// What is known is not on disk: writing it failed.
+    unwritten: AtomicBool,
 }
 
 impl Remembered {
@@ -60,7 +67,7 @@ impl Remembered {
             tracing::warn!("{}", with_causes(&error));
             Known::default()
         });
-        Self { file: Some(file), known: Mutex::new(known) }
+        Self { file: Some(file), known: Mutex::new(known), unwritten: AtomicBool::new(false) }
     }
 
     /// Where else the API server may be found that is configured as `host`: nowhere unless that is the Service's
@@ -88,24 +95,36 @@ impl Remembered {
                     tracing::error!(%error, "remembering the API server's endpoints failed; this is a bug of shunt");
                 }
             }
-            if snapshots.changed().await.is_err() {
+            let changed = snapshots.changed();
+            let changed = match self.unwritten.load(Ordering::Relaxed) {
+                true => timeout(RETRY, changed).await.unwrap_or(Ok(())),
+                false => changed.await,
+            };
+            if changed.is_err() {
                 return;
             }
         }
     }
 
-    /// What is known after this view, if it is another thing than before.
+    /// What is known after this view, if it is another thing than before or not on disk.
     fn news(&self, snapshot: &Snapshot) -> Option<Known> {
         let now = seen(snapshot)?;
         let known = self.known();
-        Some(known.followed_by(now)).filter(|next| *next != *known)
+        Some(known.followed_by(now)).filter(|next| *next != *known || self.unwritten.load(Ordering::Relaxed))
     }
 
     fn take(&self, next: Known) {
         let written = self.file.as_ref().map_or(Ok(()), |file| write(file, &next));
         *self.known() = next;
-        if let Err(error) = written {
-            tracing::warn!("{}; after a reboot the API server must be found without it", with_causes(&error));
+        let failed_before = self.unwritten.swap(written.is_err(), Ordering::Relaxed);
+        match written {
+            Err(error) if !failed_before => {
+                let error = with_causes(&error);
+                tracing::warn!("{error}; until it is, a reboot must find the API server without it; this is retried");
+            }
+            Err(error) => tracing::debug!("{}", with_causes(&error)),
+            Ok(()) if failed_before => tracing::info!("the API server's endpoints are written to the disk again"),
+            Ok(()) => {}
         }
     }
 

@@ -1,5 +1,7 @@
 //! Messages of reflectors, and the view that they amount to. No API server is needed for that.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::failure::Cause;
@@ -213,7 +215,7 @@ fn a_server_of_dns_alone_has_no_node() {
 }
 
 /// A view in which the API server is at these addresses.
-fn served_at(endpoints: &[&str]) -> Snapshot {
+pub(super) fn served_at(endpoints: &[&str]) -> Snapshot {
     let ready: Vec<Value> = endpoints.iter().map(|address| json!({"addresses": [address]})).collect();
     let slice = read::<wire::WireSlice>(json!({
         "metadata": {"namespace": "default", "name": "k", "labels": {"kubernetes.io/service-name": "kubernetes"}},
@@ -265,6 +267,35 @@ fn a_file_that_no_daemon_wrote_is_ignored_and_replaced() {
         remembered.learn(&served_at(&["192.0.2.1"]));
         assert!(std::fs::read_to_string(&file).unwrap().contains("192.0.2.1:6443"), "{text}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_could_not_be_written_are_written_later_without_another_view() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("state");
+    // In the place of the directory, so it cannot be made.
+    std::fs::write(&directory, "").unwrap();
+    let remembered = Arc::new(Remembered::load(Some(&directory)));
+    remembered.learn(&served_at(&["192.0.2.1"]));
+    assert_eq!(remembered.endpoints_behind("10.96.0.1").len(), 1);
+    std::fs::remove_file(&directory).unwrap();
+    remembered.learn(&served_at(&["192.0.2.1"]));
+    assert!(directory.join("api-servers.json").exists());
+
+    // Nothing changes in the cluster any more.
+    std::fs::remove_dir_all(&directory).unwrap();
+    std::fs::write(&directory, "").unwrap();
+    let (snapshots, reader) = watch::channel(Arc::new(served_at(&["192.0.2.2"])));
+    let followed = tokio::spawn(Arc::clone(&remembered).follow(reader));
+    while remembered.endpoints_behind("10.96.0.1").len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    std::fs::remove_file(&directory).unwrap();
+    while !directory.join("api-servers.json").exists() {
+        tokio::time::advance(Duration::from_secs(10)).await;
+    }
+    drop(snapshots);
+    followed.await.unwrap();
 }
 
 #[test]

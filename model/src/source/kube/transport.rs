@@ -44,6 +44,9 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Service account tokens are replaced long before they expire.
 const TOKEN_AGE: Duration = Duration::from_secs(30);
 
+/// Characters of what a credential plug-in complains.
+const LINE: usize = 200;
+
 /// Why no connection can be made with these credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -55,7 +58,8 @@ pub enum TransportError {
     Credentials(#[source] Box<kube::Error>),
     /// The program that gives the credentials is not there.
     #[error(
-        "the credential plug-in {command:?} cannot be run; install it, or name it with its full path under exec.command of the kubeconfig{hint}"
+        "the credential plug-in {command:?} cannot be run; install it, or name it with its full path under \
+         exec.command of the kubeconfig{hint}"
     )]
     NoPlugin {
         /// As the kubeconfig names it.
@@ -66,15 +70,24 @@ pub enum TransportError {
         #[source]
         source: std::io::Error,
     },
-    /// The program that gives the credentials failed. What it wrote to stdout may be a secret.
-    #[error("the credential plug-in {command:?} ended with {status}; run it by hand to see why: {stderr}")]
+    /// The program that gives the credentials failed. What it wrote may be a secret.
+    #[error("the credential plug-in {command:?} ended with {status}; run it by hand to see why")]
     Plugin {
-        /// As the kubeconfig names it, with its arguments.
+        /// As the kubeconfig names it, without its arguments.
         command: String,
         /// How it ended.
         status: std::process::ExitStatus,
-        /// What it complained.
-        stderr: String,
+        /// What it complained, for the log alone.
+        complaint: String,
+    },
+    /// The program that gives the credentials gave something else.
+    #[error(
+        "the credential plug-in {command:?} did not give an ExecCredential; run it by hand: it must write one as JSON to \
+         stdout, and nothing else"
+    )]
+    PluginAnswer {
+        /// As the kubeconfig names it, without its arguments.
+        command: String,
     },
     /// The token's file.
     #[error(transparent)]
@@ -82,11 +95,6 @@ pub enum TransportError {
     /// A name that no certificate can have.
     #[error("tls-server-name {0:?} is neither a host name nor an IP address; correct it, or leave it out")]
     ServerName(String),
-    /// The connection would go through a proxy.
-    #[error(
-        "{0} is to be reached through a proxy, which shunt cannot do; remove proxy-url from the kubeconfig and HTTPS_PROXY from the environment"
-    )]
-    Proxy(String),
     /// A library failed.
     #[error("a library panicked: {0}")]
     Panicked(String),
@@ -126,9 +134,6 @@ pub(super) fn client(mut config: Config) -> Result<Client, TransportError> {
 }
 
 fn build(config: &mut Config) -> Result<Client, TransportError> {
-    if config.proxy_url.is_some() {
-        return Err(TransportError::Proxy(config.cluster_url.host().unwrap_or_default().to_owned()));
-    }
     let token = token_file(config)?;
     let boxed = |error: kube::Error| TransportError::Credentials(Box::new(error));
     let auth = config.auth_layer().map_err(|error| of_plugin(error, config.auth_info.exec.as_ref()))?;
@@ -157,11 +162,20 @@ fn of_plugin(error: kube::Error, plugin: Option<&ExecConfig>) -> TransportError 
             TransportError::NoPlugin { command: command(), hint, source }
         }
         kube::Error::Auth(AuthError::AuthExecRun { cmd: _, out }) => {
-            let stderr = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-            TransportError::Plugin { command: command(), status: out.status, stderr }
+            TransportError::Plugin { command: command(), status: out.status, complaint: first_line(&out.stderr) }
+        }
+        kube::Error::Auth(AuthError::AuthExecParse(_) | AuthError::ExecPluginFailed) => {
+            TransportError::PluginAnswer { command: command() }
         }
         other => TransportError::Credentials(Box::new(other)),
     }
+}
+
+/// What a program says first, short enough for a line of the log.
+fn first_line(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    line.chars().filter(|letter| !letter.is_control()).take(LINE).collect()
 }
 
 fn https(config: &Config) -> Result<HttpsConnector<HttpConnector>, TransportError> {
@@ -341,6 +355,13 @@ mod tests {
             let outcome = edge.call(Request::new(Body::empty())).await;
             assert_eq!(outcome.err().unwrap().to_string(), format!("a library panicked: {expected}"));
         }
+    }
+
+    #[test]
+    fn the_log_gets_one_short_line_of_a_program() {
+        assert_eq!(first_line(b""), "");
+        assert_eq!(first_line(b"\n  no login\x1b[0m \nTraceback\n"), "no login[0m");
+        assert_eq!(first_line("é".repeat(999).as_bytes()), "é".repeat(LINE));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureSc
 /// Authorities that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// The operator's certificate is not one.
-    #[error("a certificate of the certificate authority cannot be used; give certificates of X.509 version 3")]
+    /// None of the operator's certificates is one.
+    #[error("no certificate of the certificate authority can be used; give certificates of X.509 version 3")]
     Certificate(#[source] rustls::Error),
     /// None is given and the host has none.
     #[error("no certificate authority is given, and this host has none either; set certificate-authority")]
@@ -24,7 +24,8 @@ pub enum AuthorityError {
     Verifier(#[source] rustls::client::VerifierBuilderError),
 }
 
-/// Checks certificates by `authorities`, or by those of the host if the operator gave none.
+/// Checks certificates by `authorities`, or by those of the host if the operator gave none. Those that cannot be used
+/// are left out if one can be, as Go does.
 ///
 /// Not the platform's verifier of rustls: it logs each refusal by itself, at every retry.
 pub(super) fn verifier(
@@ -32,19 +33,24 @@ pub(super) fn verifier(
     provider: &Arc<CryptoProvider>,
 ) -> Result<Verifier, AuthorityError> {
     let mut roots = RootCertStore::empty();
-    let mut given = Vec::new();
+    let (mut given, mut unusable) = (Vec::new(), None);
     if let Some(authorities) = authorities {
         for authority in authorities {
             let certificate = CertificateDer::from(authority.clone());
-            roots.add(certificate.clone()).map_err(AuthorityError::Certificate)?;
-            given.push(certificate);
+            match roots.add(certificate.clone()) {
+                Ok(()) => given.push(certificate),
+                Err(error) => {
+                    tracing::debug!(%error, "one of the certificate authorities cannot be used, so it is left out");
+                    unusable = Some(error);
+                }
+            }
         }
     } else {
         // Unreadable ones among those of the host are left out.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
     if roots.is_empty() {
-        return Err(AuthorityError::NoneHere);
+        return Err(unusable.map_or(AuthorityError::NoneHere, AuthorityError::Certificate));
     }
     let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
     Ok(Verifier { usual: usual.build().map_err(AuthorityError::Verifier)?, given })
