@@ -51,7 +51,8 @@ fn publish(reports: &watch::Sender<Report>, findings: &Findings) {
 }
 
 fn report(findings: &Findings) -> Report {
-    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, flows, clients, checkups, failures } = findings;
+    let Findings { not_in_effect, foreign, namespaces, opted_out, destroyed, flows, clients, checkups, failures } =
+        findings;
     let counter = |name, help, value: u64| Number { name, help, kind: NumberKind::Counter, value };
     let gauge = |name, help, value: usize| {
         let value = u64::try_from(value).unwrap_or(u64::MAX);
