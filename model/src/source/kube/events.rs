@@ -8,6 +8,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
 
+use super::failure::Failure;
 use super::session::Session;
 
 /// Who reports, as dashboards and filters know it.
@@ -41,8 +42,20 @@ pub struct NewEvent {
 
 /// An event that was not written.
 #[derive(Debug, thiserror::Error)]
-#[error("writing an event; allow create of events in events.k8s.io")]
-pub struct PostError(#[source] Box<kube::Error>);
+#[error("writing an event to the API server: {0}")]
+pub struct PostError(String);
+
+impl From<kube::Error> for PostError {
+    fn from(error: kube::Error) -> Self {
+        if let kube::Error::Api(status) = &error
+            && status.code == 403
+        {
+            let role = "allow create of events in events.k8s.io in the ClusterRole";
+            return Self(format!("{}; {role}", status.message));
+        }
+        Self(Failure::from(error).explain("events", false))
+    }
+}
 
 impl Events {
     pub(super) fn new(session: Arc<Session>, node: &str) -> Self {
@@ -79,7 +92,7 @@ impl Events {
             ..Event::default()
         };
         let events: Api<Event> = Api::namespaced(self.session.api().client, &namespace);
-        events.create(&PostParams::default(), &object).await.map_err(|error| PostError(Box::new(error)))?;
+        events.create(&PostParams::default(), &object).await?;
         Ok(())
     }
 }
@@ -90,4 +103,34 @@ fn shortened(mut note: String) -> String {
         note.pop();
     }
     note
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::PostError;
+
+    #[track_caller]
+    fn check(error: kube::Error, expected: &str) {
+        assert_eq!(PostError::from(error).to_string(), expected);
+    }
+
+    fn status(code: u16, message: &str) -> kube::Error {
+        let status = kube::core::Status { code, message: message.to_owned(), ..kube::core::Status::default() };
+        kube::Error::Api(Box::new(status))
+    }
+
+    #[test]
+    fn only_who_may_not_write_events_is_told_to_allow_it() {
+        check(
+            status(403, "events is forbidden"),
+            "writing an event to the API server: events is forbidden; allow create of events in events.k8s.io in the ClusterRole",
+        );
+        check(status(500, "etcd is away"), "writing an event to the API server: etcd is away");
+        check(
+            kube::Error::Service(Box::new(io::Error::from(io::ErrorKind::ConnectionRefused))),
+            "writing an event to the API server: no connection to it: connection refused",
+        );
+    }
 }
