@@ -332,6 +332,10 @@ fn steps_at_frontend(met: &Met<'_>, rule: RuleId, source: Source) -> Vec<Explain
         }
         None => {}
     }
+    if frontend.falls_back {
+        steps.push(step(own_dns_first(port), RuleId::Dp22));
+        return steps;
+    }
     let short_cut = "policy Local, but pods and the node may use every endpoint";
     steps.push(match (list, frontend.from_outside.list, source) {
         (List::Cluster, List::Local, Source::Pod) => step(short_cut, RuleId::Tp21),
@@ -351,6 +355,16 @@ fn steps_at_frontend(met: &Met<'_>, rule: RuleId, source: Source) -> Vec<Explain
         }
     }
     steps
+}
+
+/// Who serves at the cluster DNS address while this node serves it itself.
+fn own_dns_first(port: &PortPlan) -> String {
+    let meanwhile = match port.cluster.iter().filter(|endpoint| !endpoint.local).count() {
+        0 => "nothing does: no Service with endpoints has the address".to_owned(),
+        1 => "sockets get the Service's endpoint".to_owned(),
+        count => format!("sockets get the Service's {count} endpoints"),
+    };
+    format!("this node's own DNS serves; while it is closed, {meanwhile}")
 }
 
 /// The explanation for people: numbered steps and a last line with the verdict.
@@ -378,7 +392,7 @@ mod tests {
 
     #[track_caller]
     fn flow(options: &PlanOptions, words: &str, endpoints: &str, source: &str, destination: &str) -> FlowExplanation {
-        let mut snapshot = cluster([service("web", words)], [slice("web", "a", "http:80/tcp", endpoints)]);
+        let mut snapshot = cluster([service("web", words)], [slice("web", "a", "http:80/tcp http:53/udp", endpoints)]);
         let pods = [
             pod("here", "10.1.0.1 fd00::1", NODE, ""),
             pod("meshed", "10.1.0.2", NODE, "mesh=on"),
@@ -469,6 +483,28 @@ mod tests {
         check_socket(words, "node", "192.0.2.9:80", "pass", Some("pass"), "no service port is dialled there");
         check_socket(words, "default/meshed", "10.96.0.1:80", "pass", Some("pass"), "its sockets are left alone");
         check_socket("ip=10.96.0.1", "node", "10.96.0.1:80", "forward", Some("forward"), "1 of them");
+    }
+
+    #[test]
+    fn at_the_cluster_dns_address_the_nodes_own_dns_comes_first() {
+        let dns_backends = vec!["169.254.20.10:53".parse().unwrap()];
+        let options = PlanOptions { cluster_dns: vec!["10.96.0.10".parse().unwrap()], dns_backends, ..options() };
+        let own = "this node's own DNS serves";
+        for (endpoints, step) in [
+            ("", format!("{own}; while it is closed, nothing does: no Service with endpoints has the address")),
+            ("e1:R", format!("{own}; while it is closed, sockets get the Service's endpoint")),
+            ("e1:R; e2:R", format!("{own}; while it is closed, sockets get the Service's 2 endpoints")),
+        ] {
+            let flow = flow(&options, "ip=10.96.0.10 port=http:53/udp", endpoints, "node", "10.96.0.10:53/udp");
+            let steps: Vec<_> = flow.steps.iter().map(|step| (step.decided.as_str(), step.rule.as_str())).collect();
+            let wanted = [
+                ("the source is this node itself", "LD-1"),
+                ("that is the cluster IP of shunt/cluster-dns:dns/udp", "TP-1"),
+                (&step, "DP-22"),
+            ];
+            assert_eq!(steps, wanted);
+            assert_eq!(flow.endpoints, ["169.254.20.10:53".parse().unwrap()]);
+        }
     }
 
     #[test]

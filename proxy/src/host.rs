@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod cgroup;
 pub mod fd_store;
+pub mod local_ports;
 pub(crate) mod netlink;
 pub mod netns;
 pub mod privileges;

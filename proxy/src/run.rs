@@ -3,6 +3,7 @@
 mod daemon;
 mod datapath;
 mod dns;
+mod node_ports;
 mod prerequisites;
 mod surfaces;
 
@@ -78,6 +79,7 @@ impl Parts {
         let input = Input { goal, health: source.health.clone(), addresses };
         let sinks = Sinks { status: self.status.clone(), pending: self.health.pending.clone(), durations };
         self.start_reconciler(Reconciler::new(path, input, sinks));
+        self.until_stopped(node_ports::warn_if_given(self.status.subscribe()));
         info!(node = config.node, %mode, "started");
         self.events.starting(&config.node);
         Ok(source)

@@ -122,7 +122,7 @@ fn a_bad_manifest_is_told_of_once_and_costs_nothing_else() {
     good.check("twice.yaml", &twice, &["Service test/twice", "port name \"a\" is used twice"]);
     let loopback =
         service("loopback", "clusterIP: 10.96.2.5, externalIPs: [127.0.0.1, 203.0.113.7], ports: [{port: 80}]");
-    let refused = "external IP \"127.0.0.1\" is a loopback address, which an API server refuses here";
+    let refused = "external IP \"127.0.0.1\" is a loopback address, which an API server refuses as an external IP";
     good.check("loopback.yaml", &loopback, &["Service test/loopback", refused]);
     let too_long = service(&long, "clusterIP: 10.96.2.4, ports: [{port: 80}]");
     good.check("long.yaml", &too_long, &[&format!("Service test/{long}"), "70 characters, more than 63"]);

@@ -64,7 +64,7 @@ impl Conversion {
         Self { origin, ..self }
     }
 
-    /// An address where Services or their endpoints are reached, or why it is none: `"x" is not an IP address`.
+    /// An address that is an external IP, or an endpoint or becomes one, or why it is none: `"x" is not an IP address`.
     fn dialled_address(&self, text: &str) -> Result<IpAddr, String> {
         match self.origin {
             Origin::ApiServer => usable_address(text),

@@ -1,6 +1,7 @@
 //! `shunt check`: what this kernel and host offer, before anything is started.
 
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,9 +9,13 @@ use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::{self, Check, CheckState, HostOptions, Mode, Options, Requested};
+use shunt_proxy::host::local_ports::LocalPorts;
 use shunt_proxy::host::privileges;
 
 use super::print;
+
+/// What an API server allocates unless it is told otherwise.
+const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 
 #[derive(Args)]
 pub(super) struct CheckArguments {
@@ -33,6 +38,7 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
     let used = datapath::choose(Requested::Auto, &offers).ok().filter(|_| allowed);
     checks.extend(offers.into_iter().flat_map(|offer| offer.checks));
+    checks.push(node_ports());
     checks.push(daemon(control_socket));
     print(&table(&checks, used))?;
     Ok(if used.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -60,6 +66,26 @@ fn capabilities() -> Check {
         Err(error) => (CheckState::Note, format!("cannot be asked for: {error}")),
     };
     Check { name: "capabilities", state, detail }
+}
+
+/// Of the usual range: which ones the cluster has is known to a daemon only, and it warns of those.
+fn node_ports() -> Check {
+    let (state, detail) = match LocalPorts::read() {
+        Ok(local) if local.may_give_some_of(NODE_PORTS) => (
+            CheckState::Note,
+            "the kernel may give ports of 30000-32767 to sockets of this node; if the node ports of your cluster are \
+             there, put 30000-32767 into net.ipv4.ip_local_reserved_ports",
+        ),
+        Ok(_) => (CheckState::Ok, "the kernel gives none of 30000-32767 to other sockets of this node"),
+        Err(error) => {
+            return Check {
+                name: "node ports",
+                state: CheckState::Note,
+                detail: format!("cannot be asked for: {error}"),
+            };
+        }
+    };
+    Check { name: "node ports", state, detail: detail.to_owned() }
 }
 
 fn daemon(control_socket: &Path) -> Check {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use shunt_model::Snapshot;
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::config::{self, Address, Annotation, CommaSeparated, DNS_PORT};
-use shunt_proxy::plan::{Detect, Plan, PlanOptions, plan, render_json, render_table};
+use shunt_proxy::plan::{Detect, Plan, PlanOptions, Planner, render_json, render_table};
 use shunt_proxy::source::{self, Look};
 
 use super::{OutputFormat, complain, print};
@@ -105,12 +105,16 @@ impl Offline {
             opt_out: opt_out.iter().map(Annotation::to_plan).collect(),
             ..PlanOptions::default()
         };
-        let (plan, conflicts) = plan(&snapshot, &options);
+        let mut planner = Planner::new(options);
+        let plan = planner.update(Arc::new(snapshot.clone())).clone();
         for problem in problems {
             complain(format_args!("ignored: {problem}"));
         }
-        for conflict in conflicts {
+        for conflict in planner.conflicts() {
             complain(format_args!("conflict: {conflict}"));
+        }
+        for service in planner.replaced() {
+            complain(format_args!("note: the bundled DNS answers in place of the endpoints of {service}"));
         }
         Ok(Planned { snapshot, plan, node, warnings: unknown_node.into_iter().collect() })
     }

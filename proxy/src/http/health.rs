@@ -125,11 +125,16 @@ impl Health {
         reasons
     }
 
-    /// Healthy: no change waits, or the oldest one waits only for a short time, and what the data path has installed is
-    /// still there. A daemon that starts is healthy.
+    /// Healthy: alive, and what the data path has installed is still there. A daemon that starts is healthy.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.pending.age() <= self.sync_period * 2 && self.path.report().installed.fault.is_none()
+        self.is_alive() && self.path.report().installed.fault.is_none()
+    }
+
+    /// Alive: no change waits, or the oldest one waits only for a short time. What another program took from the data
+    /// path does not count: a restart would not bring it back, and would end the DNS of this node too.
+    fn is_alive(&self) -> bool {
+        self.pending.age() <= self.sync_period * 2
     }
 
     /// Whether load balancers may send new connections here (HM-15). Without a cluster's API no Node is taken out of
@@ -143,8 +148,7 @@ impl Health {
         node.is_none_or(|node| node.eligible)
     }
 
-    fn report(&self, eligible: Option<bool>) -> Value {
-        let healthy = self.is_healthy();
+    fn report(&self, healthy: bool, eligible: Option<bool>) -> Value {
         let status = self.status.borrow();
         let last_sync = status.last_sync.map(|sync| sync.at);
         // HM-18: a healthy proxy is up to date now, an unhealthy one was at its last success.
@@ -199,15 +203,16 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: CancellationToke
 
 async fn healthz(State(health): State<Health>) -> Response {
     let eligible = health.is_eligible();
-    let good = health.is_healthy() && eligible;
+    let healthy = health.is_healthy();
+    let good = healthy && eligible;
     health.metrics.healthz(if good { 200 } else { 503 });
-    answer(good, health.report(Some(eligible)))
+    answer(good, health.report(healthy, Some(eligible)))
 }
 
 async fn livez(State(health): State<Health>) -> Response {
-    let good = health.is_healthy();
+    let good = health.is_alive();
     health.metrics.livez(if good { 200 } else { 503 });
-    answer(good, health.report(None))
+    answer(good, health.report(good, None))
 }
 
 async fn ready(State(health): State<Health>) -> Response {

@@ -179,6 +179,22 @@ mod tests {
     }
 
     #[test]
+    fn with_internal_policy_local_only_the_pods_of_the_node_serve_meanwhile() {
+        let both = "ip=10.96.0.10 iTP port=dns:53/udp port=dns-tcp:53/tcp";
+        check_closed(both, "e1:Rl; e2:R", "e10:53 e1:53, e10:53 e1:53");
+        check_closed(both, "e2:R", "e10:53, e10:53");
+        check_closed(&format!("{both} np=30053"), "e1:Rl; e2:R", "e10:53 e1:53, e10:53 e1:53");
+    }
+
+    #[test]
+    fn who_only_names_the_address_gets_none_of_its_queries() {
+        let both = "ip=10.96.0.77 port=dns:53/udp port=dns-tcp:53/tcp";
+        for address in ["ext=10.96.0.10", "vip=10.96.0.10 type=lb"] {
+            check_closed(&format!("{both} {address}"), "e1:R", "e10:53, e10:53");
+        }
+    }
+
+    #[test]
     fn without_own_dns_the_service_serves() {
         check(
             &["10.96.0.10"],

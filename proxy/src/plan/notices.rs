@@ -1,12 +1,15 @@
 //! What a planner says in the log: each thing once, also when the planner is made anew with other options.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::sync::Arc;
 
 use shunt_model::{ObjectKey, Snapshot};
 use tracing::{info, warn};
 
-use super::claims::Conflict;
+use super::PortKey;
+use super::built_in::built_in_key;
+use super::claims::{Claim, Conflict};
 use super::frontends::{newly_not_served, why_not_served};
 use super::health_checks::newly_without_port;
 
@@ -14,11 +17,12 @@ use super::health_checks::newly_without_port;
 #[derive(Debug, Default)]
 pub(super) struct Said {
     snapshot: Arc<Snapshot>,
-    conflicts: BTreeSet<Conflict>,
+    /// The winner for each frontend and loser, once these are said: another winner is no news to the loser. Those that
+    /// lost to the node's own DNS stay here while it does not serve, so that an outage of it repeats nothing.
+    conflicts: BTreeMap<(Claim, PortKey), PortKey>,
     /// The Service that has the name of the node's own DNS.
     namesake: Option<ObjectKey>,
-    /// Those in whose place the node's own DNS answers. They stay here while it does not, so that an outage of it
-    /// repeats nothing.
+    /// Those in whose place the node's own DNS answers. They too stay here while it does not.
     replaced: BTreeSet<ObjectKey>,
 }
 
@@ -51,14 +55,27 @@ impl Said {
         }
         // A node port that is contested in both families reads the same in both.
         let mut told = BTreeSet::new();
-        let new = conflicts.difference(&self.conflicts).filter(|conflict| told.insert(conflict.to_string()));
-        for Conflict { frontend, winner, loser } in new {
-            warn!(%frontend, service = %loser, %winner, "two services claim one frontend; only the winner gets it");
+        let mut lost = BTreeMap::new();
+        for conflict in conflicts {
+            let line = conflict.to_string();
+            let Conflict { frontend, winner, loser } = conflict;
+            let key = (frontend, loser);
+            if !self.conflicts.contains_key(&key) && told.insert(line) {
+                let (_, service) = &key;
+                warn!(%frontend, %service, %winner, "two services claim one frontend; only the winner gets it");
+            }
+            lost.insert(key, winner);
         }
         if reserved.is_some() {
             self.replaced = replaced;
+        } else {
+            let own = built_in_key();
+            for (key, winner) in mem::take(&mut self.conflicts).into_iter().filter(|(_, winner)| winner.service == own)
+            {
+                lost.entry(key).or_insert(winner);
+            }
         }
-        (self.snapshot, self.conflicts, self.namesake) = (Arc::clone(snapshot), conflicts, namesake);
+        (self.snapshot, self.conflicts, self.namesake) = (Arc::clone(snapshot), lost, namesake);
     }
 }
 
@@ -121,6 +138,29 @@ mod tests {
         let mut planner = Planner::new(with_own_dns(true));
         let said = lines(&mut planner, &cluster([dns("ip=10.96.0.10"), second], []));
         assert_eq!((said.len(), planner.conflicts().count()), (2, 1), "{said:?}");
+    }
+
+    #[test]
+    fn an_outage_of_own_dns_repeats_no_conflict() {
+        let thief = service("thief", "ip=10.96.0.7 port=dns:53/udp ext=10.96.0.10");
+        let late = service("late", "ip=10.96.0.8 port=dns:53/udp ext=10.96.0.10 created=9");
+        for others in [vec![dns("ip=10.96.0.10")], vec![late], vec![]] {
+            let snapshot = cluster(others.into_iter().chain([thief.clone()]), []);
+            let mut planner = Planner::new(with_own_dns(true));
+            let said = lines(&mut planner, &snapshot);
+            assert!(said.iter().any(|line| line.contains("service=default/thief:dns/udp")), "{said:?}");
+            for serves in [false, true, false, true] {
+                planner.renew(with_own_dns(serves));
+                assert_eq!(lines(&mut planner, &snapshot), [""; 0]);
+            }
+        }
+        // One that is solved and comes again is said again.
+        let mut planner = Planner::new(with_own_dns(true));
+        for serves in [true, false, true] {
+            planner.renew(with_own_dns(serves));
+            assert_eq!(lines(&mut planner, &cluster([thief.clone()], [])).len(), usize::from(serves));
+            assert_eq!(lines(&mut planner, &cluster([], [])), [""; 0]);
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::node::ThisNode;
 use super::notices::{Now, Said};
 use super::opt_out::OptedOut;
 use super::service::{claim, plan_service, stakes_of};
-use super::{Endpoint, Plan, PlanOptions, PortKey, PortPlan};
+use super::{Endpoint, List, Plan, PlanOptions, PortKey, PortPlan};
 
 /// The plan for a snapshot, and the conflicts: service ports that do not get a frontend because another has it.
 #[must_use]
@@ -227,17 +227,19 @@ impl Planner {
         self.recheck(key, &checks);
         let mut stand_ins = BTreeMap::new();
         for port in &mut fresh {
-            let PortPlan { key, frontends, cluster, source_ranges, .. } = port;
+            let PortPlan { key, frontends, cluster, local, source_ranges, .. } = port;
             frontends.retain(|frontend| {
-                let contested = claim(frontend.site(), key);
-                let winner = self.claims.winner(&contested);
-                if let Some(Claimant { rank: Rank::BuiltIn, port: own }) = winner
-                    // Whoever may write a Service can name any external IP: that gives no part in cluster DNS.
-                    && self.claims.replaced(&contested) == Some(key)
-                {
-                    stand_ins.insert(own.clone(), cluster.clone());
+                let claim = claim(frontend.site(), key);
+                let Some(Claimant { rank, port: first }) = self.claims.winner(&claim) else { return false };
+                // Whoever only names the address, as an external IP, gets none of its queries (IN-27).
+                if *rank == Rank::BuiltIn && self.claims.replaced(&claim) == Some(key) {
+                    let serving = match frontend.at_sockets {
+                        List::Cluster => &*cluster,
+                        List::Local => &*local, // nothing else has to be in `cluster` (EP-2)
+                    };
+                    stand_ins.insert(first.clone(), serving.to_vec());
                 }
-                winner.is_some_and(|first| first.port == *key)
+                first == key
             });
             source_ranges.take_if(|_| !frontends.iter().any(|frontend| frontend.filtered)); // TP-30
         }

@@ -29,6 +29,8 @@ rule_ids! {
     Dp11 = "DP-11";
     /// Pods that opted out are left alone.
     Dp16 = "DP-16";
+    /// The node's own DNS first, the cluster's while it is closed.
+    Dp22 = "DP-22";
     /// Policy Cluster: the cluster list.
     Dt2 = "DT-2";
     /// Policy Local: the local list.

@@ -97,6 +97,8 @@ pub struct FrontendView {
     pub filtered: bool,
     /// The list that serves a socket of this node: `cluster` or `local`.
     pub at_sockets: List,
+    /// It is the node's own DNS: while that is closed, sockets get the endpoints of `cluster` that are not local.
+    pub falls_back: bool,
     /// What serves flows from pods.
     pub from_pods: RuleView,
     /// What serves flows from the node itself.
@@ -180,7 +182,7 @@ impl<'a> From<&'a PortPlan> for PortView<'a> {
 
 impl From<&Frontend> for FrontendView {
     fn from(frontend: &Frontend) -> Self {
-        let Frontend { falls_back: _, address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside } =
+        let Frontend { falls_back, address, port, kind, filtered, at_sockets, from_pods, from_node, from_outside } =
             *frontend;
         let rule = |rule| {
             let Rule { list, empty, masquerade } = rule;
@@ -192,6 +194,7 @@ impl From<&Frontend> for FrontendView {
             kind,
             filtered,
             at_sockets,
+            falls_back,
             from_pods: rule(from_pods),
             from_node: rule(from_node),
             from_outside: rule(from_outside),
@@ -307,9 +310,9 @@ mod tests {
                 "emptyLocalAtSockets": "refuse",
                 "frontends": [
                     { "address": null, "port": 30080, "kind": "NodePort", "filtered": false, "atSockets": "cluster",
-                      "fromPods": plain, "fromNode": masqueraded, "fromOutside": local },
+                      "fallsBack": false, "fromPods": plain, "fromNode": masqueraded, "fromOutside": local },
                     { "address": "10.96.0.1", "port": 80, "kind": "ClusterIP", "filtered": false, "atSockets": "cluster",
-                      "fromPods": plain, "fromNode": masqueraded, "fromOutside": masqueraded },
+                      "fallsBack": false, "fromPods": plain, "fromNode": masqueraded, "fromOutside": masqueraded },
                 ],
                 "cluster": [{ "address": "10.1.0.1:8080", "local": false }],
                 "local": [{ "address": "10.1.0.3:8080", "local": true }],

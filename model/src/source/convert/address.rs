@@ -29,7 +29,7 @@ pub(crate) fn usable_address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// An address that the API server takes as an external IP or as that of an endpoint (its ValidateEndpointIP), or why
-/// not: `"127.0.0.1" is a loopback address, which an API server refuses here`.
+/// not: `"127.0.0.1" is a loopback address, which an API server refuses as an external IP or endpoint`.
 pub(crate) fn ordinary_address(text: &str) -> Result<IpAddr, String> {
     let address = usable_address(text)?;
     let link_local = match address {
@@ -41,7 +41,7 @@ pub(crate) fn ordinary_address(text: &str) -> Result<IpAddr, String> {
         (false, true) => "link-local",
         (false, false) => return Ok(address),
     };
-    Err(format!("{text:?} is a {kind} address, which an API server refuses here"))
+    Err(format!("{text:?} is a {kind} address, which an API server refuses as an external IP or endpoint"))
 }
 
 /// A network in CIDR notation, surrounding white space and host bits dropped (IN-17).

@@ -106,7 +106,7 @@ fn cluster_ips(spec: &core::ServiceSpec, cx: &mut Conversion) -> ClusterIps {
     }
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in given {
-        match cx.dialled_address(text) {
+        match usable_address(text) {
             Err(why) => cx.note(format!("cluster IP {why}, so it is left out")),
             Ok(ip) if addresses.iter().any(|known| Family::of(known) == Family::of(&ip)) => {
                 let family = Family::of(&ip);

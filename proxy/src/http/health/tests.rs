@@ -137,7 +137,12 @@ async fn ready_is_a_data_path_that_is_in_effect() {
     let lost = Installed { fault: Some("the programs at connect4 are not attached".to_owned()), restored: 3 };
     let detached = Report { checked: true, faults: vec!["x".to_owned()], installed: lost, ..Report::default() };
     check(report_of(detached.clone()).await, 503, &["the programs at connect4"]);
-    for (asked_for, report, code) in [("/healthz", detached, 503), ("/healthz", Report::default(), 200)] {
+    let rows = [
+        ("/healthz", detached.clone(), 503),
+        ("/livez", detached, 200), // a restart does not help, and would end the DNS of this node too
+        ("/healthz", Report::default(), 200),
+    ];
+    for (asked_for, report, code) in rows {
         let health = Health { path: path(report), ..health(synced(), DnsState::Off, Pending::default()) };
         assert_eq!(asked(health, asked_for).await.0, code);
     }

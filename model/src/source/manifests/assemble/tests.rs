@@ -150,7 +150,10 @@ fn addresses_that_an_api_server_refuses_are_refused_by_name() {
         Arc::clone(&snapshot.services[&ObjectKey::new("default", "bad")])
     };
     let rows = [
-        ("127.0.0.1", "a loopback address, which an API server refuses here, so it is left out"),
+        (
+            "127.0.0.1",
+            "a loopback address, which an API server refuses as an external IP or endpoint, so it is left out",
+        ),
         ("::1", "a loopback address"),
         ("169.254.169.254", "a link-local address"),
         ("fe80::1", "a link-local address"),
@@ -161,8 +164,17 @@ fn addresses_that_an_api_server_refuses_are_refused_by_name() {
         let spec = format!("externalIPs: ['{address}', 192.0.2.1]");
         let kept = refused(&spec, &format!("external IP \"{address}\" is {why}"));
         assert_eq!(kept.external_ips, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]);
+    }
+    for (address, why) in &rows[4..] {
         let kept = refused(&format!("clusterIP: '{address}'"), &format!("cluster IP \"{address}\" is {why}"));
         assert_eq!(kept.cluster_ips, ClusterIps::Unassigned);
+    }
+    // A cluster IP is what the range of Services has, and a written one is no worse than an allocated one.
+    for address in ["169.254.20.10", "fe80::1", "127.0.0.1"] {
+        let text = service("bad", &format!("ports: [{{port: 80}}], clusterIP: '{address}', externalIPs: [x]"));
+        let kept = check(&text, 1, "/m/a.yaml:6: Service default/bad: external IP \"x\" is not an IP address");
+        let assigned = ClusterIps::Assigned(vec![address.parse().unwrap()]);
+        assert_eq!(kept.services[&ObjectKey::new("default", "bad")].cluster_ips, assigned);
     }
     let text = "addressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [127.0.0.1, 10.0.0.2]}]";
     let wanted = "/m/a.yaml:6: EndpointSlice default/s: endpoint address \"127.0.0.1\" is a loopback address";
