@@ -207,6 +207,19 @@ fn on_lo(cluster: &Cluster) -> Vec<String> {
     shown.iter().filter_map(address).filter(|found| found != "127.0.0.1/8" && found != "::1/128").collect()
 }
 
+/// A BPF root that is not on a BPF file system has no pins, and hinders no cleanup of the rest.
+fn check_cleanup_without_bpffs(cluster: &Cluster) {
+    let address = "169.254.20.10/32";
+    let add = ["ip", "addr", "add", address, "dev", "lo", "label", "lo:shunt"];
+    assert!(cluster.node.spawn(&add).unwrap().finish(SOON).unwrap().status.success());
+    let root = cluster.manifests.directory().parent().unwrap().join("no-bpffs");
+    fs::create_dir(&root).unwrap();
+    let (root, socket) = (root.display().to_string(), cluster.daemon().control_socket().display().to_string());
+    let line = ["cleanup", "--bpf-root", &root, "--control-socket", &socket];
+    let (code, printed, said) = shunt(&cluster.node, &line);
+    assert_eq!((code, printed.as_str()), (Some(0), "removed 169.254.20.10 from lo"), "{said}");
+}
+
 #[test]
 fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     let Some(cluster) = Cluster::alone("failed") else { return };
@@ -225,6 +238,7 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     };
     check_nothing("a cleanup");
     assert_eq!(cleanup(&cluster, &[]).1, "nothing of shunt is installed");
+    check_cleanup_without_bpffs(&cluster);
 
     // Credentials that cannot be read: known only once DNS listens.
     let without_source = |words: &[String]| {
