@@ -58,13 +58,13 @@ impl Manager {
     }
 }
 
-/// Starts the daemon as a service manager does: the descriptors from 3 on.
-fn start(cluster: &Cluster, manager: &Manager, line: &[String], kept: &[RawFd]) -> Process {
+/// Starts the daemon as a service manager does: the descriptors from 3 on. It is told of `missing` more.
+fn start(cluster: &Cluster, manager: &Manager, line: &[String], kept: &[RawFd], missing: usize) -> Process {
     let notify = format!("NOTIFY_SOCKET={}", manager.path.display());
     let up = kept.iter().enumerate().map(|(at, fd)| format!("exec {}<&{fd}; ", HIGH + at));
     let passed = (0..kept.len()).map(|at| format!("exec {}<&{} {}<&-; ", at + 3, HIGH + at, HIGH + at));
-    let names = vec!["shunt-dns"; kept.len()].join(":");
-    let count = kept.len();
+    let count = kept.len() + missing;
+    let names = vec!["shunt-dns"; count].join(":");
     let script = format!(
         "{}export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES={names} {notify}; exec \"$@\"",
         up.chain(passed).collect::<String>()
@@ -111,7 +111,7 @@ fn queries_wait_for_the_next_daemon_in_sockets_that_are_kept() {
     assert!(cluster.daemon().stop().unwrap().success());
 
     let manager = Manager::new(cluster.manifests.directory().parent().unwrap());
-    let mut first = start(&cluster, &manager, &line, &[]);
+    let mut first = start(&cluster, &manager, &line, &[], 0);
     let kept = manager.kept();
     wait_ready(&cluster, &mut first);
     first.kill9().unwrap();
@@ -122,11 +122,15 @@ fn queries_wait_for_the_next_daemon_in_sockets_that_are_kept() {
     client.connect(to).unwrap();
     client.send(&question("web.test.svc.cluster.local")).unwrap();
     cluster.wait_for("the query to wait in a socket", || waiting(&cluster) > 0);
-    let mut second = start(&cluster, &manager, &line, &kept);
+    let mut second = start(&cluster, &manager, &line, &kept, 20);
     let mut reply = [0; 512];
     let length = client.recv(&mut reply).unwrap();
     let address: Vec<u8> = shop.addresses()[0].ip().to_string().split('.').map(|part| part.parse().unwrap()).collect();
     assert!(reply[..length].ends_with(&address), "{:x?}", &reply[..length]);
     wait_ready(&cluster, &mut second);
     assert_eq!(manager.kept().len(), kept.len(), "they are kept for the next one, and no others");
+    // It took nothing of its own for what was announced and not passed, such as the lock.
+    let third = cluster.node.spawn(&line).unwrap().finish(PATIENCE).unwrap();
+    assert_eq!(third.status.code(), Some(1));
+    assert!(second.is_running().unwrap());
 }
