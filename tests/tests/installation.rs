@@ -145,6 +145,10 @@ fn links_and_pins_that_another_program_removes_are_back() {
     lose("the loss of all", &|| fs::remove_dir_all(&root).unwrap_or_else(|error| panic!("{error}")));
     lose("the loss of programs' pins", &|| fs::remove_dir_all(root.join("v3/programs")).unwrap());
     lose("the loss of maps' pins", &|| fs::remove_dir_all(root.join("v3/maps")).unwrap());
+    let before = restored(&cluster);
+    lose("the loss of one program's pin", &|| fs::remove_file(root.join("v3/programs/connect4")).unwrap());
+    lose("the loss of one map's pin", &|| fs::remove_file(root.join("v3/maps/SLOTS")).unwrap());
+    assert_eq!(restored(&cluster), before + 2, "each is put back once");
     if cluster.node.spawn(&["bpftool", "version"]).is_ok_and(|tool| tool.finish(SOON).is_ok()) {
         let pin = links.join("connect6").display().to_string();
         let detach = || drop(cluster.node.spawn(&["bpftool", "link", "detach", "pinned", &pin]).unwrap().finish(SOON));
