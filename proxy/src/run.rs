@@ -49,8 +49,8 @@ pub async fn run(config: Config, file: Option<PathBuf>, passed: Vec<OwnedFd>) ->
     };
     // Until all is taken back no other daemon may begin.
     let _lock = Arc::clone(&parts.lock);
-    parts.end().await;
-    unserved.take_back().await;
+    let in_use = parts.end().await;
+    unserved.take_back(in_use).await;
     outcome
 }
 

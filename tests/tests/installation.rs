@@ -224,6 +224,12 @@ fn check_cleanup_without_bpffs(cluster: &Cluster) {
     assert_eq!((code, printed.as_str()), (Some(0), "removed 169.254.20.10 from lo"), "{said}");
 }
 
+/// Of a cluster whose API server is away.
+const KUBECONFIG: &str = r#"{"apiVersion": "v1", "kind": "Config", "current-context": "a",
+    "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}],
+    "users": [{"name": "a", "user": {"token": "a"}}],
+    "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}"#;
+
 #[test]
 fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     let Some(cluster) = Cluster::alone("failed") else { return };
@@ -251,11 +257,25 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     };
     let kubeconfig = cluster.manifests.directory().join("no-kubeconfig").display().to_string();
     let mut failing = without_source(&line);
-    failing.extend(["--kubeconfig".to_owned(), kubeconfig]);
+    failing.extend(["--kubeconfig".to_owned(), kubeconfig.clone()]);
     let (code, _, said) = finish(cluster.node.spawn(&failing).unwrap());
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("no-kubeconfig") && said.contains("took back 169.254.20.10 on lo"), "{said}");
     check_nothing("a start without credentials");
+
+    // No API server is there: the start waits for its first view, and DNS answers meanwhile.
+    fs::write(&kubeconfig, KUBECONFIG).unwrap();
+    let mut waiting = cluster.node.spawn(&failing).unwrap();
+    let ask = || cluster.node.resolve("dns-version.cluster.local", "TXT", [169, 254, 20, 10].into());
+    cluster.wait_for("DNS to answer without a view", || ask().is_ok());
+    assert!(waiting.stop(SOON).unwrap().success());
+    let said = fs::read_to_string(waiting.log()).unwrap();
+    assert!(said.contains("169.254.20.10 on lo was made by this start") && said.contains("DNS was asked"), "{said}");
+    assert_eq!(on_lo(&cluster).len(), 2, "clients that asked there are refused, not led elsewhere: {said}");
+    assert!(!cluster.bpf_root().exists(), "{said}");
+    fs::remove_file(&kubeconfig).unwrap();
+    assert_eq!(cleanup(&cluster, &[]).0, Some(0));
+    check_nothing("a cleanup after a start that waited");
 
     // What an earlier daemon has left serves, so it stays.
     cluster.daemon().restart().unwrap();
