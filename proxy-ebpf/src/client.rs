@@ -43,7 +43,7 @@ impl Caller for Socket<'_> {
 
     #[inline(always)]
     fn has_opted_out(&self) -> bool {
-        config(Config::OPT_OUTS) != 0
+        config(Config::FLAGS) & Config::OPT_OUTS != 0
             && self.namespace().is_some_and(|namespace| namespace.flags & Namespace::OPTED_OUT != 0)
     }
 

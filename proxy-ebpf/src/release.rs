@@ -18,12 +18,17 @@ pub(crate) fn release(ctx: &SockContext) -> i32 {
     if mark.is_null() {
         return PROCEED;
     }
+    // SAFETY: not null, and a value of this map is one aligned word.
+    let mark = unsafe { read_volatile(mark.cast::<u64>()) };
     if let Some(config) = CONFIG.get_ptr_mut(0) {
-        let flags = config.cast::<u64>().wrapping_add(Config::FLAGS);
-        // SAFETY: the verifier checks that the value has this word. The daemon writes it only while its sockets are open.
-        let known = unsafe { read_volatile(flags) };
-        // SAFETY: as above.
-        unsafe { write_volatile(flags, known & !Config::DNS_SERVES) };
+        let words = config.cast::<u64>();
+        // SAFETY: the verifier checks that the value has this word.
+        let flags = unsafe { read_volatile(words.wrapping_add(Config::FLAGS)) };
+        // One that an earlier start opened and a service manager kept says nothing about those that serve now.
+        if Config::generation(flags) == mark {
+            // SAFETY: as above; only this program writes the word.
+            unsafe { write_volatile(words.wrapping_add(Config::CLOSED), mark) };
+        }
     }
     PROCEED
 }

@@ -81,7 +81,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn own_dns_serves(&self) -> bool {
-        config(Config::FLAGS) & Config::DNS_SERVES != 0
+        Config::dns_serves(config(Config::FLAGS), config(Config::CLOSED))
     }
 
     #[inline(always)]

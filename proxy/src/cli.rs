@@ -10,6 +10,7 @@ mod services;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,11 +61,12 @@ struct Socket {
     control_socket: PathBuf,
 }
 
-/// Does what the command line says. 0 is success, 1 failure, 2 a wrong command line or configuration.
-pub(crate) fn main() -> ExitCode {
+/// Does what the command line says, as a daemon with the descriptors that the service manager has `passed`. 0 is success,
+/// 1 failure, 2 a wrong command line or configuration.
+pub(crate) fn main(passed: Vec<OwnedFd>) -> ExitCode {
     // clap ends the process itself for --help and for usage errors, with 0 and 2.
     let outcome = match Cli::parse_from(command_line(std::env::args_os())).command {
-        Command::Run(arguments) => run::run(*arguments),
+        Command::Run(arguments) => run::run(*arguments, passed),
         Command::Plan(arguments) => plan::run(arguments),
         Command::Services(arguments) => services::run(arguments),
         Command::Explain(arguments) => explain::run(arguments),

@@ -1,5 +1,5 @@
-//! The one list of what the daemon makes on its host beside its pins. A start that fails takes back what it made, and
-//! `shunt cleanup` removes all of it.
+//! The one list of what the daemon makes on its host beside its pins. A start that fails takes back what it made and
+//! nobody has used yet, and `shunt cleanup` removes all of it.
 //!
 //! Not in the list, and why: the BPF file system that the daemon mounts where every other tool expects it; the limits and
 //! the OOM score of its own process; and the API server's addresses in the state directory, without which a node that
@@ -108,16 +108,55 @@ impl Ledger {
         self.0.push(made);
     }
 
-    /// Removes everything again, the last thing first: the start did not come so far that anything of it serves.
-    pub async fn take_back(self) {
+    /// Removes everything again that is not `in_use`, the last thing first.
+    pub async fn take_back(self, in_use: InUse) {
         for made in self.0.iter().rev() {
+            if let Some(why) = in_use.why_kept(made) {
+                warn!(
+                    "{made} was made by this start, which has failed or was stopped, and stays: {why}; shunt cleanup removes it"
+                );
+                continue;
+            }
             match made.remove().await {
-                Ok(()) => info!("took back {made}: this start ends before anything serves"),
+                Ok(()) => info!("took back {made}: this start ends before anybody has used it"),
                 Err(error) => warn!(
                     reason = with_causes(&error),
                     "{made} was made by this start and cannot be taken back; shunt cleanup removes it"
                 ),
             }
         }
+    }
+}
+
+/// What of a start that did not come to its end is in use all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// DNS was asked while the start waited for the cluster (DNS-11.2). Without the address later queries would leave the
+    /// node in silence; with it they are refused, or wait in a socket that is kept.
+    pub dns: bool,
+    /// The data path is still being opened, and what is removed now might be made again.
+    pub datapath: bool,
+}
+
+impl InUse {
+    fn why_kept(self, made: &Made) -> Option<&'static str> {
+        match made {
+            Made::DnsAddress(_) => self.dns.then_some("DNS was asked there"),
+            Made::BpfRoot(_) => self.datapath.then_some("the data path is still being opened"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_is_not_taken_back() {
+        let (address, root) = (Made::DnsAddress("169.254.20.10".parse().unwrap()), Made::BpfRoot("/bpf".into()));
+        let kept = |dns, datapath| [&address, &root].map(|made| InUse { dns, datapath }.why_kept(made).is_some());
+        assert_eq!(kept(false, false), [false, false]);
+        assert_eq!(kept(true, false), [true, false]);
+        assert_eq!(kept(false, true), [false, true]);
     }
 }

@@ -5,6 +5,10 @@ mod cli;
 
 use std::process::ExitCode;
 
+use shunt_proxy::sys;
+
 fn main() -> ExitCode {
-    cli::main()
+    // Before anything is opened.
+    let passed = sys::passed_descriptors();
+    cli::main(passed)
 }

@@ -7,6 +7,7 @@ mod node_ports;
 mod prerequisites;
 mod surfaces;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,8 +25,9 @@ use crate::reconcile::{Input, Reconciler, Sinks};
 use crate::{host, reload, source};
 
 /// Runs the daemon until SIGTERM or SIGINT. What is programmed stays in place (SY-17). `file` is the configuration
-/// file: when it changes the daemon ends, and its supervisor starts it with the new one (SY-18).
-pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
+/// file: when it changes the daemon ends, and its supervisor starts it with the new one (SY-18). `passed` are the
+/// descriptors that the service manager has passed.
+pub async fn run(config: Config, file: Option<PathBuf>, passed: Vec<OwnedFd>) -> Result<()> {
     let (mode, options) = prerequisites::check(&config)?;
     prerequisites::adjust_oom_score(config.oom_score_adj);
     shunt_serving::limits::raise_open_files();
@@ -37,7 +39,7 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     let started = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        started = parts.start(mode, options) => Some(started),
+        started = parts.start(mode, options, passed) => Some(started),
     };
     let ledger = std::mem::take(&mut parts.ledger);
     // The source must outlive all other parts: a source that ends early would look like a failure.
@@ -48,8 +50,8 @@ pub async fn run(config: Config, file: Option<PathBuf>) -> Result<()> {
     };
     // Until all is taken back no other daemon may begin.
     let _lock = Arc::clone(&parts.lock);
-    parts.end().await;
-    unserved.take_back().await;
+    let in_use = parts.end().await;
+    unserved.take_back(in_use).await;
     outcome
 }
 
@@ -57,10 +59,10 @@ impl Parts {
     /// First the daemon serves health (HM-11). Nothing is written before the first view of the cluster is complete
     /// (SY-1). DNS does not wait for it: the tables of an earlier daemon may lead clients here already, and other names
     /// need no cluster (DNS-11.2). The source must live as long as the daemon.
-    async fn start(&mut self, mode: Mode, options: Options) -> Result<Source> {
+    async fn start(&mut self, mode: Mode, options: Options, passed: Vec<OwnedFd>) -> Result<Source> {
         let config = Arc::clone(&self.config);
         self.start_health().await?;
-        let StartedDns { server, listen, sockets } = self.start_dns().await?;
+        let StartedDns { server, listen, sockets } = self.start_dns(passed).await?;
         // While the daemon waits for the first view, it also answers at the control socket why it waits.
         self.start_control(server.as_ref());
         let durations = Durations::new(self.health.metrics.clone());

@@ -145,6 +145,10 @@ fn links_and_pins_that_another_program_removes_are_back() {
     lose("the loss of all", &|| fs::remove_dir_all(&root).unwrap_or_else(|error| panic!("{error}")));
     lose("the loss of programs' pins", &|| fs::remove_dir_all(root.join("v4/programs")).unwrap());
     lose("the loss of maps' pins", &|| fs::remove_dir_all(root.join("v4/maps")).unwrap());
+    let before = restored(&cluster);
+    lose("the loss of one program's pin", &|| fs::remove_file(root.join("v4/programs/connect4")).unwrap());
+    lose("the loss of one map's pin", &|| fs::remove_file(root.join("v4/maps/SLOTS")).unwrap());
+    assert_eq!(restored(&cluster), before + 2, "each is put back once");
     if cluster.node.spawn(&["bpftool", "version"]).is_ok_and(|tool| tool.finish(SOON).is_ok()) {
         let pin = links.join("connect6").display().to_string();
         let detach = || drop(cluster.node.spawn(&["bpftool", "link", "detach", "pinned", &pin]).unwrap().finish(SOON));
@@ -207,6 +211,25 @@ fn on_lo(cluster: &Cluster) -> Vec<String> {
     shown.iter().filter_map(address).filter(|found| found != "127.0.0.1/8" && found != "::1/128").collect()
 }
 
+/// A BPF root that is not on a BPF file system has no pins, and hinders no cleanup of the rest.
+fn check_cleanup_without_bpffs(cluster: &Cluster) {
+    let address = "169.254.20.10/32";
+    let add = ["ip", "addr", "add", address, "dev", "lo", "label", "lo:shunt"];
+    assert!(cluster.node.spawn(&add).unwrap().finish(SOON).unwrap().status.success());
+    let root = cluster.manifests.directory().parent().unwrap().join("no-bpffs");
+    fs::create_dir(&root).unwrap();
+    let (root, socket) = (root.display().to_string(), cluster.daemon().control_socket().display().to_string());
+    let line = ["cleanup", "--bpf-root", &root, "--control-socket", &socket];
+    let (code, printed, said) = shunt(&cluster.node, &line);
+    assert_eq!((code, printed.as_str()), (Some(0), "removed 169.254.20.10 from lo"), "{said}");
+}
+
+/// Of a cluster whose API server is away.
+const KUBECONFIG: &str = r#"{"apiVersion": "v1", "kind": "Config", "current-context": "a",
+    "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}],
+    "users": [{"name": "a", "user": {"token": "a"}}],
+    "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}"#;
+
 #[test]
 fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     let Some(cluster) = Cluster::alone("failed") else { return };
@@ -225,6 +248,7 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     };
     check_nothing("a cleanup");
     assert_eq!(cleanup(&cluster, &[]).1, "nothing of shunt is installed");
+    check_cleanup_without_bpffs(&cluster);
 
     // Credentials that cannot be read: known only once DNS listens.
     let without_source = |words: &[String]| {
@@ -233,11 +257,25 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
     };
     let kubeconfig = cluster.manifests.directory().join("no-kubeconfig").display().to_string();
     let mut failing = without_source(&line);
-    failing.extend(["--kubeconfig".to_owned(), kubeconfig]);
+    failing.extend(["--kubeconfig".to_owned(), kubeconfig.clone()]);
     let (code, _, said) = finish(cluster.node.spawn(&failing).unwrap());
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("no-kubeconfig") && said.contains("took back 169.254.20.10 on lo"), "{said}");
     check_nothing("a start without credentials");
+
+    // No API server is there: the start waits for its first view, and DNS answers meanwhile.
+    fs::write(&kubeconfig, KUBECONFIG).unwrap();
+    let mut waiting = cluster.node.spawn(&failing).unwrap();
+    let ask = || cluster.node.resolve("dns-version.cluster.local", "TXT", [169, 254, 20, 10].into());
+    cluster.wait_for("DNS to answer without a view", || ask().is_ok());
+    assert!(waiting.stop(SOON).unwrap().success());
+    let said = fs::read_to_string(waiting.log()).unwrap();
+    assert!(said.contains("169.254.20.10 on lo was made by this start") && said.contains("DNS was asked"), "{said}");
+    assert_eq!(on_lo(&cluster).len(), 2, "clients that asked there are refused, not led elsewhere: {said}");
+    assert!(!cluster.bpf_root().exists(), "{said}");
+    fs::remove_file(&kubeconfig).unwrap();
+    assert_eq!(cleanup(&cluster, &[]).0, Some(0));
+    check_nothing("a cleanup after a start that waited");
 
     // What an earlier daemon has left serves, so it stays.
     cluster.daemon().restart().unwrap();

@@ -9,16 +9,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use cluster::{Cluster, Shop};
-use lab::manifests::{self, PodState, Port, SliceEndpoint};
-use lab::{Pod, Process};
+use cluster::{CLUSTER_DNS, Cluster, Shop};
+use lab::Pod;
+use lab::manifests::{self, PodState, Port};
 
-const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 const HTTP: Port<'_> = Port { name: "http", protocol: "TCP", port: 80, target: 7000 };
 const WEB: &str = "web.test.svc.cluster.local";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -169,24 +167,11 @@ fn logged(cluster: &Cluster, parts: &[&str]) -> Vec<String> {
     log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned).collect()
 }
 
-/// The cluster's own DNS, as CoreDNS would be: a Service at the usual address with a pod that answers.
-fn old_dns(cluster: &Arc<Cluster>) -> (Pod, Process) {
-    let pod = cluster.node.pod("coredns").unwrap();
-    let address = IpAddr::V4(pod.ipv4);
-    let process = pod.dns_upstream(address, &["web.test.svc.cluster.local=192.0.2.99"]).unwrap();
-    let ports = [Port::udp("dns", 53, 53), Port::tcp("dns-tcp", 53, 53)];
-    let service = manifests::service("kube-system", "kube-dns", None, &[CLUSTER_DNS], &ports);
-    let endpoint = SliceEndpoint { address, node: "n1".to_owned(), ready: true };
-    let slice = manifests::slice("kube-system", "kube-dns", "kube-dns-1", &[endpoint], &ports);
-    cluster.manifests.put("kube-dns", &[manifests::namespace("kube-system"), service, slice]).unwrap();
-    (pod, process)
-}
-
 #[test]
 fn the_cluster_s_own_dns_pods_answer_while_ours_does_not() {
     let Some(cluster) = Cluster::alone("fallback") else { return };
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
-    let _old = old_dns(&cluster);
+    let _old = cluster.old_dns();
     wait_until_named(&cluster, &shop.client);
     let ours = shop.addresses().map(|address| address.ip().to_string());
     let asked = || asked(&shop.client, WEB);
@@ -207,7 +192,7 @@ fn the_cluster_s_own_dns_pods_answer_while_ours_does_not() {
 fn the_cluster_s_own_dns_pods_answer_from_the_moment_at_which_the_daemon_is_killed() {
     let Some(cluster) = Cluster::alone("dnskilled") else { return };
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
-    let _old = old_dns(&cluster);
+    let _old = cluster.old_dns();
     wait_until_named(&cluster, &shop.client);
     let ours = shop.addresses().map(|address| address.ip().to_string());
     let tcp = || shop.client.resolve_tcp(WEB, "A", CLUSTER_DNS).map(|answer| answer.data().join(" "));
@@ -233,7 +218,7 @@ fn the_cluster_s_own_dns_pods_answer_from_the_moment_at_which_the_daemon_is_kill
 fn while_our_dns_does_not_answer_a_running_daemon_hands_over_and_takes_over_again() {
     let Some(cluster) = Cluster::alone("handover") else { return };
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
-    let _old = old_dns(&cluster);
+    let _old = cluster.old_dns();
     wait_until_named(&cluster, &shop.client);
     let ours = shop.addresses().map(|address| address.ip().to_string());
     wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);

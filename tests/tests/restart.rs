@@ -142,7 +142,8 @@ fn take_over(version: u32) {
     let started = now();
     cluster.daemon().restart().unwrap();
     assert_eq!(cluster.kernel_writes(), 0, "the new daemon finds all of it in its own tables");
-    let left: Vec<_> = pins(&cluster.bpf_root()).into_iter().filter(|pin| pin.contains(&format!("/v{version}/"))).collect();
+    let left: Vec<_> =
+        pins(&cluster.bpf_root()).into_iter().filter(|pin| pin.contains(&format!("/v{version}/"))).collect();
     assert_eq!(left, Vec::<String>::new(), "the former version is retired");
     for (to, socket, server) in &mut sockets {
         let attempts = socket.wait_for_attempts(started, 5).unwrap();

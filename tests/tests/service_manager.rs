@@ -17,7 +17,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cluster::{Cluster, Shop};
+use cluster::{CLUSTER_DNS, Cluster, Shop};
 use lab::Process;
 use lab::manifests::PodState;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -58,13 +58,13 @@ impl Manager {
     }
 }
 
-/// Starts the daemon as a service manager does: the descriptors from 3 on.
-fn start(cluster: &Cluster, manager: &Manager, line: &[String], kept: &[RawFd]) -> Process {
+/// Starts the daemon as a service manager does: the descriptors from 3 on. It is told of `missing` more.
+fn start(cluster: &Cluster, manager: &Manager, line: &[String], kept: &[RawFd], missing: usize) -> Process {
     let notify = format!("NOTIFY_SOCKET={}", manager.path.display());
-    let up = kept.iter().enumerate().map(|(at, fd)| format!("exec {}<&{fd}; ", HIGH + at));
+    let up = kept.iter().enumerate().map(|(at, fd)| format!("exec {}<&{fd} {fd}<&-; ", HIGH + at));
     let passed = (0..kept.len()).map(|at| format!("exec {}<&{} {}<&-; ", at + 3, HIGH + at, HIGH + at));
-    let names = vec!["shunt-dns"; kept.len()].join(":");
-    let count = kept.len();
+    let count = kept.len() + missing;
+    let names = vec!["shunt-dns"; count].join(":");
     let script = format!(
         "{}export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES={names} {notify}; exec \"$@\"",
         up.chain(passed).collect::<String>()
@@ -102,16 +102,20 @@ fn waiting(cluster: &Cluster) -> u64 {
     table.lines().skip(1).filter_map(queue).sum()
 }
 
+/// The command line of the cluster's daemon, which is stopped.
+fn command_line(cluster: &Cluster) -> Vec<String> {
+    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", cluster.daemon().process().pid())).unwrap();
+    assert!(cluster.daemon().stop().unwrap().success());
+    line.split_terminator('\0').map(str::to_owned).collect()
+}
+
 #[test]
 fn queries_wait_for_the_next_daemon_in_sockets_that_are_kept() {
     let Some(cluster) = Cluster::alone("fdstore") else { return };
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
-    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", cluster.daemon().process().pid())).unwrap();
-    let line: Vec<String> = line.split_terminator('\0').map(str::to_owned).collect();
-    assert!(cluster.daemon().stop().unwrap().success());
-
+    let line = command_line(&cluster);
     let manager = Manager::new(cluster.manifests.directory().parent().unwrap());
-    let mut first = start(&cluster, &manager, &line, &[]);
+    let mut first = start(&cluster, &manager, &line, &[], 0);
     let kept = manager.kept();
     wait_ready(&cluster, &mut first);
     first.kill9().unwrap();
@@ -122,11 +126,44 @@ fn queries_wait_for_the_next_daemon_in_sockets_that_are_kept() {
     client.connect(to).unwrap();
     client.send(&question("web.test.svc.cluster.local")).unwrap();
     cluster.wait_for("the query to wait in a socket", || waiting(&cluster) > 0);
-    let mut second = start(&cluster, &manager, &line, &kept);
+    let mut second = start(&cluster, &manager, &line, &kept, 20);
     let mut reply = [0; 512];
     let length = client.recv(&mut reply).unwrap();
     let address: Vec<u8> = shop.addresses()[0].ip().to_string().split('.').map(|part| part.parse().unwrap()).collect();
     assert!(reply[..length].ends_with(&address), "{:x?}", &reply[..length]);
     wait_ready(&cluster, &mut second);
     assert_eq!(manager.kept().len(), kept.len(), "they are kept for the next one, and no others");
+    // It took nothing of its own for what was announced and not passed, such as the lock.
+    let third = cluster.node.spawn(&line).unwrap().finish(PATIENCE).unwrap();
+    assert_eq!(third.status.code(), Some(1));
+    assert!(second.is_running().unwrap());
+}
+
+#[test]
+fn sockets_that_only_an_earlier_daemon_used_may_close_at_any_time() {
+    let Some(cluster) = Cluster::alone("surplus") else { return };
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let _old = cluster.old_dns();
+    let line = command_line(&cluster);
+    let manager = Manager::new(cluster.manifests.directory().parent().unwrap());
+    let mut first = start(&cluster, &manager, &line, &[], 0);
+    let kept = manager.kept();
+    wait_ready(&cluster, &mut first);
+    first.kill9().unwrap();
+
+    let mut fewer = line;
+    let bind = fewer.iter_mut().find(|word| word.starts_with("--dns-bind-address=")).unwrap();
+    "--dns-bind-address=169.254.20.10".clone_into(bind);
+    let mut second = start(&cluster, &manager, &fewer, &kept, 0);
+    assert!(manager.kept().len() < kept.len());
+    wait_ready(&cluster, &mut second);
+    let ours = shop.addresses()[0].ip().to_string();
+    let asked = || shop.client.resolve("web.test.svc.cluster.local", "A", CLUSTER_DNS);
+    let answer = || asked().map(|answer| answer.data().join(" ")).unwrap_or_default();
+    cluster.wait_for("the second daemon to answer", || answer() == ours);
+    // As systemd does, which was asked to forget them.
+    kept.into_iter().for_each(|fd| nix::unistd::close(fd).unwrap());
+    for _ in 0..20 {
+        assert_eq!(answer(), ours, "clients are led to the cluster's own DNS though ours serves");
+    }
 }

@@ -1,6 +1,7 @@
 //! `shunt run`: settings to configuration, the log, and the daemon itself.
 
 use std::io::IsTerminal as _;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -40,7 +41,7 @@ pub(super) struct RunArguments {
     kube_proxy: KubeProxyFlags,
 }
 
-pub(super) fn run(arguments: RunArguments) -> Result<ExitCode> {
+pub(super) fn run(arguments: RunArguments, passed: Vec<OwnedFd>) -> Result<ExitCode> {
     let RunArguments { config: path, write_config_to, cleanup, init_only, settings: flags, kube_proxy } = arguments;
     if let Some(path) = write_config_to {
         let text = config::defaults_as_text().context("writing the default configuration")?;
@@ -65,7 +66,7 @@ pub(super) fn run(arguments: RunArguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
-    let outcome = runtime.block_on(shunt_proxy::run::run(config, path));
+    let outcome = runtime.block_on(shunt_proxy::run::run(config, path, passed));
     runtime.shutdown_timeout(PATIENCE);
     outcome.map(|()| ExitCode::SUCCESS)
 }

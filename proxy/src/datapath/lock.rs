@@ -77,9 +77,10 @@ impl Lock {
         Ok(Self { root: root.to_owned(), directory: Mutex::new(directory), made })
     }
 
-    /// Locks `root` if it exists.
+    /// Locks `root` if it exists, on whatever file system, and makes nothing.
     pub fn of_existing(root: &Path) -> Result<Option<Self>, LockError> {
-        if root.exists() { Self::take(root).map(Some) } else { Ok(None) }
+        let lock = |directory| Self { root: root.to_owned(), directory: Mutex::new(directory), made: false };
+        Ok(lock_existing(root)?.map(lock))
     }
 
     /// Whether the directory was made for this lock, so that nothing of an earlier daemon can be in it.
@@ -104,20 +105,36 @@ fn make(root: &Path) -> Result<bool, LockError> {
     ebpf::make_root(root).map_err(|error| LockError::Root { root: root.to_owned(), source: error.into() })
 }
 
-/// The directory at `root`, locked.
+/// The directory at `root`, locked. A cleanup may remove it at any moment; then it is made again.
 fn lock(root: &Path) -> Result<File, LockError> {
+    loop {
+        if let Some(directory) = lock_existing(root)? {
+            return Ok(directory);
+        }
+        make(root)?;
+    }
+}
+
+/// The directory at `root`, locked, if there is one.
+fn lock_existing(root: &Path) -> Result<Option<File>, LockError> {
     let failed = |source| LockError::Lock { root: root.to_owned(), source };
     loop {
-        let directory = File::open(root).map_err(failed)?;
+        let directory = match File::open(root) {
+            Ok(directory) => directory,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(source) => return Err(failed(source)),
+        };
         match directory.try_lock() {
             // A cleanup may have removed it in between: then the next process locks another directory at this path.
-            Ok(()) if is_at(&directory, root) => return Ok(directory),
-            Ok(()) => make(root)?,
+            Ok(()) if is_at(&directory, root) => return Ok(Some(directory)),
+            Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(LockError::Held { root: root.to_owned(), holder: holder(&directory) });
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
-        };
+        }
     }
 }
 
@@ -172,6 +189,21 @@ mod tests {
         assert!(error.contains("stop it") && error.contains("--bpf-root"), "{error}");
         drop(first);
         lock(place.path()).unwrap();
+    }
+
+    #[test]
+    fn what_exists_is_locked_on_any_file_system_and_what_does_not_is_not_made() {
+        let place = tempfile::tempdir().unwrap();
+        let held = Lock::of_existing(place.path()).unwrap();
+        assert!(held.is_some_and(|held| !held.has_made_root()));
+        let first = lock(place.path()).unwrap();
+        assert!(matches!(Lock::of_existing(place.path()), Err(LockError::Held { .. })));
+        drop(first);
+        std::fs::write(place.path().join("file"), "").unwrap();
+        for missing in ["missing", "file/below"] {
+            let root = place.path().join(missing);
+            assert!(Lock::of_existing(&root).unwrap().is_none() && !root.exists(), "{missing}");
+        }
     }
 
     #[test]

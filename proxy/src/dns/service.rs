@@ -55,12 +55,14 @@ pub enum DnsError {
     Serve(#[source] ServeError),
 }
 
-/// Starts the server on `listen`. Until a view is published it answers no cluster name.
+/// Starts the server on `listen`, with those of its sockets that are among the descriptors `passed` by the service
+/// manager. Until a view is published it answers no cluster name.
 pub async fn start(
     config: &DnsConfig,
     listen: Vec<SocketAddr>,
     cluster_dns: &[IpAddr],
     reachable: watch::Receiver<Option<Arc<Snapshot>>>,
+    passed: Vec<OwnedFd>,
 ) -> Result<Started, DnsError> {
     let file = config.corefile.as_deref().map(Corefile::read).transpose()?;
     let idle = file.as_ref().map(without_effect).unwrap_or_default();
@@ -79,7 +81,7 @@ pub async fn start(
     };
     // A socket that is kept serves on with the queries that wait in it.
     let manager = Manager::of_environment();
-    let sockets = Sockets::open(&server.listen, manager.kept()).map_err(failed)?;
+    let sockets = Sockets::open(&server.listen, manager.kept(passed)).map_err(failed)?;
     match manager.keep(&sockets.all().collect::<Vec<_>>()) {
         Ok(true) => info!("the service manager keeps the sockets of DNS while no daemon runs"),
         Ok(false) => {}

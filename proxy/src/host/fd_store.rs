@@ -10,8 +10,6 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket};
 
-use crate::sys;
-
 /// The name that our sockets have in the store.
 const NAME: &str = "shunt-dns";
 /// Ours are the only ones with the name: forget those of an earlier start that are not open any more.
@@ -38,15 +36,11 @@ impl Manager {
         Self { notify: std::env::var_os("NOTIFY_SOCKET"), listen }
     }
 
-    /// The sockets of the bundled DNS that it has kept. Only the first call of a process gets any.
+    /// The sockets of the bundled DNS that it has kept, among the descriptors that it has passed.
     #[must_use]
-    pub fn kept(&self) -> Vec<OwnedFd> {
+    pub fn kept(&self, passed: Vec<OwnedFd>) -> Vec<OwnedFd> {
         let positions = self.positions(std::process::id());
-        sys::passed_descriptors()
-            .into_iter()
-            .zip(0..)
-            .filter_map(|(fd, at)| positions.contains(&at).then_some(fd))
-            .collect()
+        passed.into_iter().zip(0..).filter_map(|(fd, at)| positions.contains(&at).then_some(fd)).collect()
     }
 
     /// The positions of our sockets among those that are passed to the process `pid`.

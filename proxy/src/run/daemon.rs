@@ -7,16 +7,16 @@ use anyhow::{Context as _, Result, bail};
 use shunt_dns::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::Listener;
-use crate::datapath::{Lock, OpenPath};
+use crate::datapath::{Lock, OpenError, OpenPath, Opened};
 use crate::events::{self, Recorded, Recorder};
 use crate::http::health::{DnsState, Health};
-use crate::made::{Ledger, Made};
+use crate::made::{InUse, Ledger, Made};
 use crate::metrics::KubeProxy;
 use crate::status::{Pending, Status};
 
@@ -34,6 +34,8 @@ pub(super) struct Parts {
     pub(super) lock: Arc<Lock>,
     /// What this start has made, to be taken back if it fails.
     pub(super) ledger: Ledger,
+    /// The thread that opens the data path.
+    pub(super) opening: Option<JoinHandle<Result<Opened, OpenError>>>,
     pub(super) events: Recorder,
     pub(super) recorded: Option<Recorded>,
     pub(super) health: Health,
@@ -70,8 +72,22 @@ impl Parts {
             path: OpenPath::default(),
         };
         let (config, recorded) = (Arc::new(config), Some(recorded));
-        let dns_server = None;
-        Ok(Self { config, stop, tasks, control, lock, ledger, events, recorded, health, status, dns, dns_server })
+        let (opening, dns_server) = (None, None);
+        Ok(Self {
+            config,
+            stop,
+            tasks,
+            control,
+            lock,
+            ledger,
+            opening,
+            events,
+            recorded,
+            health,
+            status,
+            dns,
+            dns_server,
+        })
     }
 
     /// Adds work that does not end by itself.
@@ -99,15 +115,23 @@ impl Parts {
         }
     }
 
-    /// Stops all parts, DNS last.
-    pub(super) async fn end(mut self) {
+    /// Stops all parts, DNS last. Returns what a start that did not come to its end may not take back.
+    pub(super) async fn end(mut self) -> InUse {
         info!("stopping; programs and tables stay in place");
         self.stop.cancel();
-        let all = async { while self.tasks.join_next().await.is_some() {} };
+        let all = async {
+            while self.tasks.join_next().await.is_some() {}
+            if let Some(opening) = &mut self.opening {
+                drop(opening.await);
+            }
+        };
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             warn!("a part of the daemon did not stop in time; the daemon ends without it");
         }
-        let Some(server) = self.dns_server.take() else { return };
+        let datapath = self.opening.is_some_and(|opening| !opening.is_finished());
+        let Some(server) = self.dns_server.take() else { return InUse { dns: false, datapath } };
+        let stats = server.stats();
+        let dns = stats.udp_queries > 0 || stats.tcp_queries > 0;
         let ended = match Arc::into_inner(server) {
             Some(server) => tokio::time::timeout(PATIENCE, server.drain(PATIENCE / 2)).await.is_ok(),
             None => false,
@@ -115,6 +139,7 @@ impl Parts {
         if !ended {
             warn!("the DNS server did not stop in time; the daemon ends without it");
         }
+        InUse { dns, datapath }
     }
 }
 

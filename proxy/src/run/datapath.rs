@@ -18,7 +18,10 @@ impl Parts {
     pub(super) async fn open_datapath(&mut self, mode: Mode, options: Options) -> Result<Box<dyn Datapath>> {
         let lock = Arc::clone(&self.lock);
         let opening = tokio::task::spawn_blocking(move || datapath::open(mode, &options, &lock));
-        let Opened { path, mode, adopted, report, beside } = opening.await.context("opening the data path")??;
+        // If this is dropped, the thread goes on: the end of the daemon waits for it.
+        let opened = self.opening.insert(opening).await;
+        self.opening = None;
+        let Opened { path, mode, adopted, report, beside } = opened.context("opening the data path")??;
         info!(%mode, adopted, "data path is open");
         self.health.path.publish(mode, report);
         for beside in beside {

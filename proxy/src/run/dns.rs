@@ -21,9 +21,9 @@ use crate::plan::PlanOptions;
 use crate::reconcile::Goal;
 
 /// Sockets that were kept for a server that is off now would take queries which are never read.
-fn forget_sockets() {
+fn forget_sockets(passed: Vec<OwnedFd>) {
     let manager = Manager::of_environment();
-    drop(manager.kept());
+    drop(passed);
     if let Err(error) = manager.keep(&[]) {
         warn!(%error, "the service manager cannot be asked to close the sockets that it keeps of DNS");
     }
@@ -40,16 +40,16 @@ pub(super) struct StartedDns {
 
 impl Parts {
     /// It answers cluster names from the views that the kernel serves.
-    pub(super) async fn start_dns(&mut self) -> Result<StartedDns> {
+    pub(super) async fn start_dns(&mut self, passed: Vec<OwnedFd>) -> Result<StartedDns> {
         let Some(config) = &self.config.dns else {
             self.dns.send_replace(DnsState::Off);
-            forget_sockets();
+            forget_sockets(passed);
             return Ok(StartedDns::default());
         };
         let (reachable, served) = watch::channel(None);
         let Prepared { listen, on_lo } = addresses::prepare(&config.listen, &mut self.ledger).await?;
         let cluster_dns = &self.config.cluster_dns;
-        let mut started = service::start(config, listen, cluster_dns, served).await?;
+        let mut started = service::start(config, listen, cluster_dns, served, passed).await?;
         let (follow, keep) = (started.follow(cluster_dns), addresses::keep(on_lo)?);
         let (server, sockets) = (started.server, started.sockets);
         let listen = server.local_addresses().to_vec();

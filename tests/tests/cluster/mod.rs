@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lab::manifests::{self, PodState, Port};
+use lab::manifests::{self, PodState, Port, SliceEndpoint};
 use lab::peer::{CallError, Mode};
 use lab::{Client, Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process};
 
@@ -19,6 +19,8 @@ use crate::support;
 pub const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 /// The version of the tables, in the names of pins.
 pub const TABLES: u32 = 4;
+/// The address of the cluster DNS Service.
+pub const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 const NAMESPACE: &str = "test";
 const PORT: u16 = 80;
 const TARGET: u16 = 7000;
@@ -39,6 +41,19 @@ pub struct Cluster {
 static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
 
 impl Cluster {
+    /// The cluster's own DNS, as CoreDNS would be: a Service at the usual address with a pod that answers 192.0.2.99.
+    pub fn old_dns(&self) -> (Pod, Process) {
+        let pod = self.node.pod("coredns").unwrap();
+        let address = IpAddr::V4(pod.ipv4);
+        let process = pod.dns_upstream(address, &["web.test.svc.cluster.local=192.0.2.99"]).unwrap();
+        let ports = [Port::udp("dns", 53, 53), Port::tcp("dns-tcp", 53, 53)];
+        let service = manifests::service("kube-system", "kube-dns", None, &[CLUSTER_DNS], &ports);
+        let endpoint = SliceEndpoint { address, node: "n1".to_owned(), ready: true };
+        let slice = manifests::slice("kube-system", "kube-dns", "kube-dns-1", &[endpoint], &ports);
+        self.manifests.put("kube-dns", &[manifests::namespace("kube-system"), service, slice]).unwrap();
+        (pod, process)
+    }
+
     /// The shared one; `None` where no lab can run.
     pub fn get() -> Option<Arc<Self>> {
         if support::skipped() {

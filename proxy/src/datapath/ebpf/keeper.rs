@@ -120,7 +120,7 @@ impl Keeper {
         if !lost.hooks.is_empty() && self.installed.fault.is_none() {
             self.tell(reports, Some(lost.to_string()));
         }
-        match self.put_back() {
+        match self.put_back(&lost) {
             Ok(Links { kept, replaced, attached }) => {
                 self.installed.restored = self.installed.restored.saturating_add(1);
                 self.tell(reports, None);
@@ -149,17 +149,20 @@ impl Keeper {
     }
 
     fn lost(&self) -> Lost {
-        // A cgroup that was made again under the same name has another id.
-        let cgroup = std::fs::metadata(&self.options.cgroup_root).map(|found| found.ino()).unwrap_or_default();
-        let hooks = programs::detached(&self.pins.links, cgroup);
+        let hooks = programs::detached(&self.pins.links, self.cgroup());
         let missing = |path: PathBuf| !path.exists();
         let programs = programs::hooks().filter(|hook| missing(self.pins.programs.join(hook))).count();
         let maps = self.maps.iter().filter(|(map, _)| missing(self.pins.maps.of(map))).count();
         Lost { hooks, pins: programs.saturating_add(maps) }
     }
 
-    /// Pins the maps first: the programs are loaded on what is pinned.
-    fn put_back(&self) -> Result<Links, KeepError> {
+    /// The id of the cgroup; one that was made again under the same name has another.
+    fn cgroup(&self) -> u64 {
+        std::fs::metadata(&self.options.cgroup_root).map(|found| found.ino()).unwrap_or_default()
+    }
+
+    /// Pins the maps first: the programs are loaded on what is pinned. While all are attached there is nothing to load.
+    fn put_back(&self, lost: &Lost) -> Result<Links, KeepError> {
         self.lock.renew()?;
         let pins = Pins::create(&self.options.bpf_root)?;
         for (map, held) in &self.maps {
@@ -167,6 +170,9 @@ impl Keeper {
             if !path.exists() {
                 bpf::pin(held, &path).map_err(|source| KeepError::Map { map: map.name, source })?;
             }
+        }
+        if lost.hooks.is_empty() {
+            return Ok(programs::pin_attached(&pins, self.cgroup())?);
         }
         let object = object(&self.options).map_err(Box::new)?;
         let loaded = programs::Loaded::load(&object, &pins)?;

@@ -100,7 +100,7 @@ async fn dns_server(snapshot: Option<Arc<Snapshot>>) -> (Server, DnsState, watch
     };
     let cluster_dns = [[10, 96, 0, 10].into()];
     let (sender, receiver) = watch::channel(snapshot);
-    let started = service::start(&config, vec![ANY_PORT], &cluster_dns, receiver).await.unwrap();
+    let started = service::start(&config, vec![ANY_PORT], &cluster_dns, receiver, Vec::new()).await.unwrap();
     let server = Arc::into_inner(started.server).unwrap();
     let domain = service::zone_config(&config, &cluster_dns).unwrap().cluster_domain;
     let state = DnsState::Serving { addresses: server.local_addresses().to_vec(), domain };

@@ -75,6 +75,14 @@ pub(crate) enum ProgramsError {
         #[source]
         source: io::Error,
     },
+    /// A link runs a program that the kernel does not list.
+    #[error("pinning {program} again: the kernel does not list the program that its link runs, which has the id {id}")]
+    NotListed {
+        /// Which program.
+        program: &'static str,
+        /// Its id.
+        id: u32,
+    },
     /// Another call of the kernel failed.
     #[error("{doing} {program}")]
     Kernel {
@@ -203,6 +211,18 @@ pub(in crate::datapath::ebpf) fn detached(links: &Path, cgroup_id: u64) -> Vec<&
         existing(&links.join(hook), cgroup_id, name).is_ok_and(|link| link.is_some())
     };
     PROGRAMS.iter().filter(|program| !is_attached(program)).map(|(hook, _)| *hook).collect()
+}
+
+/// Pins again the programs that the links to this cgroup run, where they are not pinned; loads and attaches nothing.
+pub(in crate::datapath::ebpf) fn pin_attached(pins: &Pins, cgroup_id: u64) -> Result<Links, ProgramsError> {
+    let mut links = Links::default();
+    for (hook, name) in PROGRAMS {
+        if let Some(link) = existing(&pins.links.join(hook), cgroup_id, name)? {
+            pin_running(&pins.programs.join(hook), link.program, name)?;
+            links.kept = links.kept.saturating_add(1);
+        }
+    }
+    Ok(links)
 }
 
 /// The ids of the programs that the links pinned in `links` run now.
@@ -373,7 +393,7 @@ fn pin_running(pin: &Path, id: u32, name: &'static str) -> Result<(), ProgramsEr
         return Ok(());
     }
     let running = loaded_programs().filter_map(Result::ok).find(|found| found.id() == id);
-    let Some(running) = running else { return Ok(()) };
+    let running = running.ok_or(ProgramsError::NotListed { program: name, id })?;
     let fd = running.fd().map_err(kernel("opening", name))?;
     bpf::pin(&fd, pin).map_err(kernel("pinning", name))
 }

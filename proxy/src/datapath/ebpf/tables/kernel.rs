@@ -353,6 +353,16 @@ impl Array {
         Ok(())
     }
 
+    /// Changes a word of the element at `index` in one step.
+    pub(in crate::datapath::ebpf) fn update(
+        &self,
+        index: u32,
+        at: usize,
+        change: impl Fn(u64) -> u64,
+    ) -> io::Result<()> {
+        self.memory.update((index as usize).saturating_mul(self.words).saturating_add(at), change)
+    }
+
     /// The elements that are not all zero.
     fn elements<const W: usize>(&self) -> Vec<(u32, [u64; W])> {
         let mut found = Vec::new();

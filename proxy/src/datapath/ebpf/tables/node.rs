@@ -1,8 +1,10 @@
 //! What programs must know of the node: its words in `CONFIG`, and the network namespaces that are left alone.
 //!
-//! Each word has one writer: the start has those of [`NodeWords`], and [`OptOuts`] goes from the start to upkeep.
+//! The daemon writes the flags and the release of sockets another word. Each flag has one owner in the daemon, which
+//! changes it in one step: the start those of [`NodeWords`], [`OwnDns`] and [`OptOuts`] one each.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use proxy_abi::maps;
@@ -23,8 +25,16 @@ impl NodeWords {
         Ok(Self(Array::open(pins, &maps::CONFIG)?))
     }
 
+    /// Begins the generation of this start. DNS is not known to serve yet.
     pub(in crate::datapath::ebpf) fn write(&self, host_cookie: u64, flags: u64) -> Result<(), SyncError> {
-        self.0.store(0, &[(Config::HOST_COOKIE, host_cookie), (Config::FLAGS, flags)])
+        self.0.store(0, &[(Config::HOST_COOKIE, host_cookie)])?;
+        let closed = self.0.load(0, Config::CLOSED).unwrap_or_default();
+        let begun = |former| flags | (former & Config::OPT_OUTS) | Config::next_generation(former, closed);
+        self.0.update(0, Config::FLAGS, begun).map_err(refused)
+    }
+
+    fn generation(&self) -> u64 {
+        Config::generation(self.0.load(0, Config::FLAGS).unwrap_or_default())
     }
 }
 
@@ -33,7 +43,7 @@ impl NodeWords {
 pub(in crate::datapath::ebpf) struct OwnDns {
     config: NodeWords,
     marks: OwnedFd,
-    /// All are marked, and the programs are to be told so after the next sync.
+    /// All are marked, and the programs are to be told so after a sync.
     marked: bool,
 }
 
@@ -44,10 +54,10 @@ impl OwnDns {
 
     /// Marks these sockets; the kernel forgets the mark with the socket.
     pub(in crate::datapath::ebpf) fn mark(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {
-        const MARK: u64 = 1;
+        let mark = self.config.generation().to_ne_bytes();
         for socket in sockets {
             let key = socket.as_raw_fd().to_ne_bytes();
-            let marked = bpf::update(self.marks.as_fd(), &key, &MARK.to_ne_bytes());
+            let marked = bpf::update(self.marks.as_fd(), &key, &mark);
             marked.map_err(|source| SyncError::Write { object: maps::OWN_DNS.name, source })?;
         }
         self.marked = !sockets.is_empty();
@@ -55,16 +65,15 @@ impl OwnDns {
     }
 
     /// After a sync: no frontend that falls back leads to a server that does not know the cluster yet.
-    pub(in crate::datapath::ebpf) fn tell(&mut self) -> Result<(), SyncError> {
-        if std::mem::take(&mut self.marked) {
-            let flags = self.config.0.load(0, Config::FLAGS).unwrap_or_default();
-            self.config.0.store(0, &[(Config::FLAGS, flags | Config::DNS_SERVES)])?;
+    pub(in crate::datapath::ebpf) fn tell(&self) -> Result<(), SyncError> {
+        if !self.marked {
+            return Ok(());
         }
-        Ok(())
+        self.config.0.update(0, Config::FLAGS, |flags| flags | Config::DNS_SERVES).map_err(refused)
     }
 }
 
-/// `NAMESPACES`, and the word of `CONFIG` that says how many of them have opted out.
+/// `NAMESPACES`, and the flag in `CONFIG` that some of them have opted out.
 #[derive(Debug)]
 pub(in crate::datapath::ebpf) struct OptOuts {
     namespaces: OwnedFd,
@@ -75,8 +84,16 @@ pub(in crate::datapath::ebpf) struct OptOuts {
 impl OptOuts {
     pub(in crate::datapath::ebpf) fn open(pins: &MapPins) -> Result<Self, TableError> {
         let (namespaces, config) = (open(pins, &maps::NAMESPACES)?, Array::open(pins, &maps::CONFIG)?);
-        let held = all(&namespaces).map_err(|source| TableError::Open { path: pins.of(&maps::NAMESPACES), source })?;
-        Ok(Self { namespaces, config, held })
+        let failed = |map| move |source| TableError::Open { path: pins.of(map), source };
+        let held = all(&namespaces).map_err(failed(&maps::NAMESPACES))?;
+        let found = Self { namespaces, config, held };
+        found.tell(opted_out(&found.held) != 0).map_err(failed(&maps::CONFIG))?;
+        Ok(found)
+    }
+
+    fn tell(&self, some: bool) -> io::Result<()> {
+        let flag = if some { Config::OPT_OUTS } else { 0 };
+        self.config.update(0, Config::FLAGS, |flags| (flags & !Config::OPT_OUTS) | flag)
     }
 
     /// Makes the programs know exactly `wanted`, by cookie, and writes only what differs. Returns how many of them have
@@ -95,17 +112,22 @@ impl OptOuts {
             bpf::delete(self.namespaces.as_fd(), &cookie.to_ne_bytes()).map_err(failed)?;
             self.held.remove(&cookie);
         }
-        let opted_out = wanted.values().filter(|namespace| namespace.flags & Namespace::OPTED_OUT != 0).count();
-        let count = u64::try_from(opted_out).unwrap_or(u64::MAX);
-        if self.config.load(0, Config::OPT_OUTS) != Some(count) {
-            self.config.store(0, &[(Config::OPT_OUTS, count)])?;
-        }
+        let opted_out = opted_out(wanted);
+        self.tell(opted_out != 0).map_err(refused)?;
         Ok(opted_out)
     }
 }
 
+fn refused(source: io::Error) -> SyncError {
+    SyncError::Write { object: maps::CONFIG.name, source }
+}
+
+fn opted_out(namespaces: &BTreeMap<u64, Namespace>) -> usize {
+    namespaces.values().filter(|namespace| namespace.flags & Namespace::OPTED_OUT != 0).count()
+}
+
 /// The namespaces that the programs know, by cookie.
-fn all(map: &OwnedFd) -> std::io::Result<BTreeMap<u64, Namespace>> {
+fn all(map: &OwnedFd) -> io::Result<BTreeMap<u64, Namespace>> {
     let mut all = BTreeMap::new();
     for cookie in bpf::keys::<8>(map.as_fd())? {
         let found: Option<[u8; size_of::<Namespace>()]> = bpf::lookup(map.as_fd(), &cookie)?;

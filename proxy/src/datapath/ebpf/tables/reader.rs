@@ -118,7 +118,8 @@ impl<'a> lookup::Tables for &'a Reader {
     }
 
     fn own_dns_serves(&self) -> bool {
-        self.config.load(0, Config::FLAGS).is_some_and(|flags| flags & Config::DNS_SERVES != 0)
+        let word = |at| self.config.load(0, at).unwrap_or_default();
+        Config::dns_serves(word(Config::FLAGS), word(Config::CLOSED))
     }
 
     fn in_range(&self, key: &RangeKey) -> bool {
