@@ -3,9 +3,11 @@
 #![expect(unsafe_code, reason = "raw syscalls and memory shared with the kernel; see each SAFETY line")]
 
 pub mod bpf;
+mod heap;
 pub mod mapped;
 mod netns;
 mod passed;
 
+pub use heap::trim;
 pub use netns::netns_cookie;
 pub use passed::passed_descriptors;

@@ -142,6 +142,9 @@ impl Loaded {
             let loaded = list(&mut ebpf, name)?.load(ELEMENTS, &btf);
             accepted(loaded, name)?;
         }
+        drop(btf);
+        // The description of the kernel's types takes 14 MB, all of it in small pieces.
+        crate::sys::trim();
         Ok(Self(ebpf))
     }
 
