@@ -193,19 +193,31 @@ pub fn lead<F: Family, T: Tables>(tables: &T, address: F::Address, port: Port, p
 /// still leads to its service port (CT-3, CT-4).
 #[inline(always)]
 pub fn still_serves<F: Family, T: Tables>(tables: &T, lead: Lead, reference: BackendRef) -> Option<Target<F::Address>> {
-    let target = F::alive(tables, reference)?;
     let terms = Terms(tables.directory(lead.service)?.word(at::TERMS));
-    (F::standing(tables, reference).port() == terms.port()).then_some(target)
+    let (target, _) = alive_in_port::<F, T>(tables, reference, terms)?;
+    Some(target)
 }
 
-/// As [`still_serves`], for a datagram along `lead` that may as well go elsewhere: while the node's own DNS is closed, its
-/// clients are led to other endpoints.
+/// The endpoint behind a reference, and what it is in the service port of `terms`, unless it has died or is of another.
+#[inline(always)]
+fn alive_in_port<F: Family, T: Tables>(
+    tables: &T,
+    reference: BackendRef,
+    terms: Terms,
+) -> Option<(Target<F::Address>, Standing)> {
+    let target = F::alive(tables, reference)?;
+    let standing = F::standing(tables, reference);
+    (standing.port() == terms.port()).then_some((target, standing))
+}
+
+/// As [`still_serves`], for a datagram along `lead` that may as well go elsewhere: while the node's own DNS is closed,
+/// its clients are led to other endpoints.
 #[inline(always)]
 pub fn may_go_on<F: Family, T: Tables>(tables: &T, lead: Lead, reference: BackendRef) -> Option<Target<F::Address>> {
-    let target = still_serves::<F, T>(tables, lead, reference)?;
-    if lead.falls_back && F::standing(tables, reference).may_serve(true) {
-        let extent = Extent(tables.directory(lead.service)?.word(at::EXTENT));
-        let (skipped, _) = part(tables, extent, lead);
+    let entry = tables.directory(lead.service)?;
+    let (target, standing) = alive_in_port::<F, T>(tables, reference, Terms(entry.word(at::TERMS)))?;
+    if lead.falls_back && standing.may_serve(true) {
+        let (skipped, _) = part(tables, Extent(entry.word(at::EXTENT)), lead);
         if skipped > 0 {
             return None;
         }
@@ -324,9 +336,8 @@ fn recall<F: Family, T: Tables>(
     if !record.is_valid(now, terms.timeout()) {
         return None;
     }
-    let target = F::alive(tables, record.backend())?;
-    let standing = F::standing(tables, record.backend());
-    (standing.port() == terms.port() && standing.may_serve(lead.local)).then_some(target)
+    let (target, standing) = alive_in_port::<F, T>(tables, record.backend(), terms)?;
+    standing.may_serve(lead.local).then_some(target)
 }
 
 /// Whether the client lies in the source ranges of a Service.

@@ -1,10 +1,11 @@
 //! `connect()` and `getpeername()`.
 
 use aya_ebpf::programs::SockAddrContext;
-use proxy_abi::lookup::{Meaning, NoEndpoint, Target, V4, V6, endpoint, meaning};
-use proxy_abi::{Address4, Address6, Flow, Port, mapped, unmapped};
+use proxy_abi::lookup::{Meaning, NoEndpoint, V4, V6, endpoint, meaning};
+use proxy_abi::{Address4, Address6, Port, mapped, unmapped};
 
 use crate::client::Socket;
+use crate::flows::flow;
 use crate::sockaddr::{address4, address6, end, port, protocol, refuse, set4, set6};
 use crate::tables::Kernel;
 use crate::{PROCEED, flows};
@@ -21,7 +22,7 @@ pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
         Ok(target) => target,
         Err(why) => return end_connect(ctx, why, &mapped(address), port),
     };
-    flows::connect(ctx, &flow(protocol, mapped(address), port, &through_mapped(&target)));
+    flows::connect(ctx, &flow(protocol, mapped(address), port, &target, mapped(target.address)));
     set4(ctx, target.address, target.port);
     PROCEED
 }
@@ -41,7 +42,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
         Ok(target) => target,
         Err(why) => return end_connect(ctx, why, &address, port),
     };
-    flows::connect(ctx, &flow(protocol, address, port, &target));
+    flows::connect(ctx, &flow(protocol, address, port, &target, target.address));
     set6(ctx, target.address, target.port);
     PROCEED
 }
@@ -55,24 +56,13 @@ fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol
         Meaning::Foreign => return leave(ctx, &mapped(address), port),
     };
     let target = match endpoint::<V4, _, _>(&Kernel, &Socket(ctx), lead) {
-        Ok(target) => through_mapped(&target),
+        Ok(target) => target,
         Err(why) => return end_connect(ctx, why, &mapped(address), port),
     };
-    flows::connect(ctx, &flow(protocol, mapped(address), port, &target));
-    set6(ctx, target.address, target.port);
+    let backend = mapped(target.address);
+    flows::connect(ctx, &flow(protocol, mapped(address), port, &target, backend));
+    set6(ctx, backend, target.port);
     PROCEED
-}
-
-#[inline(always)]
-fn through_mapped(target: &Target<Address4>) -> Target<Address6> {
-    Target { address: mapped(target.address), port: target.port, reference: target.reference }
-}
-
-#[inline(always)]
-fn flow(protocol: u8, frontend: Address6, frontend_port: Port, target: &Target<Address6>) -> Flow {
-    let Target { address: backend, port: backend_port, reference } = *target;
-    let origin = Flow::origin_of(protocol);
-    Flow { frontend, backend, frontend_port, backend_port, reference: reference.0, origin }
 }
 
 /// A call that has no endpoint ends, or connects to the frontend itself.

@@ -5,9 +5,10 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use proxy_abi::lookup::{Family, Meaning, Target, V4, V6, endpoint, may_go_on, meaning};
-use proxy_abi::{Address6, Flow, Lead, Port, mapped};
+use proxy_abi::{Address6, Lead, Port, mapped};
 
 use crate::client::Socket;
+use crate::flows::flow;
 use crate::sockaddr::{UDP, address4, address6, end, port, protocol, refuse, set4, set6};
 use crate::tables::Kernel;
 use crate::{PROCEED, flows};
@@ -29,7 +30,7 @@ pub(crate) fn sendmsg4(ctx: &SockAddrContext) -> i32 {
         },
     };
     if !is_kept {
-        flows::send(ctx, &flow(frontend, port, &target, mapped(target.address)));
+        flows::send(ctx, &flow(UDP, frontend, port, &target, mapped(target.address)));
     }
     set4(ctx, target.address, target.port);
     PROCEED
@@ -52,7 +53,7 @@ pub(crate) fn sendmsg6(ctx: &SockAddrContext) -> i32 {
         },
     };
     if !is_kept {
-        flows::send(ctx, &flow(address, port, &target, target.address));
+        flows::send(ctx, &flow(UDP, address, port, &target, target.address));
     }
     set6(ctx, target.address, target.port);
     PROCEED
@@ -71,13 +72,6 @@ pub(crate) fn recvmsg6(ctx: &SockAddrContext) -> i32 {
         set6(ctx, address, port);
     }
     PROCEED
-}
-
-#[inline(always)]
-fn flow<A>(frontend: Address6, frontend_port: Port, target: &Target<A>, backend: Address6) -> Flow {
-    let Target { address: _, port: backend_port, reference } = *target;
-    let origin = Flow::origin_of(UDP);
-    Flow { frontend, backend, frontend_port, backend_port, reference: reference.0, origin }
 }
 
 /// The endpoint that the socket has for a frontend, if it still serves there, and whether it is kept for datagrams.

@@ -9,11 +9,26 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockAddrContext;
+use proxy_abi::lookup::Target;
 use proxy_abi::socket::{FLOWS, FURTHER_FLOWS};
 use proxy_abi::{Address6, DatagramFlows, Flow, FurtherFlows, Port, same};
 
 use crate::maps::{DATAGRAMS, FURTHER, PEER};
 use crate::sockaddr::UDP;
+
+/// The flow from a frontend to the endpoint that a call got; `backend` is the endpoint's address as flows hold it.
+#[inline(always)]
+pub(crate) fn flow<A>(
+    protocol: u8,
+    frontend: Address6,
+    frontend_port: Port,
+    target: &Target<A>,
+    backend: Address6,
+) -> Flow {
+    let Target { address: _, port: backend_port, reference } = *target;
+    let origin = Flow::origin_of(protocol);
+    Flow { frontend, backend, frontend_port, backend_port, reference: reference.0, origin }
+}
 
 #[inline(always)]
 fn peer<'a>(ctx: &SockAddrContext) -> Option<&'a mut Flow> {
@@ -176,8 +191,8 @@ pub(crate) fn send_directly(ctx: &SockAddrContext, address: &Address6, port: Por
     }
 }
 
-/// The flow of a socket to a frontend, and whether it is one of datagrams. From now on answers of its endpoint show this
-/// frontend; a flow of the connection must be kept for that.
+/// The flow of a socket to a frontend, and whether it is one of datagrams. From now on answers of its endpoint show
+/// this frontend; a flow of the connection must be kept for that.
 #[inline(always)]
 pub(crate) fn to_frontend(ctx: &SockAddrContext, address: &Address6, port: Port) -> Option<(Flow, bool)> {
     if let Some(flow) = datagram_to(ctx, address, port) {
