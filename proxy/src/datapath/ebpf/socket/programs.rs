@@ -207,8 +207,8 @@ pub(in crate::datapath::ebpf) fn hooks() -> impl Iterator<Item = &'static str> {
     PROGRAMS.into_iter().map(|(hook, _)| hook)
 }
 
-/// The hooks whose links are not pinned in `links`, or not attached to the cgroup with this id. One that cannot be asked
-/// about counts too: to attach it again says why.
+/// The hooks whose links are not pinned in `links`, or not attached to the cgroup with this id. One that cannot be
+/// asked about counts too: to attach it again says why.
 pub(in crate::datapath::ebpf) fn detached(links: &Path, cgroup_id: u64) -> Vec<&'static str> {
     let is_attached = |(hook, name): &(&'static str, &'static str)| {
         existing(&links.join(hook), cgroup_id, name).is_ok_and(|link| link.is_some())

@@ -1,8 +1,8 @@
 //! Ends sockets that would go on with an endpoint that left, or past a Service, so that their owners connect anew.
 //!
 //! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
-//! connecting. Established TCP connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant between
-//! the list and the order. Two kinds of sockets are found:
+//! connecting. Established TCP connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant
+//! between the list and the order. Two kinds of sockets are found:
 //!
 //! - with a flow that has ended: the endpoint left, or the frontend leads to another service port (CT-3, CT-4). The
 //!   programs keep the flow of a socket in its storage; a program lists those that have ended, of all namespaces.
@@ -176,8 +176,8 @@ fn listed(program: &OwnedFd, peers: &OwnedFd) -> io::Result<HashMap<u64, Flow>> 
 }
 
 impl Wanted<'_> {
-    /// How many sockets of the present namespace it destroyed, and what failed. A failure is kept as text: a kernel that
-    /// lists no UDP sockets says ENOENT, as does a namespace that is gone.
+    /// How many sockets of the present namespace it destroyed, and what failed. A failure is kept as text: a kernel
+    /// that lists no UDP sockets says ENOENT, as does a namespace that is gone.
     fn sweep_here(&self, namespace: &Namespace, opted_out: bool) -> (usize, Option<String>) {
         let listed = Diag::open().and_then(|mut diag| Ok((self.found_here(&mut diag)?, diag)));
         let (sockets, mut diag) = match listed {
@@ -230,10 +230,11 @@ fn backend(flow: &Flow) -> SocketAddr {
 }
 
 impl Older<'_> {
-    /// Those of `sockets` that are connected to the address of a frontend and so pass by its endpoints. Flows are listed
-    /// after sockets: the program writes a flow before the kernel connects the socket.
+    /// Those of `sockets` that are connected to the address of a frontend and so pass by its endpoints. Flows are
+    /// listed after sockets: the program writes a flow before the kernel connects the socket.
     fn among<'s>(&self, sockets: &'s [Socket], namespace: &Namespace) -> io::Result<Vec<&'s Socket>> {
-        let mut found: Vec<&Socket> = sockets.iter().filter(|socket| self.passes_by(socket, namespace)).collect();
+        let udp = sockets.iter().filter(|socket| socket.is_udp());
+        let mut found: Vec<&Socket> = udp.filter(|socket| self.passes_by(socket, namespace)).collect();
         if !found.is_empty() {
             let (program, peers) = self.flows;
             let flows = listed(program, peers)?;
@@ -251,7 +252,7 @@ impl Older<'_> {
             IpAddr::V6(_) => lookup::meaning::<V6, _, _>(&self.tables, &Client(namespace), address(to.ip()), port, UDP),
         };
         match meaning {
-            Meaning::Frontend(lead) => self.has_endpoint(lead) && socket.is_udp() && self.served.hold(socket.cgroup),
+            Meaning::Frontend(lead) => self.has_endpoint(lead) && self.served.hold(socket.cgroup),
             Meaning::Undefined | Meaning::Foreign => false,
         }
     }

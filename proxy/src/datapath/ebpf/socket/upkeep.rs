@@ -73,15 +73,34 @@ pub(in crate::datapath::ebpf) struct Upkeep {
     sweeper: Sweeper,
     affinity: OwnedFd,
     orders: Orders,
-    /// The departures, the changes of frontends and the times that programs were attached again which sweeps have
-    /// followed.
-    swept: Option<(u64, u64, u64)>,
+    /// What sweeps have followed so far; `None` after a start: endpoints may have left and frontends may have come
+    /// while no daemon ran.
+    followed: Option<Followed>,
     /// What the present sweeps look for.
     search: Search,
     /// Two sweeps have been made for the last departure.
     looked_twice: bool,
     due: Due,
     findings: Findings,
+}
+
+/// The counts of what asks for a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Followed {
+    /// As in the orders.
+    departed: u64,
+    /// As in the orders.
+    frontends: u64,
+    /// How often programs were attached again that others had detached.
+    restored: u64,
+}
+
+impl Followed {
+    /// What is to be looked for after `before`: departures alone make no socket older than its frontend.
+    fn search_after(self, before: Option<Self>) -> Search {
+        let nothing_older = |before: Self| (before.frontends, before.restored) == (self.frontends, self.restored);
+        if before.is_some_and(nothing_older) { Search::Ended } else { Search::EndedAndOlder }
+    }
 }
 
 /// A part of a round failed.
@@ -124,7 +143,7 @@ impl Upkeep {
             sweeper: Sweeper::open(pins, lists, cgroup)?,
             affinity: open(&pins.maps, &maps::AFFINITY)?,
             orders: Orders::default(),
-            swept: None,
+            followed: None,
             search: Search::Ended,
             looked_twice: false,
             due: Due { scan: now, checkup: now, sweep: None, rested: now },
@@ -136,15 +155,14 @@ impl Upkeep {
     /// detached.
     fn take(&mut self, orders: Orders, restored: u64) {
         let now = Instant::now();
-        let latest = (orders.departed, orders.frontends, restored);
+        let latest = Followed { departed: orders.departed, frontends: orders.frontends, restored };
         let opted_in = self.orders.opted_out.difference(&orders.opted_out).next().is_some();
-        if self.swept != Some(latest) || opted_in {
-            // After a start too: endpoints may have left and frontends may have come while no daemon ran.
-            let (_, frontends, restored) = latest;
-            if opted_in || self.swept.is_none_or(|(_, before, attached)| (before, attached) != (frontends, restored)) {
+        if self.followed != Some(latest) || opted_in {
+            if opted_in || latest.search_after(self.followed) == Search::EndedAndOlder {
+                // What a sweep under way looks for, the next one still does.
                 self.search = Search::EndedAndOlder;
             }
-            self.swept = Some(latest);
+            self.followed = Some(latest);
             self.looked_twice = false;
             self.due.sweep = Some(now.max(self.due.rested));
         }
@@ -285,4 +303,21 @@ fn known(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> Known {
 
 fn is_out(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> bool {
     namespace.addresses.iter().any(|address| opted_out.contains(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_older_than_their_frontend_are_looked_for_when_there_may_be_new_ones() {
+        let counts = |[departed, frontends, restored]: [u64; 3]| Followed { departed, frontends, restored };
+        let check = |before: Option<[u64; 3]>, latest, wanted| {
+            assert_eq!(counts(latest).search_after(before.map(counts)), wanted, "{before:?} to {latest:?}");
+        };
+        check(None, [0, 0, 0], Search::EndedAndOlder);
+        check(Some([1, 2, 3]), [9, 2, 3], Search::Ended);
+        check(Some([1, 2, 3]), [1, 9, 3], Search::EndedAndOlder);
+        check(Some([1, 2, 3]), [1, 2, 9], Search::EndedAndOlder);
+    }
 }

@@ -11,8 +11,8 @@ const KERNEL: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u64 = 0xeb9f;
 const STRUCT: u64 = 4;
 
-/// Whether this kernel keeps the option at the bit that the programs read. If not, or if the kernel cannot be asked, the
-/// programs take each IPv6 socket for one of both families.
+/// Whether this kernel keeps the option at the bit that the programs read. If not, or if the kernel cannot be asked,
+/// the programs take each IPv6 socket for one of both families.
 pub(in crate::datapath::ebpf) fn is_where_programs_look() -> bool {
     let wanted = Bits { first: u64::from(Config::V6ONLY_BIT), count: 1 };
     fs::read(KERNEL).ok().and_then(|types| place_of(&types, "sock_common", "skc_ipv6only")) == Some(wanted)
@@ -94,7 +94,8 @@ mod tests {
 
     const STRINGS: &[u8] = b"\0int\0other\0sock\0flags\0only\0";
 
-    /// `int`; `struct other { int only; }`; `struct sock { int flags:4; int only:1; }`, with `kind` in place of the last.
+    /// `int`; `struct other { int only; }`; `struct sock { int flags:4; int only:1; }`, with `kind` in place of the
+    /// last.
     fn types(kind: u32, info: u32) -> Vec<u8> {
         let words: &[&[u32]] = &[
             &[1, 1 << 24, 4, 32],
