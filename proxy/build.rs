@@ -1,7 +1,7 @@
 //! Hands the compiled BPF object to the daemon, which embeds it.
 //!
-//! The object is made by `cargo xtask build`. Without it an empty file is embedded, so that checks and unit tests need no
-//! BPF tool chain; the daemon then says at run time what is missing.
+//! The object is made by `cargo xtask build`. Without it an empty file is embedded, so that checks and unit tests need
+//! no BPF tool chain; the daemon then says at run time what is missing.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};

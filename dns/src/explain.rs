@@ -61,8 +61,8 @@ impl Explainer {
         Some(explain(&blocks, &question(name, rtype), &view).await)
     }
 
-    /// What pods ask for a relative name before they ask it as it is (DNS-17.2): the names that exist. If none does, the
-    /// one that was most likely meant.
+    /// What pods ask for a relative name before they ask it as it is (DNS-17.2): the names that exist. If none does,
+    /// the one that was most likely meant.
     pub async fn by_pods(&self, name: &Name, rtype: RecordType) -> Vec<AskedByPods> {
         let Some(blocks) = self.blocks.upgrade().map(|blocks| blocks.now()) else { return Vec::new() };
         let view = self.views.borrow().clone();

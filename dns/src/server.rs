@@ -333,7 +333,8 @@ fn bind(address: SocketAddr, all: &[SocketAddr], kept: &mut Kept) -> Result<Boun
         let tcp = kept.take_listener(address, only_v6).map_or_else(|| listen(address, only_v6), TcpListener::from_std);
         let tcp = tcp.map_err(|source| bind_error(address, "TCP", source))?;
         let chosen = tcp.local_addr().map_err(|source| bind_error(address, "TCP", source))?;
-        // All that were kept, even if there are fewer processors now: the kernel spreads queries over all that are open.
+        // All that were kept, even if there are fewer processors now: the kernel spreads queries over all that are
+        // open.
         let mut before = kept.take_datagram(chosen, only_v6);
         let more = workers.saturating_sub(before.len());
         let udp: io::Result<Vec<std::net::UdpSocket>> = (0..more).map(|_| datagram_socket(chosen, only_v6)).collect();

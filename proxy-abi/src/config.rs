@@ -25,8 +25,8 @@ impl Config {
     pub const CLOSED: usize = 2;
     /// A flag: a process of the node cannot bind a node port.
     pub const BIND_PROTECTION: u64 = 1;
-    /// A flag: the kernel keeps `IPV6_V6ONLY` of a socket at [`V6ONLY_BIT`](Self::V6ONLY_BIT); without the flag programs
-    /// take each IPv6 socket for one of both families.
+    /// A flag: the kernel keeps `IPV6_V6ONLY` of a socket at [`V6ONLY_BIT`](Self::V6ONLY_BIT); without the flag
+    /// programs take each IPv6 socket for one of both families.
     pub const KNOWS_V6ONLY: u64 = 4;
     /// The bit of the kernel's `struct sock_common` that holds `IPV6_V6ONLY`; no hook is told of the option.
     pub const V6ONLY_BIT: u32 = 157;
@@ -37,8 +37,8 @@ impl Config {
     /// Where the generation begins in the flags.
     const GENERATION: u32 = 32;
 
-    /// Which start of the daemon wrote these flags. It marks the sockets of its DNS with it; sockets of an earlier start
-    /// that are closed later, because a service manager kept them, say nothing about those that serve now.
+    /// Which start of the daemon wrote these flags. It marks the sockets of its DNS with it; sockets of an earlier
+    /// start that are closed later, because a service manager kept them, say nothing about those that serve now.
     #[must_use]
     pub const fn generation(flags: u64) -> u64 {
         flags >> Self::GENERATION

@@ -124,8 +124,8 @@ impl Terms {
     const TIMEOUT: u64 = (1 << 24) - 1;
 
     /// Terms of the service port that entry `port` stands for. `timeout`: of session affinity in seconds, 0 without.
-    /// `keeps_destination`: under policy Local without an endpoint on this node, a socket's flow keeps its destination if
-    /// true, and is refused if false.
+    /// `keeps_destination`: under policy Local without an endpoint on this node, a socket's flow keeps its destination
+    /// if true, and is refused if false.
     #[must_use]
     pub const fn new(port: u32, timeout: u32, keeps_destination: bool) -> Self {
         let keeps_destination = if keeps_destination { Self::KEEPS_DESTINATION } else { 0 };

@@ -80,8 +80,8 @@ pub struct Lead {
     pub local: bool,
     /// The source must lie in the ranges of the service ([`RangesWord`](crate::RangesWord)).
     pub filtered: bool,
-    /// While the node's own DNS does not [serve](crate::Config::dns_serves), the endpoints behind the local ones serve, if
-    /// there are any.
+    /// While the node's own DNS does not [serve](crate::Config::dns_serves), the endpoints behind the local ones serve,
+    /// if there are any.
     pub falls_back: bool,
 }
 

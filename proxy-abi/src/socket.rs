@@ -63,8 +63,8 @@ pub struct ListedFlow {
 /// How many frontends an unconnected UDP socket can talk to at once before `FURTHER` is needed.
 pub const FLOWS: usize = 4;
 
-/// How many more `FURTHER` holds, a power of two for the verifier; then the flow kept for the longest time is forgotten.
-/// Its value counts against the `net.core.optmem_max` (20,480 bytes or more) of the socket.
+/// How many more `FURTHER` holds, a power of two for the verifier; then the flow kept for the longest time is
+/// forgotten. Its value counts against the `net.core.optmem_max` (20,480 bytes or more) of the socket.
 pub const FURTHER_FLOWS: usize = 32;
 
 /// Value of `DATAGRAMS`: the last frontends of an unconnected UDP socket.

@@ -1,5 +1,5 @@
-//! The end of a socket: when one of the node's own DNS closes, also because the daemon was killed, clients of the cluster
-//! DNS address are led to other endpoints at once.
+//! The end of a socket: when one of the node's own DNS closes, also because the daemon was killed, clients of the
+//! cluster DNS address are led to other endpoints at once.
 
 use core::ptr::{read_volatile, write_volatile};
 

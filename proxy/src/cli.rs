@@ -61,8 +61,8 @@ struct Socket {
     control_socket: PathBuf,
 }
 
-/// Does what the command line says, as a daemon with the descriptors that the service manager has `passed`. 0 is success,
-/// 1 failure, 2 a wrong command line or configuration.
+/// Does what the command line says, as a daemon with the descriptors that the service manager has `passed`. 0 is
+/// success, 1 failure, 2 a wrong command line or configuration.
 pub(crate) fn main(passed: Vec<OwnedFd>) -> ExitCode {
     // clap ends the process itself for --help and for usage errors, with 0 and 2.
     let outcome = match Cli::parse_from(command_line(std::env::args_os())).command {

@@ -384,7 +384,8 @@ impl DnsConfig {
         })
     }
 
-    /// What a Corefile says; the rest of it is read when the server starts. Addresses, health and metrics are the daemon's.
+    /// What a Corefile says; the rest of it is read when the server starts. Addresses, health and metrics are the
+    /// daemon's.
     fn from_corefile(settings: &Settings, path: &Path, listen: DnsListen) -> Result<Self, ConfigError> {
         for (given, flag) in [
             (settings.cluster_domain.is_some(), "--cluster-domain"),

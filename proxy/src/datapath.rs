@@ -115,8 +115,8 @@ pub trait Datapath: Send {
     /// an error the next call reads the kernel back first.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError>;
 
-    /// Makes this path notice when one of the sockets of the node's own DNS closes, also because this process is killed:
-    /// from then on, frontends that fall back lead to their other endpoints. In force with the next sync.
+    /// Makes this path notice when one of the sockets of the node's own DNS closes, also because this process is
+    /// killed: from then on, frontends that fall back lead to their other endpoints. In force with the next sync.
     fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError>;
 
     /// Compares a small part of the kernel with what the last sync wrote, and repairs what differs; the next call

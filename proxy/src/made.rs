@@ -1,9 +1,9 @@
 //! The one list of what the daemon makes on its host beside its pins. A start that fails takes back what it made and
 //! nobody has used yet, and `shunt cleanup` removes all of it.
 //!
-//! Not in the list, and why: the BPF file system that the daemon mounts where every other tool expects it; the limits and
-//! the OOM score of its own process; and the API server's addresses in the state directory, without which a node that
-//! has no other proxy could not find the API server again after a cleanup.
+//! Not in the list, and why: the BPF file system that the daemon mounts where every other tool expects it; the limits
+//! and the OOM score of its own process; and the API server's addresses in the state directory, without which a node
+//! that has no other proxy could not find the API server again after a cleanup.
 
 use std::io;
 use std::net::IpAddr;
@@ -131,8 +131,8 @@ impl Ledger {
 /// What of a start that did not come to its end is in use all the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InUse {
-    /// DNS was asked while the start waited for the cluster (DNS-11.2). Without the address later queries would leave the
-    /// node in silence; with it they are refused, or wait in a socket that is kept.
+    /// DNS was asked while the start waited for the cluster (DNS-11.2). Without the address later queries would leave
+    /// the node in silence; with it they are refused, or wait in a socket that is kept.
     pub dns: bool,
     /// The data path is still being opened, and what is removed now might be made again.
     pub datapath: bool,

@@ -52,7 +52,8 @@ pub use view::{
     render_table,
 };
 
-/// Everything this node must do. Two plans share structure, so `old.ports.diff(&new.ports)` costs as much as the change.
+/// Everything this node must do. Two plans share structure, so `old.ports.diff(&new.ports)` costs as much as the
+/// change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// One entry per (service port, family).
@@ -73,7 +74,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The part of the plan that a flow to `address` can meet: the service ports that are dialled there or at node ports.
+    /// The part of the plan that a flow to `address` can meet: the service ports that are dialled there or at node
+    /// ports.
     #[must_use]
     pub fn around(&self, address: IpAddr) -> Self {
         let address = address.to_canonical();

@@ -39,8 +39,8 @@ pub struct Goal {
 
 /// The loop's inputs.
 pub struct Input {
-    /// The goal; its first view is complete already (SY-1). When the daemon stops, the sender sends what must hold while
-    /// no daemon runs, and goes.
+    /// The goal; its first view is complete already (SY-1). When the daemon stops, the sender sends what must hold
+    /// while no daemon runs, and goes.
     pub goal: watch::Receiver<Goal>,
     /// The health of the source.
     pub health: watch::Receiver<SourceHealth>,
@@ -132,7 +132,8 @@ impl Reconciler {
         }
     }
 
-    /// Waits for the last goal. New options must hold while no daemon runs; a new view alone is left to the next daemon.
+    /// Waits for the last goal. New options must hold while no daemon runs; a new view alone is left to the next
+    /// daemon.
     async fn end(mut self) {
         while self.input.goal.changed().await.is_ok() {}
         let has_new_options = !Arc::ptr_eq(&self.input.goal.borrow().options, &self.options);

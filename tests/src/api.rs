@@ -1,5 +1,5 @@
-//! A Kubernetes API server of our own: enough of lists, watches, pagination, bookmarks and errors to test a client with,
-//! over TLS, with faults on demand.
+//! A Kubernetes API server of our own: enough of lists, watches, pagination, bookmarks and errors to test a client
+//! with, over TLS, with faults on demand.
 //!
 //! It keeps objects as JSON and knows nothing of shunt's model. It can follow a folder of manifests, and then does what
 //! a cluster's controllers would: it hands out cluster IPs and writes EndpointSlices for selectors.

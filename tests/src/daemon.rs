@@ -215,7 +215,8 @@ impl Daemon {
         self.process.stop(Duration::from_secs(10))
     }
 
-    /// Starts it again with the same options after [`stop`](Self::stop) or [`kill9`](Self::kill9), and waits until it is ready.
+    /// Starts it again with the same options after [`stop`](Self::stop) or [`kill9`](Self::kill9), and waits until it
+    /// is ready.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.relaunch()?;
         self.wait_ready()

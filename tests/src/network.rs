@@ -48,7 +48,8 @@ pub(crate) fn make_router(router: &Place) -> anyhow::Result<()> {
     )
 }
 
-/// Joins node `number` to the bridge, with routes on the router to its pods, and a default route to all other addresses.
+/// Joins node `number` to the bridge, with routes on the router to its pods, and a default route to all other
+/// addresses.
 pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Result<()> {
     make_namespace(node, NamespaceRole::Router)?;
     let (v4, v6) = node_addresses(number);

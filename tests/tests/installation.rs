@@ -1,4 +1,5 @@
-//! What a daemon has installed stays: cleanup and a second daemon are refused, and what is removed all the same is back.
+//! What a daemon has installed stays: cleanup and a second daemon are refused, and what is removed all the same is
+//! back.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! UDP sockets that live longer than what they dialled: endpoints that leave, frontends that come, move and are renamed,
-//! and sockets that are connected and not connected in turn.
+//! UDP sockets that live longer than what they dialled: endpoints that leave, frontends that come, move and are
+//! renamed, and sockets that are connected and not connected in turn.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
 #![expect(clippy::print_stderr, reason = "figures are printed, not asserted")]

@@ -1,4 +1,5 @@
-//! Making the machine ready: the BPF tool chain and the few programs that the lab runs. Changes nothing when all is there.
+//! Making the machine ready: the BPF tool chain and the few programs that the lab runs. Changes nothing when all is
+//! there.
 
 use anyhow::Result;
 

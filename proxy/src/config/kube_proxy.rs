@@ -337,8 +337,8 @@ fn drop_nulls(value: &mut Value) {
     }
 }
 
-/// The first field whose value does not fit, by its path, and why: the one with which alone in the document it cannot be
-/// read either. serde's own message does not say where it is.
+/// The first field whose value does not fit, by its path, and why: the one with which alone in the document it cannot
+/// be read either. serde's own message does not say where it is.
 fn misfit(value: &Value, path: &[&str]) -> Option<String> {
     if let Some(fields) = value.as_object().filter(|fields| !fields.is_empty()) {
         return fields.iter().find_map(|(name, field)| misfit(field, &[path, &[name.as_str()]].concat()));

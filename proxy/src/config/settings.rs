@@ -57,7 +57,8 @@ pub struct Settings {
     /// shunt.dev/socket-proxy=disabled]
     #[arg(long, value_name = "KEY[=VALUE],...")]
     pub opt_out_annotation: Option<CommaSeparated<Annotation>>,
-    /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one [default: refuse]
+    /// What a socket gets whose Service has endpoints, but none on this node where policy Local wants one [default:
+    /// refuse]
     #[arg(long)]
     pub empty_local: Option<EmptyLocal>,
     /// How connections are balanced [default: auto]

@@ -55,7 +55,8 @@ impl DnsReply {
         Ok(Some(Self { by_pods: asked_by_pods.into_iter().map(PodsReply::from).collect(), ..explanation.into() }))
     }
 
-    /// The reply to a question about `name` for people. What pods get stands first if the name was meant for the cluster.
+    /// The reply to a question about `name` for people. What pods get stands first if the name was meant for the
+    /// cluster.
     #[must_use]
     pub fn table(&self, name: &str) -> String {
         let of_pods = self.by_pods.iter().map(|PodsReply { namespace, name, exists: _, meant: _, reply }| {

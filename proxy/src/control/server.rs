@@ -98,8 +98,8 @@ fn move_into(what: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> Lis
     move |source| ListenError::Io { what, path, source }
 }
 
-/// Removes the socket of a daemon that was killed. True if there was one; a socket at which a daemon listens stays, and so
-/// does what is no socket.
+/// Removes the socket of a daemon that was killed. True if there was one; a socket at which a daemon listens stays, and
+/// so does what is no socket.
 pub fn remove_stale(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

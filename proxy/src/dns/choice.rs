@@ -24,8 +24,8 @@ pub struct PlanChoice {
 }
 
 impl PlanChoice {
-    /// Has chosen for the first view. `serves`: our server knows the cluster and answers. Before its first sync it knows
-    /// no name; until then the cluster's own DNS pods serve, if there are any.
+    /// Has chosen for the first view. `serves`: our server knows the cluster and answers. Before its first sync it
+    /// knows no name; until then the cluster's own DNS pods serve, if there are any.
     #[must_use]
     pub fn new(
         ours: PlanOptions,

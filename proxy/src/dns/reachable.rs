@@ -1,5 +1,5 @@
-//! Which views of the cluster the bundled DNS may answer from: a name must not resolve to a service that is not reachable
-//! yet.
+//! Which views of the cluster the bundled DNS may answer from: a name must not resolve to a service that is not
+//! reachable yet.
 
 use std::sync::Arc;
 

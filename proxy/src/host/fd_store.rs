@@ -1,5 +1,5 @@
-//! The sockets of the bundled DNS in the file descriptor store of the service manager (systemd's `FDSTORE`): it keeps them
-//! while no daemon runs, so queries wait for the next one and do not fail.
+//! The sockets of the bundled DNS in the file descriptor store of the service manager (systemd's `FDSTORE`): it keeps
+//! them while no daemon runs, so queries wait for the next one and do not fail.
 //!
 //! Own code and no crate: two messages and two variables of sd_notify(3) and sd_listen_fds(3).
 

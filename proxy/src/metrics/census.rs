@@ -88,8 +88,8 @@ fn reachable(port: &PortPlan) -> usize {
     port.cluster.len().max(port.local.len())
 }
 
-/// A port with endpoints, but without one on this node where policy Local needs one (NE-16). The plan drops packets there
-/// for just that reason; `cluster` may be empty only because no frontend uses it.
+/// A port with endpoints, but without one on this node where policy Local needs one (NE-16). The plan drops packets
+/// there for just that reason; `cluster` may be empty only because no frontend uses it.
 fn count_without_local(port: &PortPlan, by: i64, count: &mut WithoutLocal) {
     if !port.local.is_empty() {
         return;

@@ -135,7 +135,8 @@ mod tests {
         );
     }
 
-    /// Where the cluster DNS address leads with this Service and these endpoints: open, closed, and whether it falls back.
+    /// Where the cluster DNS address leads with this Service and these endpoints: open, closed, and whether it falls
+    /// back.
     #[track_caller]
     fn check_closed(words: &str, endpoints: &str, wanted: &str) {
         let options = PlanOptions {

@@ -58,8 +58,8 @@ pub(super) enum Rank {
     ClusterIp(Age),
     /// External and load balancer addresses, and node ports.
     Other(Age),
-    /// A health-check node port. Clients of a Service count for more than the probes of a load balancer; the kernel would
-    /// decide by what was opened first.
+    /// A health-check node port. Clients of a Service count for more than the probes of a load balancer; the kernel
+    /// would decide by what was opened first.
     HealthCheck(Age),
 }
 

@@ -68,8 +68,8 @@ pub(super) fn sites_of(
     sites
 }
 
-/// Why no Service is served at `address`, whoever writes it into one (TP-9). Link-local addresses are served as any other:
-/// cluster DNS often has one.
+/// Why no Service is served at `address`, whoever writes it into one (TP-9). Link-local addresses are served as any
+/// other: cluster DNS often has one.
 pub(super) fn why_not_served(address: &IpAddr) -> Option<&'static str> {
     let is_broadcast = match address {
         IpAddr::V4(v4) => v4.is_broadcast(),

@@ -208,8 +208,8 @@ impl Plan {
         }
     }
 
-    /// Whether a process of the node that binds `address` and `port` would wait in vain, because connections to them are
-    /// taken as those to a node port (TP-7). The unspecified address stands for all addresses of its family.
+    /// Whether a process of the node that binds `address` and `port` would wait in vain, because connections to them
+    /// are taken as those to a node port (TP-7). The unspecified address stands for all addresses of its family.
     #[must_use]
     pub fn is_node_port(&self, address: IpAddr, port: u16, protocol: Protocol) -> bool {
         let (address, family) = (address.to_canonical(), Family::of(&address.to_canonical()));
@@ -307,8 +307,8 @@ fn decide_at(met: Met<'_>, source: Source) -> (Verdict<'_>, RuleId) {
 }
 
 impl PortPlan {
-    /// The endpoints that no new flow of a socket reaches and that keep the flows they have: those that drain, and those
-    /// of a list that serves no socket.
+    /// The endpoints that no new flow of a socket reaches and that keep the flows they have: those that drain, and
+    /// those of a list that serves no socket.
     #[must_use]
     pub fn draining_at_sockets(&self) -> Vec<SocketAddr> {
         let serves = |list: List| self.frontends.iter().any(|frontend| frontend.at_sockets == list);

@@ -262,8 +262,8 @@ fn cluster_dns(pod: &str) -> Arc<Snapshot> {
     Arc::new(fixture::cluster([service], [slice]))
 }
 
-/// Where the cluster DNS address leads at the start and after each event: `ours` up or down, `pods` with the cluster's own
-/// or none, `stop`.
+/// Where the cluster DNS address leads at the start and after each event: `ours` up or down, `pods` with the cluster's
+/// own or none, `stop`.
 async fn check_dns(events: &[(&str, &str)]) {
     let options = PlanOptions {
         cluster_dns: vec![fixture::ip("10.96.0.10")],

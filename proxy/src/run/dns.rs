@@ -71,8 +71,8 @@ impl Parts {
     }
 
     /// From now on the cluster DNS address leads to the bundled DNS while that answers; it does not answer before it
-    /// knows the cluster. At the stop it leads to the cluster's own DNS, if there is any. Returns each view in `snapshots`
-    /// with the options that follow.
+    /// knows the cluster. At the stop it leads to the cluster's own DNS, if there is any. Returns each view in
+    /// `snapshots` with the options that follow.
     pub(super) fn choose_dns(
         &mut self,
         server: Option<&Arc<Server>>,

@@ -131,7 +131,8 @@ pub struct CgroupLink {
 /// # Safety
 /// Every address in `attr` must point to memory that is valid for what `command` does with it.
 unsafe fn call<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
-    // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as zero-filled.
+    // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as
+    // zero-filled.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -345,7 +346,8 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 /// # Safety
 /// Every address in `attr` must point to memory that is valid for what `command` does with it.
 unsafe fn open<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as zero-filled.
+    // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as
+    // zero-filled.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     match i32::try_from(fd) {
         // SAFETY: the kernel has just made this descriptor for us.

@@ -59,7 +59,8 @@ impl Mapped {
         Ok(())
     }
 
-    /// Writes the word at `index` with what `change` makes of it, in one step: no other change is lost, nor is this one.
+    /// Writes the word at `index` with what `change` makes of it, in one step: no other change is lost, nor is this
+    /// one.
     pub fn update(&self, index: usize, change: impl Fn(u64) -> u64) -> io::Result<()> {
         let word = self.word(index).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         match word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| Some(change(now))) {

@@ -12,7 +12,8 @@ const FIRST: RawFd = 3;
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// All descriptors that `LISTEN_FDS` counts, if `LISTEN_PID` is this process; only the first call returns any. To be
-/// called before anything else is opened: if fewer were passed than are counted, what is opened first has their numbers.
+/// called before anything else is opened: if fewer were passed than are counted, what is opened first has their
+/// numbers.
 #[must_use]
 pub fn passed_descriptors() -> Vec<OwnedFd> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());

@@ -11,7 +11,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// Other addresses that the server's certificate names, as that of a real one names the Service's: nothing listens there.
+/// Other addresses that the server's certificate names, as that of a real one names the Service's: nothing listens
+/// there.
 const OTHER_ADDRESSES: [&str; 2] = ["10.96.0.1", "127.0.0.9"];
 
 /// Who signs the server's certificate.

@@ -128,8 +128,8 @@ impl Cluster {
     }
 
     /// Waits until everything written so far is in force: changes take effect in order, so a Service written after
-    /// them is the mark. It has no endpoints, so a connect is refused once it is there and has no route before. Gives the
-    /// mark's name and address.
+    /// them is the mark. It has no endpoints, so a connect is refused once it is there and has no route before. Gives
+    /// the mark's name and address.
     pub fn wait_until_applied(&self, client: &Pod) -> (String, IpAddr) {
         let number = self.markers.fetch_add(1, Ordering::Relaxed);
         let last = u8::try_from(number).unwrap() + 1;

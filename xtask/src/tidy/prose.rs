@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Columns that a line of prose may have.
-const COLUMNS: usize = 120;
+pub(super) const COLUMNS: usize = 120;
 
 /// The lines of a document that are too long, one each; `path` is relative to the workspace.
 pub(super) fn long_lines(path: &Path, text: &str) -> Vec<String> {
@@ -21,7 +21,7 @@ pub(super) fn long_lines(path: &Path, text: &str) -> Vec<String> {
 }
 
 /// Whether a line can be wrapped: no row of a table, no heading, and not a link or one word alone.
-fn is_prose(line: &str) -> bool {
+pub(super) fn is_prose(line: &str) -> bool {
     let text = line.trim().trim_start_matches(['-', '*', '>']).trim();
     // `[text](address)`, and `[1]: address`.
     let is_link = text.starts_with('[') && text.ends_with(')') && text.matches("](").count() == 1;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::prose::{COLUMNS, is_prose};
+
 /// Lines a file may have, tests included.
 const LINES: usize = 600;
 /// Where unsafe code may stand.
@@ -37,10 +39,22 @@ pub(super) fn broken_rules(path: &Path, text: &str) -> Vec<String> {
     if let Some(name) = banned_name(path) {
         broken.push(format!("`{name}` says nothing about what is inside"));
     }
+    for (number, columns) in long_comments(text) {
+        broken.push(format!("line {number} has {columns} columns; wrap the comment at {COLUMNS}"));
+    }
     for banned in BANNED_CODE.iter().filter(|banned| code.contains(**banned)) {
         broken.push(format!("`{banned}` is a promise, not code"));
     }
     broken.into_iter().map(|reason| format!("{}: {reason}", path.display())).collect()
+}
+
+/// The numbers and the columns of the lines of comments that are too long; rustfmt leaves comments as they are.
+fn long_comments(text: &str) -> impl Iterator<Item = (usize, usize)> {
+    let comments = (1..).zip(text.lines()).filter_map(|(number, line)| {
+        let comment = line.trim_start().strip_prefix("//")?.trim_start_matches(['/', '!']);
+        is_prose(comment).then(|| (number, line.chars().count()))
+    });
+    comments.filter(|(_, columns)| *columns > COLUMNS)
 }
 
 fn banned_name(path: &Path) -> Option<&'static str> {
@@ -216,6 +230,16 @@ mod tests {
         check("proxy/src/run.rs", "//! A.\nfn a(b: Mode) -> bool { b == Mode::Ebpf }\n", "");
         check("proxy/src/config.rs", "//! A.\nstruct A { iptables: B, nftables: kube::iptables_mode }\n", "");
         check("proxy-ebpf/src/main.rs", "//! A.\nuse aya_ebpf::macros::map;\n", "");
+    }
+
+    #[test]
+    fn comments_wrap() {
+        let words = |count: usize| "word ".repeat(count);
+        check("a.rs", &format!("//! {}\n", words(23)), "");
+        check("a.rs", &format!("//! {}\n", words(24)), "line 1 has 124 columns");
+        check("a.rs", &format!("//! A.\nfn a() {{\n    // {}\n}}\n", words(23)), "line 3 has 122 columns");
+        check("a.rs", &format!("//! A.\nconst A: &str = \"{}\";\n", words(30)), "");
+        check("a.rs", &format!("//! A.\n/// | {} |\nfn a() {{}}\n", words(30)), "");
     }
 
     #[test]

@@ -120,8 +120,8 @@ impl Session {
         self.current().complaint.clone()
     }
 
-    /// Reads the credentials again after a request with the connection `failed` did not succeed; with `elsewhere` at the
-    /// next address. Returns the connection for the next request.
+    /// Reads the credentials again after a request with the connection `failed` did not succeed; with `elsewhere` at
+    /// the next address. Returns the connection for the next request.
     pub(super) async fn renew(self: &Arc<Self>, failed: u64, elsewhere: bool) -> Api {
         let this = Arc::clone(self);
         let work = tokio::task::spawn_blocking(move || this.renew_now(failed, elsewhere));

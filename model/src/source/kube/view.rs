@@ -91,7 +91,8 @@ impl View {
         std::mem::take(&mut self.reported)
     }
 
-    /// Why the cluster cannot be followed, if it cannot: a resource that is needed fails, or the server is away for any.
+    /// Why the cluster cannot be followed, if it cannot: a resource that is needed fails, or the server is away for
+    /// any.
     pub(super) fn unreachable(&self) -> Option<Failing> {
         let needed = self.progress.iter().filter(|(kind, _)| kind.without().is_none());
         let failing =

@@ -1,7 +1,7 @@
 //! Keeps the programs attached and everything pinned: what another program removes is back within a second.
 //!
-//! It holds every map open, so that tables and flows survive the loss of their pins and of all programs: they are pinned
-//! again as they are, and the programs are loaded on them and attached anew. No sync is needed for it.
+//! It holds every map open, so that tables and flows survive the loss of their pins and of all programs: they are
+//! pinned again as they are, and the programs are loaded on them and attached anew. No sync is needed for it.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -163,8 +163,8 @@ impl Pins {
         Ok(())
     }
 
-    /// Shares the flows of `former`, which refer to what is in its tables. It keeps its own pins until it is removed, so
-    /// that a daemon of that version can still start again.
+    /// Shares the flows of `former`, which refer to what is in its tables. It keeps its own pins until it is removed,
+    /// so that a daemon of that version can still start again.
     pub(super) fn adopt_flows(&self, former: &Former) -> Result<(), PinError> {
         if former.maps.flows == self.maps.flows {
             return Ok(());

@@ -122,7 +122,8 @@ struct Wanted {
 
 impl Wanted {
     fn of(step: &StoryStep, family: Family) -> Self {
-        // The frontends of one service fall back, as those of the node's own DNS always do; its lists are the usual ones.
+        // The frontends of one service fall back, as those of the node's own DNS always do; its lists are the usual
+        // ones.
         let falls_back = step.number == 3;
         let place = |place: InLists| if falls_back { InLists::Usual } else { place };
         let ends = step.ends.iter().flatten().map(|(number, (local, given))| (*number, (*local, place(*given))));

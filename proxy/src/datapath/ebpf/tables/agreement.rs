@@ -149,8 +149,8 @@ proptest! {
 }
 
 proptest! {
-    /// With the node's own DNS closed, the cluster DNS address leads to the endpoints of the Services that have it too, if
-    /// there are any, and nothing else changes.
+    /// With the node's own DNS closed, the cluster DNS address leads to the endpoints of the Services that have it too,
+    /// if there are any, and nothing else changes.
     #[test]
     fn a_closed_dns_leads_to_others_and_changes_nothing_else(snapshot in any_cluster()) {
         let plan = planned(&snapshot, true, true, EmptyLocal::Refuse);

@@ -154,8 +154,8 @@ impl BenchNode {
         Ok(())
     }
 
-    /// Adds an endpoint or takes it away again; returns the time from the file's change to the next finished sync, as far
-    /// as asking the daemon again and again can tell.
+    /// Adds an endpoint or takes it away again; returns the time from the file's change to the next finished sync, as
+    /// far as asking the daemon again and again can tell.
     pub(super) fn change_one_endpoint(&mut self, number: u32) -> Result<Duration> {
         let before = self.metric("shunt_syncs_total")?;
         let started = Instant::now();
