@@ -29,7 +29,8 @@ pub(super) struct Said {
 /// What holds after an update.
 pub(super) struct Now<'a> {
     pub(super) snapshot: &'a Arc<Snapshot>,
-    pub(super) conflicts: BTreeSet<Conflict>,
+    /// `None` if they are as they were.
+    pub(super) conflicts: Option<BTreeSet<Conflict>>,
     /// The name of the node's own DNS, while it is planned.
     pub(super) reserved: Option<&'a ObjectKey>,
     pub(super) replaced: BTreeSet<ObjectKey>,
@@ -53,29 +54,35 @@ impl Said {
         for service in replaced.difference(&self.replaced) {
             info!(%service, "the bundled DNS answers in place of this Service's endpoints");
         }
+        if let Some(conflicts) = conflicts {
+            self.say_conflicts(conflicts, reserved.is_some());
+        }
+        if reserved.is_some() {
+            self.replaced = replaced;
+        }
+        (self.snapshot, self.namesake) = (Arc::clone(snapshot), namesake);
+    }
+
+    fn say_conflicts(&mut self, conflicts: BTreeSet<Conflict>, own_dns_serves: bool) {
         // A node port that is contested in both families reads the same in both.
         let mut told = BTreeSet::new();
         let mut lost = BTreeMap::new();
         for conflict in conflicts {
-            let line = conflict.to_string();
-            let Conflict { frontend, winner, loser } = conflict;
-            let key = (frontend, loser);
-            if !self.conflicts.contains_key(&key) && told.insert(line) {
-                let (_, service) = &key;
-                warn!(%frontend, %service, %winner, "two services claim one frontend; only the winner gets it");
+            let key = (conflict.frontend, conflict.loser.clone());
+            if !self.conflicts.contains_key(&key) && told.insert(conflict.to_string()) {
+                let Conflict { frontend, winner, loser } = &conflict;
+                warn!(%frontend, service = %loser, %winner, "two services claim one frontend; only the winner gets it");
             }
-            lost.insert(key, winner);
+            lost.insert(key, conflict.winner);
         }
-        if reserved.is_some() {
-            self.replaced = replaced;
-        } else {
+        if !own_dns_serves {
             let own = built_in_key();
             for (key, winner) in mem::take(&mut self.conflicts).into_iter().filter(|(_, winner)| winner.service == own)
             {
                 lost.entry(key).or_insert(winner);
             }
         }
-        (self.snapshot, self.conflicts, self.namesake) = (Arc::clone(snapshot), lost, namesake);
+        self.conflicts = lost;
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Planner {
     opted_out: OptedOut,
     claims: Claims,
     conflicts: BTreeMap<Claim, Vec<Conflict>>,
+    /// The conflicts may be others than those that were said last.
+    new_conflicts: bool,
     said: Said,
     /// The ports of the node's own DNS.
     own_dns: BTreeMap<PortKey, OwnDns>,
@@ -85,6 +87,7 @@ impl Planner {
             opted_out: OptedOut::default(),
             claims,
             conflicts: BTreeMap::new(),
+            new_conflicts: true,
             said: Said::default(),
             own_dns,
             plan,
@@ -106,7 +109,8 @@ impl Planner {
     /// plan before. Logs what is contradictory when it appears.
     pub fn update(&mut self, snapshot: Arc<Snapshot>) -> &Plan {
         self.follow(snapshot);
-        let (conflicts, replaced) = (self.conflicts().cloned().collect(), self.replaced());
+        let conflicts = mem::take(&mut self.new_conflicts).then(|| self.conflicts().cloned().collect());
+        let replaced = self.replaced();
         let (snapshot, reserved) = (&self.snapshot, self.reserved.as_ref());
         self.said.say(Now { snapshot, conflicts, reserved, replaced });
         &self.plan
@@ -301,6 +305,7 @@ impl Planner {
 
     /// Notes the conflicts about the given frontends.
     fn judge(&mut self, contested: BTreeSet<Claim>) {
+        self.new_conflicts |= !contested.is_empty();
         for claim in contested {
             match self.claims.conflicts(&claim) {
                 none if none.is_empty() => self.conflicts.remove(&claim),
