@@ -102,7 +102,9 @@ impl Answer {
     pub fn reason(&self) -> String {
         match self {
             Self::Records(_) => "from the cluster's objects".to_owned(),
-            Self::Alias { target, .. } => format!("an alias of {target}, which is not of the cluster"),
+            Self::Alias { target, .. } => {
+                format!("an alias of {}, which is not of the cluster", crate::names::text(target))
+            }
             Self::NoData { soa: _ } => "the name exists, but has no record of this type (DNS-3.2)".to_owned(),
             Self::NxDomain { why, soa: _ } => why.to_string(),
             Self::UnknownAddress { soa: _ } => "nothing in the cluster has this address (DNS-5.5)".to_owned(),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use hickory_proto::rr::Name;
 
+use crate::names;
 use crate::records;
 use crate::request::Request;
 use crate::zone::View;
@@ -24,7 +25,7 @@ impl AutopathConfig {
     pub(crate) fn with_search_of(zones: Vec<Name>, resolv_conf: &Path) -> Self {
         let text = std::fs::read_to_string(resolv_conf).unwrap_or_default();
         let last = text.lines().filter_map(|line| line.trim().strip_prefix("search")).next_back();
-        let domain = |word: &str| records::absolute(word).ok();
+        let domain = |word: &str| names::absolute(word).ok();
         Self { zones, search: last.unwrap_or_default().split_whitespace().filter_map(domain).collect() }
     }
 

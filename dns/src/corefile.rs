@@ -17,6 +17,7 @@ use std::time::Duration;
 use hickory_proto::rr::Name;
 
 use crate::block::BlockConfig;
+use crate::names;
 use crate::server::{STARTUP_TIMEOUT, ServerConfig};
 use crate::sockets::any_address;
 use crate::zone::{PodMode, ZoneConfig};
@@ -181,7 +182,7 @@ impl Corefile {
         }
         for domain in &domains {
             if self.blocks.iter().any(|block| block.domain == *domain) {
-                return Err(server.at.error(format!("{domain} has a server block already")));
+                return Err(server.at.error(format!("{} has a server block already", names::text(domain))));
             }
         }
         // Directives may name the block's domains, so each is understood once for all of them.

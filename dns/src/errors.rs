@@ -65,7 +65,7 @@ impl Errors {
     /// In CoreDNS's format and under its target, because saved searches of logs look for them.
     pub(crate) fn tell(&self, query: &Query, rcode: ResponseCode, why: &ForwardError) {
         let Some(sum) = self.sums.iter().find(|sum| sum.config.fits(why)) else {
-            let (rcode, name) = (u16::from(rcode), query.name.to_lowercase());
+            let (rcode, name) = (u16::from(rcode), crate::names::text(&query.name).to_ascii_lowercase());
             tracing::error!(target: TARGET, "{rcode} {name} {}: {why}", query.query_type);
             return;
         };

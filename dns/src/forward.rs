@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::cache::{Cache, CacheConfig, Key, is_failure};
-use crate::records;
+use crate::names;
 use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
@@ -146,7 +146,7 @@ impl FromStr for StubDomain {
     fn from_str(text: &str) -> Result<Self, UpstreamError> {
         let wrong = || UpstreamError::StubDomain(text.to_owned());
         let (domain, servers) = text.split_once('=').ok_or_else(wrong)?;
-        let Ok(domain) = records::absolute(domain) else { return Err(wrong()) };
+        let Ok(domain) = names::absolute(domain) else { return Err(wrong()) };
         match servers.parse()? {
             Upstreams::Servers(upstreams) if !upstreams.is_empty() && !domain.is_root() => {
                 Ok(Self { domain, upstreams })

@@ -11,6 +11,7 @@ use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
 use shunt_model::Stamp;
 
+use crate::names;
 use crate::records;
 use crate::reply::Reply;
 use crate::stats::Author;
@@ -150,7 +151,7 @@ impl Table {
             let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
             let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
             for word in words {
-                let Ok(name) = records::absolute(word) else { continue };
+                let Ok(name) = names::absolute(word) else { continue };
                 let addresses = table.addresses.entry(name.clone()).or_default();
                 if !addresses.contains(&address) {
                     addresses.push(address);

@@ -71,7 +71,7 @@ fn line(request: &Request, reply: &Reply, length: usize, took: Duration) -> Stri
         "{client} - {} \"{} IN {} {transport} {} {} {}\" {} {} {length} {:.9}s",
         request.metadata.id,
         request.query.query_type,
-        request.query.name.to_lowercase(),
+        crate::names::text(&request.query.name).to_ascii_lowercase(),
         request.length,
         request.dnssec_ok(),
         request.edns.as_ref().map_or(512, hickory_proto::op::Edns::max_payload),

@@ -129,7 +129,7 @@ impl Metrics {
 
     fn blocks(&self) -> Vec<(String, Arc<Counters>)> {
         let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        blocks.iter().map(|(domain, counters)| (domain.to_ascii(), Arc::clone(counters))).collect()
+        blocks.iter().map(|(domain, counters)| (crate::names::text(domain), Arc::clone(counters))).collect()
     }
 }
 
@@ -359,7 +359,7 @@ fn entries(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc
     let server = metrics.server.as_str();
     let mut family = encoder.encode_descriptor("cache_entries", "Entries of the cache", None, MetricType::Gauge)?;
     for block in blocks.iter().filter(|block| block.config.forward.cache.is_some()) {
-        let zone = block.config.domain.to_ascii();
+        let zone = crate::names::text(&block.config.domain);
         for (label, count) in ["success", "denial"].into_iter().zip(block.forwarder.cached()) {
             let labels = [("server", server), ("type", label), ("zones", &zone), ("view", "")];
             let count = i64::try_from(count).unwrap_or(i64::MAX);

@@ -2,19 +2,11 @@
 
 use std::net::IpAddr;
 
-use hickory_proto::ProtoError;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record};
 
 /// The longest a negative answer may be kept, whatever the configured TTL (DNS-3.5).
 const NEGATIVE_TTL_CAP: u32 = 300;
-
-/// The absolute name that a text means, with its final dot or without.
-pub fn absolute(text: &str) -> Result<Name, ProtoError> {
-    let mut name = Name::from_ascii(text)?;
-    name.set_fqdn(true);
-    Ok(name)
-}
 
 /// An A or AAAA record.
 pub(crate) fn address(owner: Name, ttl: u32, address: IpAddr) -> Record {

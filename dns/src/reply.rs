@@ -99,7 +99,7 @@ impl Reply {
             Ok(_) => wire,
             // Names that cannot be written, from an upstream; the client may ask again.
             Err(error) => {
-                tracing::debug!(%error, name = %request.query.name, "a reply cannot be written");
+                tracing::debug!(%error, name = crate::names::text(&request.query.name), "a reply cannot be written");
                 header_only(&request.metadata, ResponseCode::ServFail)
             }
         }

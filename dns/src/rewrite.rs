@@ -6,7 +6,7 @@ use hickory_proto::rr::rdata::{CNAME, NS};
 use hickory_proto::rr::{Name, RData, Record};
 use regex::Regex;
 
-use crate::records::absolute;
+use crate::names::{self, absolute};
 use crate::reply::Reply;
 
 /// One rule.
@@ -67,7 +67,7 @@ impl NameRule {
         if let Self::Exact(from, to) = self {
             return (from == name).then(|| to.clone());
         }
-        let text = name.to_ascii().to_ascii_lowercase();
+        let text = names::text(name).to_ascii_lowercase();
         let new = match self {
             Self::Exact(..) => return None,
             Self::Prefix(from, to) => format!("{to}{}", text.strip_prefix(from.as_str())?),
@@ -83,7 +83,7 @@ impl NameRule {
 impl AnswerRule {
     fn apply(&self, part: AnswerPart, name: &mut Name) {
         if self.part == part
-            && let Some(new) = replaced(&self.pattern, &self.to, &name.to_ascii().to_ascii_lowercase())
+            && let Some(new) = replaced(&self.pattern, &self.to, &names::text(name).to_ascii_lowercase())
         {
             *name = new;
         }

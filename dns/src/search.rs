@@ -85,6 +85,7 @@ mod tests {
     use shunt_model::source::manifests::{self, ManifestsOptions};
 
     use super::*;
+    use crate::names;
     use crate::zone::{Zone, ZoneConfig};
 
     const CLUSTER: &str = "
@@ -104,7 +105,7 @@ mod tests {
 
     #[track_caller]
     fn check(asked: &str, wanted: &[&str]) {
-        let found = candidates(&records::absolute(asked).unwrap(), &view());
+        let found = candidates(&names::absolute(asked).unwrap(), &view());
         let told = found.iter().map(|one| format!("{} {}", one.namespace.as_deref().unwrap_or("*"), one.name));
         assert_eq!(told.collect::<Vec<_>>(), wanted, "{asked}");
     }
@@ -145,7 +146,7 @@ mod tests {
         ];
         let view = view();
         for (asked, wanted, in_cluster) in rows {
-            let (guess, has_namespace) = likely(&records::absolute(asked).unwrap(), &view).unwrap();
+            let (guess, has_namespace) = likely(&names::absolute(asked).unwrap(), &view).unwrap();
             assert_eq!((&*guess.name.to_string(), has_namespace), (wanted, in_cluster), "{asked}");
         }
         assert_eq!(likely(&Name::from_ascii("web.cluster.local.").unwrap(), &view), None);

@@ -4,7 +4,7 @@ use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use regex::{Captures, Regex};
 
-use crate::records;
+use crate::names;
 use crate::reply::Reply;
 use crate::request::Request;
 use crate::stats::Author;
@@ -109,7 +109,7 @@ impl RecordTemplate {
     }
 
     fn fill(&self, filling: &Filling<'_>) -> Option<Record> {
-        let owner = records::absolute(&self.owner.fill(filling)).ok()?;
+        let owner = names::absolute(&self.owner.fill(filling)).ok()?;
         // The spelling of the question.
         let owner = if owner == filling.query.name { filling.query.name.clone() } else { owner };
         let rtype = self.rtype.unwrap_or(filling.query.query_type);
@@ -210,8 +210,8 @@ impl Template {
             return None;
         }
         let zones = self.zones.iter().filter(|zone| zone.zone_of(&query.name));
-        let zone = zones.max_by_key(|zone| zone.num_labels())?.to_ascii().to_ascii_lowercase();
-        let name = query.name.to_ascii().to_ascii_lowercase();
+        let zone = names::text(zones.max_by_key(|zone| zone.num_labels())?).to_ascii_lowercase();
+        let name = names::text(&query.name).to_ascii_lowercase();
         let groups = self.patterns.iter().find_map(|pattern| pattern.captures(&name));
         if groups.is_none() && !self.patterns.is_empty() {
             let passes = self.fallthrough.iter().any(|zone| zone.zone_of(&query.name));

@@ -11,7 +11,7 @@ use crate::sockets::{any_address, one_for_all};
 
 /// A domain, absolute and in the spelling given.
 pub(super) fn domain(text: &str) -> Result<Name, String> {
-    crate::records::absolute(text).map_err(|error| format!("{text:?} is no domain: {error}"))
+    crate::names::absolute(text).map_err(|error| format!("{text:?} is no domain: {error}"))
 }
 
 /// Domains or ranges of addresses; these are their reverse zones.

@@ -73,7 +73,11 @@ impl Group {
                 Err(error) => error,
             };
             let failed = format!("{}: {}", peer.upstream(), shunt_model::with_causes(&error));
-            tracing::debug!(name = %outgoing.query.name, failed, "upstream failed, trying the next");
+            tracing::debug!(
+                name = crate::names::text(&outgoing.query.name),
+                failed,
+                "upstream failed, trying the next"
+            );
             *last = Some(failed);
         }
         None

@@ -16,7 +16,7 @@ use crate::hosts::Hosts;
 pub(super) fn plugins(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc<Block>]) -> fmt::Result {
     let mut family = encoder.encode_descriptor("plugin_enabled", "Parts of a server block", None, MetricType::Gauge)?;
     for block in blocks {
-        let zone = block.config.domain.to_ascii();
+        let zone = crate::names::text(&block.config.domain);
         for name in names(&block.config) {
             let labels = [("server", metrics.server.as_str()), ("zone", &zone), ("view", ""), ("name", name)];
             ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;

@@ -10,6 +10,7 @@ use shunt_model::{ClusterIps, Endpoint, EndpointSlice, ObjectKey, Protocol, Serv
 
 use super::Zone;
 use crate::answer::{Absence, Answer, Records};
+use crate::names;
 use crate::records;
 
 /// As many SRV records as no message holds: each takes 20 octets at least. More would be built to be cut off.
@@ -301,5 +302,5 @@ fn external_target(target: &str) -> Option<Name> {
     if target.is_empty() || target.parse::<IpAddr>().is_ok() {
         return None;
     }
-    records::absolute(target).ok()
+    names::absolute(target).ok()
 }
