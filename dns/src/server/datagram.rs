@@ -7,10 +7,16 @@ use std::os::fd::AsRawFd as _;
 use nix::cmsg_space;
 use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt,
+    sockopt,
 };
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+
+/// Longer queries are none: 65,535 is the length field's limit.
+const LONGEST: usize = 65_535;
+/// Datagrams in one call.
+const MOST: usize = 64;
 
 /// The socket of one worker.
 pub(super) struct Datagrams {
@@ -19,6 +25,9 @@ pub(super) struct Datagrams {
     any: bool,
 }
 
+/// A reply, and where it goes.
+pub(super) type Addressed = (Vec<u8>, ReplyPath);
+
 /// The client that a reply goes to, and the address that it comes from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReplyPath {
@@ -26,7 +35,7 @@ pub(super) struct ReplyPath {
     asked: Option<Asked>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     V4(in_pktinfo),
     V6(in6_pktinfo),
@@ -47,64 +56,107 @@ impl Datagrams {
         self.socket.readable().await
     }
 
-    /// The next datagram if there is one; else [`io::ErrorKind::WouldBlock`].
-    pub(super) fn try_receive(&self, buffer: &mut [u8]) -> io::Result<(usize, ReplyPath)> {
-        if !self.any {
-            let (length, client) = self.socket.try_recv_from(buffer)?;
-            return Ok((length, ReplyPath { client, asked: None }));
+    /// The next datagrams, as many as there are and fit; [`io::ErrorKind::WouldBlock`] if there are none.
+    pub(super) fn try_receive(&self, inbox: &mut Inbox) -> io::Result<()> {
+        inbox.received.clear();
+        // With few clients most calls get one, and room for more is not free.
+        if inbox.wanted == 1 && !self.any {
+            let (length, client) = self.socket.try_recv_from(inbox.buffers.get_mut(..LONGEST).unwrap_or_default())?;
+            inbox.received.push((length, ReplyPath { client, asked: None }));
+        } else {
+            self.socket.try_io(Interest::READABLE, || self.receive_several(inbox))?;
         }
-        self.socket.try_io(Interest::READABLE, || {
-            let mut control = cmsg_space!(in6_pktinfo);
-            let mut parts = [IoSliceMut::new(buffer)];
-            let received =
-                recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
-            let client = received.address.as_ref().and_then(inet).ok_or(io::ErrorKind::InvalidData)?;
-            let asked = received.cmsgs()?.find_map(asked);
-            Ok((received.bytes, ReplyPath { client, asked }))
-        })
+        let full = inbox.received.len() == inbox.wanted;
+        inbox.wanted = if full { (2 * inbox.wanted).min(MOST) } else { inbox.received.len().max(1) };
+        Ok(())
     }
 
-    /// Sends a reply, waiting for room.
-    pub(super) async fn send(&self, reply: &[u8], to: ReplyPath) -> io::Result<()> {
+    fn receive_several(&self, inbox: &mut Inbox) -> io::Result<()> {
+        let control = self.any.then(|| cmsg_space!(in6_pktinfo));
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(inbox.wanted, control);
+        let buffers = inbox.buffers.chunks_mut(LONGEST).take(inbox.wanted);
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> = buffers.map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let received =
+            recvmmsg(self.socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
+        for message in received {
+            let client = message.address.as_ref().and_then(inet).ok_or(io::ErrorKind::InvalidData)?;
+            let asked = if self.any { message.cmsgs()?.find_map(asked) } else { None };
+            inbox.received.push((message.bytes, ReplyPath { client, asked }));
+        }
+        Ok(())
+    }
+
+    /// Sends the first of these replies, as many as one call takes, waiting for room. Returns their number; on an error
+    /// none was sent, and the first is at fault.
+    pub(super) async fn send(&self, replies: &[Addressed]) -> io::Result<usize> {
         loop {
-            match self.try_send(reply, to) {
+            match self.try_send(replies) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
                 done => return done,
             }
         }
     }
 
-    fn try_send(&self, reply: &[u8], to: ReplyPath) -> io::Result<()> {
-        let Some(asked) = to.asked else { return self.socket.try_send_to(reply, to.client).map(drop) };
-        self.socket.try_io(Interest::WRITABLE, || {
-            let client = SockaddrStorage::from(to.client);
-            let parts = [IoSlice::new(reply)];
-            let fd = self.socket.as_raw_fd();
-            match asked {
-                // The interface stays open: the reply may have to leave by another one.
-                Asked::V4(info) => {
-                    let info = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: info.ipi_addr, ipi_addr: info.ipi_addr };
-                    let control = [ControlMessage::Ipv4PacketInfo(&info)];
-                    sendmsg(fd, &parts, &control, MsgFlags::empty(), Some(&client))?;
-                }
-                Asked::V6(info) => {
-                    let link_local = info.ipi6_addr.s6_addr.starts_with(&[0xfe, 0x80]);
-                    let index = if link_local { info.ipi6_ifindex } else { 0 };
-                    let info = in6_pktinfo { ipi6_ifindex: index, ..info };
-                    let control = [ControlMessage::Ipv6PacketInfo(&info)];
-                    sendmsg(fd, &parts, &control, MsgFlags::empty(), Some(&client))?;
-                }
+    fn try_send(&self, replies: &[Addressed]) -> io::Result<usize> {
+        match replies {
+            [] => Ok(0),
+            [(reply, ReplyPath { client, asked: None })] => self.socket.try_send_to(reply, *client).map(|_| 1),
+            [(_, ReplyPath { asked, .. }), ..] => {
+                // One address of ours for all that go out in one call.
+                let count = replies.iter().take_while(|(_, path)| path.asked == *asked).count();
+                self.socket.try_io(Interest::WRITABLE, || self.send_several(replies.get(..count).unwrap_or_default()))
             }
-            Ok(())
-        })
+        }
+    }
+
+    fn send_several(&self, replies: &[Addressed]) -> io::Result<usize> {
+        let asked = replies.first().and_then(|(_, path)| path.asked);
+        let control: &[ControlMessage<'_>] = match &asked {
+            None => &[],
+            Some(Asked::V4(info)) => &[ControlMessage::Ipv4PacketInfo(info)],
+            Some(Asked::V6(info)) => &[ControlMessage::Ipv6PacketInfo(info)],
+        };
+        let slices: Vec<[IoSlice<'_>; 1]> = replies.iter().map(|(reply, _)| [IoSlice::new(reply)]).collect();
+        let clients: Vec<_> = replies.iter().map(|(_, path)| Some(SockaddrStorage::from(path.client))).collect();
+        let space = asked.map(|_| cmsg_space!(in6_pktinfo));
+        let mut headers = MultiHeaders::preallocate(slices.len(), space);
+        let sent = sendmmsg(self.socket.as_raw_fd(), &mut headers, &slices, clients, control, MsgFlags::MSG_DONTWAIT)?;
+        Ok(sent.count())
+    }
+}
+
+/// Datagrams that came in one call.
+pub(super) struct Inbox {
+    buffers: Vec<u8>,
+    /// Their lengths, and where their replies go.
+    received: Vec<(usize, ReplyPath)>,
+    /// How many the next call takes.
+    wanted: usize,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        // Pages that no datagram reaches take no memory.
+        Self { buffers: vec![0; MOST * LONGEST], received: Vec::with_capacity(MOST), wanted: 1 }
+    }
+
+    pub(super) fn datagrams(&self) -> impl Iterator<Item = (&[u8], ReplyPath)> {
+        let all = self.buffers.chunks(LONGEST).zip(&self.received);
+        all.map(|(buffer, (length, path))| (buffer.get(..*length).unwrap_or_default(), *path))
     }
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else is asked of the kernel")]
 fn asked(message: ControlMessageOwned) -> Option<Asked> {
     match message {
-        ControlMessageOwned::Ipv4PacketInfo(info) => Some(Asked::V4(info)),
-        ControlMessageOwned::Ipv6PacketInfo(info) => Some(Asked::V6(info)),
+        // The interface stays open: the reply may have to leave by another one.
+        ControlMessageOwned::Ipv4PacketInfo(info) => {
+            Some(Asked::V4(in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: info.ipi_addr, ipi_addr: info.ipi_addr }))
+        }
+        ControlMessageOwned::Ipv6PacketInfo(info) => {
+            let link_local = info.ipi6_addr.s6_addr.starts_with(&[0xfe, 0x80]);
+            Some(Asked::V6(in6_pktinfo { ipi6_ifindex: if link_local { info.ipi6_ifindex } else { 0 }, ..info }))
+        }
         _ => None,
     }
 }

@@ -1,5 +1,5 @@
-//! UDP: a query that can be answered at once is answered in place; one that waits for an upstream gets a task of its
-//! own.
+//! UDP: queries that can be answered at once are answered in place, and their replies go out together; one that waits
+//! for an upstream gets a task of its own.
 
 use std::io;
 use std::sync::Arc;
@@ -7,60 +7,77 @@ use std::task::Poll;
 
 use futures::poll;
 
-use super::datagram::{Datagrams, ReplyPath};
+use super::datagram::{Addressed, Datagrams, Inbox, ReplyPath};
 use super::ending::Ending;
 use super::handler::{Begun, Handler};
 use crate::request::Transport;
 
-/// Longer queries are none: 65,535 is the length field's limit.
-const LONGEST: usize = 65_535;
-/// After so many datagrams in a row, others get their turn on this thread.
-const IN_A_ROW: usize = 64;
-
 /// Answers until the server ends. The number of waiting queries is bounded where they wait: before the upstreams.
 pub(super) async fn serve(socket: Datagrams, handler: Arc<Handler>, ending: Ending) {
     let socket = Arc::new(socket);
-    let mut buffer = vec![0; LONGEST];
+    let (mut inbox, mut replies) = (Inbox::new(), Vec::new());
     loop {
         if let Err(error) = socket.readable().await {
             tracing::error!(%error, "a UDP socket for DNS has failed");
             return;
         }
-        for _ in 0..IN_A_ROW {
-            match socket.try_receive(&mut buffer) {
-                Ok((length, path)) => {
-                    answer(&socket, &handler, &ending, buffer.get(..length).unwrap_or_default(), path).await;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An ICMP error of some client that went away.
-                Err(error) => tracing::debug!(%error, "receiving a DNS query"),
+        match socket.try_receive(&mut inbox) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            // An ICMP error of some client that went away.
+            Err(error) => {
+                tracing::debug!(%error, "receiving DNS queries");
+                continue;
             }
         }
+        for (wire, path) in inbox.datagrams() {
+            replies.extend(answer(&socket, &handler, &ending, wire, path).await);
+        }
+        // Together: a client on this node that got one reply at a time would be woken for each.
+        send(&socket, &handler, &replies).await;
+        replies.clear();
         tokio::task::yield_now().await;
     }
 }
 
-async fn answer(socket: &Arc<Datagrams>, handler: &Arc<Handler>, ending: &Ending, wire: &[u8], path: ReplyPath) {
+/// The reply, if there is one and it does not have to wait.
+async fn answer(
+    socket: &Arc<Datagrams>,
+    handler: &Arc<Handler>,
+    ending: &Ending,
+    wire: &[u8],
+    path: ReplyPath,
+) -> Option<Addressed> {
     let request = match handler.begin(wire, path.client, Transport::Udp) {
-        Begun::Nothing => return,
-        Begun::Reply(reply) => return send(socket, handler, &reply, path).await,
+        Begun::Nothing => return None,
+        Begun::Reply(reply) => return Some((reply, path)),
         Begun::Question(request) => request,
     };
+    if let Some(reply) = handler.at_once(&request) {
+        return Some((reply, path));
+    }
     let mut work = Box::pin({
         let handler = Arc::clone(handler);
         async move { handler.answer(&request).await }
     });
     match poll!(&mut work) {
-        Poll::Ready(reply) => send(socket, handler, &reply, path).await,
+        Poll::Ready(reply) => Some((reply, path)),
         Poll::Pending => {
             let (socket, handler) = (Arc::clone(socket), Arc::clone(handler));
-            ending.spawn(async move { send(&socket, &handler, &work.await, path).await });
+            ending.spawn(async move { send(&socket, &handler, &[(work.await, path)]).await });
+            None
         }
     }
 }
 
-async fn send(socket: &Datagrams, handler: &Handler, reply: &[u8], path: ReplyPath) {
-    if let Err(error) = socket.send(reply, path).await {
-        handler.unsent(path.client, &error);
+async fn send(socket: &Datagrams, handler: &Handler, mut replies: &[Addressed]) {
+    while let [(_, path), rest @ ..] = replies {
+        replies = match socket.send(replies).await {
+            Ok(sent) => replies.get(sent..).unwrap_or_default(),
+            Err(error) => {
+                handler.unsent(path.client, &error);
+                rest
+            }
+        };
     }
 }
