@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::answer::{Answer, Records};
 use crate::autopath;
+use crate::cache::Kept;
 use crate::errors::{Errors, ErrorsConfig};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
@@ -173,12 +174,25 @@ impl Block {
         let asker = Asker { blocks, block: self, request, view, hops: 0, unchanged, dry: false };
         let mut reply = match paths {
             None => asker.ask(&query).await,
-            Some(paths) => asker.complete(&query, paths).await,
+            Some(paths) => Box::pin(asker.complete(&query, paths)).await,
         };
         if let Some(rewritten) = &rewritten {
             rewritten.restore(&mut reply);
         }
         reply
+    }
+
+    /// The reply to a question that no other handler or rule of this block concerns, if the cache has one.
+    pub(crate) fn at_once(&self, request: &Request) -> Option<Reply> {
+        let query = &request.query;
+        let BlockConfig { rewrites, autopath, templates, kubernetes, .. } = &self.config;
+        let others = !rewrites.is_empty() || autopath.is_some() || !templates.is_empty() || self.hosts.is_some();
+        let special = query.query_type == RecordType::HINFO; // how loops are found
+        if others || special || kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.takes(&query.name)) {
+            return None;
+        }
+        let kept = self.forwarder.kept(query, request)?;
+        kept.packed().may_be_copied().then(|| from_cache(kept, request))
     }
 
     /// The question after the rewrite rules.
@@ -341,40 +355,38 @@ impl Asker<'_> {
     }
 
     fn outgoing(&self, query: Query) -> Outgoing {
-        let metadata = self.request.metadata;
-        Outgoing {
-            query,
-            recursion_desired: metadata.recursion_desired,
-            checking_disabled: metadata.checking_disabled,
-            dnssec_ok: self.request.edns.map(|edns| edns.dnssec_ok),
-            client: self.request.client.ip(),
-        }
+        Outgoing::new(query, self.request)
     }
 
-    /// The upstream's reply as ours. AA stays clear, so that it is the same from the cache; AD is passed on to those
-    /// who asked for it (RFC 6840 5.8).
+    /// The upstream's reply as ours. AA stays clear, so that it is the same from the cache.
     fn pass_on(&self, told: Told, query: &Query) -> Reply {
-        let wants_ad = self.request.metadata.authentic_data || self.request.dnssec_ok();
-        let of_upstream = |author, rcode, authentic| Reply {
-            origin: Origin::Upstream { authentic: authentic && wants_ad },
-            author,
-            ..Reply::error(rcode)
-        };
         match told {
             Told::Now(Received { rcode, authentic, extent, edns: _, sections }) => {
                 let truncated = extent == Extent::Truncated;
-                Reply { truncated, ..of_upstream(Author::Forward, rcode, authentic).with(sections) }
+                let origin = of_upstream(self.request, authentic);
+                Reply { origin, author: Author::Forward, truncated, ..Reply::error(rcode) }.with(sections)
             }
             Told::Before(kept) => {
-                let reply = of_upstream(Author::Cache, kept.rcode(), kept.authentic());
                 if self.unchanged && kept.packed().may_be_copied() {
-                    Reply { kept: Some(kept), ..reply }
-                } else {
-                    reply.with(kept.sections(query))
+                    return from_cache(kept, self.request);
                 }
+                let sections = kept.sections(query);
+                from_cache(kept, self.request).with(sections)
             }
         }
     }
+}
+
+/// AD is for those who asked for it (RFC 6840 section 5.8).
+fn of_upstream(request: &Request, authentic: bool) -> Origin {
+    let wants_ad = request.metadata.authentic_data || request.dnssec_ok();
+    Origin::Upstream { authentic: authentic && wants_ad }
+}
+
+/// A reply that is a copy of what was kept.
+fn from_cache(kept: Kept, request: &Request) -> Reply {
+    let (origin, reply) = (of_upstream(request, kept.authentic()), Reply::error(kept.rcode()));
+    Reply { origin, author: Author::Cache, kept: Some(kept), ..reply }
 }
 
 /// Where an alias at the end of the answers leads to, if that is asked for and nothing there says more.

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use moka::notification::RemovalCause;
-use moka::sync::Cache as Table;
+use quick_cache::{DefaultHashBuilder, Lifecycle, Weighter};
 
 use crate::stats::{Counters, Kind};
 use crate::wire::{Age, Extent, Packed, Received, Sections};
@@ -131,11 +130,14 @@ pub(crate) struct Hit {
 
 /// Two tables, so that many names that do not exist cannot evict those that do.
 pub(crate) struct Cache {
-    success: Table<Key, Arc<Entry>>,
-    denial: Table<Key, Arc<Entry>>,
+    success: Table,
+    denial: Table,
     config: CacheConfig,
     counters: Arc<Counters>,
 }
+
+/// What has expired leaves it when there is no room for something else.
+type Table = quick_cache::sync::Cache<Key, Arc<Entry>, Weigher, DefaultHashBuilder, Evictions>;
 
 #[derive(Debug)]
 struct Entry {
@@ -157,17 +159,9 @@ struct Demand {
 impl Cache {
     pub(crate) fn new(config: CacheConfig, counters: Arc<Counters>) -> Self {
         let table = |bounds: Bounds, kind: Kind| {
-            // The longest that an entry can be used; moka drops it then.
-            let used = bounds.longest.max(bounds.shortest).max(config.failure) + config.stale;
-            let builder = Table::builder().max_capacity(bounds.capacity).time_to_live(used);
-            let counted = Arc::clone(&counters);
-            let evicted = move |_: Arc<Key>, _: Arc<Entry>, cause: RemovalCause| {
-                if cause == RemovalCause::Size {
-                    counted.cache_evictions.of(kind).add_one();
-                }
-            };
-            let builder = builder.weigher(|_: &Key, entry: &Arc<Entry>| weight(&entry.packed));
-            builder.eviction_listener(evicted).build()
+            let evictions = Evictions { counters: Arc::clone(&counters), kind };
+            let usual = usize::try_from(bounds.capacity).unwrap_or(usize::MAX);
+            Table::with(usual, bounds.capacity, Weigher, DefaultHashBuilder::default(), evictions)
         };
         let (success, denial) = (table(config.success, Kind::Success), table(config.denial, Kind::Denial));
         Self { success, denial, config, counters }
@@ -176,15 +170,34 @@ impl Cache {
     /// The answer, if its TTL has not expired.
     pub(crate) fn get(&self, key: &Key, now: Instant) -> Option<Hit> {
         self.counters.cache_requests.add_one();
+        let (kind, entry, left) = self.fresh(key, now)?;
+        Some(self.hit(kind, entry, left, now))
+    }
+
+    /// The same, unless the upstream may have to be asked again: then nothing is counted.
+    pub(crate) fn get_if_not_due(&self, key: &Key, now: Instant) -> Option<Kept> {
+        let (kind, entry, left) = self.fresh(key, now)?;
+        if self.config.prefetch.is_some_and(|prefetch| entry.is_due(prefetch, left)) {
+            return None;
+        }
+        self.counters.cache_requests.add_one();
+        Some(self.hit(kind, entry, left, now).kept)
+    }
+
+    fn fresh(&self, key: &Key, now: Instant) -> Option<(Kind, Arc<Entry>, Duration)> {
         let (kind, entry) = self.find(key)?;
         let left = entry.left(now)?;
+        Some((kind, entry, left))
+    }
+
+    fn hit(&self, kind: Kind, entry: Arc<Entry>, left: Duration, now: Instant) -> Hit {
         self.counters.cache_hits.of(kind).add_one();
         let refresh = self.config.prefetch.is_some_and(|prefetch| entry.is_in_demand(prefetch, left, now));
         if refresh {
             self.counters.cache_prefetches.add_one();
         }
         let age = Age::Seconds(seconds(now.saturating_duration_since(entry.stored)));
-        Some(Hit { kept: Kept { entry, age }, refresh })
+        Hit { kept: Kept { entry, age }, refresh }
     }
 
     /// Whether there is an expired answer for when no upstream answers.
@@ -227,16 +240,13 @@ impl Cache {
             Kind::Success => (&self.success, &self.denial),
             Kind::Denial => (&self.denial, &self.success),
         };
-        other.invalidate(&key);
+        other.remove(&key);
         table.insert(key, entry);
     }
 
     /// How many answers with records and how many denials are held.
     pub(crate) fn entries(&self) -> [u64; 2] {
-        [&self.success, &self.denial].map(|table| {
-            table.run_pending_tasks(); // moka counts late
-            table.entry_count()
-        })
+        [&self.success, &self.denial].map(|table| table.len() as u64)
     }
 
     fn find_stale(&self, key: &Key, now: Instant) -> Option<Arc<Entry>> {
@@ -249,6 +259,31 @@ impl Cache {
     fn find(&self, key: &Key) -> Option<(Kind, Arc<Entry>)> {
         let success = self.success.get(key).map(|entry| (Kind::Success, entry));
         success.or_else(|| self.denial.get(key).map(|entry| (Kind::Denial, entry)))
+    }
+}
+
+/// What an entry takes of a table's capacity.
+#[derive(Clone)]
+struct Weigher;
+
+impl Weighter<Key, Arc<Entry>> for Weigher {
+    fn weight(&self, _key: &Key, entry: &Arc<Entry>) -> u64 {
+        weight(&entry.packed)
+    }
+}
+
+/// Counts what leaves a table for lack of room.
+#[derive(Clone)]
+struct Evictions {
+    counters: Arc<Counters>,
+    kind: Kind,
+}
+
+impl Lifecycle<Key, Arc<Entry>> for Evictions {
+    type RequestState = ();
+
+    fn on_evict(&self, _state: &mut (), _key: Key, _entry: Arc<Entry>) {
+        self.counters.cache_evictions.of(self.kind).add_one();
     }
 }
 
@@ -282,13 +317,18 @@ impl Entry {
         (!left.is_zero()).then_some(left)
     }
 
+    /// Little of its time is left.
+    fn is_due(&self, prefetch: Prefetch, left: Duration) -> bool {
+        left * 100 < self.lifetime * prefetch.percent
+    }
+
     /// Counts a hit; true once, when the entry is worth a refresh.
     fn is_in_demand(&self, prefetch: Prefetch, left: Duration, now: Instant) -> bool {
         let mut demand = self.demand.lock().unwrap_or_else(PoisonError::into_inner);
         let near = demand.last.is_none_or(|last| now.saturating_duration_since(last) <= prefetch.gap);
         demand.hits = if near { demand.hits.saturating_add(1) } else { 1 };
         demand.last = Some(now);
-        let due = left * 100 < self.lifetime * prefetch.percent && demand.hits >= prefetch.hits;
+        let due = self.is_due(prefetch, left) && demand.hits >= prefetch.hits;
         due && !std::mem::replace(&mut demand.refreshing, true)
     }
 }
@@ -314,9 +354,9 @@ fn negative_ttl(sections: &Sections) -> Option<u32> {
     })
 }
 
-fn weight(packed: &Packed) -> u32 {
+fn weight(packed: &Packed) -> u64 {
     let size = size_of::<Entry>() + size_of::<Key>() + packed.size();
-    u32::try_from(size / USUAL_SIZE + 1).unwrap_or(u32::MAX)
+    (size / USUAL_SIZE + 1) as u64
 }
 
 #[cfg(test)]

@@ -102,6 +102,7 @@ fn question(name: Name, rtype: RecordType) -> Request {
         client: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         transport: Transport::Tcp,
         length: 0,
+        received: std::time::Instant::now(),
     }
 }
 

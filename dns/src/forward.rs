@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::cache::{Cache, CacheConfig, Kept, Key, is_failure};
 use crate::names;
+use crate::request::Request;
 use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 use crate::wire::Received;
@@ -169,6 +170,19 @@ pub(crate) struct Outgoing {
     pub(crate) client: IpAddr,
 }
 
+impl Outgoing {
+    /// The question that the request becomes.
+    pub(crate) fn new(query: Query, request: &Request) -> Self {
+        Self {
+            query,
+            recursion_desired: request.metadata.recursion_desired,
+            checking_disabled: request.metadata.checking_disabled,
+            dnssec_ok: request.edns.map(|edns| edns.dnssec_ok),
+            client: request.client.ip(),
+        }
+    }
+}
+
 /// Why there is no answer to pass on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ForwardError {
@@ -293,6 +307,23 @@ impl Forwarder {
         self.cache.as_ref().map(Cache::entries).unwrap_or_default()
     }
 
+    /// The answer from the cache. `None` leaves no trace: [`Self::resolve`] is called then.
+    pub(crate) fn kept(&self, query: &Query, request: &Request) -> Option<Kept> {
+        let cache = self.cache.as_ref().filter(|_| request.metadata.recursion_desired)?;
+        if !self.has_upstreams(&query.name) {
+            return None;
+        }
+        let key = Key {
+            name: query.name.clone(),
+            rtype: query.query_type,
+            dnssec_ok: request.dnssec_ok(),
+            checking_disabled: request.metadata.checking_disabled,
+        };
+        let kept = cache.get_if_not_due(&key, request.received)?;
+        self.counters.forwarded.add_one();
+        Some(kept)
+    }
+
     /// The answer from the cache or from an upstream; if no upstream answers, an expired one from the cache.
     pub(crate) async fn resolve(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Told, ForwardError> {
         let way = self.way(&outgoing.query.name).ok_or(ForwardError::NoUpstreams)?;
@@ -303,7 +334,7 @@ impl Forwarder {
         self.counters.forwarded.add_one();
         // Without RD an upstream answers from its own data only, which is not the answer for other clients.
         let Some(cache) = self.cache.as_ref().filter(|_| outgoing.recursion_desired) else {
-            return self.ask(&group, &way.places, outgoing).await.map(Told::Now);
+            return Box::pin(self.ask(&group, &way.places, outgoing)).await.map(Told::Now);
         };
         let key = key(outgoing);
         if let Some(hit) = cache.get(&key, Instant::now()) {
@@ -312,10 +343,11 @@ impl Forwarder {
             }
             return Ok(Told::Before(hit.kept));
         }
+        // Boxed, since every query would carry the room that asking takes.
         let answer = if cache.has_stale(&key, Instant::now()) {
-            self.ask_for_a_moment(group, Arc::clone(&way.places), outgoing.clone()).await
+            Box::pin(self.ask_for_a_moment(group, Arc::clone(&way.places), outgoing.clone())).await
         } else {
-            self.ask_and_keep(&group, &way.places, outgoing).await
+            Box::pin(self.ask_and_keep(&group, &way.places, outgoing)).await
         };
         if answer.as_ref().is_ok_and(|received| !is_failure(received.rcode)) {
             return answer.map(Told::Now);

@@ -4,6 +4,7 @@
 //! are passed over.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use hickory_proto::op::{Header, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
@@ -32,6 +33,8 @@ pub(crate) struct Request {
     pub(crate) transport: Transport,
     /// Octets of the message.
     pub(crate) length: usize,
+    /// When it was read.
+    pub(crate) received: Instant,
 }
 
 /// What a client says in its OPT record (RFC 6891). Its options are not read: nothing here acts on any.
@@ -81,7 +84,7 @@ impl Request {
                 _ => {}
             }
         }
-        Ok(Self { metadata, query, edns, serial, client, transport, length: wire.len() })
+        Ok(Self { metadata, query, edns, serial, client, transport, length: wire.len(), received: Instant::now() })
     }
 
     pub(crate) fn dnssec_ok(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use hickory_proto::op::ResponseCode;
@@ -77,6 +77,23 @@ impl Handler {
         }
     }
 
+    /// The reply as bytes, if the cache has it and nothing else may change it: without a future, which costs more than
+    /// such a reply.
+    pub(super) fn at_once(&self, request: &Request) -> Option<Vec<u8>> {
+        let work = || {
+            let blocks = self.blocks.now();
+            let block = block_of(&blocks, &request.query.name).filter(|_| refusal(request).is_none())?;
+            let mut reply = block.at_once(request)?;
+            asked(&block.counters, request);
+            Some(self.written(Some(block), request, &mut reply))
+        };
+        let Ok(wire) = catch_unwind(AssertUnwindSafe(work)) else {
+            self.panicked(&crate::names::text(&request.query.name));
+            return Some(Reply::error(ResponseCode::ServFail).encode(request, UDP_PAYLOAD));
+        };
+        wire
+    }
+
     /// The reply as bytes.
     pub(crate) async fn answer(&self, request: &Request) -> Vec<u8> {
         let failure = || Reply::error(ResponseCode::ServFail).encode(request, UDP_PAYLOAD);
@@ -84,9 +101,15 @@ impl Handler {
     }
 
     /// A panic is a bug of ours and must only fail the query that caused it: the same thread answers other queries.
-    async fn unbroken<T>(&self, request: &Request, work: impl Future<Output = T>) -> Option<T> {
-        let done = AssertUnwindSafe(work).catch_unwind().await;
-        done.inspect_err(|_| self.panicked(&request.query.to_string())).ok()
+    ///
+    /// No `async fn`, which would hold the work twice.
+    fn unbroken<T>(&self, request: &Request, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+        AssertUnwindSafe(work).catch_unwind().map(|done| {
+            if done.is_err() {
+                self.panicked(&crate::names::text(&request.query.name));
+            }
+            done.ok()
+        })
     }
 
     fn panicked(&self, asked: &str) {
@@ -95,7 +118,6 @@ impl Handler {
     }
 
     async fn reply(&self, request: &Request) -> Vec<u8> {
-        let start = Instant::now();
         let query = &request.query;
         let blocks = self.blocks.now();
         let block = block_of(&blocks, &query.name);
@@ -105,9 +127,13 @@ impl Handler {
             (None, Some(block)) if !is_transfer(query.query_type) => self.ask(block, &blocks, request).await,
             (None, _) => Reply::error(ResponseCode::Refused),
         };
+        self.written(block, request, &mut reply)
+    }
+
+    fn written(&self, block: Option<&Arc<Block>>, request: &Request, reply: &mut Reply) -> Vec<u8> {
         reply.shuffle();
         let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload));
-        self.replied(block, request, &reply, wire.len(), start);
+        self.replied(block, request, reply, wire.len());
         wire
     }
 
@@ -116,8 +142,8 @@ impl Handler {
     }
 
     /// Counts a reply, and logs it if the block's configuration says so.
-    fn replied(&self, block: Option<&Arc<Block>>, request: &Request, reply: &Reply, length: usize, start: Instant) {
-        let took = start.elapsed();
+    fn replied(&self, block: Option<&Arc<Block>>, request: &Request, reply: &Reply, length: usize) {
+        let took = request.received.elapsed();
         self.counters(block).replied(reply.author, reply.rcode, request.transport, length, took);
         if let Some(log) = block.and_then(|block| block.config.log.as_ref()) {
             log.log(request, reply, length, took);
@@ -133,10 +159,11 @@ impl Handler {
         if !reply.is_ignorant() {
             return reply;
         }
-        match self.first_view.wait(request.client.ip()).await {
-            Some(view) => block.answer(blocks, request, &view).await,
-            None => reply,
-        }
+        let again = async {
+            let view = self.first_view.wait(request.client.ip()).await?;
+            Some(block.answer(blocks, request, &view).await)
+        };
+        Box::pin(again).await.unwrap_or(reply)
     }
 
     /// The replies to a question that came over TCP: one, or those of a transfer (DNS-4.5, RFC 5936).
@@ -159,7 +186,6 @@ impl Handler {
             return None;
         }
         asked(&block.counters, request);
-        let start = Instant::now();
         let payload = block.config.udp_payload;
         let soa = vec![view.zone.soa_record()];
         let mut reply = Reply { answers: soa, ..Reply::cluster(Author::Kubernetes) };
@@ -171,7 +197,7 @@ impl Handler {
             reply = Reply::error(ResponseCode::ServFail);
             vec![reply.encode(request, payload)]
         };
-        self.replied(Some(block), request, &reply, messages.iter().map(Vec::len).sum(), start);
+        self.replied(Some(block), request, &reply, messages.iter().map(Vec::len).sum());
         Some(messages)
     }
 
