@@ -15,11 +15,12 @@ use crate::errors::{Errors, ErrorsConfig};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
+use crate::plugin::{Author, Plugin};
 use crate::records;
 use crate::reply::{Origin, Reply};
 use crate::request::Request;
 use crate::rewrite::{Rewrite, Rewritten};
-use crate::stats::{Author, Counters, Peers};
+use crate::stats::{Counters, Peers};
 use crate::template::Template;
 use crate::zone::{LONGEST_ALIAS_CHAIN, View};
 
@@ -117,6 +118,23 @@ impl BlockConfig {
     pub fn usual(cluster_domain: Name, forward: ForwardConfig) -> Self {
         let kubernetes = Some(Kubernetes::usual(cluster_domain));
         Self { kubernetes, forward, ..Self::new(Name::root()) }
+    }
+
+    /// Whether queries pass through this part.
+    pub(crate) fn has(&self, plugin: Plugin) -> bool {
+        match plugin {
+            Plugin::Prometheus | Plugin::Loadbalance => true,
+            Plugin::Errors => self.errors.is_some(),
+            Plugin::Log => self.log.is_some(),
+            Plugin::Cache => self.forward.cache.is_some(),
+            Plugin::Rewrite => !self.rewrites.is_empty(),
+            Plugin::Autopath => self.autopath.is_some(),
+            Plugin::Template => !self.templates.is_empty(),
+            Plugin::Transfer => self.transfer.is_some(),
+            Plugin::Hosts => self.hosts.is_some(),
+            Plugin::Kubernetes => self.kubernetes.is_some(),
+            Plugin::Loop | Plugin::Forward => !self.forward.routes.is_empty(),
+        }
     }
 }
 

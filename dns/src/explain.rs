@@ -8,10 +8,11 @@ use hickory_proto::rr::{Name, Record, RecordType};
 use tokio::sync::watch;
 
 use crate::block::{Asker, Block, Blocks, block_of};
+use crate::plugin::Author;
 use crate::reply::Reply;
 use crate::request::{Request, Transport};
 use crate::search::{Candidate, candidates, likely};
-use crate::stats::{Author, rcode_name};
+use crate::stats::rcode_name;
 use crate::zone::View;
 
 /// A reply with its reason.

@@ -9,8 +9,8 @@ use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
 use crate::forward::ForwardError;
+use crate::plugin::Author;
 use crate::request::{Request, Transport};
-use crate::stats::Author;
 use record::Written;
 
 /// A datagram that every client takes (RFC 1035).

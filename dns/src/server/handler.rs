@@ -15,9 +15,10 @@ use crate::block::{Block, Blocks, block_of};
 use crate::explain::Explainer;
 use crate::forward::UDP_PAYLOAD;
 use crate::metrics::Metrics;
+use crate::plugin::Author;
 use crate::reply::{Reply, header_only};
 use crate::request::{NoQuestion, Request, Transport};
-use crate::stats::{Author, Counters};
+use crate::stats::Counters;
 use crate::zone::{View, Zone};
 
 /// Records of a message of a transfer: even the longest then fit what TCP takes.

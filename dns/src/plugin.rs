@@ -1,0 +1,85 @@
+//! The parts of a server block by the names of CoreDNS's plugins, and who of them writes replies.
+
+/// An enum that knows all of its variants, in the order in which they stand.
+macro_rules! listed {
+    ($(#[$of_all:meta])* pub(crate) enum $listed:ident { $($(#[$of_one:meta])* $variant:ident,)+ }) => {
+        $(#[$of_all])*
+        pub(crate) enum $listed {
+            $($(#[$of_one])* $variant,)+
+        }
+
+        impl $listed {
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),+];
+        }
+    };
+}
+
+listed! {
+    /// A part of a server block, in CoreDNS's order (DNS-13.4).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub(crate) enum Plugin {
+        Prometheus,
+        Errors,
+        Log,
+        Loadbalance,
+        Cache,
+        Rewrite,
+        Autopath,
+        Template,
+        Transfer,
+        Hosts,
+        Kubernetes,
+        Loop,
+        Forward,
+    }
+}
+
+impl Plugin {
+    /// As metrics have it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Prometheus => "prometheus",
+            Self::Errors => "errors",
+            Self::Log => "log",
+            Self::Loadbalance => "loadbalance",
+            Self::Cache => "cache",
+            Self::Rewrite => "rewrite",
+            Self::Autopath => "autopath",
+            Self::Template => "template",
+            Self::Transfer => "transfer",
+            Self::Hosts => "hosts",
+            Self::Kubernetes => "kubernetes",
+            Self::Loop => "loop",
+            Self::Forward => "forward",
+        }
+    }
+}
+
+listed! {
+    /// Who wrote a reply. A query is given to one after the other in this order, which is that of their plugins.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub(crate) enum Author {
+        Cache,
+        Template,
+        Hosts,
+        Kubernetes,
+        Forward,
+        /// The server itself: an error.
+        #[default]
+        Server,
+    }
+}
+
+impl Author {
+    /// The part of the block that it is.
+    pub(crate) fn plugin(self) -> Option<Plugin> {
+        match self {
+            Self::Cache => Some(Plugin::Cache),
+            Self::Template => Some(Plugin::Template),
+            Self::Hosts => Some(Plugin::Hosts),
+            Self::Kubernetes => Some(Plugin::Kubernetes),
+            Self::Forward => Some(Plugin::Forward),
+            Self::Server => None,
+        }
+    }
+}
