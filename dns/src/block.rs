@@ -283,27 +283,39 @@ impl Asker<'_> {
 
     /// Asks one handler after the other.
     async fn ask_once(&self, query: &Query) -> Reply {
-        let block = self.block;
-        for template in &block.config.templates {
-            if let Some(reply) = template.answer(query, self.request) {
-                if !self.dry {
-                    block.counters.template_matched(query.query_type);
-                }
+        for handler in Author::ALL {
+            if let Some(reply) = self.ask_handler(*handler, query).await {
                 return reply;
             }
         }
-        if let Some(reply) = block.hosts.as_ref().and_then(|hosts| hosts.answer(query)) {
-            return reply;
-        }
-        let kubernetes = block.config.kubernetes.as_ref();
-        match kubernetes.and_then(|kubernetes| Some((kubernetes, kubernetes.zone_of(&query.name)?))) {
-            None => self.forwarded(query).await,
-            Some((kubernetes, zone)) => self.of_cluster(query, kubernetes, zone).await,
+        failure(ForwardError::NoUpstreams)
+    }
+
+    /// `None` if the handler has no answer and the next must be asked.
+    async fn ask_handler(&self, handler: Author, query: &Query) -> Option<Reply> {
+        match handler {
+            Author::Template => self.templated(query),
+            Author::Hosts => self.block.hosts.as_ref()?.answer(query),
+            Author::Kubernetes => {
+                let kubernetes = self.block.config.kubernetes.as_ref()?;
+                self.of_cluster(query, kubernetes, kubernetes.zone_of(&query.name)?).await
+            }
+            Author::Forward => Some(self.forwarded(query).await),
+            // The forwarder asks its cache itself.
+            Author::Cache | Author::Server => None,
         }
     }
 
-    /// Turns the zone's answer into a reply; asks an upstream where the zone's answer requires it.
-    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Reply {
+    fn templated(&self, query: &Query) -> Option<Reply> {
+        let reply = self.block.config.templates.iter().find_map(|template| template.answer(query, self.request))?;
+        if !self.dry {
+            self.block.counters.template_matched(query.query_type);
+        }
+        Some(reply)
+    }
+
+    /// Turns the zone's answer into a reply; `None` where the zone's answer requires an upstream.
+    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Option<Reply> {
         let cluster = Reply::cluster(Author::Kubernetes);
         // A reverse zone may be a part of the tree that the address lies in (DNS-5.4).
         let soa_here = |soa: Record| {
@@ -312,7 +324,7 @@ impl Asker<'_> {
         // Upstreams may know (DNS-3.11, DNS-5.5), even while we do not (DNS-11.4).
         let falls_through =
             || kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name)) && self.can_forward(&query.name);
-        match self.view.zone.answer(&query.name, query.query_type) {
+        Some(match self.view.zone.answer(&query.name, query.query_type) {
             Answer::Records(Records { answers, authority, additionals }) => {
                 Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster }
             }
@@ -322,13 +334,13 @@ impl Asker<'_> {
                 let asked = query.query_type == RecordType::SOA;
                 if asked { Reply { answers: soa, ..cluster } } else { Reply { authorities: soa, ..cluster } }
             }
-            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through() => self.forwarded(query).await,
+            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through() => return None,
             Answer::NxDomain { soa, why: _ } | Answer::UnknownAddress { soa } => {
                 Reply { rcode: self.absence(), authorities: vec![soa_here(soa)], ..cluster }
             }
             Answer::Alias { chain, target } => self.follow(Reply { answers: chain, ..cluster }, query, target).await,
-            Answer::NotOurs => self.forwarded(query).await,
-        }
+            Answer::NotOurs => return None,
+        })
     }
 
     /// Absence is only a fact once the cluster is known (DNS-11.3).

@@ -1,5 +1,7 @@
 //! The parts of a server block by the names of CoreDNS's plugins, and who of them writes replies.
 
+use hickory_proto::op::ResponseCode;
+
 /// An enum that knows all of its variants, in the order in which they stand.
 macro_rules! listed {
     ($(#[$of_all:meta])* pub(crate) enum $listed:ident { $($(#[$of_one:meta])* $variant:ident,)+ }) => {
@@ -81,5 +83,27 @@ impl Author {
             Self::Forward => Some(Plugin::Forward),
             Self::Server => None,
         }
+    }
+
+    /// Why it wrote a reply with this rcode; `None` if that is for the zone of the cluster to say.
+    pub(crate) fn reason(self, rcode: ResponseCode) -> Option<&'static str> {
+        match self {
+            Self::Template => Some("from a template of the Corefile"),
+            Self::Hosts if rcode == ResponseCode::NXDomain => {
+                Some("hosts of the Corefile are for this name, but do not have it")
+            }
+            Self::Hosts => Some("from hosts of the Corefile"),
+            Self::Kubernetes | Self::Cache | Self::Forward | Self::Server => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handlers_are_asked_in_the_order_of_their_plugins() {
+        assert!(Author::ALL.iter().filter_map(|author| author.plugin()).is_sorted(), "{:?}", Author::ALL);
     }
 }
