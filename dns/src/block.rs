@@ -124,6 +124,9 @@ impl BlockConfig {
     pub(crate) fn has(&self, plugin: Plugin) -> bool {
         match plugin {
             Plugin::Prometheus | Plugin::Loadbalance => true,
+            // Settings of the server.
+            Plugin::Reload | Plugin::Bind | Plugin::Debug | Plugin::Ready | Plugin::Health => false,
+            Plugin::Bufsize => false,
             Plugin::Errors => self.errors.is_some(),
             Plugin::Log => self.log.is_some(),
             Plugin::Cache => self.forward.cache.is_some(),

@@ -1,6 +1,7 @@
 //! An existing Corefile as configuration (DNS-13.1…13.6). A directive that this server does not support is refused
 //! by name and line, so that no setting is silently without effect.
 
+mod braces;
 mod glob;
 mod plugins;
 mod reload;

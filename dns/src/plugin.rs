@@ -1,4 +1,4 @@
-//! The parts of a server block by the names of CoreDNS's plugins, and who of them writes replies.
+//! The parts of a server block by the names of CoreDNS's plugins, and which of them write replies.
 
 use hickory_proto::op::ResponseCode;
 
@@ -17,9 +17,15 @@ macro_rules! listed {
 }
 
 listed! {
-    /// A part of a server block, in CoreDNS's order (DNS-13.4).
+    /// A part of a server block, and the directive that asks for it, in CoreDNS's order (DNS-13.4).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
     pub(crate) enum Plugin {
+        Reload,
+        Bufsize,
+        Bind,
+        Debug,
+        Ready,
+        Health,
         Prometheus,
         Errors,
         Log,
@@ -37,9 +43,15 @@ listed! {
 }
 
 impl Plugin {
-    /// As metrics have it.
+    /// As Corefiles and metrics have it.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Reload => "reload",
+            Self::Bufsize => "bufsize",
+            Self::Bind => "bind",
+            Self::Debug => "debug",
+            Self::Ready => "ready",
+            Self::Health => "health",
             Self::Prometheus => "prometheus",
             Self::Errors => "errors",
             Self::Log => "log",
@@ -54,6 +66,10 @@ impl Plugin {
             Self::Loop => "loop",
             Self::Forward => "forward",
         }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|plugin| plugin.name() == name)
     }
 }
 

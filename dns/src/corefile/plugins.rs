@@ -14,15 +14,14 @@ use hickory_proto::rr::Name;
 use ipnet::IpNet;
 use regex::Regex;
 
+use super::braces::{self, Braces, listed, unknown};
 use super::text::Line;
-use super::{CorefileError, values, whole};
+use super::{CorefileError, values};
 use crate::autopath;
 use crate::block::{BlockConfig, Transfer};
+use crate::plugin::Plugin;
 pub(super) use shared::Shared;
 
-/// The directives that are known.
-const KNOWN: &str = "autopath, bind, bufsize, cache, debug, errors, forward, health, hosts, kubernetes, loadbalance, \
-                     log, loop, prometheus, ready, reload, rewrite, template and transfer";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Makes a directive part of its block.
@@ -32,14 +31,15 @@ pub(super) fn understand(
     block: &mut BlockConfig,
     shared: &mut Shared,
 ) -> Result<(), CorefileError> {
-    whole::options_once(line)?;
-    match line.name() {
-        "autopath" => block.autopath = Some(search_path(line)?),
-        "bind" => shared::bind(line, shared)?,
-        "bufsize" => block.udp_payload = buffer_size(line)?,
-        "cache" => block.forward.cache = Some(cache::cache(line, domains)?),
-        "errors" => block.errors = Some(logs::errors(line)?),
-        "forward" => {
+    let Some(plugin) = Plugin::named(line.name()) else { return Err(unsupported(line)) };
+    braces::check(plugin, line)?;
+    match plugin {
+        Plugin::Autopath => block.autopath = Some(search_path(line)?),
+        Plugin::Bind => shared::bind(line, shared)?,
+        Plugin::Bufsize => block.udp_payload = buffer_size(line)?,
+        Plugin::Cache => block.forward.cache = Some(cache::cache(line, domains)?),
+        Plugin::Errors => block.errors = Some(logs::errors(line)?),
+        Plugin::Forward => {
             let route = forward::forward(line)?;
             if block.forward.routes.iter().any(|earlier| earlier.leaves_nothing_to(&route)) {
                 return Err(line.error(format!(
@@ -49,29 +49,78 @@ pub(super) fn understand(
             }
             block.forward.routes.push(route);
         }
-        "health" => shared::health(line, shared)?,
-        "hosts" => block.hosts = Some(names::hosts(line, domains)?),
-        "kubernetes" => block.kubernetes = Some(kubernetes::kubernetes(line, domains, shared)?),
-        "loadbalance" => match line.arguments() {
-            [] => no_block(line)?,
-            [policy] if policy == "round_robin" => no_block(line)?,
+        Plugin::Health => shared::health(line, shared)?,
+        Plugin::Hosts => block.hosts = Some(names::hosts(line, domains)?),
+        Plugin::Kubernetes => block.kubernetes = Some(kubernetes::kubernetes(line, domains, shared)?),
+        Plugin::Loadbalance => match line.arguments() {
+            [] => {}
+            [policy] if policy == "round_robin" => {}
             _ => return Err(line.error("only round_robin is supported")),
         },
-        "log" => block.log = Some(logs::log(line, domains)?),
+        Plugin::Log => block.log = Some(logs::log(line, domains)?),
         // Loops are looked for by the forwarder, always; what CoreDNS does on a panic has no counterpart here.
-        "loop" | "debug" => {
-            no_arguments(line)?;
-            no_block(line)?;
-        }
-        "prometheus" => shared::prometheus(line, shared)?,
-        "ready" => shared::ready(line, shared)?,
-        "reload" => shared::reload(line, shared)?,
-        "rewrite" => block.rewrites.push(names::rewrite(line)?),
-        "template" => block.templates.push(names::template(line, domains)?),
-        "transfer" => block.transfer = Some(transfer(line, domains)?),
-        other => return Err(line.at.error(format!("{other} is not supported; supported are {KNOWN}"))),
+        Plugin::Loop | Plugin::Debug => no_arguments(line)?,
+        Plugin::Prometheus => shared::prometheus(line, shared)?,
+        Plugin::Ready => shared::ready(line, shared)?,
+        Plugin::Reload => shared::reload(line, shared)?,
+        Plugin::Rewrite => block.rewrites.push(names::rewrite(line)?),
+        Plugin::Template => block.templates.push(names::template(line, domains)?),
+        Plugin::Transfer => block.transfer = Some(transfer(line, domains)?),
     }
     Ok(())
+}
+
+impl Plugin {
+    /// It may stand in a block more than once: its settings add up, or it has none.
+    pub(super) fn adds_up(self) -> bool {
+        match self {
+            Self::Debug | Self::Forward | Self::Loadbalance | Self::Loop | Self::Rewrite | Self::Template => true,
+            Self::Reload
+            | Self::Bufsize
+            | Self::Bind
+            | Self::Ready
+            | Self::Health
+            | Self::Prometheus
+            | Self::Errors
+            | Self::Log
+            | Self::Cache
+            | Self::Autopath
+            | Self::Transfer
+            | Self::Hosts
+            | Self::Kubernetes => false,
+        }
+    }
+
+    /// What may stand between its braces.
+    pub(super) fn braces(self) -> Braces {
+        let (once, adding, others) = match self {
+            Self::Reload | Self::Bufsize | Self::Bind | Self::Debug | Self::Prometheus => ("", "", None),
+            Self::Loadbalance | Self::Autopath | Self::Loop => ("", "", None),
+            Self::Ready => ("monitor", "", None),
+            Self::Health => ("lameduck", "", None),
+            Self::Errors => ("stacktrace", "consolidate", None),
+            Self::Log => ("", "class", None),
+            Self::Cache => ("denial prefetch serve_stale servfail success", "disable", None),
+            Self::Rewrite => ("", "", Some("the words of a rule")),
+            Self::Template => ("fallthrough rcode upstream", "additional answer authority match", None),
+            Self::Transfer => ("", "to", None),
+            Self::Hosts => ("fallthrough no_reverse reload ttl", "", Some("addresses with their names")),
+            Self::Kubernetes => {
+                ("endpoint_pod_names fallthrough ignore kubeconfig pods startup_timeout ttl", "namespaces", None)
+            }
+            Self::Forward => (
+                "expire force_tcp health_check max_concurrent max_fails policy prefer_udp tls tls_servername",
+                "except",
+                None,
+            ),
+        };
+        Braces { once, adding, others }
+    }
+}
+
+fn unsupported(line: &Line) -> CorefileError {
+    let known = listed(Plugin::ALL.iter().map(|plugin| plugin.name()), None);
+    line.at.error(format!("{} is not supported; supported are {known}", line.name()))
 }
 
 /// Joins a refusal of a value with the place where it stands.
@@ -81,35 +130,6 @@ fn value<T>(line: &Line, read: Result<T, String>) -> Result<T, CorefileError> {
 
 fn no_arguments(line: &Line) -> Result<(), CorefileError> {
     if line.arguments().is_empty() { Ok(()) } else { Err(line.error("takes no arguments")) }
-}
-
-fn no_block(line: &Line) -> Result<(), CorefileError> {
-    match line.block.as_deref() {
-        None | Some([]) => Ok(()),
-        Some([option, ..]) => Err(unknown(line, option)),
-    }
-}
-
-fn unknown(line: &Line, option: &Line) -> CorefileError {
-    let known = match line.name() {
-        "cache" => "denial, disable, prefetch, serve_stale, servfail and success",
-        "errors" => "consolidate and stacktrace",
-        "forward" => {
-            "except, expire, force_tcp, health_check, max_concurrent, max_fails, policy, prefer_udp, tls and \
-             tls_servername"
-        }
-        "health" => "lameduck",
-        "hosts" => "fallthrough, no_reverse, reload, ttl and addresses with their names",
-        "kubernetes" => {
-            "endpoint_pod_names, fallthrough, ignore, kubeconfig, namespaces, pods, startup_timeout and ttl"
-        }
-        "log" => "class",
-        "ready" => "monitor",
-        "template" => "additional, answer, authority, fallthrough, match, rcode and upstream",
-        "transfer" => "to",
-        _ => "none",
-    };
-    option.at.error(format!("{}: {} is not supported; supported are {known}", line.name(), option.name()))
 }
 
 fn options(line: &Line) -> &[Line] {
@@ -151,7 +171,6 @@ fn fallthrough(option: &Line) -> Result<Vec<Name>, CorefileError> {
 }
 
 fn buffer_size(line: &Line) -> Result<u16, CorefileError> {
-    no_block(line)?;
     match line.arguments() {
         [] => Ok(crate::forward::UDP_PAYLOAD),
         [size] => value(line, values::number(size, 512, 4096)),
@@ -178,7 +197,6 @@ fn transfer(line: &Line, domains: &[Name]) -> Result<Transfer, CorefileError> {
 }
 
 fn search_path(line: &Line) -> Result<autopath::AutopathConfig, CorefileError> {
-    no_block(line)?;
     let Some((from, zones)) = line.arguments().split_last() else {
         return Err(line.error("takes domains and @kubernetes"));
     };

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{no_block, only, options, unknown, value};
+use super::{only, options, unknown, value};
 use crate::corefile::text::Line;
 use crate::corefile::{Corefile, CorefileError, KubernetesSettings, PORT, values};
 
@@ -49,7 +49,6 @@ impl Shared {
 }
 
 pub(super) fn bind(line: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
-    no_block(line)?;
     let address = |word: &String| -> Result<IpAddr, CorefileError> {
         word.parse().map_err(|_name| line.error(format!("{word} is no address; interfaces are not looked up")))
     };
@@ -61,12 +60,7 @@ pub(super) fn bind(line: &Line, shared: &mut Shared) -> Result<(), CorefileError
 }
 
 pub(super) fn health(line: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
-    let address = match line.arguments() {
-        [] => HEALTH,
-        [address] => address.as_str(),
-        _ => return Err(line.error("takes one address")),
-    };
-    agree(line, &mut shared.health, value(line, values::listen_address(address))?, "address")?;
+    agree(line, &mut shared.health, address(line, HEALTH)?, "address")?;
     for option in options(line) {
         match option.name() {
             "lameduck" => shared.lameduck = value(option, values::duration(only(option)?))?,
@@ -90,12 +84,10 @@ pub(super) fn ready(line: &Line, shared: &mut Shared) -> Result<(), CorefileErro
             return Err(option.error("takes continuously or until-ready"));
         }
     }
-    let address = address(&Line { block: None, ..line.clone() }, READY)?;
-    agree(line, &mut shared.ready, address, "address")
+    agree(line, &mut shared.ready, address(line, READY)?, "address")
 }
 
 pub(super) fn reload(line: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
-    no_block(line)?;
     agree(line, &mut shared.reload, interval(line)?, "interval")
 }
 
@@ -118,7 +110,6 @@ fn interval(line: &Line) -> Result<Duration, CorefileError> {
 }
 
 fn address(line: &Line, otherwise: &str) -> Result<SocketAddr, CorefileError> {
-    no_block(line)?;
     match line.arguments() {
         [] => value(line, values::listen_address(otherwise)),
         [address] => value(line, values::listen_address(address)),
