@@ -47,8 +47,8 @@ pub struct BlockConfig {
     pub(crate) autopath: Option<autopath::AutopathConfig>,
     /// Which clients may transfer which zones.
     pub transfer: Option<Transfer>,
-    /// The longest reply over UDP, in octets.
-    pub(crate) udp_payload: u16,
+    /// The longest reply over UDP, in octets, if it is not the usual one.
+    pub(crate) bufsize: Option<u16>,
 }
 
 /// Zones that clients may transfer as a whole.
@@ -109,7 +109,7 @@ impl BlockConfig {
             errors: None,
             autopath: None,
             transfer: None,
-            udp_payload: UDP_PAYLOAD,
+            bufsize: None,
         }
     }
 
@@ -120,13 +120,18 @@ impl BlockConfig {
         Self { kubernetes, forward, ..Self::new(Name::root()) }
     }
 
+    /// The longest reply over UDP, in octets.
+    pub(crate) fn udp_payload(&self) -> u16 {
+        self.bufsize.unwrap_or(UDP_PAYLOAD)
+    }
+
     /// Whether queries pass through this part.
     pub(crate) fn has(&self, plugin: Plugin) -> bool {
         match plugin {
             Plugin::Prometheus | Plugin::Loadbalance => true,
             // Settings of the server.
             Plugin::Reload | Plugin::Bind | Plugin::Debug | Plugin::Ready | Plugin::Health => false,
-            Plugin::Bufsize => false,
+            Plugin::Bufsize => self.bufsize.is_some(),
             Plugin::Errors => self.errors.is_some(),
             Plugin::Log => self.log.is_some(),
             Plugin::Cache => self.forward.cache.is_some(),

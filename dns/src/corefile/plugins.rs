@@ -36,7 +36,7 @@ pub(super) fn understand(
     match plugin {
         Plugin::Autopath => block.autopath = Some(search_path(line)?),
         Plugin::Bind => shared::bind(line, shared)?,
-        Plugin::Bufsize => block.udp_payload = buffer_size(line)?,
+        Plugin::Bufsize => block.bufsize = Some(buffer_size(line)?),
         Plugin::Cache => block.forward.cache = Some(cache::cache(line, domains)?),
         Plugin::Errors => block.errors = Some(logs::errors(line)?),
         Plugin::Forward => {
@@ -119,7 +119,8 @@ impl Plugin {
 }
 
 fn unsupported(line: &Line) -> CorefileError {
-    let known = listed(Plugin::ALL.iter().map(|plugin| plugin.name()), None);
+    // Imports have been put in by now.
+    let known = listed(Plugin::ALL.iter().map(|plugin| plugin.name()).chain(["import"]), None);
     line.at.error(format!("{} is not supported; supported are {known}", line.name()))
 }
 

@@ -107,7 +107,7 @@ impl Handler {
             (None, _) => Reply::error(ResponseCode::Refused),
         };
         reply.shuffle();
-        let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload));
+        let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload()));
         self.replied(block, request, &reply, wire.len(), start);
         wire
     }
@@ -161,7 +161,7 @@ impl Handler {
         }
         asked(&block.counters, request);
         let start = Instant::now();
-        let payload = block.config.udp_payload;
+        let payload = block.config.udp_payload();
         let soa = vec![view.zone.soa_record()];
         let mut reply = Reply { answers: soa, ..Reply::cluster(Author::Kubernetes) };
         let messages = if query.query_type == RecordType::IXFR && request.serial == Some(view.zone.serial()) {
