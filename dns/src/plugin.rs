@@ -3,20 +3,20 @@
 use hickory_proto::op::ResponseCode;
 
 /// An enum that knows all of its variants, in the order in which they stand.
-macro_rules! listed {
-    ($(#[$of_all:meta])* pub(crate) enum $listed:ident { $($(#[$of_one:meta])* $variant:ident,)+ }) => {
+macro_rules! ordered {
+    ($(#[$of_all:meta])* pub(crate) enum $ordered:ident { $($(#[$of_one:meta])* $variant:ident,)+ }) => {
         $(#[$of_all])*
-        pub(crate) enum $listed {
+        pub(crate) enum $ordered {
             $($(#[$of_one])* $variant,)+
         }
 
-        impl $listed {
+        impl $ordered {
             pub(crate) const ALL: &[Self] = &[$(Self::$variant),+];
         }
     };
 }
 
-listed! {
+ordered! {
     /// A part of a server block, and the directive that asks for it, in CoreDNS's order (DNS-13.4).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
     pub(crate) enum Plugin {
@@ -73,7 +73,7 @@ impl Plugin {
     }
 }
 
-listed! {
+ordered! {
     /// Who wrote a reply. A query is given to one after the other in this order, which is that of their plugins.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) enum Author {
