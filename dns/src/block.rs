@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::future::BoxFuture;
-use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
@@ -22,6 +22,7 @@ use crate::request::Request;
 use crate::rewrite::{Rewrite, Rewritten};
 use crate::stats::{Counters, Peers};
 use crate::template::Template;
+use crate::wire::{Extent, Received};
 use crate::zone::{LONGEST_ALIAS_CHAIN, View};
 
 /// How the queries for a domain are answered.
@@ -193,8 +194,9 @@ impl Block {
             return Reply::error(ResponseCode::ServFail);
         }
         let (rewritten, query) = self.rewritten(query);
-        let asker = Asker { blocks, block: self, request, view, hops: 0, dry: false };
         let paths = self.config.autopath.as_ref().and_then(|autopath| autopath.paths(&query.name, request, view));
+        let unchanged = rewritten.is_none() && paths.is_none();
+        let asker = Asker { blocks, block: self, request, view, hops: 0, unchanged, dry: false };
         let mut reply = match paths {
             None => asker.ask(&query).await,
             Some(paths) => asker.complete(&query, paths).await,
@@ -232,6 +234,8 @@ pub(crate) struct Asker<'a> {
     pub(crate) view: &'a View,
     /// Aliases that have been followed.
     pub(crate) hops: usize,
+    /// The reply is for the question as the client asked it, and nothing is added to it or changed in it.
+    pub(crate) unchanged: bool,
     /// For explanations: no upstream is asked, and nothing is counted.
     pub(crate) dry: bool,
 }
@@ -277,7 +281,7 @@ impl Asker<'_> {
         Box::pin(async move {
             let next = block_of(self.blocks, &target).filter(|_| self.hops < LONGEST_ALIAS_CHAIN);
             let Some(block) = next else { return alias };
-            let next = Asker { block, hops: self.hops + 1, ..*self };
+            let next = Asker { block, hops: self.hops + 1, unchanged: false, ..*self };
             let mut beyond = next.ask(&Query::query(target, query.query_type)).await;
             if beyond.rcode == ResponseCode::ServFail || matches!(beyond.why, Some(ForwardError::Busy)) {
                 return beyond;
@@ -369,7 +373,7 @@ impl Asker<'_> {
             };
         }
         match self.block.forwarder.resolve(&self.outgoing(query.clone())).await {
-            Ok(told) => self.pass_on(told),
+            Ok(told) => self.pass_on(told, query),
             Err(error) => failure(error),
         }
     }
@@ -380,27 +384,33 @@ impl Asker<'_> {
             query,
             recursion_desired: metadata.recursion_desired,
             checking_disabled: metadata.checking_disabled,
-            authentic_data: metadata.authentic_data,
-            dnssec_ok: self.request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
+            dnssec_ok: self.request.edns.map(|edns| edns.dnssec_ok),
             client: self.request.client.ip(),
         }
     }
 
     /// The upstream's reply as ours. AA stays clear, so that it is the same from the cache; AD is passed on to those
     /// who asked for it (RFC 6840 5.8).
-    fn pass_on(&self, Told { message, cached }: Told) -> Reply {
-        let Message { metadata, answers, authorities, additionals, .. } = message;
+    fn pass_on(&self, told: Told, query: &Query) -> Reply {
         let wants_ad = self.request.metadata.authentic_data || self.request.dnssec_ok();
-        Reply {
-            rcode: metadata.response_code,
-            origin: Origin::Upstream { authentic: metadata.authentic_data && wants_ad },
-            author: if cached { Author::Cache } else { Author::Forward },
-            why: None,
-            asks: None,
-            truncated: metadata.truncation,
-            answers,
-            authorities,
-            additionals,
+        let of_upstream = |author, rcode, authentic| Reply {
+            origin: Origin::Upstream { authentic: authentic && wants_ad },
+            author,
+            ..Reply::error(rcode)
+        };
+        match told {
+            Told::Now(Received { rcode, authentic, extent, edns: _, sections }) => {
+                let truncated = extent == Extent::Truncated;
+                Reply { truncated, ..of_upstream(Author::Forward, rcode, authentic).with(sections) }
+            }
+            Told::Before(kept) => {
+                let reply = of_upstream(Author::Cache, kept.rcode(), kept.authentic());
+                if self.unchanged && kept.packed().may_be_copied() {
+                    Reply { kept: Some(kept), ..reply }
+                } else {
+                    reply.with(kept.sections(query))
+                }
+            }
         }
     }
 }

@@ -4,12 +4,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::op::{Query, ResponseCode};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use moka::notification::RemovalCause;
 use moka::sync::Cache as Table;
 
 use crate::stats::{Counters, Kind};
+use crate::wire::{Age, Extent, Packed, Received, Sections};
 
 /// The TTL of a stale answer (RFC 8767 section 4).
 const STALE_TTL: u32 = 30;
@@ -82,11 +83,48 @@ pub(crate) struct Key {
     pub(crate) checking_disabled: bool,
 }
 
+impl Key {
+    fn query(&self) -> Query {
+        let mut query = Query::query(self.name.clone(), self.rtype);
+        query.set_query_class(DNSClass::IN);
+        query
+    }
+}
+
+/// An answer from the cache, as octets.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    entry: Arc<Entry>,
+    age: Age,
+}
+
+impl Kept {
+    pub(crate) fn rcode(&self) -> ResponseCode {
+        self.entry.rcode
+    }
+
+    pub(crate) fn authentic(&self) -> bool {
+        self.entry.authentic
+    }
+
+    pub(crate) fn packed(&self) -> &Packed {
+        &self.entry.packed
+    }
+
+    pub(crate) fn age(&self) -> Age {
+        self.age
+    }
+
+    /// Its records, the owner names spelled as asked (DNS-9.3).
+    pub(crate) fn sections(&self, query: &Query) -> Sections {
+        self.entry.packed.sections(query, self.age)
+    }
+}
+
 /// An answer whose TTL has not expired.
 #[derive(Debug)]
 pub(crate) struct Hit {
-    /// Aged, its owner names spelled as asked (DNS-9.3).
-    pub(crate) message: Message,
+    pub(crate) kept: Kept,
     /// The caller must ask the upstream again; no other caller gets this flag for this entry.
     pub(crate) refresh: bool,
 }
@@ -99,14 +137,17 @@ pub(crate) struct Cache {
     counters: Arc<Counters>,
 }
 
+#[derive(Debug)]
 struct Entry {
-    message: Message,
+    packed: Packed,
+    rcode: ResponseCode,
+    authentic: bool,
     stored: Instant,
     lifetime: Duration,
     demand: Mutex<Demand>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Demand {
     hits: u32,
     last: Option<Instant>,
@@ -125,7 +166,7 @@ impl Cache {
                     counted.cache_evictions.of(kind).add_one();
                 }
             };
-            let builder = builder.weigher(|_: &Key, entry: &Arc<Entry>| weight(&entry.message));
+            let builder = builder.weigher(|_: &Key, entry: &Arc<Entry>| weight(&entry.packed));
             builder.eviction_listener(evicted).build()
         };
         let (success, denial) = (table(config.success, Kind::Success), table(config.denial, Kind::Denial));
@@ -142,8 +183,8 @@ impl Cache {
         if refresh {
             self.counters.cache_prefetches.add_one();
         }
-        let age = now.saturating_duration_since(entry.stored);
-        Some(Hit { message: entry.told(key, |ttl| aged(ttl, entry.lifetime, age)), refresh })
+        let age = Age::Seconds(seconds(now.saturating_duration_since(entry.stored)));
+        Some(Hit { kept: Kept { entry, age }, refresh })
     }
 
     /// Whether there is an expired answer for when no upstream answers.
@@ -152,22 +193,22 @@ impl Cache {
     }
 
     /// The expired answer, for when no upstream answers.
-    pub(crate) fn get_stale(&self, key: &Key, now: Instant) -> Option<Message> {
+    pub(crate) fn get_stale(&self, key: &Key, now: Instant) -> Option<Kept> {
         let entry = self.find_stale(key, now)?;
         self.counters.cache_stale.add_one();
-        Some(entry.told(key, |_| STALE_TTL))
+        Some(Kept { entry, age: Age::Expired(STALE_TTL) })
     }
 
-    /// Keeps `message` if it has a TTL (DNS-14.2, DNS-14.3), and lowers its TTLs to the time that it is kept: the
+    /// Keeps `answer` if it has a TTL (DNS-14.2, DNS-14.3), and lowers its TTLs to the time that it is kept: the
     /// client must not keep it longer than we do. A failure does not replace an answer that can still be used.
-    pub(crate) fn put(&self, key: Key, message: &mut Message, now: Instant) {
-        let Some((kind, lifetime)) = self.config.lifetime(key.rtype, message) else { return };
+    pub(crate) fn put(&self, key: Key, answer: &mut Received, now: Instant) {
+        let Some((kind, lifetime)) = self.config.lifetime(key.rtype, answer) else { return };
         let least = match kind {
             Kind::Success => seconds(self.config.success.shortest),
             Kind::Denial => seconds(self.config.denial.shortest),
         };
-        for record in message.answers.iter_mut().chain(&mut message.authorities).chain(&mut message.additionals) {
-            record.ttl = aged(record.ttl.max(least), lifetime, Duration::ZERO);
+        for record in answer.sections.all_mut() {
+            record.ttl = record.ttl.max(least).min(seconds(lifetime));
         }
         let unkept = match kind {
             Kind::Success => &self.config.no_success,
@@ -176,12 +217,12 @@ impl Cache {
         if unkept.iter().any(|domain| domain.zone_of(&key.name)) {
             return;
         }
-        if is_failure(message.metadata.response_code) && self.find_stale(&key, now).is_some() {
+        if is_failure(answer.rcode) && self.find_stale(&key, now).is_some() {
             return;
         }
-        let mut message = message.clone();
-        message.edns = None; // made anew for each client (DNS-14.7)
-        let entry = Arc::new(Entry { message, stored: now, lifetime, demand: Mutex::default() });
+        let Some(packed) = Packed::new(&answer.sections, &key.query()) else { return };
+        let (rcode, authentic) = (answer.rcode, answer.authentic);
+        let entry = Arc::new(Entry { packed, rcode, authentic, stored: now, lifetime, demand: Mutex::default() });
         let (table, other) = match kind {
             Kind::Success => (&self.success, &self.denial),
             Kind::Denial => (&self.denial, &self.success),
@@ -201,7 +242,7 @@ impl Cache {
     fn find_stale(&self, key: &Key, now: Instant) -> Option<Arc<Entry>> {
         let (_, entry) = self.find(key)?;
         let over = now.saturating_duration_since(entry.stored).saturating_sub(entry.lifetime);
-        let useful = over < self.config.stale && !is_failure(entry.message.metadata.response_code);
+        let useful = over < self.config.stale && !is_failure(entry.rcode);
         useful.then_some(entry)
     }
 
@@ -213,19 +254,19 @@ impl Cache {
 
 impl CacheConfig {
     /// Where a message is kept, and for how long; `None` if it is not.
-    fn lifetime(&self, rtype: RecordType, message: &Message) -> Option<(Kind, Duration)> {
-        if message.metadata.truncation {
+    fn lifetime(&self, rtype: RecordType, answer: &Received) -> Option<(Kind, Duration)> {
+        if answer.extent != Extent::Whole {
             return None;
         }
-        let rcode = message.metadata.response_code;
+        let (rcode, sections) = (answer.rcode, &answer.sections);
         if is_failure(rcode) {
             return (!self.failure.is_zero()).then_some((Kind::Denial, self.failure));
         }
         let wanted = |record: &Record| rtype == RecordType::ANY || record.record_type() == rtype;
-        let (kind, bounds, ttl) = if rcode == ResponseCode::NoError && message.answers.iter().any(wanted) {
-            (Kind::Success, self.success, smallest_ttl(message)?)
+        let (kind, bounds, ttl) = if rcode == ResponseCode::NoError && sections.answers.iter().any(wanted) {
+            (Kind::Success, self.success, smallest_ttl(sections)?)
         } else if [ResponseCode::NoError, ResponseCode::NXDomain].contains(&rcode) {
-            (Kind::Denial, self.denial, smallest_ttl(message)?.min(negative_ttl(message)?))
+            (Kind::Denial, self.denial, smallest_ttl(sections)?.min(negative_ttl(sections)?))
         } else {
             return None;
         };
@@ -250,26 +291,10 @@ impl Entry {
         let due = left * 100 < self.lifetime * prefetch.percent && demand.hits >= prefetch.hits;
         due && !std::mem::replace(&mut demand.refreshing, true)
     }
-
-    fn told(&self, key: &Key, ttl: impl Fn(u32) -> u32) -> Message {
-        let mut message = self.message.clone();
-        for record in message.answers.iter_mut().chain(&mut message.authorities).chain(&mut message.additionals) {
-            record.ttl = ttl(record.ttl);
-            if record.name == key.name {
-                record.name = key.name.clone();
-            }
-        }
-        message
-    }
 }
 
 fn seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
-}
-
-/// A TTL `age` after it was received; a client must not keep an answer longer than we do.
-fn aged(ttl: u32, lifetime: Duration, age: Duration) -> u32 {
-    ttl.min(seconds(lifetime)).saturating_sub(seconds(age))
 }
 
 /// The upstream has no answer, and says so.
@@ -277,24 +302,20 @@ pub(crate) fn is_failure(rcode: ResponseCode) -> bool {
     [ResponseCode::ServFail, ResponseCode::NotImp].contains(&rcode)
 }
 
-fn smallest_ttl(message: &Message) -> Option<u32> {
-    let records = message.answers.iter().chain(&message.authorities).chain(&message.additionals);
-    records.map(|record| record.ttl).min()
+fn smallest_ttl(sections: &Sections) -> Option<u32> {
+    sections.all().map(|record| record.ttl).min()
 }
 
 /// How long the SOA lets an absence be kept (RFC 2308 section 5).
-fn negative_ttl(message: &Message) -> Option<u32> {
-    message.authorities.iter().find_map(|record: &Record| {
+fn negative_ttl(sections: &Sections) -> Option<u32> {
+    sections.authorities.iter().find_map(|record: &Record| {
         let RData::SOA(soa) = &record.data else { return None };
         Some(record.ttl.min(soa.minimum))
     })
 }
 
-/// Records are kept as they are read, which takes far more room than their octets in a message.
-fn weight(message: &Message) -> u32 {
-    let records = message.answers.len() + message.authorities.len() + message.additionals.len();
-    let octets = message.to_vec().map_or_else(|_| usize::from(u16::MAX), |wire| wire.len());
-    let size = size_of::<Entry>() + size_of::<Key>() + records * size_of::<Record>() + octets;
+fn weight(packed: &Packed) -> u32 {
+    let size = size_of::<Entry>() + size_of::<Key>() + packed.size();
     u32::try_from(size / USUAL_SIZE + 1).unwrap_or(u32::MAX)
 }
 

@@ -117,7 +117,7 @@ async fn explain(blocks: &[Arc<Block>], request: &Request, view: &View) -> Expla
 
 async fn explain_block(block: &Block, blocks: &[Arc<Block>], request: &Request, view: &View) -> Explanation {
     let (rewritten, query) = block.rewritten(&request.query);
-    let mut reply = Asker { blocks, block, request, view, hops: 0, dry: true }.ask(&query).await;
+    let mut reply = Asker { blocks, block, request, view, hops: 0, unchanged: false, dry: true }.ask(&query).await;
     let reason = reason(block, &reply, &query, view);
     let asks = reply.asks.take();
     if let Some(rewritten) = &rewritten {

@@ -15,16 +15,17 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, Query};
+use hickory_proto::op::Query;
 use hickory_proto::rr::Name;
 use shunt_serving::admission::Admission;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::cache::{Cache, CacheConfig, Key, is_failure};
+use crate::cache::{Cache, CacheConfig, Kept, Key, is_failure};
 use crate::names;
 use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
+use crate::wire::Received;
 pub(crate) use exchange::UDP_PAYLOAD;
 use group::Group;
 pub(crate) use group::Policy;
@@ -162,7 +163,6 @@ pub(crate) struct Outgoing {
     pub(crate) query: Query,
     pub(crate) recursion_desired: bool,
     pub(crate) checking_disabled: bool,
-    pub(crate) authentic_data: bool,
     /// The DO bit, if the client speaks EDNS.
     pub(crate) dnssec_ok: Option<bool>,
     /// The client, which shares the places with other clients.
@@ -183,9 +183,11 @@ pub(crate) enum ForwardError {
 
 /// An upstream's answer, and where it comes from.
 #[derive(Debug)]
-pub(crate) struct Told {
-    pub(crate) message: Message,
-    pub(crate) cached: bool,
+pub(crate) enum Told {
+    /// The upstream, just now.
+    Now(Received),
+    /// The cache.
+    Before(Kept),
 }
 
 pub(crate) struct Forwarder {
@@ -301,26 +303,26 @@ impl Forwarder {
         self.counters.forwarded.add_one();
         // Without RD an upstream answers from its own data only, which is not the answer for other clients.
         let Some(cache) = self.cache.as_ref().filter(|_| outgoing.recursion_desired) else {
-            return self.ask(&group, &way.places, outgoing).await.map(fresh);
+            return self.ask(&group, &way.places, outgoing).await.map(Told::Now);
         };
         let key = key(outgoing);
         if let Some(hit) = cache.get(&key, Instant::now()) {
             if hit.refresh {
                 self.refresh(group, Arc::clone(&way.places), outgoing.clone());
             }
-            return Ok(Told { message: hit.message, cached: true });
+            return Ok(Told::Before(hit.kept));
         }
         let answer = if cache.has_stale(&key, Instant::now()) {
             self.ask_for_a_moment(group, Arc::clone(&way.places), outgoing.clone()).await
         } else {
             self.ask_and_keep(&group, &way.places, outgoing).await
         };
-        if answer.as_ref().is_ok_and(|message| !is_failure(message.metadata.response_code)) {
-            return answer.map(fresh);
+        if answer.as_ref().is_ok_and(|received| !is_failure(received.rcode)) {
+            return answer.map(Told::Now);
         }
         match cache.get_stale(&key, Instant::now()) {
-            Some(message) => Ok(Told { message, cached: true }),
-            None => answer.map(fresh),
+            Some(kept) => Ok(Told::Before(kept)),
+            None => answer.map(Told::Now),
         }
     }
 
@@ -338,7 +340,7 @@ impl Forwarder {
         group: Arc<Group>,
         places: Arc<Admission>,
         outgoing: Outgoing,
-    ) -> Result<Message, ForwardError> {
+    ) -> Result<Received, ForwardError> {
         if group.is_down() {
             return Err(ForwardError::NoAnswer(None)); // probes notice when one answers again
         }
@@ -355,15 +357,15 @@ impl Forwarder {
         group: &Group,
         places: &Arc<Admission>,
         outgoing: &Outgoing,
-    ) -> Result<Message, ForwardError> {
-        let mut message = self.ask(group, places, outgoing).await?;
+    ) -> Result<Received, ForwardError> {
+        let mut received = self.ask(group, places, outgoing).await?;
         if let Some(cache) = &self.cache {
-            cache.put(key(outgoing), &mut message, Instant::now());
+            cache.put(key(outgoing), &mut received, Instant::now());
         }
-        Ok(message)
+        Ok(received)
     }
 
-    async fn ask(&self, group: &Group, places: &Arc<Admission>, outgoing: &Outgoing) -> Result<Message, ForwardError> {
+    async fn ask(&self, group: &Group, places: &Arc<Admission>, outgoing: &Outgoing) -> Result<Received, ForwardError> {
         let Some(_place) = places.enter(outgoing.client) else {
             self.counters.forward_rejects.add_one();
             return Err(ForwardError::Busy);
@@ -371,9 +373,9 @@ impl Forwarder {
         let mut last = None;
         // Cancelling mid-way is safe: a connection in use is closed with its try.
         match timeout(OVERALL, group.ask(outgoing, &self.counters, &mut last)).await {
-            Ok(Some(mut message)) => {
-                bailiwick::keep_what_was_asked(&mut message, &outgoing.query.name);
-                Ok(message)
+            Ok(Some(mut received)) => {
+                bailiwick::keep_what_was_asked(&mut received, &outgoing.query.name);
+                Ok(received)
             }
             Ok(None) | Err(_) => {
                 self.counters.forward_failures.add_one();
@@ -385,10 +387,6 @@ impl Forwarder {
     fn way(&self, name: &Name) -> Option<&Way> {
         self.ways.iter().find(|way| way.route.takes(name))
     }
-}
-
-fn fresh(message: Message) -> Told {
-    Told { message, cached: false }
 }
 
 fn key(outgoing: &Outgoing) -> Key {

@@ -30,6 +30,7 @@ mod sockets;
 mod stats;
 mod template;
 mod upstream;
+mod wire;
 mod zone;
 
 pub use answer::{Absence, Answer, Records};

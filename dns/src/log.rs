@@ -36,7 +36,7 @@ pub(crate) enum Class {
 impl Class {
     fn includes(self, reply: &Reply) -> bool {
         let is = |rcodes: &[ResponseCode]| rcodes.contains(&reply.rcode);
-        let denial = is(&[ResponseCode::NXDomain]) || (is(&[ResponseCode::NoError]) && reply.answers.is_empty());
+        let denial = is(&[ResponseCode::NXDomain]) || (is(&[ResponseCode::NoError]) && !reply.has_answers());
         let error = !is(&[ResponseCode::NoError, ResponseCode::NXDomain]);
         match self {
             Self::All => true,
@@ -74,7 +74,7 @@ fn line(request: &Request, reply: &Reply, length: usize, took: Duration) -> Stri
         crate::names::text(&request.query.name).to_ascii_lowercase(),
         request.length,
         request.dnssec_ok(),
-        request.edns.as_ref().map_or(512, hickory_proto::op::Edns::max_payload),
+        request.edns.map_or(512, |edns| edns.payload),
         crate::stats::rcode_name(reply.rcode),
         flags(request, reply),
         took.as_secs_f64(),

@@ -8,10 +8,12 @@ use hickory_proto::rr::{RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
+use crate::cache::Kept;
 use crate::forward::ForwardError;
 use crate::plugin::Author;
 use crate::request::{Request, Transport};
-use record::Written;
+use crate::wire::{self, Sections};
+pub(crate) use record::Written;
 
 /// A datagram that every client takes (RFC 1035).
 const SMALLEST_PAYLOAD: u16 = 512;
@@ -29,6 +31,8 @@ pub(crate) struct Reply {
     /// For explanations: the upstreams that would be asked.
     pub(crate) asks: Option<String>,
     pub(crate) truncated: bool,
+    /// The records as octets; those below are none then.
+    pub(crate) kept: Option<Kept>,
     pub(crate) answers: Vec<Record>,
     pub(crate) authorities: Vec<Record>,
     pub(crate) additionals: Vec<Record>,
@@ -59,6 +63,15 @@ impl Reply {
         Self { origin: Origin::Cluster, author, ..Self::default() }
     }
 
+    /// The same with these records.
+    pub(crate) fn with(self, Sections { answers, authorities, additionals }: Sections) -> Self {
+        Self { kept: None, answers, authorities, additionals, ..self }
+    }
+
+    pub(crate) fn has_answers(&self) -> bool {
+        self.kept.as_ref().map_or(!self.answers.is_empty(), |kept| kept.packed().has_answers())
+    }
+
     /// It only reports that there is no view of the cluster yet (DNS-11.3).
     pub(crate) fn is_ignorant(&self) -> bool {
         self.rcode == ResponseCode::ServFail && self.author == Author::Kubernetes
@@ -67,7 +80,9 @@ impl Reply {
     /// The header of this reply to `request`.
     pub(crate) fn metadata(&self, request: &Request) -> Metadata {
         let mut metadata = Metadata::response_from_request(&request.metadata);
-        metadata.response_code = self.rcode;
+        // What needs OPT cannot be told without.
+        let told = self.rcode.high() == 0 || request.edns.is_some();
+        metadata.response_code = if told { self.rcode } else { ResponseCode::ServFail };
         metadata.authoritative = self.origin == Origin::Cluster;
         metadata.truncation = self.truncated;
         metadata.authentic_data = self.origin == Origin::Upstream { authentic: true };
@@ -93,7 +108,17 @@ impl Reply {
             Transport::Udp => edns.as_ref().map_or(SMALLEST_PAYLOAD, Edns::max_payload), // DNS-9.13
             Transport::Tcp => u16::MAX,
         };
-        self.fit(request, limit - edns.as_ref().map_or(0, |_| OPT_LENGTH));
+        let room = limit - edns.as_ref().map_or(0, |_| OPT_LENGTH);
+        if let Some(kept) = &self.kept {
+            if kept.packed().reply_size(&request.query) <= usize::from(room)
+                && let Some(wire) = self.copy(kept, request, edns.as_ref())
+            {
+                return wire;
+            }
+            let sections = kept.sections(&request.query);
+            *self = std::mem::take(self).with(sections);
+        }
+        self.fit(request, room);
         let mut wire = Vec::with_capacity(usize::from(SMALLEST_PAYLOAD));
         match self.emit(request, edns.as_ref(), u16::MAX, &mut wire) {
             Ok(_) => wire,
@@ -103,6 +128,28 @@ impl Reply {
                 header_only(&request.metadata, ResponseCode::ServFail)
             }
         }
+    }
+
+    /// As bytes, copied from the cache.
+    fn copy(&self, kept: &Kept, request: &Request, edns: Option<&Edns>) -> Option<Vec<u8>> {
+        let packed = kept.packed();
+        let mut wire = Vec::with_capacity(packed.reply_size(&request.query) + usize::from(OPT_LENGTH));
+        let [answers, authorities, additionals] = packed.counts();
+        let additionals = additionals.checked_add(u16::from(edns.is_some()))?;
+        let counts = HeaderCounts { queries: 1, answers, authorities, additionals };
+        Header { metadata: self.metadata(request), counts }.emit(&mut BinEncoder::new(&mut wire)).ok()?;
+        wire::append_question(&mut wire, &request.query);
+        packed.append_to(&mut wire, kept.age());
+        if let Some(edns) = edns {
+            // Root, type, payload, upper bits of the rcode and version, flags, no options (RFC 6891 section 6.1.2).
+            let [payload, flags] = [edns.max_payload(), u16::from(edns.flags().dnssec_ok) << 15].map(u16::to_be_bytes);
+            wire.extend([0, 0, 41]);
+            wire.extend(payload);
+            wire.extend([self.rcode.high(), 0]);
+            wire.extend(flags);
+            wire.extend([0, 0]);
+        }
+        Some(wire)
     }
 
     /// Drops records from the end until the reply leaves room for its OPT, which hickory writes last and would lose
@@ -195,10 +242,10 @@ fn record_at_most(record: &Record) -> usize {
 
 /// The OPT of the reply, if the query had one (DNS-9.9).
 fn edns_for(request: &Request, payload: u16) -> Option<Edns> {
-    let asked = request.edns.as_ref()?;
+    let asked = request.edns?;
     let mut edns = Edns::new();
     edns.set_version(0)
-        .set_max_payload(asked.max_payload().min(payload).max(SMALLEST_PAYLOAD))
-        .set_dnssec_ok(asked.flags().dnssec_ok);
+        .set_max_payload(asked.payload.min(payload).max(SMALLEST_PAYLOAD))
+        .set_dnssec_ok(asked.dnssec_ok);
     Some(edns)
 }

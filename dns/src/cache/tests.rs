@@ -2,8 +2,6 @@
 
 use std::net::Ipv4Addr;
 
-use hickory_proto::op::{OpCode, Query};
-
 use super::*;
 use crate::records;
 
@@ -12,13 +10,9 @@ fn key(name: &str) -> Key {
     Key { name, rtype: RecordType::A, dnssec_ok: false, checking_disabled: false }
 }
 
-fn response(rcode: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Message {
-    let mut message = Message::response(7, OpCode::Query);
-    message.metadata.response_code = rcode;
-    message.add_query(Query::query(key("www.example.").name, RecordType::A));
-    message.answers = answers;
-    message.authorities = authorities;
-    message
+fn response(rcode: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Received {
+    let sections = Sections { answers, authorities, additionals: Vec::new() };
+    Received { rcode, sections, ..Received::default() }
 }
 
 fn address(ttl: u32) -> Record {
@@ -37,18 +31,20 @@ fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-fn ttl(message: &Message) -> u32 {
-    assert_eq!(message.answers.iter().filter(|r| r.name.to_ascii() != "WWW.example.").count(), 0); // DNS-9.3
-    message.answers.iter().chain(&message.authorities).map(|record| record.ttl).min().unwrap_or_default()
+/// The smallest, for a client that asks for `WWW.example.`.
+fn ttl(kept: &Kept) -> u32 {
+    let sections = kept.sections(&key("WWW.example.").query());
+    assert_eq!(sections.answers.iter().filter(|r| r.name.to_ascii() != "WWW.example.").count(), 0); // DNS-9.3
+    sections.all().map(|record| record.ttl).min().unwrap_or_default()
 }
 
 /// The TTL seen `after` seconds, `None` if the cache does not answer.
 #[track_caller]
-fn check(message: &Message, after: u64, wanted: Option<u32>) {
+fn check(answer: &Received, after: u64, wanted: Option<u32>) {
     let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
-    cache.put(key("www.example."), &mut message.clone(), start);
+    cache.put(key("www.example."), &mut answer.clone(), start);
     let found = cache.get(&key("WWW.example."), start + seconds(after));
-    assert_eq!(found.map(|hit| ttl(&hit.message)), wanted, "{message}");
+    assert_eq!(found.map(|hit| ttl(&hit.kept)), wanted, "{answer:?}");
 }
 
 #[test]
@@ -81,15 +77,14 @@ fn a_failure_is_kept_for_five_seconds() {
 
 #[test]
 fn truncated_answers_are_not_kept() {
-    let mut message = response(ResponseCode::NoError, vec![address(20)], vec![]);
-    message.metadata.truncation = true;
-    check(&message, 0, None);
+    let answer = response(ResponseCode::NoError, vec![address(20)], vec![]);
+    check(&Received { extent: Extent::Truncated, ..answer }, 0, None);
 }
 
 #[test]
 fn the_last_answer_counts() {
     let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
-    let rcode = || cache.get(&key("www.example."), start).unwrap().message.metadata.response_code;
+    let rcode = || cache.get(&key("www.example."), start).unwrap().kept.rcode();
     cache.put(key("www.example."), &mut response(ResponseCode::NoError, vec![address(20)], vec![]), start);
     cache.put(key("www.example."), &mut response(ResponseCode::NXDomain, vec![], vec![soa(20)]), start);
     assert_eq!(rcode(), ResponseCode::NXDomain);
@@ -101,7 +96,7 @@ fn the_last_answer_counts() {
 #[test]
 fn an_old_answer_serves_when_there_is_no_other() {
     let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
-    let stale = |after| cache.get_stale(&key("WWW.example."), start + seconds(after)).map(|message| ttl(&message));
+    let stale = |after| cache.get_stale(&key("WWW.example."), start + seconds(after)).map(|kept| ttl(&kept));
     assert_eq!(stale(0), None);
     cache.put(key("www.example."), &mut response(ResponseCode::NoError, vec![address(3600)], vec![]), start);
     assert_eq!(stale(31), Some(30));
@@ -134,15 +129,19 @@ fn an_answer_in_demand_is_asked_for_again_once() {
 
 #[test]
 fn large_answers_take_the_room_of_several() {
-    assert_eq!(weight(&response(ResponseCode::NoError, vec![address(1)], vec![])), 1);
-    // A thousand octets on the wire are many more in memory.
-    assert!(weight(&response(ResponseCode::NoError, vec![address(1); 58], vec![])) > 4);
+    let weight_of = |count| {
+        let answer = response(ResponseCode::NoError, vec![address(1); count], vec![]);
+        weight(&Packed::new(&answer.sections, &key("www.example.").query()).unwrap())
+    };
+    assert_eq!(weight_of(1), 1);
+    // 16 octets each, 2 for the place of the TTL and 2 for that of the address.
+    assert_eq!(weight_of(450), 5);
 }
 
 #[test]
 fn the_first_client_keeps_an_answer_no_longer_than_the_cache() {
     let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
-    let mut message = response(ResponseCode::NoError, vec![address(86_400)], vec![]);
-    cache.put(key("www.example."), &mut message, start);
-    assert_eq!(message.answers[0].ttl, 30);
+    let mut answer = response(ResponseCode::NoError, vec![address(86_400)], vec![]);
+    cache.put(key("www.example."), &mut answer, start);
+    assert_eq!(answer.sections.answers[0].ttl, 30);
 }

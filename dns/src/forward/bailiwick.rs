@@ -5,39 +5,20 @@
 
 use std::collections::HashSet;
 
-use hickory_proto::op::Message;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-/// Aliases of aliases, in the worst order; resolvers follow no more either.
-const LONGEST_CHAIN: usize = 16;
+use crate::wire::{Received, Sections, chain, layout};
 
-/// Drops all other records.
-pub(super) fn keep_what_was_asked(message: &mut Message, asked: &Name) {
-    let chain = chain(&message.answers, asked);
-    message.answers.retain(|record| is_of(record, &chain));
-    message.authorities.retain(|record| is_above(record, &chain));
-    let hosts: HashSet<&Name> = message.answers.iter().chain(&message.authorities).filter_map(host).collect();
-    message.additionals.retain(|record| hosts.contains(&record.name) || chain.contains(&record.name));
-}
-
-/// The asked name, and what aliases make of it.
-fn chain(answers: &[Record], asked: &Name) -> HashSet<Name> {
-    let mut chain = HashSet::from([asked.clone()]);
-    // Servers may order aliases as they like; each round finds one more at least.
-    for _ in 0..LONGEST_CHAIN {
-        let before = chain.len();
-        for record in answers {
-            #[expect(clippy::wildcard_enum_match_arm, reason = "no other type makes an alias")]
-            match &record.data {
-                RData::CNAME(target) if chain.contains(&record.name) => drop(chain.insert(target.0.clone())),
-                _ => {}
-            }
-        }
-        if chain.len() == before {
-            break;
-        }
-    }
-    chain
+/// Drops all other records. What is left out may have been part of what the upstream validated.
+pub(super) fn keep_what_was_asked(received: &mut Received, asked: &Name) {
+    let Sections { answers, authorities, additionals } = &mut received.sections;
+    let before = answers.len() + authorities.len() + additionals.len();
+    let chain = chain(answers, asked);
+    answers.retain(|record| is_of(record, &chain));
+    authorities.retain(|record| is_above(record, &chain));
+    let hosts: HashSet<Name> = answers.iter().chain(authorities.iter()).filter_map(host).collect();
+    additionals.retain(|record| hosts.contains(&record.name) || chain.contains(&record.name));
+    received.authentic &= before == answers.len() + authorities.len() + additionals.len();
 }
 
 /// It is about a name of the chain, or a DNAME that made one of them.
@@ -53,21 +34,23 @@ fn is_above(record: &Record, chain: &HashSet<Name>) -> bool {
 }
 
 /// The host whose addresses a client will want next.
-fn host(record: &Record) -> Option<&Name> {
+fn host(record: &Record) -> Option<Name> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "no other type leads to a host")]
     match &record.data {
-        RData::SRV(srv) => Some(&srv.target),
-        RData::MX(mx) => Some(&mx.exchange),
-        RData::NS(ns) => Some(&ns.0),
-        RData::SVCB(svcb) => Some(&svcb.target_name),
-        RData::HTTPS(https) => Some(&https.0.target_name),
+        RData::SRV(srv) => Some(srv.target.clone()),
+        RData::MX(mx) => Some(mx.exchange.clone()),
+        RData::NS(ns) => Some(ns.0.clone()),
+        RData::Unknown { code: code @ (RecordType::SVCB | RecordType::HTTPS | RecordType::NAPTR), rdata } => {
+            // `.` stands for the owner (RFC 9460 section 2.5).
+            layout::first_name(*code, &rdata.anything)
+                .map(|target| if target.is_root() { record.name.clone() } else { target })
+        }
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::op::{MessageType, OpCode};
     use hickory_proto::rr::rdata::{A, CNAME, MX, NS, SOA};
 
     use super::*;
@@ -94,14 +77,17 @@ mod tests {
     #[track_caller]
     fn check(asked: &str, sections: [&[&str]; 3]) {
         let records = |texts: &[&str]| texts.iter().map(|text| record(text.trim_start_matches('-'))).collect();
-        let mut message = Message::new(1, MessageType::Response, OpCode::Query);
-        [message.answers, message.authorities, message.additionals] = sections.map(records);
-        keep_what_was_asked(&mut message, &name(asked));
+        let [answers, authorities, additionals] = sections.map(records);
+        let sections_read = Sections { answers, authorities, additionals };
+        let mut received = Received { authentic: true, sections: sections_read, ..Received::default() };
+        keep_what_was_asked(&mut received, &name(asked));
         let kept = |texts: &[&str]| -> Vec<Record> {
             texts.iter().filter(|text| !text.starts_with('-')).map(|text| record(text)).collect()
         };
-        let wanted = sections.map(kept);
-        assert_eq!([message.answers, message.authorities, message.additionals], wanted, "{asked} {sections:?}");
+        let [answers, authorities, additionals] = sections.map(kept);
+        assert_eq!(received.sections, Sections { answers, authorities, additionals }, "{asked} {sections:?}");
+        let dropped = sections.iter().copied().flatten().any(|text| text.starts_with('-'));
+        assert_eq!(received.authentic, !dropped, "{asked} {sections:?}");
     }
 
     #[test]

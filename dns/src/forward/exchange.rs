@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 
 use super::Outgoing;
+use crate::wire::Received;
 
 /// What we can take in one datagram (DNS flag day 2020).
 pub(crate) const UDP_PAYLOAD: u16 = 1232;
@@ -47,8 +48,8 @@ impl TryError {
 
 /// How a received message relates to the question.
 enum Arrival {
-    Answer(Box<Message>),
-    /// It is for the question, but cannot be parsed.
+    Answer(Box<Received>),
+    /// It is for the question, but what cannot be read in it may be the answer.
     Unreadable,
     /// It is not for the question.
     Foreign,
@@ -66,7 +67,7 @@ impl Exchange {
         let mut request = Message::new(rand::random(), MessageType::Query, OpCode::Query);
         request.metadata.recursion_desired = outgoing.recursion_desired;
         request.metadata.checking_disabled = outgoing.checking_disabled;
-        request.metadata.authentic_data = outgoing.authentic_data;
+        request.metadata.authentic_data = true; // what it validated is kept for all clients (RFC 6840 section 5.7)
         request.add_query(outgoing.query.clone());
         if let Some(dnssec_ok) = outgoing.dnssec_ok {
             let mut edns = Edns::new();
@@ -79,7 +80,7 @@ impl Exchange {
 
     /// Over UDP. A socket per query: a random port besides the random id makes a forged reply hard to hit (RFC 5452),
     /// and connecting it turns ICMP errors into immediate ones.
-    pub(super) async fn over_udp(&self, upstream: SocketAddr) -> Result<Message, TryError> {
+    pub(super) async fn over_udp(&self, upstream: SocketAddr) -> Result<Received, TryError> {
         let any = match upstream {
             SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
@@ -100,7 +101,7 @@ impl Exchange {
     }
 
     /// Over a stream that no other question uses meanwhile, each message after its length (RFC 1035 section 4.2.2).
-    pub(super) async fn over(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Message, TryError> {
+    pub(super) async fn over(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Received, TryError> {
         let length = u16::try_from(self.wire.len()).or(Err(TryError::TooLong))?;
         stream.write_all(&[length.to_be_bytes().as_slice(), &self.wire].concat()).await?;
         stream.flush().await?;
@@ -129,6 +130,7 @@ impl Exchange {
         if question.as_ref() != self.request.queries.first() && !bare_error {
             return Arrival::Foreign;
         }
-        Message::from_vec(wire).map_or(Arrival::Unreadable, |answer| Arrival::Answer(Box::new(answer)))
+        let received = self.request.queries.first().and_then(|query| Received::read(wire, query));
+        received.map_or(Arrival::Unreadable, |received| Arrival::Answer(Box::new(received)))
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hickory_proto::op::Message;
 use hickory_proto::rr::Name;
 use rand::seq::SliceRandom as _;
 
@@ -11,6 +10,7 @@ use super::Outgoing;
 use super::peer::{Health, Peer};
 use crate::stats::Counters;
 use crate::upstream::Upstream;
+use crate::wire::Received;
 
 /// Tries, if there are fewer upstreams than this: a datagram may be lost.
 const MIN_TRIES: usize = 3;
@@ -62,14 +62,14 @@ impl Group {
         outgoing: &Outgoing,
         counters: &Counters,
         last: &mut Option<String>,
-    ) -> Option<Message> {
+    ) -> Option<Received> {
         let order = self.order();
         if !order.is_empty() && order.iter().all(|peer| peer.health() == Health::Down) {
             counters.all_upstreams_down.add_one();
         }
         for peer in order.iter().cycle().take(order.len().max(MIN_TRIES)) {
             let error = match peer.ask(outgoing).await {
-                Ok(message) => return Some(message),
+                Ok(received) => return Some(received),
                 Err(error) => error,
             };
             let failed = format!("{}: {}", peer.upstream(), shunt_model::with_causes(&error));

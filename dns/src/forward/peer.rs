@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, Query};
+use hickory_proto::op::Query;
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
@@ -17,6 +17,7 @@ use super::Outgoing;
 use super::exchange::{Exchange, TryError};
 use crate::stats::PeerCounters;
 use crate::upstream::Upstream;
+use crate::wire::{Extent, Received};
 
 /// How long one upstream may take over one transport (DNS-15.2).
 const PER_TRY: Duration = Duration::from_secs(2);
@@ -164,12 +165,12 @@ impl Peer {
     }
 
     /// One try. After a failure the upstream is asked again and again in the background until it answers.
-    pub(super) async fn ask(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Message, TryError> {
+    pub(super) async fn ask(self: &Arc<Self>, outgoing: &Outgoing) -> Result<Received, TryError> {
         let start = Instant::now();
         let answer = self.try_once(outgoing).await;
         match &answer {
-            Ok(message) => {
-                self.metrics.answered(message.metadata.response_code, start.elapsed());
+            Ok(received) => {
+                self.metrics.answered(received.rcode, start.elapsed());
                 self.answered();
             }
             Err(error) if error.is_the_upstreams() => {
@@ -183,7 +184,7 @@ impl Peer {
         answer
     }
 
-    async fn try_once(&self, outgoing: &Outgoing) -> Result<Message, TryError> {
+    async fn try_once(&self, outgoing: &Outgoing) -> Result<Received, TryError> {
         let exchange = Exchange::new(outgoing)?;
         let over_stream = within(PER_TRY, self.over_stream(&exchange));
         if self.upstream.tls.is_some() || self.force_tcp {
@@ -191,7 +192,7 @@ impl Peer {
         }
         match within(PER_TRY, exchange.over_udp(self.upstream.address)).await {
             // Better a cut answer, marked as such, than none: TCP may be blocked on the way.
-            Ok(cut) if cut.metadata.truncation => Ok(over_stream.await.unwrap_or(cut)),
+            Ok(cut) if cut.extent != Extent::Whole => Ok(over_stream.await.unwrap_or(cut)),
             // It may have been longer than our buffer.
             Err(TryError::Unreadable) => over_stream.await.or(Err(TryError::Unreadable)),
             answered => answered,
@@ -199,7 +200,7 @@ impl Peer {
     }
 
     /// Over a connection that rested, or if it was closed meanwhile or is silent, over a new one (DNS-15.4).
-    async fn over_stream(&self, exchange: &Exchange) -> Result<Message, TryError> {
+    async fn over_stream(&self, exchange: &Exchange) -> Result<Received, TryError> {
         if let Some(mut stream) = self.rested() {
             if let Ok(answer) = within(MUTE, exchange.over(&mut stream)).await {
                 self.metrics.connections_used_again.add_one();
@@ -319,7 +320,6 @@ fn question(name: Name, rtype: RecordType) -> Outgoing {
         query: Query::query(name, rtype),
         recursion_desired: true,
         checking_disabled: false,
-        authentic_data: false,
         dnssec_ok: None,
         client: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     }

@@ -11,15 +11,19 @@ use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 const POINTER: u16 = 0xc000 | 12;
 
 /// A record in the reply to a question for `asked`.
-pub(in crate::reply) struct Written<'a> {
+pub(crate) struct Written<'a> {
     record: &'a Record,
     asked: &'a Name,
 }
 
 impl<'a> Written<'a> {
+    pub(crate) fn new(record: &'a Record, asked: &'a Name) -> Self {
+        Self { record, asked }
+    }
+
     /// All of a section.
     pub(in crate::reply) fn all(records: &'a [Record], asked: &'a Name) -> Vec<Self> {
-        records.iter().map(|record| Self { record, asked }).collect()
+        records.iter().map(|record| Self::new(record, asked)).collect()
     }
 }
 

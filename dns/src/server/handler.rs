@@ -225,7 +225,7 @@ fn is_transfer(rtype: RecordType) -> bool {
 
 /// What is refused whatever the name is (DNS-9.7, DNS-9.10).
 fn refusal(request: &Request) -> Option<ResponseCode> {
-    if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+    if request.edns.is_some_and(|edns| edns.version > 0) {
         Some(ResponseCode::BADVERS)
     } else if request.query.query_class != DNSClass::IN {
         Some(ResponseCode::Refused)
