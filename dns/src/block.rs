@@ -319,11 +319,16 @@ impl Asker<'_> {
     }
 
     fn templated(&self, query: &Query) -> Option<Reply> {
-        let reply = self.block.config.templates.iter().find_map(|template| template.answer(query, self.request))?;
-        if !self.dry {
-            self.block.counters.template_matched(query.query_type);
+        let block = self.block;
+        for template in &block.config.templates {
+            if let Some(reply) = template.answer(query, self.request) {
+                if !self.dry {
+                    block.counters.template_matched(query.query_type);
+                }
+                return Some(reply);
+            }
         }
-        Some(reply)
+        None
     }
 
     /// Turns the zone's answer into a reply; `None` where the zone's answer requires an upstream.
