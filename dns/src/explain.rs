@@ -142,7 +142,8 @@ fn reason(block: &Block, reply: &Reply, query: &Query, view: &View) -> String {
         false => "not a name of the cluster".to_owned(),
     };
     match (reply.author.reason(reply.rcode), &reply.why) {
-        (Some(reason), _) => reason.to_owned(),
+        (Some(reason), None) => reason.to_owned(),
+        (Some(_), Some(why)) => why.to_string(),
         (None, Some(why)) => format!("{}, and {why}", verdict()),
         (None, None) => verdict(),
     }
