@@ -16,11 +16,12 @@ use crate::errors::{Errors, ErrorsConfig};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
+use crate::plugin::{Author, Plugin};
 use crate::records;
 use crate::reply::{Origin, Reply};
 use crate::request::Request;
 use crate::rewrite::{Rewrite, Rewritten};
-use crate::stats::{Author, Counters, Peers};
+use crate::stats::{Counters, Peers};
 use crate::template::Template;
 use crate::wire::{Extent, Received};
 use crate::zone::{LONGEST_ALIAS_CHAIN, View};
@@ -48,8 +49,8 @@ pub struct BlockConfig {
     pub(crate) autopath: Option<autopath::AutopathConfig>,
     /// Which clients may transfer which zones.
     pub transfer: Option<Transfer>,
-    /// The longest reply over UDP, in octets.
-    pub(crate) udp_payload: u16,
+    /// The longest reply over UDP, in octets, if it is not the usual one.
+    pub(crate) bufsize: Option<u16>,
 }
 
 /// Zones that clients may transfer as a whole.
@@ -110,7 +111,7 @@ impl BlockConfig {
             errors: None,
             autopath: None,
             transfer: None,
-            udp_payload: UDP_PAYLOAD,
+            bufsize: None,
         }
     }
 
@@ -119,6 +120,31 @@ impl BlockConfig {
     pub fn usual(cluster_domain: Name, forward: ForwardConfig) -> Self {
         let kubernetes = Some(Kubernetes::usual(cluster_domain));
         Self { kubernetes, forward, ..Self::new(Name::root()) }
+    }
+
+    /// The longest reply over UDP, in octets.
+    pub(crate) fn udp_payload(&self) -> u16 {
+        self.bufsize.unwrap_or(UDP_PAYLOAD)
+    }
+
+    /// Whether queries pass through this part.
+    pub(crate) fn has(&self, plugin: Plugin) -> bool {
+        match plugin {
+            Plugin::Prometheus | Plugin::Loadbalance => true,
+            // Settings of the server.
+            Plugin::Reload | Plugin::Bind | Plugin::Debug | Plugin::Ready | Plugin::Health => false,
+            Plugin::Bufsize => self.bufsize.is_some(),
+            Plugin::Errors => self.errors.is_some(),
+            Plugin::Log => self.log.is_some(),
+            Plugin::Cache => self.forward.cache.is_some(),
+            Plugin::Rewrite => !self.rewrites.is_empty(),
+            Plugin::Autopath => self.autopath.is_some(),
+            Plugin::Template => !self.templates.is_empty(),
+            Plugin::Transfer => self.transfer.is_some(),
+            Plugin::Hosts => self.hosts.is_some(),
+            Plugin::Kubernetes => self.kubernetes.is_some(),
+            Plugin::Loop | Plugin::Forward => !self.forward.routes.is_empty(),
+        }
     }
 }
 
@@ -283,27 +309,44 @@ impl Asker<'_> {
 
     /// Asks one handler after the other.
     async fn ask_once(&self, query: &Query) -> Reply {
+        for handler in Author::ALL {
+            if let Some(reply) = self.ask_handler(*handler, query).await {
+                return reply;
+            }
+        }
+        failure(ForwardError::NoUpstreams)
+    }
+
+    /// `None` if the handler has no answer and the next must be asked.
+    async fn ask_handler(&self, handler: Author, query: &Query) -> Option<Reply> {
+        match handler {
+            Author::Template => self.templated(query),
+            Author::Hosts => self.block.hosts.as_ref()?.answer(query),
+            Author::Kubernetes => {
+                let kubernetes = self.block.config.kubernetes.as_ref()?;
+                self.of_cluster(query, kubernetes, kubernetes.zone_of(&query.name)?).await
+            }
+            Author::Forward => Some(self.forwarded(query).await),
+            // The forwarder asks its cache itself.
+            Author::Cache | Author::Server => None,
+        }
+    }
+
+    fn templated(&self, query: &Query) -> Option<Reply> {
         let block = self.block;
         for template in &block.config.templates {
             if let Some(reply) = template.answer(query, self.request) {
                 if !self.dry {
                     block.counters.template_matched(query.query_type);
                 }
-                return reply;
+                return Some(reply);
             }
         }
-        if let Some(reply) = block.hosts.as_ref().and_then(|hosts| hosts.answer(query)) {
-            return reply;
-        }
-        let kubernetes = block.config.kubernetes.as_ref();
-        match kubernetes.and_then(|kubernetes| Some((kubernetes, kubernetes.zone_of(&query.name)?))) {
-            None => self.forwarded(query).await,
-            Some((kubernetes, zone)) => self.of_cluster(query, kubernetes, zone).await,
-        }
+        None
     }
 
-    /// Turns the zone's answer into a reply; asks an upstream where the zone's answer requires it.
-    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Reply {
+    /// Turns the zone's answer into a reply; `None` where the zone's answer requires an upstream.
+    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Option<Reply> {
         let cluster = Reply::cluster(Author::Kubernetes);
         // A reverse zone may be a part of the tree that the address lies in (DNS-5.4).
         let soa_here = |soa: Record| {
@@ -312,7 +355,7 @@ impl Asker<'_> {
         // Upstreams may know (DNS-3.11, DNS-5.5), even while we do not (DNS-11.4).
         let falls_through =
             || kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name)) && self.can_forward(&query.name);
-        match self.view.zone.answer(&query.name, query.query_type) {
+        Some(match self.view.zone.answer(&query.name, query.query_type) {
             Answer::Records(Records { answers, authority, additionals }) => {
                 Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster }
             }
@@ -322,13 +365,13 @@ impl Asker<'_> {
                 let asked = query.query_type == RecordType::SOA;
                 if asked { Reply { answers: soa, ..cluster } } else { Reply { authorities: soa, ..cluster } }
             }
-            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through() => self.forwarded(query).await,
+            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through() => return None,
             Answer::NxDomain { soa, why: _ } | Answer::UnknownAddress { soa } => {
                 Reply { rcode: self.absence(), authorities: vec![soa_here(soa)], ..cluster }
             }
             Answer::Alias { chain, target } => self.follow(Reply { answers: chain, ..cluster }, query, target).await,
-            Answer::NotOurs => self.forwarded(query).await,
-        }
+            Answer::NotOurs => return None,
+        })
     }
 
     /// Absence is only a fact once the cluster is known (DNS-11.3).

@@ -1,6 +1,7 @@
 //! An existing Corefile as configuration (DNS-13.1…13.6). A directive that this server does not support is refused
 //! by name and line, so that no setting is silently without effect.
 
+mod braces;
 mod glob;
 mod plugins;
 mod reload;
@@ -201,3 +202,6 @@ mod tests;
 
 #[cfg(test)]
 mod corpus;
+
+#[cfg(test)]
+mod directives;

@@ -11,7 +11,7 @@ use crate::block::{Asker, Block, Blocks, block_of};
 use crate::reply::Reply;
 use crate::request::{Request, Transport};
 use crate::search::{Candidate, candidates, likely};
-use crate::stats::{Author, rcode_name};
+use crate::stats::rcode_name;
 use crate::zone::View;
 
 /// A reply with its reason.
@@ -142,16 +142,10 @@ fn reason(block: &Block, reply: &Reply, query: &Query, view: &View) -> String {
         true => view.zone.answer(&query.name, query.query_type).reason(),
         false => "not a name of the cluster".to_owned(),
     };
-    match (reply.author, reply.rcode) {
-        (Author::Hosts, ResponseCode::NXDomain) => {
-            "hosts of the Corefile are for this name, but do not have it".to_owned()
-        }
-        (Author::Hosts, _) => "from hosts of the Corefile".to_owned(),
-        (Author::Template, _) => "from a template of the Corefile".to_owned(),
-        (Author::Server, _) => match &reply.why {
-            Some(why) => format!("{}, and {why}", verdict()),
-            None => verdict(),
-        },
-        (Author::Kubernetes | Author::Forward | Author::Cache, _) => verdict(),
+    match (reply.author.reason(reply.rcode), &reply.why) {
+        (Some(reason), None) => reason.to_owned(),
+        (Some(_), Some(why)) => why.to_string(),
+        (None, Some(why)) => format!("{}, and {why}", verdict()),
+        (None, None) => verdict(),
     }
 }

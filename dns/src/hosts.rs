@@ -12,9 +12,9 @@ use hickory_proto::rr::{Name, Record, RecordType};
 use shunt_model::Stamp;
 
 use crate::names;
+use crate::plugin::Author;
 use crate::records;
 use crate::reply::Reply;
-use crate::stats::Author;
 
 /// Which names, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ pub mod http;
 mod log;
 mod metrics;
 mod names;
+mod plugin;
 mod question;
 mod records;
 mod reply;

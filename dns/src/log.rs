@@ -116,7 +116,7 @@ mod tests {
     use hickory_proto::rr::RecordType;
 
     use super::*;
-    use crate::stats::Author;
+    use crate::plugin::Author;
 
     #[track_caller]
     fn check(client: &str, wanted: &str) {

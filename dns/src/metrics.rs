@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 use shunt_model::{ClusterIps, Snapshot};
 
 use crate::block::{Block, Blocks};
+use crate::plugin::Plugin;
 use crate::request::Transport;
 use crate::stats::{Counter, Counters, Dropped, HealthCounters, Kind, Peers, Stats};
 
@@ -258,8 +259,8 @@ fn queries(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[(St
     let mut family = encoder.encode_descriptor("dns_responses", "Replies", None, MetricType::Counter)?;
     for (zone, block) in blocks {
         for (author, rcode, count) in block.responses() {
-            let labels =
-                [("server", server), ("zone", zone), ("view", ""), ("rcode", &rcode), ("plugin", author.plugin())];
+            let plugin = author.plugin().map_or("", Plugin::name);
+            let labels = [("server", server), ("zone", zone), ("view", ""), ("rcode", &rcode), ("plugin", plugin)];
             one(&mut family, &labels, count)?;
         }
     }

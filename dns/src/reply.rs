@@ -10,8 +10,8 @@ use rand::seq::SliceRandom;
 
 use crate::cache::Kept;
 use crate::forward::ForwardError;
+use crate::plugin::Author;
 use crate::request::{Request, Transport};
-use crate::stats::Author;
 use crate::wire::{self, Sections};
 pub(crate) use record::Written;
 

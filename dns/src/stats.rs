@@ -11,6 +11,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
+use crate::plugin::Author;
 use crate::request::Transport;
 
 /// Rcodes 0–15 fit the header; of the extended ones only BADVERS (16) is ever sent by us.
@@ -67,36 +68,6 @@ pub struct Stats {
     pub tcp_rejects: u64,
     /// Replies that could not be sent.
     pub send_failures: u64,
-}
-
-/// Who wrote a reply, by the name of CoreDNS's plugin for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Author {
-    /// The server itself: an error.
-    #[default]
-    Server,
-    Kubernetes,
-    Forward,
-    Cache,
-    Hosts,
-    Template,
-}
-
-impl Author {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Server, Self::Kubernetes, Self::Forward, Self::Cache, Self::Hosts, Self::Template];
-
-    /// As the label `plugin` has it.
-    pub(crate) fn plugin(self) -> &'static str {
-        match self {
-            Self::Server => "",
-            Self::Kubernetes => "kubernetes",
-            Self::Forward => "forward",
-            Self::Cache => "cache",
-            Self::Hosts => "hosts",
-            Self::Template => "template",
-        }
-    }
 }
 
 /// The counters of a server block.
@@ -291,9 +262,9 @@ impl Counters {
 
     /// The replies so far: author, rcode, count.
     pub(crate) fn responses(&self) -> impl Iterator<Item = (Author, String, u64)> {
-        Author::ALL.into_iter().zip(&self.responses).flat_map(|(author, rcodes)| {
+        Author::ALL.iter().zip(&self.responses).flat_map(|(author, rcodes)| {
             let counted = (0_u16..).zip(rcodes).filter(|(_, counter)| counter.get() > 0);
-            counted.map(move |(code, counter)| (author, rcode_name(code.into()), counter.get()))
+            counted.map(move |(code, counter)| (*author, rcode_name(code.into()), counter.get()))
         })
     }
 

@@ -5,9 +5,9 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use regex::{Captures, Regex};
 
 use crate::names;
+use crate::plugin::Author;
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::stats::Author;
 
 /// What is answered to which questions.
 #[derive(Clone, Debug)]

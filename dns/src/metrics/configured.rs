@@ -9,41 +9,21 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::{Metrics, plain};
-use crate::block::{Block, BlockConfig};
+use crate::block::Block;
 use crate::hosts::Hosts;
+use crate::plugin::Plugin;
 
-/// Which parts a block has, by the names of CoreDNS's plugins and in its order (DNS-13.4).
+/// The parts that queries of a block pass through.
 pub(super) fn plugins(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics, blocks: &[Arc<Block>]) -> fmt::Result {
     let mut family = encoder.encode_descriptor("plugin_enabled", "Parts of a server block", None, MetricType::Gauge)?;
     for block in blocks {
         let zone = crate::names::text(&block.config.domain);
-        for name in names(&block.config) {
-            let labels = [("server", metrics.server.as_str()), ("zone", &zone), ("view", ""), ("name", name)];
+        for plugin in Plugin::ALL.iter().filter(|plugin| block.config.has(**plugin)) {
+            let labels = [("server", metrics.server.as_str()), ("zone", &zone), ("view", ""), ("name", plugin.name())];
             ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
         }
     }
     Ok(())
-}
-
-fn names(config: &BlockConfig) -> impl Iterator<Item = &'static str> {
-    let forward = !config.forward.routes.is_empty();
-    [
-        ("prometheus", true),
-        ("errors", config.errors.is_some()),
-        ("log", config.log.is_some()),
-        ("loadbalance", true),
-        ("rewrite", !config.rewrites.is_empty()),
-        ("autopath", config.autopath.is_some()),
-        ("cache", config.forward.cache.is_some()),
-        ("template", !config.templates.is_empty()),
-        ("transfer", config.transfer.is_some()),
-        ("hosts", config.hosts.is_some()),
-        ("kubernetes", config.kubernetes.is_some()),
-        ("loop", forward),
-        ("forward", forward),
-    ]
-    .into_iter()
-    .filter_map(|(name, enabled)| enabled.then_some(name))
 }
 
 /// Equal on all servers that run the same text.

@@ -15,9 +15,10 @@ use crate::block::{Block, Blocks, block_of};
 use crate::explain::Explainer;
 use crate::forward::UDP_PAYLOAD;
 use crate::metrics::Metrics;
+use crate::plugin::Author;
 use crate::reply::{Reply, header_only};
 use crate::request::{NoQuestion, Request, Transport};
-use crate::stats::{Author, Counters};
+use crate::stats::Counters;
 use crate::zone::{View, Zone};
 
 /// Records of a message of a transfer: even the longest then fit what TCP takes.
@@ -132,7 +133,7 @@ impl Handler {
 
     fn written(&self, block: Option<&Arc<Block>>, request: &Request, reply: &mut Reply) -> Vec<u8> {
         reply.shuffle();
-        let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload));
+        let wire = reply.encode(request, block.map_or(UDP_PAYLOAD, |block| block.config.udp_payload()));
         self.replied(block, request, reply, wire.len());
         wire
     }
@@ -186,7 +187,7 @@ impl Handler {
             return None;
         }
         asked(&block.counters, request);
-        let payload = block.config.udp_payload;
+        let payload = block.config.udp_payload();
         let soa = vec![view.zone.soa_record()];
         let mut reply = Reply { answers: soa, ..Reply::cluster(Author::Kubernetes) };
         let messages = if query.query_type == RecordType::IXFR && request.serial == Some(view.zone.serial()) {
