@@ -28,6 +28,7 @@ mod server;
 mod sockets;
 mod stats;
 mod template;
+mod types;
 mod upstream;
 mod zone;
 
@@ -42,6 +43,7 @@ pub use names::{NameError, absolute, text as name_text};
 pub use request::Transport;
 pub use server::{Answerer, ServeError, Server, ServerConfig, Sockets, serve, serve_on};
 pub use stats::Stats;
+pub use types::{record_type, type_name};
 pub use upstream::{Upstream, UpstreamError, Upstreams};
 pub use zone::{PodMode, View, Zone, ZoneConfig};
 
