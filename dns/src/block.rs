@@ -1,7 +1,7 @@
 //! A server block: how the queries for a domain are answered, handler by handler in CoreDNS's order (DNS-13.4).
 
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 
 use futures::future::BoxFuture;
 use hickory_proto::op::{Message, Query, ResponseCode};
@@ -11,14 +11,14 @@ use ipnet::IpNet;
 
 use crate::answer::{Answer, Records};
 use crate::autopath;
-use crate::errors::{Errors, ErrorsConfig};
+use crate::errors::{Errors, ErrorsConfig, Failure};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
 use crate::records;
 use crate::reply::{Origin, Reply};
 use crate::request::Request;
-use crate::rewrite::{Rewrite, Rewritten};
+use crate::rewrite::{NoName, Rewrite, Rewritten};
 use crate::stats::{Author, Counters, Peers};
 use crate::template::Template;
 use crate::zone::{LONGEST_ALIAS_CHAIN, View};
@@ -148,6 +148,8 @@ pub(crate) struct Block {
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) hosts: Option<Hosts>,
     pub(crate) errors: Option<Errors>,
+    /// Without `errors` it is logged once that the configuration does not fit a name.
+    pub(crate) misfit: Once,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -157,7 +159,7 @@ impl Block {
         let forwarder = Arc::new(forwarder);
         let hosts = config.hosts.clone().map(Hosts::new);
         let errors = config.errors.clone().map(Errors::new);
-        Ok(Self { config, forwarder, hosts, errors, counters })
+        Ok(Self { config, forwarder, hosts, errors, misfit: Once::new(), counters })
     }
 
     /// The reply to a question for this block. `blocks` are all blocks of the server: an alias may lead to another one.
@@ -166,7 +168,10 @@ impl Block {
         if query.query_type == RecordType::HINFO && self.forwarder.meet(&query.name) {
             return Reply::error(ResponseCode::ServFail);
         }
-        let (rewritten, query) = self.rewritten(query);
+        let (rewritten, query) = match self.rewritten(query) {
+            Ok(rewritten) => rewritten,
+            Err(no_name) => return Reply { why: Some(no_name.into()), ..Reply::error(ResponseCode::ServFail) },
+        };
         let asker = Asker { blocks, block: self, request, view, hops: 0, dry: false };
         let paths = self.config.autopath.as_ref().and_then(|autopath| autopath.paths(&query.name, request, view));
         let mut reply = match paths {
@@ -180,11 +185,11 @@ impl Block {
     }
 
     /// The question after the rewrite rules.
-    pub(crate) fn rewritten(&self, query: &Query) -> (Option<Rewritten<'_>>, Query) {
-        let rewritten = Rewritten::new(&self.config.rewrites, &query.name);
+    pub(crate) fn rewritten(&self, query: &Query) -> Result<(Option<Rewritten<'_>>, Query), NoName> {
+        let rewritten = Rewritten::new(&self.config.rewrites, &query.name)?;
         let name = rewritten.as_ref().map_or(&query.name, |rewritten| &rewritten.name);
         let query = Query::query(name.clone(), query.query_type);
-        (rewritten, query)
+        Ok((rewritten, query))
     }
 
     /// Whether the client may transfer the zone that it asks for.
@@ -253,7 +258,9 @@ impl Asker<'_> {
             let Some(block) = next else { return alias };
             let next = Asker { block, hops: self.hops + 1, ..*self };
             let mut beyond = next.ask(&Query::query(target, query.query_type)).await;
-            if beyond.rcode == ResponseCode::ServFail || matches!(beyond.why, Some(ForwardError::Busy)) {
+            if beyond.rcode == ResponseCode::ServFail
+                || matches!(beyond.why, Some(Failure::Forward(ForwardError::Busy)))
+            {
                 return beyond;
             }
             alias.answers.append(&mut beyond.answers);
@@ -269,7 +276,7 @@ impl Asker<'_> {
         for template in &block.config.templates {
             if let Some(reply) = template.answer(query, self.request) {
                 if !self.dry {
-                    block.counters.template_matched(query.query_type);
+                    block.counters.template_matched(template.type_for(query));
                 }
                 return reply;
             }
@@ -384,5 +391,5 @@ fn failure(error: ForwardError) -> Reply {
         ForwardError::NoUpstreams | ForwardError::Busy => ResponseCode::Refused,
         ForwardError::NoAnswer(_) => ResponseCode::ServFail,
     };
-    Reply { why: Some(error), ..Reply::error(rcode) }
+    Reply { why: Some(error.into()), ..Reply::error(rcode) }
 }

@@ -86,7 +86,9 @@ impl Handler {
     /// A panic is a bug of ours and must only fail the query that caused it: the same thread answers other queries.
     async fn unbroken<T>(&self, request: &Request, work: impl Future<Output = T>) -> Option<T> {
         let done = AssertUnwindSafe(work).catch_unwind().await;
-        done.inspect_err(|_| self.panicked(&request.query.to_string())).ok()
+        let query = &request.query;
+        let asked = || format!("{} {}", crate::names::text(&query.name), crate::types::type_name(query.query_type));
+        done.inspect_err(|_| self.panicked(&asked())).ok()
     }
 
     fn panicked(&self, asked: &str) {
@@ -122,8 +124,14 @@ impl Handler {
         if let Some(log) = block.and_then(|block| block.config.log.as_ref()) {
             log.log(request, reply, length, took);
         }
-        if let (Some(why), Some(errors)) = (&reply.why, block.and_then(|block| block.errors.as_ref())) {
-            errors.tell(&request.query, reply.rcode, why);
+        if let (Some(why), Some(block)) = (&reply.why, block) {
+            match &block.errors {
+                Some(errors) => errors.tell(&request.query, reply.rcode, why),
+                None if why.is_of_configuration() => block.misfit.call_once(|| {
+                    tracing::warn!(%why, "a query failed; with `errors` in its server block each such query is logged");
+                }),
+                None => {}
+            }
         }
     }
 
