@@ -73,8 +73,8 @@ pub(crate) enum AnswerPart {
     Value,
 }
 
-/// A rule makes no name of the one that is asked for, so that nothing can be asked. The reason is part of the text: this
-/// is logged in one line, and its first words are CoreDNS's.
+/// A rule makes no name of the one that is asked for, so that nothing can be asked. The reason is part of the text:
+/// this is logged in one line, and its first words are CoreDNS's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid name after rewrite: the rule {rule:?} makes no name of {}: {reason}", names::text(.name))]
 pub(crate) struct NoName {
@@ -271,7 +271,7 @@ impl Step<'_> {
     fn back(&self, name: &Name) -> Option<Name> {
         let units = match &self.rule.rule {
             NameRule::Suffix(from, to) => {
-                // With a dot in front the domain itself has a suffix that begins with a dot: it is the owner of the SOA.
+                // With a dot in front the domain itself, which owns the SOA, has a suffix that begins with a dot.
                 let units = [vec![Unit::Dot], units_of(name)].concat();
                 let new = [before(&units, to)?, from].concat();
                 new.strip_prefix(&[Unit::Dot]).unwrap_or(&new).to_vec()

@@ -16,7 +16,7 @@ use crate::running::Program;
 /// A record as it goes over the wire: section, owner, type, and data with names in full.
 type Raw = (usize, &'static str, u16, Vec<u8>);
 
-/// An upstream that says the same to all questions, and remembers the names it was asked for. Stops with its last owner.
+/// An upstream that says the same to all questions, and remembers the names it was asked for. Stops with its owner.
 struct Upstream {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -266,8 +266,8 @@ async fn a_name_that_would_be_too_long_fails_and_is_told_of() {
     let upstream = Upstream::start(0, Vec::new()).await;
     let text = |errors: &str| {
         format!(
-            ".:53 {{\n {errors}\n rewrite name suffix .lab.test .very-much-longer.test\n template IN TXT made.test {{\n \
-             answer \"{{{{ .Name }}}} 60 IN TXT one\"\n additional \"x.y.z.{{{{ .Name }}}} 60 IN A 192.0.2.1\"\n }}\n \
+            ".:53 {{\n {errors}\n rewrite name suffix .lab.test .very-much-longer.test\n template IN TXT made.test \
+             {{\n answer \"{{{{ .Name }}}} 60 IN TXT one\"\n additional \"x.y.z.{{{{ .Name }}}} 60 IN A 192.0.2.1\"\n }}\n \
              forward . {}\n}}\n",
             upstream.address
         )
@@ -363,4 +363,37 @@ async fn templates_answer_for_any_name_and_for_any() {
         };
         assert_eq!(told, wanted, "{} {rtype}", name_text(&absolute(asked).unwrap()));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_take_names_of_any_octets() {
+    let upstream = Upstream::start(0, Vec::new()).await;
+    let manifests = tempfile::tempdir().unwrap();
+    let stub = |domain: &str| format!("{domain}={}", upstream.address);
+    let program = Program::start(&[
+        "--manifests",
+        manifests.path().to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--upstream",
+        "",
+        "--cluster-domain",
+        r"My Lab.b\195\188ro",
+        "--stub-domain",
+        &stub("0/25.2.0.192.in-addr.arpa"),
+        "--stub-domain",
+        &stub("a=b c.test"),
+    ]);
+    program.line("serving DNS");
+    let ask = async |name: &str, rtype| {
+        let name = absolute(&name.replace(' ', r"\032")).unwrap();
+        client::udp(program.dns(), &client::question(&name, rtype)).await
+    };
+    for name in ["1.0/25.2.0.192.in-addr.arpa", "Web.A=B C.test"] {
+        assert_eq!(ask(name, RecordType::PTR).await.metadata.response_code, ResponseCode::NoError, "{name}");
+        assert_eq!(upstream.asked(), [octets(name)], "{name}");
+    }
+    let apex = texts(&ask("my lab.büro", RecordType::SOA).await).remove(0);
+    assert!(apex.starts_with(r"my\ lab.b\195\188ro. SOA ns.dns.my\ lab.b\195\188ro. "), "{apex}");
+    assert_eq!(ask("b.test", RecordType::PTR).await.metadata.response_code, ResponseCode::Refused);
 }
