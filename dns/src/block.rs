@@ -1,7 +1,7 @@
 //! A server block: how the queries for a domain are answered, handler by handler in CoreDNS's order (DNS-13.4).
 
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 
 use futures::future::BoxFuture;
 use hickory_proto::op::{Query, ResponseCode};
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::answer::{Answer, Records};
 use crate::autopath;
 use crate::cache::Kept;
-use crate::errors::{Errors, ErrorsConfig};
+use crate::errors::{Errors, ErrorsConfig, Failure};
 use crate::forward::{ForwardConfig, ForwardError, Forwarder, Outgoing, TlsError, Told, UDP_PAYLOAD};
 use crate::hosts::{Hosts, HostsConfig};
 use crate::log::LogConfig;
@@ -20,7 +20,7 @@ use crate::plugin::{Author, Plugin};
 use crate::records;
 use crate::reply::{Origin, Reply};
 use crate::request::Request;
-use crate::rewrite::{Rewrite, Rewritten};
+use crate::rewrite::{NoName, Rewrite, Rewritten};
 use crate::stats::{Counters, Peers};
 use crate::template::Template;
 use crate::wire::{Extent, Received};
@@ -176,6 +176,8 @@ pub(crate) struct Block {
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) hosts: Option<Hosts>,
     pub(crate) errors: Option<Errors>,
+    /// Without `errors` it is logged once that the configuration does not fit a name.
+    pub(crate) misfit: Once,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -185,7 +187,7 @@ impl Block {
         let forwarder = Arc::new(forwarder);
         let hosts = config.hosts.clone().map(Hosts::new);
         let errors = config.errors.clone().map(Errors::new);
-        Ok(Self { config, forwarder, hosts, errors, counters })
+        Ok(Self { config, forwarder, hosts, errors, misfit: Once::new(), counters })
     }
 
     /// The reply to a question for this block. `blocks` are all blocks of the server: an alias may lead to another one.
@@ -194,7 +196,10 @@ impl Block {
         if query.query_type == RecordType::HINFO && self.forwarder.meet(&query.name) {
             return Reply::error(ResponseCode::ServFail);
         }
-        let (rewritten, query) = self.rewritten(query);
+        let (rewritten, query) = match self.rewritten(query) {
+            Ok(rewritten) => rewritten,
+            Err(no_name) => return Reply { why: Some(no_name.into()), ..Reply::error(ResponseCode::ServFail) },
+        };
         let paths = self.config.autopath.as_ref().and_then(|autopath| autopath.paths(&query.name, request, view));
         let unchanged = rewritten.is_none() && paths.is_none();
         let asker = Asker { blocks, block: self, request, view, hops: 0, unchanged, dry: false };
@@ -222,11 +227,11 @@ impl Block {
     }
 
     /// The question after the rewrite rules.
-    pub(crate) fn rewritten(&self, query: &Query) -> (Option<Rewritten<'_>>, Query) {
-        let rewritten = Rewritten::new(&self.config.rewrites, &query.name);
+    pub(crate) fn rewritten(&self, query: &Query) -> Result<(Option<Rewritten<'_>>, Query), NoName> {
+        let rewritten = Rewritten::new(&self.config.rewrites, &query.name)?;
         let name = rewritten.as_ref().map_or(&query.name, |rewritten| &rewritten.name);
         let query = Query::query(name.clone(), query.query_type);
-        (rewritten, query)
+        Ok((rewritten, query))
     }
 
     /// Whether the client may transfer the zone that it asks for.
@@ -297,7 +302,9 @@ impl Asker<'_> {
             let Some(block) = next else { return alias };
             let next = Asker { block, hops: self.hops + 1, unchanged: false, ..*self };
             let mut beyond = next.ask(&Query::query(target, query.query_type)).await;
-            if beyond.rcode == ResponseCode::ServFail || matches!(beyond.why, Some(ForwardError::Busy)) {
+            if beyond.rcode == ResponseCode::ServFail
+                || matches!(beyond.why, Some(Failure::Forward(ForwardError::Busy)))
+            {
                 return beyond;
             }
             alias.answers.append(&mut beyond.answers);
@@ -337,7 +344,7 @@ impl Asker<'_> {
         for template in &block.config.templates {
             if let Some(reply) = template.answer(query, self.request) {
                 if !self.dry {
-                    block.counters.template_matched(query.query_type);
+                    block.counters.template_matched(template.type_for(query));
                 }
                 return Some(reply);
             }
@@ -449,5 +456,5 @@ fn failure(error: ForwardError) -> Reply {
         ForwardError::NoUpstreams | ForwardError::Busy => ResponseCode::Refused,
         ForwardError::NoAnswer(_) => ResponseCode::ServFail,
     };
-    Reply { why: Some(error), ..Reply::error(rcode) }
+    Reply { why: Some(error.into()), ..Reply::error(rcode) }
 }

@@ -10,8 +10,32 @@ use shunt_model::GoDuration;
 use tokio::task::JoinSet;
 
 use crate::forward::ForwardError;
+use crate::rewrite::NoName;
+use crate::template::NoRecord;
+use crate::types::type_name;
 
 const TARGET: &str = "plugin/errors";
+
+/// Why a reply is not what the client asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    #[error(transparent)]
+    Rewrite(#[from] NoName),
+    #[error(transparent)]
+    Template(#[from] NoRecord),
+}
+
+impl Failure {
+    /// The configuration does not fit the name that was asked for.
+    pub(crate) fn is_of_configuration(&self) -> bool {
+        match self {
+            Self::Forward(_) => false,
+            Self::Rewrite(_) | Self::Template(_) => true,
+        }
+    }
+}
 
 /// How failures are logged: one line each, except for these.
 #[derive(Clone, Debug, Default)]
@@ -63,10 +87,10 @@ impl Errors {
     }
 
     /// In CoreDNS's format and under its target, because saved searches of logs look for them.
-    pub(crate) fn tell(&self, query: &Query, rcode: ResponseCode, why: &ForwardError) {
+    pub(crate) fn tell(&self, query: &Query, rcode: ResponseCode, why: &Failure) {
         let Some(sum) = self.sums.iter().find(|sum| sum.config.fits(why)) else {
             let (rcode, name) = (u16::from(rcode), crate::names::text(&query.name).to_ascii_lowercase());
-            tracing::error!(target: TARGET, "{rcode} {name} {}: {why}", query.query_type);
+            tracing::error!(target: TARGET, "{rcode} {name} {}: {why}", type_name(query.query_type));
             return;
         };
         if sum.count.fetch_add(1, Ordering::Relaxed) > 0 {
@@ -83,12 +107,12 @@ impl Errors {
 }
 
 impl Consolidation {
-    fn fits(&self, why: &ForwardError) -> bool {
+    fn fits(&self, why: &Failure) -> bool {
         // Patterns are written for what CoreDNS says of the same.
         let theirs: &[&str] = match why {
-            ForwardError::NoAnswer(_) => &["read udp: i/o timeout", "no healthy upstreams"],
-            ForwardError::Busy => &["concurrent queries exceeded maximum"],
-            ForwardError::NoUpstreams => &[],
+            Failure::Forward(ForwardError::NoAnswer(_)) => &["read udp: i/o timeout", "no healthy upstreams"],
+            Failure::Forward(ForwardError::Busy) => &["concurrent queries exceeded maximum"],
+            Failure::Forward(ForwardError::NoUpstreams) | Failure::Rewrite(_) | Failure::Template(_) => &[],
         };
         self.pattern.is_match(&why.to_string()) || theirs.iter().any(|text| self.pattern.is_match(text))
     }
@@ -132,7 +156,8 @@ mod tests {
                 let errors = Errors::new(ErrorsConfig { consolidate: vec![consolidation] });
                 let query = Query::query(Name::root(), RecordType::NS);
                 let unanswered = ForwardError::NoAnswer(Some("192.0.2.1:53: no answer in time".into()));
-                for why in [&unanswered, &unanswered, &ForwardError::Busy, &unanswered] {
+                let (unanswered, busy) = (Failure::from(unanswered), Failure::from(ForwardError::Busy));
+                for why in [&unanswered, &unanswered, &busy, &unanswered] {
                     errors.tell(&query, ResponseCode::ServFail, why);
                 }
                 while wait && errors.sums[0].count.load(Ordering::Relaxed) > 0 {

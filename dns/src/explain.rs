@@ -8,6 +8,7 @@ use hickory_proto::rr::{Name, Record, RecordType};
 use tokio::sync::watch;
 
 use crate::block::{Asker, Block, Blocks, block_of};
+use crate::names;
 use crate::reply::Reply;
 use crate::request::{Request, Transport};
 use crate::search::{Candidate, candidates, likely};
@@ -117,14 +118,18 @@ async fn explain(blocks: &[Arc<Block>], request: &Request, view: &View) -> Expla
 }
 
 async fn explain_block(block: &Block, blocks: &[Arc<Block>], request: &Request, view: &View) -> Explanation {
-    let (rewritten, query) = block.rewritten(&request.query);
+    let (rewritten, query) = match block.rewritten(&request.query) {
+        Ok(rewritten) => rewritten,
+        Err(no_name) => return explanation(Reply::error(ResponseCode::ServFail), no_name.to_string()),
+    };
     let mut reply = Asker { blocks, block, request, view, hops: 0, unchanged: false, dry: true }.ask(&query).await;
     let reason = reason(block, &reply, &query, view);
     let asks = reply.asks.take();
     if let Some(rewritten) = &rewritten {
         rewritten.restore(&mut reply);
     }
-    let asked_as = rewritten.map(|rewritten| format!("asked as {} (rewrite): ", rewritten.name)).unwrap_or_default();
+    let asked_as = rewritten.map(|rewritten| format!("asked as {} (rewrite): ", names::text(&rewritten.name)));
+    let asked_as = asked_as.unwrap_or_default();
     match asks {
         None => explanation(reply, asked_as + &reason),
         Some(who) => Explanation { rcode: None, ..explanation(reply, format!("{asked_as}{reason}: asked of {who}")) },

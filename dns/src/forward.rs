@@ -147,7 +147,8 @@ impl FromStr for StubDomain {
 
     fn from_str(text: &str) -> Result<Self, UpstreamError> {
         let wrong = || UpstreamError::StubDomain(text.to_owned());
-        let (domain, servers) = text.split_once('=').ok_or_else(wrong)?;
+        // A domain may have such a sign of its own.
+        let (domain, servers) = text.rsplit_once('=').ok_or_else(wrong)?;
         let Ok(domain) = names::absolute(domain) else { return Err(wrong()) };
         match servers.parse()? {
             Upstreams::Servers(upstreams) if !upstreams.is_empty() && !domain.is_root() => {

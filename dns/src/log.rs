@@ -70,7 +70,7 @@ fn line(request: &Request, reply: &Reply, length: usize, took: Duration) -> Stri
     format!(
         "{client} - {} \"{} IN {} {transport} {} {} {}\" {} {} {length} {:.9}s",
         request.metadata.id,
-        request.query.query_type,
+        crate::types::type_name(request.query.query_type),
         crate::names::text(&request.query.name).to_ascii_lowercase(),
         request.length,
         request.dnssec_ok(),

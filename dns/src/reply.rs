@@ -9,7 +9,7 @@ use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
 use crate::cache::Kept;
-use crate::forward::ForwardError;
+use crate::errors::Failure;
 use crate::plugin::Author;
 use crate::request::{Request, Transport};
 use crate::wire::{self, Sections};
@@ -27,7 +27,7 @@ pub(crate) struct Reply {
     pub(crate) origin: Origin,
     pub(crate) author: Author,
     /// Why there is no better one, for the log.
-    pub(crate) why: Option<ForwardError>,
+    pub(crate) why: Option<Failure>,
     /// For explanations: the upstreams that would be asked.
     pub(crate) asks: Option<String>,
     pub(crate) truncated: bool,

@@ -1,18 +1,23 @@
 //! Answers made from the question by a template (DNS-13.6).
 
+#[cfg(test)]
+mod tests;
+
 use hickory_proto::op::{Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use regex::{Captures, Regex};
 
 use crate::names;
 use crate::plugin::Author;
+use crate::presentation::{self, DataError, seconds};
 use crate::reply::Reply;
 use crate::request::Request;
+use crate::types::{record_type, type_name};
 
 /// What is answered to which questions.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
-    /// The type asked for; ANY for all.
+    /// The type asked for; ANY for all. A question for ANY is for each type.
     pub(crate) rtype: RecordType,
     /// Only names in these domains.
     pub(crate) zones: Vec<Name>,
@@ -33,6 +38,8 @@ pub(crate) struct Template {
 /// A record with holes, in zone-file form: owner, TTL and class if wanted, type, data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RecordTemplate {
+    /// All of it, for messages.
+    text: String,
     owner: TextTemplate,
     ttl: u32,
     /// The type asked for, if none.
@@ -70,69 +77,74 @@ pub(crate) enum TemplateError {
     /// No record.
     #[error("{0:?} is no record: write NAME [TTL] [CLASS] TYPE DATA")]
     Record(String),
-    /// The record's data do not fit its type.
-    #[error("{0:?} does not fit its type")]
-    Data(String),
+    /// The record's owner or data do not fit its type, whatever the question.
+    #[error("{0:?} does not fit its type: {1}")]
+    Data(String, DataError),
+}
+
+/// What is filled in makes no record. The reason is part of the text, because this is logged in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the template {template:?} makes no record of {name}: {reason}")]
+pub(crate) struct NoRecord {
+    template: String,
+    name: String,
+    reason: DataError,
 }
 
 impl RecordTemplate {
     /// Reads a record with holes. Data without holes must fit their type.
     pub(crate) fn read(text: &str) -> Result<Self, TemplateError> {
         let wrong = || TemplateError::Record(text.to_owned());
-        let mut words = words(text).into_iter().peekable();
-        let owner = TextTemplate::read(&words.next().ok_or_else(wrong)?)?;
+        let (owner, mut rest) = word(text).ok_or_else(wrong)?;
         let mut ttl = None;
         // TTL and class, in either order.
-        while let Some(word) = words.peek() {
-            match word.parse() {
-                Ok(seconds) if ttl.is_none() => ttl = Some(seconds),
+        let rtype = loop {
+            let (word, after) = word(rest).ok_or_else(wrong)?;
+            rest = after;
+            match seconds(word) {
+                Some(seconds) if ttl.is_none() => ttl = Some(seconds),
                 _ if word.eq_ignore_ascii_case("IN") || Part::Class.is(word) => {}
-                _ => break,
+                _ => break word,
             }
-            words.next();
-        }
-        let rtype = words.next().ok_or_else(wrong)?;
-        let rtype = if Part::Type.is(&rtype) {
-            None
-        } else {
-            Some(rtype.to_ascii_uppercase().parse().map_err(|_unknown| wrong())?)
         };
-        let data = words.collect::<Vec<_>>().join(" ");
-        let read = TextTemplate::read(&data)?;
-        if let Some(rtype) = rtype
-            && !data.contains("{{")
-            && RData::try_from_str(rtype, &data).is_err()
-        {
-            return Err(TemplateError::Data(text.to_owned()));
+        let rtype = if Part::Type.is(rtype) { None } else { Some(record_type(rtype).ok_or_else(wrong)?) };
+        let (owner, data) = (TextTemplate::read(owner)?, TextTemplate::read(rest.trim())?);
+        let refused = |error| TemplateError::Data(text.to_owned(), error);
+        if let Some(owner) = owner.without_holes() {
+            names::absolute(owner).map_err(|error| refused(DataError::Name(owner.to_owned(), error)))?;
         }
-        Ok(Self { owner, ttl: ttl.unwrap_or(3600), rtype, data: read })
+        if let (Some(rtype), Some(data)) = (rtype, data.without_holes()) {
+            presentation::data(rtype, data).map_err(refused)?;
+        }
+        Ok(Self { text: text.to_owned(), owner, ttl: ttl.unwrap_or(3600), rtype, data })
     }
 
-    fn fill(&self, filling: &Filling<'_>) -> Option<Record> {
-        let owner = names::absolute(&self.owner.fill(filling)).ok()?;
-        // The spelling of the question.
-        let owner = if owner == filling.query.name { filling.query.name.clone() } else { owner };
-        let rtype = self.rtype.unwrap_or(filling.query.query_type);
-        let data = RData::try_from_str(rtype, &self.data.fill(filling)).ok()?;
-        Some(Record::from_rdata(owner, self.ttl, data))
+    fn fill(&self, filling: &Filling<'_>) -> Result<Record, NoRecord> {
+        let made = || {
+            let owner = self.owner.fill(filling);
+            let owner = names::absolute(&owner).map_err(|error| DataError::Name(owner, error))?;
+            // The spelling of the question.
+            let owner = if owner == filling.query.name { filling.query.name.clone() } else { owner };
+            let data = presentation::data(self.rtype.unwrap_or(filling.rtype), &self.data.fill(filling))?;
+            Ok(Record::from_rdata(owner, self.ttl, data))
+        };
+        made().map_err(|reason| NoRecord { template: self.text.clone(), name: filling.name.clone(), reason })
     }
 }
 
-/// Words; what is between double braces is one.
-fn words(text: &str) -> Vec<String> {
-    let mut words: Vec<String> = Vec::new();
-    let mut inside = false;
-    for word in text.split_whitespace() {
-        match words.last_mut().filter(|_| inside) {
-            Some(last) => {
-                last.push(' ');
-                last.push_str(word);
-            }
-            None => words.push(word.to_owned()),
-        }
-        inside = words.last().is_some_and(|word| word.matches("{{").count() > word.matches("}}").count());
-    }
-    words
+/// The first word, and what follows it. A space between double braces or after a backslash ends no word.
+fn word(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start();
+    let (mut inside, mut escaped) = (false, false);
+    let end = text.char_indices().find(|(at, character)| {
+        let rest = text.get(*at..).unwrap_or_default();
+        inside = rest.starts_with("{{") || (inside && !rest.starts_with("}}"));
+        let ends = character.is_ascii_whitespace() && !inside && !escaped;
+        escaped = *character == '\\' && !escaped;
+        ends
+    });
+    let (word, rest) = text.split_at(end.map_or(text.len(), |(at, _)| at));
+    (!word.is_empty()).then_some((word, rest))
 }
 
 impl TextTemplate {
@@ -146,6 +158,13 @@ impl TextTemplate {
         }
         parts.push(Part::Literal(text.to_owned()));
         Ok(Self(parts))
+    }
+
+    fn without_holes(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [Part::Literal(text)] => Some(text),
+            _ => None,
+        }
     }
 
     fn fill(&self, filling: &Filling<'_>) -> String {
@@ -182,7 +201,7 @@ impl Part {
         match self {
             Self::Literal(text) => text.clone(),
             Self::Name => filling.name.clone(),
-            Self::Type => filling.query.query_type.to_string(),
+            Self::Type => type_name(filling.rtype),
             Self::Class => "IN".to_owned(),
             Self::Zone => filling.zone.clone(),
             Self::Remote => filling.remote.clone(),
@@ -196,6 +215,7 @@ impl Part {
 /// What the holes are filled with.
 struct Filling<'a> {
     query: &'a Query,
+    rtype: RecordType,
     name: String,
     zone: String,
     remote: String,
@@ -205,8 +225,8 @@ struct Filling<'a> {
 impl Template {
     /// `None` if the template has no answer and the next handler must be asked.
     pub(crate) fn answer(&self, query: &Query, request: &Request) -> Option<Reply> {
-        let of_type = self.rtype == RecordType::ANY || self.rtype == query.query_type;
-        if !of_type || query.query_class != DNSClass::IN {
+        let is_of_type = [RecordType::ANY, query.query_type].contains(&self.rtype);
+        if !(is_of_type || query.query_type == RecordType::ANY) || query.query_class != DNSClass::IN {
             return None;
         }
         let zones = self.zones.iter().filter(|zone| zone.zone_of(&query.name));
@@ -218,44 +238,29 @@ impl Template {
             return (!passes).then(|| Reply { author: Author::Template, ..Reply::error(ResponseCode::ServFail) });
         }
         let remote = request.client.ip().to_canonical().to_string();
-        let filling = Filling { query, name: name.clone(), zone, remote, groups };
-        let fill = |templates: &[RecordTemplate]| -> Option<Vec<Record>> {
-            templates.iter().map(|template| template.fill(&filling)).collect()
-        };
-        let sections = (fill(&self.answers), fill(&self.authorities), fill(&self.additionals));
-        let (Some(answers), Some(authorities), Some(additionals)) = sections else {
-            tracing::debug!(name, "a template gives no record for this name");
-            return Some(Reply { author: Author::Template, ..Reply::error(ResponseCode::ServFail) });
-        };
-        Some(Reply { rcode: self.rcode, answers, authorities, additionals, ..Reply::cluster(Author::Template) })
+        let filling = Filling { query, rtype: self.type_for(query), name: name.clone(), zone, remote, groups };
+        Some(self.filled(&filling).unwrap_or_else(|no_record| Reply {
+            author: Author::Template,
+            why: Some(no_record.into()),
+            ..Reply::error(ResponseCode::ServFail)
+        }))
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    fn filled(&self, filling: &Filling<'_>) -> Result<Reply, NoRecord> {
+        let fill = |templates: &[RecordTemplate]| -> Result<Vec<Record>, NoRecord> {
+            templates.iter().map(|template| template.fill(filling)).collect()
+        };
+        Ok(Reply {
+            rcode: self.rcode,
+            answers: fill(&self.answers)?,
+            authorities: fill(&self.authorities)?,
+            additionals: fill(&self.additionals)?,
+            ..Reply::cluster(Author::Template)
+        })
+    }
 
-    #[test]
-    fn records_with_holes_are_read() {
-        let read = |text: &str| RecordTemplate::read(text).map_err(|error| error.to_string());
-        let record = read("{{ .Name }} 60 IN A 10.1.{{ .Group.b }}.{{ index .Match 1 }}").unwrap();
-        assert_eq!((record.ttl, record.rtype), (60, Some(RecordType::A)));
-        for text in [
-            "{{.Name}} IN 60 A 10.1.1.1",
-            "{{ .Name }} 60 {{ .Class }} A 10.1.1.1",
-            "{{ .Name }} 60 {{.Type}} 10.1.1.1",
-        ] {
-            assert_eq!(read(text).map(|record| record.ttl), Ok(60), "{text}");
-        }
-        assert!(read("{{ .Zone }} 60 {{ .Class }} SOA ns.{{ .Zone }} admin.{{ .Zone }} (1 60 60 60 60)").is_ok());
-        assert_eq!(read("{{ .Name }} A 10.1.1.1").unwrap().ttl, 3600);
-        for (text, part) in [
-            ("{{ .Meta \"x\" }} A 10.1.1.1", ".Meta"),
-            ("name 60 IN", "no record"),
-            ("name 60 IN A 10.1.1", "does not fit"),
-            ("", "no record"),
-        ] {
-            assert!(read(text).unwrap_err().contains(part), "{text}");
-        }
+    /// The type that a question it answers is for: that of the template, if the question is for ANY.
+    pub(crate) fn type_for(&self, query: &Query) -> RecordType {
+        if query.query_type == RecordType::ANY { self.rtype } else { query.query_type }
     }
 }

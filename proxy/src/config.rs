@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
-use shunt_dns::{Corefile, CorefileError, ForwardConfig, PodMode, Upstreams};
+use shunt_dns::{Corefile, CorefileError, ForwardConfig, Name, PodMode, Upstreams, absolute, name_text};
 use shunt_model::source::kube::KubeconfigSetting;
 
 pub use file::ConfigFile;
@@ -374,7 +374,8 @@ impl DnsConfig {
         let stub_domains = settings.dns_stub_domain.iter().flatten().map(|Text(stub)| stub.clone());
         Ok(Self {
             listen,
-            domain: domain.trim_matches('.').to_ascii_lowercase(),
+            // What is no name is refused where the zone is made.
+            domain: absolute(domain).map_or_else(|_invalid| domain.to_owned(), |name| domain_text(&name)),
             forward: ForwardConfig::to(upstreams.unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))))
                 .with_stub_domains(stub_domains)
                 .with_authorities(settings.dns_upstream_ca.as_deref()),
@@ -403,7 +404,7 @@ impl DnsConfig {
         let cluster = file.kubernetes.ok_or_else(|| ConfigError::NoKubernetes(path.to_owned()))?;
         Ok(Self {
             listen,
-            domain: cluster.domain.to_ascii().trim_matches('.').to_ascii_lowercase(),
+            domain: domain_text(&cluster.domain),
             forward: ForwardConfig { routes: Vec::new(), cache: None },
             corefile: Some(path.to_owned()),
             pods: match cluster.pods {
@@ -414,6 +415,12 @@ impl DnsConfig {
             ttl: cluster.ttl,
         })
     }
+}
+
+/// Without its final dot, in lower case.
+fn domain_text(domain: &Name) -> String {
+    let text = name_text(domain).to_ascii_lowercase();
+    text.strip_suffix('.').map(str::to_owned).unwrap_or(text)
 }
 
 /// The node's name in the form in which it is compared: given or the host's, trimmed, in lower case (IN-9).

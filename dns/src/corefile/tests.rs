@@ -113,7 +113,7 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n cache {\n  serve_stale 1h immediate\n }\n}\n", "Corefile:3: serve_stale: "),
     (".:53 {\n cache {\n  keepttl\n }\n}\n", "Corefile:3: cache: keepttl is not supported"),
     (".:53 {\n rewrite type A AAAA\n}\n", "Corefile:2: rewrite: type cannot be rewritten"),
-    (".:53 {\n rewrite name a b answer name\n}\n", "Corefile:2: rewrite: answer is too much: after a rule come"),
+    (".:53 {\n rewrite name a b answer name\n}\n", "Corefile:2: rewrite: answer name and answer value take a pattern"),
     (".:53 {\n rewrite name a b answer name (x y\n}\n", "Corefile:2: rewrite: the pattern"),
     (".:53 {\n rewrite stop {\n  name a b\n  name c d\n }\n}\n", "Corefile:2: rewrite: name is too much"),
     (".:53 {\n rewrite name regex (.* b\n}\n", "Corefile:2: rewrite: the pattern"),

@@ -19,6 +19,7 @@ use crate::plugin::Author;
 use crate::reply::{Reply, header_only};
 use crate::request::{NoQuestion, Request, Transport};
 use crate::stats::Counters;
+use crate::types::type_name;
 use crate::zone::{View, Zone};
 
 /// Records of a message of a transfer: even the longest then fit what TCP takes.
@@ -89,7 +90,7 @@ impl Handler {
             Some(self.written(Some(block), request, &mut reply))
         };
         let Ok(wire) = catch_unwind(AssertUnwindSafe(work)) else {
-            self.panicked(&crate::names::text(&request.query.name));
+            self.panicked(&asked_for(request));
             return Some(Reply::error(ResponseCode::ServFail).encode(request, UDP_PAYLOAD));
         };
         wire
@@ -107,7 +108,7 @@ impl Handler {
     fn unbroken<T>(&self, request: &Request, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
         AssertUnwindSafe(work).catch_unwind().map(|done| {
             if done.is_err() {
-                self.panicked(&crate::names::text(&request.query.name));
+                self.panicked(&asked_for(request));
             }
             done.ok()
         })
@@ -149,8 +150,14 @@ impl Handler {
         if let Some(log) = block.and_then(|block| block.config.log.as_ref()) {
             log.log(request, reply, length, took);
         }
-        if let (Some(why), Some(errors)) = (&reply.why, block.and_then(|block| block.errors.as_ref())) {
-            errors.tell(&request.query, reply.rcode, why);
+        if let (Some(why), Some(block)) = (&reply.why, block) {
+            match &block.errors {
+                Some(errors) => errors.tell(&request.query, reply.rcode, why),
+                None if why.is_of_configuration() => block.misfit.call_once(|| {
+                    tracing::warn!(%why, "a query failed; with `errors` in its server block each such query is logged");
+                }),
+                None => {}
+            }
         }
     }
 
@@ -242,6 +249,11 @@ fn asked(counters: &Counters, request: &Request) {
     if request.dnssec_ok() {
         counters.dnssec_requests.add_one();
     }
+}
+
+/// The question, for people.
+fn asked_for(Request { query, .. }: &Request) -> String {
+    format!("{} {}", crate::names::text(&query.name), type_name(query.query_type))
 }
 
 /// Served over TCP only, and only to the clients that are allowed (DNS-4.5).

@@ -1,55 +1,11 @@
-//! Where names stand in the data of records: those that may be compressed, and those that lead a client on.
+//! The data of records in a message, in which names may be compressed.
 
 use std::ops::Range;
 
 use hickory_proto::rr::{Name, RecordType};
 
 use super::frame;
-
-/// A part of a record's data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// A name.
-    Name,
-    /// So many octets.
-    Octets(usize),
-    /// A length in one octet, and so many octets.
-    Text,
-    /// Whatever follows, if anything.
-    Rest,
-}
-
-/// The parts of the data of types whose names may be compressed (RFC 1035 section 3.3, RFC 3597 section 4), and of
-/// those that lead a client on and must not be (RFC 6672, RFC 9460). `None` for all others: their data are octets.
-pub(crate) fn layout(rtype: RecordType) -> Option<&'static [Part]> {
-    use Part::{Name, Octets, Rest, Text};
-    Some(match u16::from(rtype) {
-        // A, AAAA
-        1 => &[Octets(4)],
-        28 => &[Octets(16)],
-        // NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME
-        2..=5 | 7..=9 | 12 | 39 => &[Name],
-        // SOA
-        6 => &[Name, Name, Octets(20)],
-        // MINFO, RP
-        14 | 17 => &[Name, Name],
-        // MX, AFSDB, RT
-        15 | 18 | 21 => &[Octets(2), Name],
-        // SIG
-        24 => &[Octets(18), Name, Rest],
-        // PX
-        26 => &[Octets(2), Name, Name],
-        // NXT
-        30 => &[Name, Rest],
-        // SRV
-        33 => &[Octets(6), Name],
-        // NAPTR
-        35 => &[Octets(4), Text, Text, Text, Name],
-        // SVCB, HTTPS
-        64 | 65 => &[Octets(2), Name, Rest],
-        _ => return None,
-    })
-}
+use crate::rdata::{Part, parts};
 
 /// A part of some data, read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,15 +22,17 @@ pub(crate) fn pieces(wire: &[u8], data: Range<usize>, parts: &[Part]) -> Option<
     let mut pieces = Vec::with_capacity(parts.len());
     for part in parts {
         let end = match part {
-            Part::Name => {
+            Part::Target | Part::Name => {
                 let (name, end) = frame::name(wire, at, data.end)?;
                 pieces.push(Piece::Name(name));
                 at = end;
                 continue;
             }
+            Part::Short => at + 2,
+            Part::Long | Part::Seconds => at + 4,
             Part::Octets(count) => at + count,
             Part::Text => at + 1 + usize::from(*wire.get(at)?),
-            Part::Rest => data.end,
+            Part::Texts | Part::Rest => data.end,
         };
         pieces.push(Piece::Octets(at..end));
         if end > data.end {
@@ -109,7 +67,7 @@ pub(crate) fn append(octets: &mut Vec<u8>, name: &Name) {
 
 /// The first name in data that are written out, such as the target of a DNAME or HTTPS.
 pub(crate) fn first_name(rtype: RecordType, octets: &[u8]) -> Option<Name> {
-    let pieces = pieces(octets, 0..octets.len(), layout(rtype)?)?;
+    let pieces = pieces(octets, 0..octets.len(), parts(rtype))?;
     pieces.into_iter().find_map(|piece| match piece {
         Piece::Name(name) => Some(name),
         Piece::Octets(_) => None,

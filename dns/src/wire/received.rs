@@ -12,7 +12,8 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
 
 use super::frame::{self, Frame, HEADER, u16_at, u32_at};
-use super::layout::{Piece, layout, pieces, written_out};
+use super::layout::{Piece, pieces, written_out};
+use crate::rdata::{is_read, parts};
 
 /// The records of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -202,8 +203,10 @@ fn data(wire: &[u8], frame: &Frame) -> Option<RData> {
         RData::Unknown { code: rtype, rdata }
     };
     let whole = wire.get(frame.data.clone())?;
-    let Some(parts) = layout(rtype) else { return Some(octets(whole)) };
-    let pieces = pieces(wire, frame.data.clone(), parts)?;
+    if !is_read(rtype) {
+        return Some(octets(whole));
+    }
+    let pieces = pieces(wire, frame.data.clone(), parts(rtype))?;
     let start = frame.data.start;
     let u16 = |offset| u16_at(wire, start + offset);
     Some(match (rtype, pieces.as_slice()) {
@@ -213,8 +216,8 @@ fn data(wire: &[u8], frame: &Frame) -> Option<RData> {
         (RecordType::NS, [Piece::Name(name)]) => RData::NS(NS(name.clone())),
         (RecordType::PTR, [Piece::Name(name)]) => RData::PTR(PTR(name.clone())),
         (RecordType::MX, [_, Piece::Name(name)]) => RData::MX(MX::new(u16(0)?, name.clone())),
-        (RecordType::SRV, [_, Piece::Name(name)]) => RData::SRV(SRV::new(u16(0)?, u16(2)?, u16(4)?, name.clone())),
-        (RecordType::SOA, [Piece::Name(mname), Piece::Name(rname), Piece::Octets(numbers)]) => {
+        (RecordType::SRV, [.., Piece::Name(name)]) => RData::SRV(SRV::new(u16(0)?, u16(2)?, u16(4)?, name.clone())),
+        (RecordType::SOA, [Piece::Name(mname), Piece::Name(rname), Piece::Octets(numbers), ..]) => {
             let number = |index: usize| u32_at(wire, numbers.start + 4 * index);
             let [serial, refresh, retry, expire, minimum] =
                 [number(0)?, number(1)?, number(2)?, number(3)?, number(4)?];

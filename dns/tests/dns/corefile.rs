@@ -125,7 +125,7 @@ const ROWS: &[(&str, RecordType, &str)] = &[
         RecordType::A,
         "WEB.shop.svc.cluster.local. 30 10.96.0.1; inner.plain.test. 30 WEB.shop.svc.cluster.local.",
     ),
-    ("inner.told.test.", RecordType::A, "inner.told.test. 30 web.told.test.; web.told.test. 30 10.96.0.1"),
+    ("inner.told.test.", RecordType::A, "WEB.told.test. 30 10.96.0.1; inner.told.test. 30 WEB.told.test."),
     (
         "_sql._tcp.db.told.test.",
         RecordType::SRV,

@@ -71,7 +71,7 @@ const ROWS: [(&str, RecordType, &str, &str, &str); 16] = [
         "to-www.corp.test.alias.test.",
         RecordType::A,
         "",
-        "www.corp.test",
+        "www.corp.test.",
         "from a template of the Corefile: asked of 127",
     ),
 ];

@@ -25,6 +25,8 @@ mod operating;
 #[cfg(test)]
 mod program;
 #[cfg(test)]
+mod rewriting;
+#[cfg(test)]
 mod running;
 #[cfg(test)]
 mod transfers;

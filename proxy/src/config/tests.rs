@@ -129,6 +129,29 @@ fn mistakes_in_flags_say_what_to_do() {
 }
 
 #[test]
+fn the_cluster_domain_may_be_any_name() {
+    for (text, wanted) in [
+        ("Cluster.Local.", Ok("cluster.local")),
+        (r"a\.", Ok(r"a\.")),
+        (r"my\032lab.test", Ok(r"my\ lab.test")),
+        ("büro.test", Ok(r"b\195\188ro.test")),
+        ("-a-.0/25", Ok("-a-.0/25")),
+        ("a..b", Err("\"a..b\" is not a domain name")),
+        (".", Err("must not be the root")),
+    ] {
+        let dns =
+            config(&format!("--manifests m --hostname-override n1 --cluster-domain={text}")).unwrap().dns.unwrap();
+        let zone = crate::dns::service::zone_config(&dns, &[]);
+        match wanted {
+            Ok(wanted) => {
+                assert_eq!(shunt_dns::name_text(&zone.unwrap().cluster_domain), format!("{wanted}."), "{text}");
+            }
+            Err(part) => assert!(zone.unwrap_err().to_string().contains(part), "{text}"),
+        }
+    }
+}
+
+#[test]
 fn a_corefile_says_all_of_dns_but_where_it_listens() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("Corefile");

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use shunt_dns::{AskedByPods, Explainer, Explanation, Record, RecordType, absolute};
+use shunt_dns::{AskedByPods, Explainer, Explanation, Record, RecordType, absolute, name_text, record_text};
 
 /// What DNS says about one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,12 +103,12 @@ impl From<Explanation> for DnsReply {
 impl From<AskedByPods> for PodsReply {
     fn from(asked: AskedByPods) -> Self {
         let AskedByPods { namespace, name, exists, meant, explanation } = asked;
-        Self { namespace, name: name.to_string(), exists, meant, reply: explanation.into() }
+        Self { namespace, name: name_text(&name), exists, meant, reply: explanation.into() }
     }
 }
 
 fn lines(records: &[Record]) -> Vec<String> {
-    records.iter().map(ToString::to_string).collect()
+    records.iter().map(record_text).collect()
 }
 
 /// A type by its name, or as `TYPE65` (RFC 3597 section 5).
@@ -119,10 +119,8 @@ fn record_type(text: &str) -> Result<RecordType, String> {
             "{upper} is a transfer and no type: a server refuses it unless its Corefile allows the client"
         ));
     }
-    if let Some(number) = upper.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok()) {
-        return Ok(number.into());
-    }
-    upper.parse().map_err(|error| format!("{text:?} is not a record type: {error}"))
+    shunt_dns::record_type(text)
+        .ok_or_else(|| format!("{text:?} is not a record type; any may be written as TYPE123 by its number"))
 }
 
 #[cfg(test)]
@@ -149,6 +147,7 @@ mod tests {
         check("aaaa", Ok(RecordType::AAAA));
         check("TYPE65", Ok(RecordType::HTTPS));
         check("type65280", Ok(RecordType::Unknown(65280)));
+        check("afsdb", Ok(RecordType::Unknown(18)));
         check("AXFR", Err("transfer"));
         check("ixfr", Err("transfer"));
         check("TYPE70000", Err("TYPE70000"));
@@ -210,6 +209,13 @@ mod tests {
             "a pod asks wep.blog.svc.cluster.local.\n\
             NXDOMAIN: the namespace has no such service (DNS-3.1)\n\n\
             wep.blog. itself, which a pod asks then\n\
+            FORWARDED: not a name of the cluster: asked of 192.0.2.1:53",
+        );
+        reads(
+            "office printer.blog",
+            "a pod asks office\\ printer.blog.svc.cluster.local.\n\
+            NXDOMAIN: the namespace has no such service (DNS-3.1)\n\n\
+            office printer.blog. itself, which a pod asks then\n\
             FORWARDED: not a name of the cluster: asked of 192.0.2.1:53",
         );
         reads(

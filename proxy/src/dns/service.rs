@@ -7,13 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_proto::ProtoError;
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
 use shunt_dns::{
-    Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, Sockets, TlsError, UpstreamError, ZoneConfig,
-    absolute,
+    Corefile, CorefileError, NameError, PodMode, ServeError, Server, ServerConfig, Sockets, TlsError, UpstreamError,
+    ZoneConfig, absolute, name_text,
 };
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
@@ -36,8 +35,11 @@ pub enum DnsError {
         domain: String,
         /// Why.
         #[source]
-        source: ProtoError,
+        source: NameError,
     },
+    /// The cluster has no domain of its own.
+    #[error("--cluster-domain must not be the root: give the domain of the cluster, such as cluster.local")]
+    Root,
     /// The Corefile cannot be used.
     #[error("--corefile")]
     Corefile(#[from] CorefileError),
@@ -121,6 +123,9 @@ impl Started {
 pub fn zone_config(config: &DnsConfig, cluster_dns: &[IpAddr]) -> Result<ZoneConfig, DnsError> {
     let invalid = |source| DnsError::Domain { domain: config.domain.clone(), source };
     let cluster_domain = absolute(&config.domain).map_err(invalid)?;
+    if cluster_domain.is_root() {
+        return Err(DnsError::Root);
+    }
     let pods = match config.pods {
         PodNames::Disabled => PodMode::Disabled,
         PodNames::Insecure => PodMode::Insecure,
@@ -158,7 +163,7 @@ pub enum ProbeError {
         source: DecodeError,
     },
     /// It answers with an error.
-    #[error("{server} answers {rcode} for {domain}")]
+    #[error("{server} answers {rcode} for {}", name_text(.domain))]
     Rcode {
         /// The server.
         server: SocketAddr,

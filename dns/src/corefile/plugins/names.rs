@@ -4,15 +4,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::rr::Name;
+use regex::Regex;
 
 use super::{fallthrough, only, options, regex, unknown, value, zones_of};
 use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, values};
 use crate::hosts::HostsConfig;
-use crate::rewrite::{AnswerPart, AnswerRule, NameRule, Rewrite};
+use crate::names::{self, NameError, Unit};
+use crate::rewrite::{AnswerPart, AnswerRule, NameRule, Replacement, Rewrite};
 use crate::stats::RCODE_NAMES;
 use crate::template::{RecordTemplate, Template};
+use crate::types::record_type;
 
 const HOSTS: &str = "/etc/hosts";
 
@@ -49,66 +52,138 @@ pub(super) fn hosts(line: &Line, domains: &[Name]) -> Result<HostsConfig, Corefi
 }
 
 /// `rewrite [continue|stop] name [KIND] FROM TO [answer ...]`; what comes after the first word may be the lines of a
-/// block.
+/// block. Keywords are in upper or lower case.
 pub(super) fn rewrite(line: &Line) -> Result<Rewrite, CorefileError> {
     let block = options(line).iter().flat_map(|option| &option.words);
-    let words: Vec<&str> = line.arguments().iter().chain(block).map(String::as_str).collect();
-    let (goes_on, words) = match words.as_slice() {
-        ["continue", rest @ ..] => (true, rest),
-        ["stop", rest @ ..] => (false, rest),
-        rest => (false, rest),
-    };
-    let ["name", rest @ ..] = words else {
+    let all: Vec<&str> = line.arguments().iter().chain(block).map(String::as_str).collect();
+    let mut words = all.as_slice();
+    let goes_on = keyword(&mut words, &["continue", "stop"]) == Some("continue");
+    if keyword(&mut words, &["name"]).is_none() {
         return Err(match words.first() {
             Some(field) => line.error(format!("{field} cannot be rewritten: only name is supported")),
             None => line.error("takes a rule, such as name FROM TO"),
         });
-    };
-    let (kind, rest) = match rest {
-        [kind @ ("exact" | "prefix" | "suffix" | "substring" | "regex"), rest @ ..] => (*kind, rest),
-        rest => ("exact", rest),
-    };
-    let [from, to, rest @ ..] = rest else {
+    }
+    // Two words are always names.
+    let kind = if words.len() > 2 { keyword(&mut words, &KINDS) } else { None }.unwrap_or(EXACT);
+    let [from, to, rest @ ..] = words else {
         return Err(line.error("name takes what to look for and what to put there"));
     };
-    Ok(Rewrite { rule: name_rule(line, kind, from, to)?, answers: answer_rules(line, rest)?, goes_on })
+    let (auto, answers) = answer_rules(line, rest)?;
+    Ok(Rewrite {
+        text: format!("name {kind} {from} {to}"),
+        rule: name_rule(line, kind, from, to)?,
+        auto: auto || kind == EXACT,
+        answers,
+        goes_on,
+    })
 }
 
-/// `answer auto`, which is what is done anyway, and `answer name|value PATTERN TO`.
-fn answer_rules(line: &Line, mut words: &[&str]) -> Result<Vec<AnswerRule>, CorefileError> {
-    let mut rules = Vec::new();
-    loop {
-        let (part, pattern, to, rest) = match words {
-            [] => return Ok(rules),
-            ["answer", "auto", rest @ ..] => {
-                words = rest;
-                continue;
+const EXACT: &str = "exact";
+const KINDS: [&str; 5] = [EXACT, "prefix", "suffix", "substring", "regex"];
+
+/// Takes the first word away if it is one of these.
+fn keyword(words: &mut &[&str], known: &[&'static str]) -> Option<&'static str> {
+    let (first, rest) = words.split_first()?;
+    let found = known.iter().find(|known| first.eq_ignore_ascii_case(known))?;
+    *words = rest;
+    Some(found)
+}
+
+/// `answer auto`, also written `answer name auto`, and `answer name|value PATTERN TO`; after the first, `answer` may be
+/// left out.
+fn answer_rules(line: &Line, mut words: &[&str]) -> Result<(bool, Vec<AnswerRule>), CorefileError> {
+    const PARTS: [&str; 3] = ["auto", "name", "value"];
+    let (mut auto, mut rules) = (false, Vec::new());
+    let mut may_begin = false;
+    while let Some(word) = words.first() {
+        let begins = keyword(&mut words, &["answer"]).is_some() || may_begin;
+        let part = match keyword(&mut words, &PARTS).filter(|_| begins) {
+            Some("auto") => None,
+            Some("name") if is_auto(words) => {
+                keyword(&mut words, &PARTS);
+                None
             }
-            ["answer", "name", pattern, to, rest @ ..] => (AnswerPart::Name, pattern, to, rest),
-            ["answer", "value", pattern, to, rest @ ..] => (AnswerPart::Value, pattern, to, rest),
-            [word, ..] => {
+            Some("name") => Some(AnswerPart::Name),
+            Some(_) => Some(AnswerPart::Value),
+            None => {
                 return Err(line.error(format!(
                     "{word} is too much: after a rule come answer auto, answer name and answer value, and every rule is a \
                      rewrite of its own"
                 )));
             }
         };
-        rules.push(AnswerRule { part, pattern: regex(line, pattern)?, to: (*to).to_owned() });
-        words = rest;
+        match (part, words) {
+            (None, _) => auto = true,
+            (Some(part), [pattern, to, rest @ ..]) => {
+                let pattern = regex(line, pattern)?;
+                rules.push(AnswerRule { part, to: replacement(line, &pattern, to)?, pattern });
+                words = rest;
+            }
+            (Some(_), _) => return Err(line.error("answer name and answer value take a pattern and a name")),
+        }
+        may_begin = true;
+    }
+    Ok((auto, rules))
+}
+
+/// The next word is `auto` and no pattern: nothing follows that it could be rewritten to.
+fn is_auto(words: &[&str]) -> bool {
+    let is = |word: &str, known: &[&str]| known.iter().any(|known| word.eq_ignore_ascii_case(known));
+    match words {
+        [auto] => is(auto, &["auto"]),
+        [auto, next, ..] => is(auto, &["auto"]) && is(next, &["answer", "auto", "name", "value"]),
+        [] => false,
     }
 }
 
 fn name_rule(line: &Line, kind: &str, from: &str, to: &str) -> Result<NameRule, CorefileError> {
-    let lower = |text: &str| text.to_ascii_lowercase();
     // Names are compared with their final dot, which may be left out where a name ends.
-    let dotted = |text: &str| if text.ends_with('.') { lower(text) } else { format!("{}.", lower(text)) };
+    let with_dot = |text: &str| {
+        let mut units = part(line, text)?;
+        if units.last() != Some(&Unit::Dot) {
+            units.push(Unit::Dot);
+        }
+        Ok::<_, CorefileError>(units)
+    };
     Ok(match kind {
-        "exact" => NameRule::Exact(value(line, values::domain(from))?, value(line, values::domain(to))?),
-        "prefix" => NameRule::Prefix(lower(from), lower(to)),
-        "suffix" => NameRule::Suffix(dotted(from), dotted(to)),
-        "substring" => NameRule::Substring(lower(from), lower(to)),
-        _ => NameRule::Regex(regex(line, from)?, to.to_owned()),
+        EXACT => NameRule::Exact(value(line, values::domain(from))?, value(line, values::domain(to))?),
+        "prefix" => NameRule::Prefix(part(line, from)?, part(line, to)?),
+        "suffix" => NameRule::Suffix(with_dot(from)?, with_dot(to)?),
+        "substring" if from.is_empty() => return Err(line.error("substring takes what to look for")),
+        "substring" => NameRule::Substring(part(line, from)?, part(line, to)?),
+        _ => {
+            let pattern = regex(line, from)?;
+            let to = replacement(line, &pattern, to)?;
+            NameRule::Regex(pattern, to)
+        }
     })
+}
+
+/// A part of a name, which may begin and end within a label.
+fn part(line: &Line, text: &str) -> Result<Vec<Unit>, CorefileError> {
+    let units = names::units(text).and_then(|units| {
+        let has_empty = units.windows(2).any(|pair| pair == [Unit::Dot, Unit::Dot]);
+        if has_empty { Err(NameError::Empty) } else { Ok(units) }
+    });
+    units.map_err(|error| line.error(format!("{text:?} is no part of a name: {error}")))
+}
+
+/// What names that match become.
+fn replacement(line: &Line, pattern: &Regex, text: &str) -> Result<Replacement, CorefileError> {
+    let replacement = Replacement::read(text);
+    let groups = pattern.captures_len().saturating_sub(1);
+    if replacement.last_group() > groups {
+        return Err(line.error(format!(
+            "{text:?} has a place for group {}, and the pattern {:?} has {groups}",
+            replacement.last_group(),
+            pattern.as_str()
+        )));
+    }
+    // Whatever the groups are.
+    names::absolute(&replacement.filled(|_| "x"))
+        .map_err(|error| line.error(format!("{text:?} never becomes a name: {error}")))?;
+    Ok(replacement)
 }
 
 pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, CorefileError> {
@@ -118,8 +193,8 @@ pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, Corefi
     if !["IN", "ANY"].iter().any(|known| class.eq_ignore_ascii_case(known)) {
         return Err(line.error(format!("class {class} is not served, only IN")));
     }
-    let rtype: RecordType =
-        rtype.to_ascii_uppercase().parse().map_err(|_name| line.error(format!("{rtype} is no type of records")))?;
+    let rtype = record_type(rtype)
+        .ok_or_else(|| line.error(format!("{rtype} is no type of records; any may be written as TYPE123")))?;
     let mut template = Template {
         rtype,
         zones: zones_of(line, zones, domains)?,
