@@ -144,8 +144,8 @@ fn unknown(line: &Line, option: &Line) -> CorefileError {
         "cache" => "denial, disable, prefetch, serve_stale, servfail and success",
         "errors" => "consolidate and stacktrace",
         "forward" => {
-            "except, expire, force_tcp, health_check, max_concurrent, max_fails, policy, prefer_udp, tls and \
-             tls_servername"
+            "except, expire, force_tcp, health_check, max_concurrent, max_fails, policy, prefer_udp, read_timeout, tls \
+             and tls_servername"
         }
         "health" => "lameduck",
         "hosts" => "fallthrough, no_reverse, reload, ttl and addresses with their names",

@@ -109,6 +109,15 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n forward . 10.0.0.1 {\n  expire soon\n }\n}\n", "Corefile:3: expire: \"soon\" is no duration"),
     (".:53 {\n forward . 10.0.0.1 {\n  health_check 5s often\n }\n}\n", "Corefile:3: health_check: its arguments"),
     (".:53 {\n forward . 10.0.0.1 {\n  policy best\n }\n}\n", "Corefile:3: policy: takes random, round_robin"),
+    (
+        ".:53 {\n forward . 10.0.0.1 {\n  read_timeout 0s\n }\n}\n",
+        "Corefile:3: read_timeout: no upstream answers in no time",
+    ),
+    (
+        ".:53 {\n forward . 10.0.0.1 {\n  read_timeout soon\n }\n}\n",
+        "Corefile:3: read_timeout: \"soon\" is no duration",
+    ),
+    (".:53 {\n forward . 10.0.0.1 {\n  read_timeout\n }\n}\n", "Corefile:3: read_timeout: its arguments"),
     (".:53 {\n forward . 10.0.0.1 {\n  next NXDOMAIN\n }\n}\n", "Corefile:3: forward: next is not supported"),
     (".:53 {\n cache {\n  serve_stale 1h immediate\n }\n}\n", "Corefile:3: serve_stale: "),
     (".:53 {\n cache {\n  keepttl\n }\n}\n", "Corefile:3: cache: keepttl is not supported"),
@@ -221,7 +230,7 @@ fn what_changes_nothing_here_is_taken() {
         }
         "#,
         ".:53 {\n forward . ./resolv.conf\n}\n",
-        ".:53 {\n forward . 10.0.0.1 {\n  max_fails 3\n  expire 20s\n  health_check 5s no_rec domain example.org\n }\n}\n",
+        ".:53 {\n forward . 10.0.0.1 {\n  max_fails 3\n  expire 20s\n  read_timeout 500ms\n  health_check 5s no_rec domain example.org\n }\n}\n",
         ".:53 {\n template IN A {\n  rcode YXDOMAIN\n  upstream\n }\n}\n",
         ".:53 {\n template IN A {\n  answer \"a. A 10.0.0.1\" \"a. 60 IN A 10.0.0.2\"\n }\n}\n",
         "a.example {\n bind 127.0.0.1\n}\n.:53 {\n bind 127.0.0.1\n}\n",

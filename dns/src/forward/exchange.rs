@@ -34,17 +34,6 @@ pub(super) enum TryError {
     Nonsense,
 }
 
-impl TryError {
-    /// Whether the upstream is to blame. An upstream that passes on what others broke, such as the records of some
-    /// domain, is as good as its alternatives.
-    pub(super) fn is_the_upstreams(&self) -> bool {
-        match self {
-            Self::Timeout | Self::Io(_) | Self::Nonsense => true,
-            Self::Local(_) | Self::TooLong | Self::Unreadable => false,
-        }
-    }
-}
-
 /// How a received message relates to the question.
 enum Arrival {
     Answer(Box<Message>),

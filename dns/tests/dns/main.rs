@@ -27,6 +27,8 @@ mod program;
 #[cfg(test)]
 mod running;
 #[cfg(test)]
+mod slow;
+#[cfg(test)]
 mod transfers;
 #[cfg(test)]
 mod upstreams;

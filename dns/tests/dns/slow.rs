@@ -1,0 +1,260 @@
+//! Upstreams that are slow or half broken: which of their answers count, and in which order they are asked then.
+//!
+//! No row measures time. An upstream here answers a try when the test has seen a later event, such as the next try.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{RData, Record};
+use shunt_dns::{ForwardConfig, RecordType, Server, Upstream, Upstreams};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::client;
+use crate::fixture::{cluster, name, zone_config};
+
+/// Long enough for a prompt answer on a busy machine, short enough that a test can wait for it.
+const SOON: Duration = Duration::from_millis(300);
+
+/// An upstream that answers when the test says so.
+struct Played {
+    address: SocketAddr,
+    asked: mpsc::UnboundedReceiver<Asked>,
+    _tasks: JoinSet<()>,
+}
+
+/// A query that waits for its answer.
+struct Asked {
+    query: Message,
+    back: Back,
+}
+
+enum Back {
+    Datagram(Arc<UdpSocket>, SocketAddr),
+    Stream(OwnedWriteHalf),
+}
+
+impl Played {
+    async fn start() -> Self {
+        let (udp, tcp) = client::sockets("127.0.0.1:0".parse().unwrap()).await;
+        let (udp, address) = (Arc::new(udp), tcp.local_addr().unwrap());
+        let (tell, asked) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        let told = tell.clone();
+        tasks.spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
+                let query = Message::from_vec(&buffer[..length]).unwrap();
+                told.send(Asked { query, back: Back::Datagram(Arc::clone(&udp), client) }).unwrap();
+            }
+        });
+        tasks.spawn(async move {
+            while let Ok((stream, _)) = tcp.accept().await {
+                let (mut read, write) = stream.into_split();
+                let length = read.read_u16().await.unwrap();
+                let mut wire = vec![0; usize::from(length)];
+                read.read_exact(&mut wire).await.unwrap();
+                let query = Message::from_vec(&wire).unwrap();
+                tell.send(Asked { query, back: Back::Stream(write) }).unwrap();
+                tokio::spawn(async move { read.read_u8().await }); // so that the connection stays open
+            }
+        });
+        Self { address, asked, _tasks: tasks }
+    }
+
+    async fn recv(&mut self) -> Asked {
+        self.asked.recv().await.unwrap()
+    }
+
+    /// The next query of this type; loop detection and health probes have their own.
+    async fn next(&mut self, rtype: RecordType) -> Asked {
+        loop {
+            let asked = self.recv().await;
+            if asked.query.queries[0].query_type == rtype {
+                return asked;
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// Answers with an address that ends in `last`.
+    async fn answer(self, last: u8) {
+        let mut message = self.query.clone().into_response();
+        message.edns = None;
+        let asked = message.queries[0].name.clone();
+        message.add_answer(Record::from_rdata(asked, 300, RData::A(A::new(192, 0, 2, last))));
+        self.reply(&message.to_vec().unwrap()).await;
+    }
+
+    async fn reply(self, wire: &[u8]) {
+        match self.back {
+            Back::Datagram(socket, client) => drop(socket.send_to(wire, client).await.unwrap()),
+            Back::Stream(mut stream) => stream.write_all(&client::framed(wire)).await.unwrap(),
+        }
+    }
+}
+
+/// With so many milliseconds for each try, or the usual.
+async fn start(upstreams: &[SocketAddr], read_timeout: Option<Duration>, force_tcp: bool) -> Arc<Server> {
+    let upstreams = upstreams.iter().copied().map(Upstream::from).collect();
+    let mut forward = ForwardConfig::to(Upstreams::Servers(upstreams));
+    let route = &mut forward.routes[0];
+    route.force_tcp = force_tcp;
+    route.read_timeout = read_timeout.unwrap_or(route.read_timeout);
+    Arc::new(client::start_with(zone_config(), Some(cluster()), forward).await)
+}
+
+fn ask(server: &Arc<Server>, text: &str) -> JoinHandle<Message> {
+    let (at, question) = (server.local_addresses()[0], client::question(&name(text), RecordType::A));
+    tokio::spawn(async move { client::udp(at, &question).await })
+}
+
+/// The reply's code, and the last octet of its address.
+fn shape(reply: &Message) -> (ResponseCode, Option<u8>) {
+    let last = reply.answers.first().map(|record| {
+        let RData::A(address) = &record.data else { panic!("{record:?}") };
+        address.octets()[3]
+    });
+    (reply.metadata.response_code, last)
+}
+
+/// The upstreams in the order of the configuration, each with what is wrong with it.
+async fn standing(server: &Server) -> String {
+    let explained = server.explainer().explain(name("www.example.test."), RecordType::A).await.unwrap();
+    explained.reason.split_once("asked of ").unwrap().1.to_owned()
+}
+
+#[tokio::test]
+async fn a_late_answer_to_an_earlier_try_counts() {
+    // (over TCP only, the time of a try, the try that is answered once the next one is seen)
+    let rows =
+        [(false, None, 1), (true, None, 1), (false, Some(SOON), 1), (false, Some(SOON), 2), (true, Some(SOON), 2)];
+    for (force_tcp, read_timeout, answered) in rows {
+        let mut upstream = Played::start().await;
+        let server = start(&[upstream.address], read_timeout, force_tcp).await;
+        let client = ask(&server, "www.example.test.");
+        let mut tries = Vec::new();
+        for _ in 0..=answered {
+            tries.push(upstream.next(RecordType::A).await);
+        }
+        let unanswered = tries.split_off(answered);
+        tries.pop().unwrap().answer(7).await;
+        let row = format!("{force_tcp} {read_timeout:?} {answered}");
+        assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(7)), "{row}");
+        assert_eq!(standing(&server).await, format!("{} (slow)", upstream.address), "{row}");
+        assert_eq!((server.stats().forward_failures, unanswered.len()), (0, 1), "{row}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_upstream_may_answer_after_the_second_was_asked() {
+    let (mut first, mut second) = (Played::start().await, Played::start().await);
+    let server = start(&[first.address, second.address], None, false).await;
+    let client = ask(&server, "www.example.test.");
+    let waits = first.next(RecordType::A).await;
+    let _silent = second.next(RecordType::A).await;
+    waits.answer(1).await;
+    assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(1)));
+    assert_eq!(standing(&server).await, format!("{} (slow), {}", first.address, second.address));
+}
+
+#[tokio::test]
+async fn a_slow_upstream_comes_after_others_until_it_answers_in_time() {
+    let (mut first, mut second) = (Played::start().await, Played::start().await);
+    let server = start(&[first.address, second.address], None, false).await;
+    let client = ask(&server, "one.example.test.");
+    let _silent = first.next(RecordType::A).await;
+    second.next(RecordType::A).await.answer(2).await;
+    assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(2)));
+    // Nothing says that it failed: it has three more seconds to answer.
+    assert_eq!(standing(&server).await, format!("{} (slow), {}", first.address, second.address));
+    let client = ask(&server, "two.example.test.");
+    second.next(RecordType::A).await.answer(2).await;
+    assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(2)));
+    // It is not asked again before it has answered a probe.
+    let mut probed = false;
+    let mut client = ask(&server, "three.example.test.");
+    for number in 0.. {
+        tokio::select! {
+            asked = first.recv() => {
+                let rtype = asked.query.queries[0].query_type;
+                asked.answer(1).await;
+                if rtype == RecordType::A {
+                    break;
+                }
+                probed = true;
+            }
+            asked = second.next(RecordType::A) => {
+                asked.answer(2).await;
+                assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(2)));
+                client = ask(&server, &format!("name-{number}.example.test."));
+            }
+        }
+    }
+    assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(1)));
+    assert_eq!((standing(&server).await, probed), (format!("{}, {}", first.address, second.address), true));
+}
+
+#[tokio::test]
+async fn an_upstream_that_never_answers_has_failed() {
+    let upstream = Played::start().await;
+    let server = start(&[upstream.address], None, false).await;
+    assert_eq!(shape(&ask(&server, "www.example.test.").await.unwrap()), (ResponseCode::ServFail, None));
+    assert_eq!(standing(&server).await, format!("{} (failed just now)", upstream.address));
+}
+
+#[tokio::test]
+async fn a_connection_that_rested_is_listened_to_while_a_new_one_is_tried() {
+    let (listener, server) = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = start(&[listener.local_addr().unwrap()], None, true).await;
+        (listener, server)
+    };
+    let (tell, mut asked) = mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        for connection in 0.. {
+            let (mut read, write) = listener.accept().await.unwrap().0.into_split();
+            let (tell, write) = (tell.clone(), Arc::new(tokio::sync::Mutex::new(write)));
+            tokio::spawn(async move {
+                while let Ok(length) = read.read_u16().await {
+                    let mut wire = vec![0; usize::from(length)];
+                    read.read_exact(&mut wire).await.unwrap();
+                    let query = Message::from_vec(&wire).unwrap();
+                    tell.send((connection, query, Arc::clone(&write))).unwrap();
+                }
+            });
+        }
+    });
+    let mut next = async || {
+        loop {
+            let (connection, query, write) = asked.recv().await.unwrap();
+            if query.queries[0].query_type == RecordType::A {
+                break (connection, query, write);
+            }
+        }
+    };
+    let answer = async |query: Message, write: Arc<tokio::sync::Mutex<OwnedWriteHalf>>| {
+        let mut message = query.into_response();
+        let asked = message.queries[0].name.clone();
+        message.add_answer(Record::from_rdata(asked, 300, RData::A(A::new(192, 0, 2, 7))));
+        write.lock().await.write_all(&client::framed(&message.to_vec().unwrap())).await.unwrap();
+    };
+    let client = ask(&server, "one.example.test.");
+    let (rested, query, write) = next().await;
+    answer(query, write).await;
+    assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(7)));
+    let client = ask(&server, "two.example.test.");
+    let (again, query, write) = next().await;
+    let (new, _unanswered, _open) = next().await;
+    assert!(again == rested && new != rested);
+    answer(query, write).await;
+    assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(7)));
+}
