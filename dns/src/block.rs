@@ -345,6 +345,7 @@ impl Asker<'_> {
             authentic_data: metadata.authentic_data,
             dnssec_ok: self.request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
             client: self.request.client.ip(),
+            transport: self.request.transport,
         }
     }
 

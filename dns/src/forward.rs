@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::cache::{Cache, CacheConfig, Key, is_failure};
 use crate::names;
+use crate::request::Transport;
 use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 pub(crate) use exchange::UDP_PAYLOAD;
@@ -176,6 +177,8 @@ pub(crate) struct Outgoing {
     pub(crate) dnssec_ok: Option<bool>,
     /// The client, which shares the places with other clients.
     pub(crate) client: IpAddr,
+    /// How the client asked.
+    pub(crate) transport: Transport,
 }
 
 /// Why there is no answer to pass on.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
@@ -37,8 +37,8 @@ pub(super) enum TryError {
 /// How a received message relates to the question.
 enum Arrival {
     Answer(Box<Message>),
-    /// It is for the question, but cannot be parsed.
-    Unreadable,
+    /// It is for the question, but cannot be parsed; with its header.
+    Unreadable(Metadata),
     /// It is not for the question.
     Foreign,
 }
@@ -81,7 +81,11 @@ impl Exchange {
             let length = socket.recv(&mut buffer).await?;
             match self.arrival(buffer.get(..length).unwrap_or_default()) {
                 Arrival::Answer(answer) => return Ok(*answer),
-                Arrival::Unreadable => return Err(TryError::Unreadable),
+                // What is missing was cut off by the upstream, or by our buffer.
+                Arrival::Unreadable(metadata) if metadata.truncation || length == buffer.len() => {
+                    return Ok(self.cut_answer(metadata));
+                }
+                Arrival::Unreadable(_) => return Err(TryError::Unreadable),
                 // It is dropped, and the wait for the real reply goes on.
                 Arrival::Foreign => {}
             }
@@ -98,7 +102,7 @@ impl Exchange {
         stream.read_exact(&mut reply).await?;
         match self.arrival(&reply) {
             Arrival::Answer(answer) => Ok(*answer),
-            Arrival::Unreadable => Err(TryError::Unreadable),
+            Arrival::Unreadable(_) => Err(TryError::Unreadable),
             Arrival::Foreign => Err(TryError::Nonsense),
         }
     }
@@ -118,6 +122,15 @@ impl Exchange {
         if question.as_ref() != self.request.queries.first() && !bare_error {
             return Arrival::Foreign;
         }
-        Message::from_vec(wire).map_or(Arrival::Unreadable, |answer| Arrival::Answer(Box::new(answer)))
+        Message::from_vec(wire).map_or(Arrival::Unreadable(metadata), |answer| Arrival::Answer(Box::new(answer)))
+    }
+
+    /// What is left of an answer that was cut where it cannot be read.
+    fn cut_answer(&self, metadata: Metadata) -> Message {
+        let mut answer = self.request.clone();
+        answer.metadata = metadata;
+        answer.metadata.truncation = true;
+        answer.edns = None;
+        answer
     }
 }

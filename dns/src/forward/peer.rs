@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::Message;
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::Name;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -15,6 +15,7 @@ use super::connections::Connections;
 use super::exchange::{Exchange, TryError};
 use super::health::{Change, Health, Standing};
 use super::probes::{look_for_loop, probe};
+use crate::request::Transport;
 use crate::stats::PeerCounters;
 use crate::upstream::Upstream;
 
@@ -145,12 +146,22 @@ impl Peer {
 
     /// The same for questions of our own too: failures are not noted.
     pub(super) async fn try_once(self: &Arc<Self>, outgoing: &Outgoing, give_up: Instant) -> Result<Message, TryError> {
+        // A cut answer is of no use to a client over TCP.
+        let for_whole = match outgoing.transport {
+            Transport::Udp => self.patience,
+            Transport::Tcp => Duration::MAX,
+        };
         let exchange = Exchange::new(outgoing)?;
-        self.exchange(&exchange, give_up).await
+        self.exchange(&exchange, for_whole, give_up).await
     }
 
-    /// Over UDP first, unless it must not be. A cut answer is asked for again over TCP.
-    async fn exchange(self: &Arc<Self>, exchange: &Exchange, give_up: Instant) -> Result<Message, TryError> {
+    /// Over UDP first, unless it must not be. A cut answer is asked for again over TCP, which may take `for_whole`.
+    async fn exchange(
+        self: &Arc<Self>,
+        exchange: &Exchange,
+        for_whole: Duration,
+        give_up: Instant,
+    ) -> Result<Message, TryError> {
         let sent = Instant::now();
         let left = || give_up.saturating_duration_since(Instant::now());
         if self.upstream.tls.is_some() || self.force_tcp {
@@ -169,9 +180,10 @@ impl Peer {
         if is_whole {
             return answer;
         }
-        match (within(left().min(self.patience), self.connections.ask(exchange)).await, answer) {
-            // Better a cut answer, marked as such, than none: TCP may be blocked on the way.
+        match (within(left().min(for_whole), self.connections.ask(exchange)).await, answer) {
+            // Better a cut answer, marked as such, than none: TCP may be blocked on the way, or not served.
             (Err(_), cut) => cut,
+            (Ok(whole), Ok(cut)) if is_error(&whole) && !is_error(&cut) => Ok(cut),
             (Ok(whole), _) => Ok(whole),
         }
     }
@@ -228,6 +240,11 @@ impl Peer {
         state.probed = state.standing.health() != Health::Up;
         !state.probed
     }
+}
+
+/// An answer that says neither what there is nor that there is nothing.
+fn is_error(answer: &Message) -> bool {
+    ![ResponseCode::NoError, ResponseCode::NXDomain].contains(&answer.metadata.response_code)
 }
 
 /// Two numbers below a domain, as CoreDNS's loop detection asks for.

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::health::Health;
 use super::peer::Peer;
 use super::{OVERALL, Outgoing};
+use crate::request::Transport;
 
 /// How long after an answer the next probe is sent, and how long after a probe without one beside it (DNS-15.5).
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -73,5 +74,6 @@ fn question(name: Name, rtype: RecordType) -> Outgoing {
         authentic_data: false,
         dnssec_ok: None,
         client: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        transport: Transport::Udp,
     }
 }

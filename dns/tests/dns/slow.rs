@@ -258,3 +258,153 @@ async fn a_connection_that_rested_is_listened_to_while_a_new_one_is_tried() {
     answer(query, write).await;
     assert_eq!(shape(&client.await.unwrap()), (ResponseCode::NoError, Some(7)));
 }
+
+/// What a half-broken upstream does with TCP.
+#[derive(Clone, Copy, Debug)]
+enum Tcp {
+    Refused,
+    Silent,
+    ClosesEarly,
+    ClosesMidway,
+    Garbage,
+    AnotherQuestion,
+    Fails,
+}
+
+/// How its answers over UDP are cut.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    BetweenRecords,
+    InARecord,
+    ByOurBuffer,
+}
+
+fn cut_reply(query: Message, cut: Cut) -> Vec<u8> {
+    let mut message = query.into_response();
+    message.edns = None;
+    let asked = message.queries[0].name.clone();
+    let records = match cut {
+        Cut::BetweenRecords | Cut::InARecord => 1,
+        Cut::ByOurBuffer => 200,
+    };
+    for last in 0..records {
+        message.add_answer(Record::from_rdata(asked.clone(), 300, RData::A(A::new(192, 0, 2, last))));
+    }
+    message.metadata.truncation = !matches!(cut, Cut::ByOurBuffer);
+    let mut wire = message.to_vec().unwrap();
+    match cut {
+        Cut::BetweenRecords => {}
+        Cut::InARecord => drop(wire.pop()),
+        // More than anybody asked for; the octets after the records are only there to fill it.
+        Cut::ByOurBuffer => wire.resize(5000, 0),
+    }
+    wire
+}
+
+async fn half_broken(tcp: Tcp, cut: Cut) -> (SocketAddr, JoinSet<()>) {
+    let (udp, listener) = client::sockets("127.0.0.1:0".parse().unwrap()).await;
+    let address = udp.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            udp.send_to(&cut_reply(query, cut), client).await.unwrap();
+        }
+    });
+    if matches!(tcp, Tcp::Refused) {
+        return (address, tasks);
+    }
+    tasks.spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let length = stream.read_u16().await.unwrap();
+            let mut wire = vec![0; usize::from(length)];
+            stream.read_exact(&mut wire).await.unwrap();
+            let mut reply = Message::from_vec(&wire).unwrap().into_response();
+            let bytes = match tcp {
+                Tcp::Refused | Tcp::ClosesEarly => continue,
+                Tcp::Silent => {
+                    open.push(stream);
+                    continue;
+                }
+                Tcp::ClosesMidway => vec![0, 200, 1, 2, 3],
+                Tcp::Garbage => client::framed(&[0xff; 40]),
+                Tcp::AnotherQuestion => {
+                    reply.queries[0].name = name("www.bank.test.");
+                    client::framed(&reply.to_vec().unwrap())
+                }
+                Tcp::Fails => {
+                    reply.metadata.response_code = ResponseCode::ServFail;
+                    client::framed(&reply.to_vec().unwrap())
+                }
+            };
+            stream.write_all(&bytes).await.unwrap();
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn a_cut_answer_is_given_when_tcp_does_not_work() {
+    let broken = [
+        Tcp::Refused,
+        Tcp::Silent,
+        Tcp::ClosesEarly,
+        Tcp::ClosesMidway,
+        Tcp::Garbage,
+        Tcp::AnotherQuestion,
+        Tcp::Fails,
+    ];
+    for tcp in broken {
+        for cut in [Cut::BetweenRecords, Cut::InARecord, Cut::ByOurBuffer] {
+            let (address, _tasks) = half_broken(tcp, cut).await;
+            let server = start(&[address], Some(SOON), false).await;
+            let reply = ask(&server, "long.example.test.").await.unwrap();
+            let row = format!("{tcp:?} {cut:?}: {reply:?}");
+            assert_eq!(
+                (reply.metadata.response_code, reply.metadata.truncation),
+                (ResponseCode::NoError, true),
+                "{row}"
+            );
+            if matches!(cut, Cut::BetweenRecords) {
+                assert_eq!(reply.answers.len(), 1, "{row}");
+            }
+            // It did answer, so nothing is wrong with it.
+            assert_eq!(standing(&server).await, address.to_string(), "{row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cut_answer_is_not_lost_when_time_runs_out_while_tcp_is_tried() {
+    let mut upstream = Played::start().await;
+    let server = start(&[upstream.address], None, false).await;
+    let client = ask(&server, "long.example.test.");
+    // The third try begins a second before the client is told something, which is less than TCP may take.
+    let (_first, _second) = (upstream.next(RecordType::A).await, upstream.next(RecordType::A).await);
+    let third = upstream.next(RecordType::A).await;
+    let wire = cut_reply(third.query.clone(), Cut::BetweenRecords);
+    third.reply(&wire).await;
+    let _over_tcp = upstream.next(RecordType::A).await;
+    let reply = client.await.unwrap();
+    assert_eq!((shape(&reply), reply.metadata.truncation), ((ResponseCode::NoError, Some(0)), true));
+}
+
+#[tokio::test]
+async fn a_client_over_tcp_waits_for_the_whole_answer() {
+    let mut upstream = Played::start().await;
+    let server = start(&[upstream.address], Some(SOON), false).await;
+    let (at, question) = (server.local_addresses()[0], client::question(&name("long.example.test."), RecordType::A));
+    let client = tokio::spawn(async move { client::tcp(at, &[question]).await.remove(0) });
+    let first = upstream.next(RecordType::A).await;
+    let wire = cut_reply(first.query.clone(), Cut::BetweenRecords);
+    first.reply(&wire).await;
+    let over_tcp = upstream.next(RecordType::A).await;
+    assert!(matches!(over_tcp.back, Back::Stream(_)));
+    // TCP took as long as a try may, and still may answer.
+    let _second = upstream.next(RecordType::A).await;
+    over_tcp.answer(7).await;
+    let reply = client.await.unwrap();
+    assert_eq!((shape(&reply), reply.metadata.truncation), ((ResponseCode::NoError, Some(7)), false));
+}
