@@ -17,6 +17,9 @@ pub(crate) const UDP_PAYLOAD: u16 = 1232;
 /// again over TCP.
 const REPLY_ROOM: usize = 4096;
 
+/// The code that hickory calls BADSIG too.
+const BAD_VERSION: u16 = 16;
+
 /// Why one try failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TryError {
@@ -62,6 +65,26 @@ impl Exchange {
             edns.set_version(0).set_max_payload(UDP_PAYLOAD).set_dnssec_ok(dnssec_ok);
             request.set_edns(edns);
         }
+        Self::of(request)
+    }
+
+    /// Whether the upstream may say this only because it does not know EDNS, or no version of it (RFC 6891 sections
+    /// 6.1.3 and 7). Such servers send the OPT back or not.
+    pub(super) fn may_blame_edns(&self, answer: &Message) -> bool {
+        let rcode = answer.metadata.response_code;
+        let refuses = [ResponseCode::FormErr, ResponseCode::NotImp].contains(&rcode) || u16::from(rcode) == BAD_VERSION;
+        self.request.edns.is_some() && refuses
+    }
+
+    /// The same question without EDNS.
+    pub(super) fn without_edns(&self) -> Result<Self, TryError> {
+        let mut request = self.request.clone();
+        request.metadata.id = rand::random();
+        request.edns = None;
+        Self::of(request)
+    }
+
+    fn of(request: Message) -> Result<Self, TryError> {
         let wire = request.to_vec().or(Err(TryError::TooLong))?;
         Ok(Self { request, wire })
     }

@@ -152,7 +152,12 @@ impl Peer {
             Transport::Tcp => Duration::MAX,
         };
         let exchange = Exchange::new(outgoing)?;
-        self.exchange(&exchange, for_whole, give_up).await
+        let answer = self.exchange(&exchange, for_whole, give_up).await?;
+        if !exchange.may_blame_edns(&answer) {
+            return Ok(answer);
+        }
+        // Nor may what it says to EDNS be kept for clients without, so the second answer is the only one.
+        self.exchange(&exchange.without_edns()?, for_whole, give_up).await
     }
 
     /// Over UDP first, unless it must not be. A cut answer is asked for again over TCP, which may take `for_whole`.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::op::{Edns, Message, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record};
 use shunt_dns::{ForwardConfig, RecordType, Server, Upstream, Upstreams};
@@ -407,4 +407,51 @@ async fn a_client_over_tcp_waits_for_the_whole_answer() {
     over_tcp.answer(7).await;
     let reply = client.await.unwrap();
     assert_eq!((shape(&reply), reply.metadata.truncation), ((ResponseCode::NoError, Some(7)), false));
+}
+
+/// Says this to each query with EDNS, and answers those without.
+async fn without_edns(rcode: ResponseCode, echoes_opt: bool, knows: bool) -> (SocketAddr, JoinSet<()>) {
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = udp.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, client)) = udp.recv_from(&mut buffer).await {
+            let mut message = Message::from_vec(&buffer[..length]).unwrap().into_response();
+            let asked = message.queries[0].name.clone();
+            if message.edns.is_some() || !knows {
+                message.metadata.response_code = rcode;
+                message.edns = echoes_opt.then(Edns::new);
+            } else {
+                message.add_answer(Record::from_rdata(asked, 300, RData::A(A::new(192, 0, 2, 7))));
+            }
+            udp.send_to(&message.to_vec().unwrap(), client).await.unwrap();
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn an_upstream_without_edns_is_asked_again_without() {
+    // (what it says to EDNS, with an OPT, whether it answers without, what clients get)
+    let rows = [
+        (ResponseCode::FormErr, false, true, (ResponseCode::NoError, Some(7))),
+        (ResponseCode::FormErr, true, true, (ResponseCode::NoError, Some(7))),
+        (ResponseCode::NotImp, false, true, (ResponseCode::NoError, Some(7))),
+        (ResponseCode::BADVERS, true, true, (ResponseCode::NoError, Some(7))),
+        (ResponseCode::FormErr, false, false, (ResponseCode::FormErr, None)),
+        (ResponseCode::NotImp, false, false, (ResponseCode::NotImp, None)),
+        (ResponseCode::Refused, false, true, (ResponseCode::Refused, None)),
+    ];
+    for (rcode, echoes_opt, knows, wanted) in rows {
+        let (address, _tasks) = without_edns(rcode, echoes_opt, knows).await;
+        let server = start(&[address], None, false).await;
+        let (at, plain) = (server.local_addresses()[0], client::question(&name("www.example.test."), RecordType::A));
+        let with_edns = client::with_edns(plain.clone(), 1232);
+        let row = format!("{rcode} {echoes_opt} {knows}");
+        assert_eq!(shape(&client::udp(at, &with_edns).await), wanted, "{row}");
+        if rcode != ResponseCode::Refused {
+            assert_eq!(shape(&client::udp(at, &plain).await), wanted, "{row}");
+        }
+    }
 }
