@@ -43,10 +43,18 @@ fn the_stock_corefile_is_understood() {
     assert_eq!((names(&cache.no_denial), cache.prefetch), (vec!["cluster.local.".to_owned()], None));
     let [route] = block.forward.routes.as_slice() else { panic!("one route") };
     assert_eq!(route.upstreams, crate::Upstreams::File(PathBuf::from("/etc/resolv.conf")));
+    assert_eq!(route.read_timeout.as_secs(), 2);
     assert_eq!((file.health, file.lameduck.as_secs()), (everywhere(8080), 5));
     assert_eq!(file.ready, everywhere(8181));
     assert_eq!(file.prometheus, everywhere(9153));
     assert_eq!(file.reload.map(|interval| interval.as_secs()), Some(30));
+}
+
+#[test]
+fn the_time_of_a_try_is_that_of_its_forward() {
+    let file = read(".:53 {\n forward a.test 10.0.0.1 {\n  read_timeout 1m\n }\n forward . 10.0.0.2\n}\n").unwrap();
+    let times: Vec<u64> = file.blocks[0].forward.routes.iter().map(|route| route.read_timeout.as_secs()).collect();
+    assert_eq!(times, [60, 2]);
 }
 
 #[test]
