@@ -411,7 +411,7 @@ impl Asker<'_> {
     /// The upstream's reply as ours. AA stays clear, so that it is the same from the cache.
     fn pass_on(&self, told: Told, query: &Query) -> Reply {
         match told {
-            Told::Now(Received { rcode, authentic, extent, edns: _, sections }) => {
+            Told::Now(Received { rcode, authentic, extent, sections }) => {
                 let truncated = extent == Extent::Truncated;
                 let origin = of_upstream(self.request, authentic);
                 Reply { origin, author: Author::Forward, truncated, ..Reply::error(rcode) }.with(sections)

@@ -4,9 +4,12 @@
 //! while a forwarder must hand on what the upstream said.
 
 mod bailiwick;
+mod connections;
 mod exchange;
 mod group;
+mod health;
 mod peer;
+mod probes;
 mod tls;
 
 use std::net::IpAddr;
@@ -23,7 +26,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::cache::{Cache, CacheConfig, Kept, Key, is_failure};
 use crate::names;
-use crate::request::Request;
+use crate::request::{Request, Transport};
 use crate::stats::{Counters, Peers};
 use crate::upstream::{Upstream, UpstreamError, Upstreams};
 use crate::wire::Received;
@@ -35,6 +38,9 @@ pub use tls::TlsError;
 
 /// How long the client waits in all; its own resolver gives up after 5 s.
 const OVERALL: Duration = Duration::from_secs(5);
+
+/// How long an upstream may take before another is asked too, unless a Corefile says otherwise (DNS-15.2).
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the client waits for a new answer where an old one can stand in (RFC 8767 section 5).
 const BEFORE_STALE: Duration = Duration::from_millis(1800);
@@ -62,6 +68,8 @@ pub struct Route {
     pub(crate) policy: Policy,
     /// They are asked over TCP only.
     pub force_tcp: bool,
+    /// How long one may take before another one is asked too. A late answer still counts.
+    pub read_timeout: Duration,
     /// PEM file with the authorities of upstreams that are asked over TLS; without one, the system's.
     pub(crate) authorities: Option<PathBuf>,
     /// Queries that wait for upstreams at once; more are refused (the stock Corefile's `max_concurrent`, DNS-13.1).
@@ -79,6 +87,7 @@ impl Route {
             upstreams,
             policy: Policy::default(),
             force_tcp: false,
+            read_timeout: READ_TIMEOUT,
             authorities: None,
             max_concurrent: 1000,
         }
@@ -169,6 +178,8 @@ pub(crate) struct Outgoing {
     pub(crate) dnssec_ok: Option<bool>,
     /// The client, which shares the places with other clients.
     pub(crate) client: IpAddr,
+    /// How the client asked.
+    pub(crate) transport: Transport,
 }
 
 impl Outgoing {
@@ -180,6 +191,7 @@ impl Outgoing {
             checking_disabled: request.metadata.checking_disabled,
             dnssec_ok: request.edns.map(|edns| edns.dnssec_ok),
             client: request.client.ip(),
+            transport: request.transport,
         }
     }
 }
@@ -266,7 +278,8 @@ impl Forwarder {
         let Some(way) = self.ways.get(route) else { return };
         let new = |upstream: &Upstream| {
             let metrics = self.peers.of(upstream.address);
-            Peer::start(upstream.clone(), way.tls.clone(), way.route.force_tcp, &way.domain, metrics)
+            let Route { force_tcp, read_timeout, .. } = way.route;
+            Peer::start(upstream.clone(), way.tls.clone(), force_tcp, read_timeout, &way.domain, metrics)
         };
         let mut group = way.group.write().unwrap_or_else(PoisonError::into_inner);
         *group = Arc::new(group.with(upstreams, way.route.policy, new));
@@ -405,12 +418,12 @@ impl Forwarder {
         };
         let mut last = None;
         // Cancelling mid-way is safe: a connection in use is closed with its try.
-        match timeout(OVERALL, group.ask(outgoing, &self.counters, &mut last)).await {
-            Ok(Some(mut received)) => {
+        match group.ask(outgoing, &self.counters, &mut last).await {
+            Some(mut received) => {
                 bailiwick::keep_what_was_asked(&mut received, &outgoing.query.name);
                 Ok(received)
             }
-            Ok(None) | Err(_) => {
+            None => {
                 self.counters.forward_failures.add_one();
                 Err(ForwardError::NoAnswer(last.map(Arc::from)))
             }

@@ -39,7 +39,7 @@ fn written(plugin: Plugin) -> &'static str {
         }
         Plugin::Loop => "loop",
         Plugin::Forward => {
-            "forward . 127.0.0.1 {\n except a.test\n expire 10s\n force_tcp\n health_check 1s\n max_concurrent 10\n \
+            "forward . 127.0.0.1 {\n except a.test\n expire 10s\n force_tcp\n health_check 1s\n max_concurrent 10\n read_timeout 3s\n \
              max_fails 2\n policy random\n prefer_udp\n tls /dev/null\n tls_servername dns.test\n}"
         }
     }

@@ -109,7 +109,8 @@ impl Plugin {
                 ("endpoint_pod_names fallthrough ignore kubeconfig pods startup_timeout ttl", "namespaces", None)
             }
             Self::Forward => (
-                "expire force_tcp health_check max_concurrent max_fails policy prefer_udp tls tls_servername",
+                "expire force_tcp health_check max_concurrent max_fails policy prefer_udp read_timeout tls \
+                 tls_servername",
                 "except",
                 None,
             ),

@@ -43,10 +43,18 @@ fn the_stock_corefile_is_understood() {
     assert_eq!((names(&cache.no_denial), cache.prefetch), (vec!["cluster.local.".to_owned()], None));
     let [route] = block.forward.routes.as_slice() else { panic!("one route") };
     assert_eq!(route.upstreams, crate::Upstreams::File(PathBuf::from("/etc/resolv.conf")));
+    assert_eq!(route.read_timeout.as_secs(), 2);
     assert_eq!((file.health, file.lameduck.as_secs()), (everywhere(8080), 5));
     assert_eq!(file.ready, everywhere(8181));
     assert_eq!(file.prometheus, everywhere(9153));
     assert_eq!(file.reload.map(|interval| interval.as_secs()), Some(30));
+}
+
+#[test]
+fn the_time_of_a_try_is_that_of_its_forward() {
+    let file = read(".:53 {\n forward a.test 10.0.0.1 {\n  read_timeout 1m\n }\n forward . 10.0.0.2\n}\n").unwrap();
+    let times: Vec<u64> = file.blocks[0].forward.routes.iter().map(|route| route.read_timeout.as_secs()).collect();
+    assert_eq!(times, [60, 2]);
 }
 
 #[test]
@@ -109,6 +117,15 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n forward . 10.0.0.1 {\n  expire soon\n }\n}\n", "Corefile:3: expire: \"soon\" is no duration"),
     (".:53 {\n forward . 10.0.0.1 {\n  health_check 5s often\n }\n}\n", "Corefile:3: health_check: its arguments"),
     (".:53 {\n forward . 10.0.0.1 {\n  policy best\n }\n}\n", "Corefile:3: policy: takes random, round_robin"),
+    (
+        ".:53 {\n forward . 10.0.0.1 {\n  read_timeout 0s\n }\n}\n",
+        "Corefile:3: read_timeout: no upstream answers in no time",
+    ),
+    (
+        ".:53 {\n forward . 10.0.0.1 {\n  read_timeout soon\n }\n}\n",
+        "Corefile:3: read_timeout: \"soon\" is no duration",
+    ),
+    (".:53 {\n forward . 10.0.0.1 {\n  read_timeout\n }\n}\n", "Corefile:3: read_timeout: its arguments"),
     (".:53 {\n forward . 10.0.0.1 {\n  next NXDOMAIN\n }\n}\n", "Corefile:3: forward: next is not supported"),
     (".:53 {\n cache {\n  serve_stale 1h immediate\n }\n}\n", "Corefile:3: serve_stale: "),
     (".:53 {\n cache {\n  keepttl\n }\n}\n", "Corefile:3: cache: keepttl is not supported"),
@@ -221,7 +238,7 @@ fn what_changes_nothing_here_is_taken() {
         }
         "#,
         ".:53 {\n forward . ./resolv.conf\n}\n",
-        ".:53 {\n forward . 10.0.0.1 {\n  max_fails 3\n  expire 20s\n  health_check 5s no_rec domain example.org\n }\n}\n",
+        ".:53 {\n forward . 10.0.0.1 {\n  max_fails 3\n  expire 20s\n  read_timeout 500ms\n  health_check 5s no_rec domain example.org\n }\n}\n",
         ".:53 {\n template IN A {\n  rcode YXDOMAIN\n  upstream\n }\n}\n",
         ".:53 {\n template IN A {\n  answer \"a. A 10.0.0.1\" \"a. 60 IN A 10.0.0.2\"\n }\n}\n",
         "a.example {\n bind 127.0.0.1\n}\n.:53 {\n bind 127.0.0.1\n}\n",

@@ -3,13 +3,13 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 
 use super::Outgoing;
-use crate::wire::Received;
+use crate::wire::{Extent, Received};
 
 /// What we can take in one datagram (DNS flag day 2020).
 pub(crate) const UDP_PAYLOAD: u16 = 1232;
@@ -17,6 +17,9 @@ pub(crate) const UDP_PAYLOAD: u16 = 1232;
 /// Room for a reply: servers that send more than they are allowed to are few, and whatever is cut off is asked for
 /// again over TCP.
 const REPLY_ROOM: usize = 4096;
+
+/// The code that hickory calls BADSIG too.
+const BAD_VERSION: u16 = 16;
 
 /// Why one try failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,22 +38,11 @@ pub(super) enum TryError {
     Nonsense,
 }
 
-impl TryError {
-    /// Whether the upstream is to blame. An upstream that passes on what others broke, such as the records of some
-    /// domain, is as good as its alternatives.
-    pub(super) fn is_the_upstreams(&self) -> bool {
-        match self {
-            Self::Timeout | Self::Io(_) | Self::Nonsense => true,
-            Self::Local(_) | Self::TooLong | Self::Unreadable => false,
-        }
-    }
-}
-
 /// How a received message relates to the question.
 enum Arrival {
     Answer(Box<Received>),
-    /// It is for the question, but what cannot be read in it may be the answer.
-    Unreadable,
+    /// It is for the question, but what cannot be read in it may be the answer; with its header.
+    Unreadable(Metadata),
     /// It is not for the question.
     Foreign,
 }
@@ -74,6 +66,25 @@ impl Exchange {
             edns.set_version(0).set_max_payload(UDP_PAYLOAD).set_dnssec_ok(dnssec_ok);
             request.set_edns(edns);
         }
+        Self::of(request)
+    }
+
+    /// Whether the upstream may say this only because it does not know EDNS, or no version of it (RFC 6891 sections
+    /// 6.1.3 and 7). Such servers send the OPT back or not.
+    pub(super) fn may_blame_edns(&self, Received { rcode, .. }: &Received) -> bool {
+        let refuses = [ResponseCode::FormErr, ResponseCode::NotImp].contains(rcode) || u16::from(*rcode) == BAD_VERSION;
+        self.request.edns.is_some() && refuses
+    }
+
+    /// The same question without EDNS.
+    pub(super) fn without_edns(&self) -> Result<Self, TryError> {
+        let mut request = self.request.clone();
+        request.metadata.id = rand::random();
+        request.edns = None;
+        Self::of(request)
+    }
+
+    fn of(request: Message) -> Result<Self, TryError> {
         let wire = request.to_vec().or(Err(TryError::TooLong))?;
         Ok(Self { request, wire })
     }
@@ -93,7 +104,15 @@ impl Exchange {
             let length = socket.recv(&mut buffer).await?;
             match self.arrival(buffer.get(..length).unwrap_or_default()) {
                 Arrival::Answer(answer) => return Ok(*answer),
-                Arrival::Unreadable => return Err(TryError::Unreadable),
+                // What is missing was cut off by the upstream, or by our buffer.
+                Arrival::Unreadable(metadata) if metadata.truncation || length == buffer.len() => {
+                    return Ok(Received {
+                        rcode: metadata.response_code,
+                        extent: Extent::Truncated,
+                        ..Received::default()
+                    });
+                }
+                Arrival::Unreadable(_) => return Err(TryError::Unreadable),
                 // It is dropped, and the wait for the real reply goes on.
                 Arrival::Foreign => {}
             }
@@ -110,7 +129,7 @@ impl Exchange {
         stream.read_exact(&mut reply).await?;
         match self.arrival(&reply) {
             Arrival::Answer(answer) => Ok(*answer),
-            Arrival::Unreadable => Err(TryError::Unreadable),
+            Arrival::Unreadable(_) => Err(TryError::Unreadable),
             Arrival::Foreign => Err(TryError::Nonsense),
         }
     }
@@ -131,6 +150,6 @@ impl Exchange {
             return Arrival::Foreign;
         }
         let received = self.request.queries.first().and_then(|query| Received::read(wire, query));
-        received.map_or(Arrival::Unreadable, |received| Arrival::Answer(Box::new(received)))
+        received.map_or(Arrival::Unreadable(metadata), |received| Arrival::Answer(Box::new(received)))
     }
 }

@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use hickory_proto::rr::Name;
 use rand::seq::SliceRandom as _;
+use tokio::time::timeout;
 
-use super::Outgoing;
-use super::peer::{Health, Peer};
+use super::health::Health;
+use super::peer::Peer;
+use super::{OVERALL, Outgoing};
 use crate::stats::Counters;
 use crate::upstream::Upstream;
 use crate::wire::Received;
@@ -15,7 +20,8 @@ use crate::wire::Received;
 /// Tries, if there are fewer upstreams than this: a datagram may be lost.
 const MIN_TRIES: usize = 3;
 
-/// Which upstream is asked first (DNS-15.1). Those that failed come after those that answer, whatever the policy.
+/// Which upstream is asked first (DNS-15.1). Those that are slow come after those that answer, and those that failed at
+/// last, whatever the policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Policy {
     /// The first of the list, as the resolver library does with resolv.conf.
@@ -56,7 +62,7 @@ impl Group {
         self.peers.iter().all(|peer| peer.loops() || peer.health() == Health::Down)
     }
 
-    /// The answer of the first upstream that answers; `last` is the one that failed last, and why.
+    /// The answer that comes first; `last` is the upstream that failed last, and why.
     pub(super) async fn ask(
         &self,
         outgoing: &Outgoing,
@@ -67,18 +73,25 @@ impl Group {
         if !order.is_empty() && order.iter().all(|peer| peer.health() == Health::Down) {
             counters.all_upstreams_down.add_one();
         }
-        for peer in order.iter().cycle().take(order.len().max(MIN_TRIES)) {
-            let error = match peer.ask(outgoing).await {
-                Ok(received) => return Some(received),
-                Err(error) => error,
-            };
-            let failed = format!("{}: {}", peer.upstream(), shunt_model::with_causes(&error));
-            tracing::debug!(
-                name = crate::names::text(&outgoing.query.name),
-                failed,
-                "upstream failed, trying the next"
-            );
-            *last = Some(failed);
+        let give_up = Instant::now() + OVERALL;
+        let mut turns = order.iter().cycle().take(order.len().max(MIN_TRIES));
+        let mut tries = FuturesUnordered::new();
+        // The next try begins when this one is late or any has failed; those that are late go on.
+        while Instant::now() < give_up
+            && let Some(peer) = turns.next()
+        {
+            tries.push(try_peer(peer, outgoing, give_up));
+            match timeout(peer.patience(), tries.next()).await {
+                Ok(Some(Ok(message))) => return Some(message),
+                Ok(Some(Err(failed))) => *last = Some(failed),
+                Ok(None) | Err(_) => {}
+            }
+        }
+        while let Some(outcome) = tries.next().await {
+            match outcome {
+                Ok(message) => return Some(message),
+                Err(failed) => *last = Some(failed),
+            }
         }
         None
     }
@@ -102,4 +115,15 @@ impl Group {
         order.sort_by_cached_key(|peer| -> Health { peer.health() });
         order
     }
+}
+
+/// One try; its failure as text.
+async fn try_peer(peer: &Arc<Peer>, outgoing: &Outgoing, give_up: Instant) -> Result<Received, String> {
+    let error = match peer.ask(outgoing, give_up).await {
+        Ok(message) => return Ok(message),
+        Err(error) => error,
+    };
+    let failed = format!("{}: {}", peer.upstream(), shunt_model::with_causes(&error));
+    tracing::debug!(name = crate::names::text(&outgoing.query.name), failed, "upstream failed, trying the next");
+    Err(failed)
 }

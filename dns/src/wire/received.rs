@@ -52,8 +52,6 @@ pub(crate) struct Received {
     /// The upstream has validated it all (AD), and nothing of it was changed or left out.
     pub(crate) authentic: bool,
     pub(crate) extent: Extent,
-    /// It has an OPT record.
-    pub(crate) edns: bool,
     pub(crate) sections: Sections,
 }
 
@@ -90,7 +88,6 @@ impl Received {
             rcode: rcode(&metadata, extended),
             authentic: metadata.authentic_data && extent == Extent::Whole && odd.is_empty(),
             extent,
-            edns: extended.is_some(),
             sections,
         };
         this.without(&odd, query)

@@ -29,6 +29,8 @@ mod rewriting;
 #[cfg(test)]
 mod running;
 #[cfg(test)]
+mod slow;
+#[cfg(test)]
 mod transfers;
 #[cfg(test)]
 mod upstreams;

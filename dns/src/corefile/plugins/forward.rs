@@ -34,6 +34,13 @@ pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
             ("max_concurrent", [number]) => {
                 route.max_concurrent = value(option, values::number(number, 1, 1_000_000))?;
             }
+            ("read_timeout", [time]) => {
+                let timeout = value(option, values::duration(time))?;
+                if timeout.is_zero() {
+                    return Err(option.error("no upstream answers in no time; write a longer one, such as 2s"));
+                }
+                route.read_timeout = timeout;
+            }
             ("max_fails", ["0"]) => {
                 return Err(
                     option.error("an upstream that fails is asked until it is back; that cannot be switched off")
@@ -51,7 +58,11 @@ pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
                 value(option, values::duration(time))?;
                 value(option, values::domain(name))?;
             }
-            ("except" | "tls_servername" | "max_concurrent" | "max_fails" | "expire" | "health_check", _) => {
+            (
+                "except" | "tls_servername" | "max_concurrent" | "read_timeout" | "max_fails" | "expire"
+                | "health_check",
+                _,
+            ) => {
                 return Err(option.error("its arguments are not those that CoreDNS gives it"));
             }
             _ => return Err(unknown(line, option)),
