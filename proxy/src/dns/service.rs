@@ -7,13 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_proto::ProtoError;
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use hickory_proto::serialize::binary::DecodeError;
 use shunt_dns::{
-    Corefile, CorefileError, PodMode, ServeError, Server, ServerConfig, Sockets, TlsError, UpstreamError, ZoneConfig,
-    absolute,
+    Corefile, CorefileError, NameError, PodMode, ServeError, Server, ServerConfig, Sockets, TlsError, UpstreamError,
+    ZoneConfig, absolute,
 };
 use shunt_model::Snapshot;
 use tokio::net::UdpSocket;
@@ -36,7 +35,7 @@ pub enum DnsError {
         domain: String,
         /// Why.
         #[source]
-        source: ProtoError,
+        source: NameError,
     },
     /// The Corefile cannot be used.
     #[error("--corefile")]
