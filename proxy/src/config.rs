@@ -40,7 +40,6 @@ const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 /// The annotation by which a Pod opts out of load balancing at its sockets, with its value.
 const OPT_OUT: (&str, &str) = ("shunt.dev/socket-proxy", "disabled");
 const CLUSTER_DOMAIN: &str = "cluster.local";
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DNS_TTL: u32 = 5;
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
@@ -375,7 +374,7 @@ impl DnsConfig {
         Ok(Self {
             listen,
             domain: domain.trim_matches('.').to_ascii_lowercase(),
-            forward: ForwardConfig::to(upstreams.unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))))
+            forward: ForwardConfig::to(upstreams.unwrap_or_else(Upstreams::usual))
                 .with_stub_domains(stub_domains)
                 .with_authorities(settings.dns_upstream_ca.as_deref()),
             corefile: None,
@@ -403,7 +402,7 @@ impl DnsConfig {
         let cluster = file.kubernetes.ok_or_else(|| ConfigError::NoKubernetes(path.to_owned()))?;
         Ok(Self {
             listen,
-            domain: cluster.domain.to_ascii().trim_matches('.').to_ascii_lowercase(),
+            domain: shunt_dns::name_text(&cluster.domain).trim_matches('.').to_ascii_lowercase(),
             forward: ForwardConfig { routes: Vec::new(), cache: None },
             corefile: Some(path.to_owned()),
             pods: match cluster.pods {

@@ -83,7 +83,7 @@ pub(super) fn understand(
             if block.forward.routes.iter().any(|earlier| earlier.leaves_nothing_to(&route)) {
                 return Err(line.error(format!(
                     "an earlier forward takes all of {}, so these upstreams would never be asked",
-                    route.from
+                    crate::names::text(&route.from)
                 )));
             }
             block.forward.routes.push(route);
