@@ -22,6 +22,9 @@ pub(super) fn once(directives: &[Line]) -> Result<(), CorefileError> {
 /// The same for the options of a directive, which may say the same twice. Those of `rewrite` are the words of a rule.
 pub(super) fn options_once(directive: &Line) -> Result<(), CorefileError> {
     let options = directive.block.as_deref().unwrap_or_default();
+    if let Some(option) = options.iter().find(|option| option.block.is_some()) {
+        return Err(option.error("takes no braces"));
+    }
     for (at, option) in options.iter().enumerate().filter(|_| directive.name() != "rewrite") {
         let mut earlier = options.iter().take(at).filter(|earlier| earlier.name() == option.name());
         if !adds_up(directive, option) && earlier.any(|earlier| earlier.words != option.words) {
@@ -40,7 +43,7 @@ fn adds_up(directive: &Line, option: &Line) -> bool {
         | ("log", "class")
         | ("template", "additional" | "answer" | "authority" | "match")
         | ("transfer", "to") => true,
-        ("hosts", address) => address.parse::<std::net::IpAddr>().is_ok(),
+        ("hosts", word) => crate::hosts::address(word).is_some(),
         _ => false,
     }
 }
