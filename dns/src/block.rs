@@ -307,6 +307,9 @@ impl Asker<'_> {
             {
                 return beyond;
             }
+            if !beyond.answers.is_empty() {
+                alias.authorities.clear(); // the SOA of a chain that ends in nothing
+            }
             alias.answers.append(&mut beyond.answers);
             alias.truncated |= beyond.truncated; // DNS-2.6.6
             alias.asks = beyond.asks;
@@ -361,10 +364,17 @@ impl Asker<'_> {
         };
         // Upstreams may know (DNS-3.11, DNS-5.5), even while we do not (DNS-11.4).
         let falls_through =
-            || kubernetes.fallthrough.iter().any(|zone| zone.zone_of(&query.name)) && self.can_forward(&query.name);
+            |name: &Name| kubernetes.fallthrough.iter().any(|zone| zone.zone_of(name)) && self.can_forward(name);
         Some(match self.view.zone.answer(&query.name, query.query_type) {
             Answer::Records(Records { answers, authority, additionals }) => {
-                Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster }
+                let reply = Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster };
+                // So they may know the target of an alias (DNS-2.6.10).
+                let is_absent =
+                    |target: &Name| matches!(self.view.zone.answer(target, query.query_type), Answer::NxDomain { .. });
+                match dangling(&reply, query).filter(|target| falls_through(target) && is_absent(target)) {
+                    Some(target) => self.follow(reply, query, target).await,
+                    None => reply,
+                }
             }
             Answer::NoData { soa } => Reply { authorities: vec![soa_here(soa)], ..cluster },
             Answer::UnknownAddress { soa } if query.name == *zone => {
@@ -372,7 +382,7 @@ impl Asker<'_> {
                 let asked = query.query_type == RecordType::SOA;
                 if asked { Reply { answers: soa, ..cluster } } else { Reply { authorities: soa, ..cluster } }
             }
-            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through() => return None,
+            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through(&query.name) => return None,
             Answer::NxDomain { soa, why: _ } | Answer::UnknownAddress { soa } => {
                 Reply { rcode: self.absence(), authorities: vec![soa_here(soa)], ..cluster }
             }

@@ -173,17 +173,20 @@ impl Corefile {
 
     fn server(&mut self, server: &Line, shared: &mut Shared) -> Result<(), CorefileError> {
         let Some(directives) = &server.block else {
-            return Err(server.error("a server block needs braces: write DOMAIN:53 { ... }"));
+            return Err(server.error("a server block needs braces, or directives below it: write DOMAIN:53 { ... }"));
         };
         let mut domains = Vec::new();
-        for key in server.words.iter().flat_map(|word| word.split(',')).filter(|key| !key.is_empty()) {
-            let (zones, port) = values::server_key(key).map_err(|reason| server.at.error(reason))?;
-            shared.port(port.unwrap_or(self.default_port)).map_err(|reason| server.at.error(reason))?;
-            domains.extend(zones);
-        }
-        for domain in &domains {
-            if self.blocks.iter().any(|block| block.domain == *domain) {
-                return Err(server.at.error(format!("{} has a server block already", names::text(domain))));
+        for (number, word) in server.words.iter().enumerate() {
+            let at = server.at_word(number);
+            for key in values::server_keys(word) {
+                let (zones, port) = values::server_key(key).map_err(|reason| at.error(reason))?;
+                shared.port(port.unwrap_or(self.default_port)).map_err(|reason| at.error(reason))?;
+                for domain in zones {
+                    if self.blocks.iter().any(|block| block.domain == domain) || domains.contains(&domain) {
+                        return Err(at.error(format!("{} has a server block already", names::text(&domain))));
+                    }
+                    domains.push(domain);
+                }
             }
         }
         // Directives may name the block's domains, so each is understood once for all of them.
@@ -205,3 +208,5 @@ mod corpus;
 
 #[cfg(test)]
 mod directives;
+#[cfg(test)]
+mod faults;

@@ -48,8 +48,9 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
     /// Who is asked for other names: addresses, tls://IP%NAME, or a file like /etc/resolv.conf; empty refuses them
-    #[arg(long, value_name = "ADDR,…|FILE", default_value = "/etc/resolv.conf")]
-    upstream: Upstreams,
+    /// [default: /etc/resolv.conf, if it is there]
+    #[arg(long, value_name = "ADDR,…|FILE")]
+    upstream: Option<Upstreams>,
     /// A domain with upstreams of its own; may be repeated
     #[arg(long, value_name = "DOMAIN=ADDR,…")]
     stub_domain: Vec<StubDomain>,
@@ -146,7 +147,7 @@ fn server_config(flags: &Flags) -> anyhow::Result<ServerConfig> {
     let listen = if flags.listen.is_empty() { vec![LISTEN.parse()?] } else { flags.listen.clone() };
     let dns_addresses = own_addresses(&listen)?;
     let zone = ZoneConfig { ttl: flags.ttl, pods, dns_addresses, ..ZoneConfig::usual(cluster_domain) };
-    let forward = ForwardConfig::to(flags.upstream.clone())
+    let forward = ForwardConfig::to(flags.upstream.clone().unwrap_or_else(Upstreams::usual))
         .with_stub_domains(flags.stub_domain.clone())
         .with_authorities(flags.upstream_ca.as_deref());
     Ok(ServerConfig::usual(listen, zone, forward))

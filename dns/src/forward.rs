@@ -28,7 +28,7 @@ use crate::cache::{Cache, CacheConfig, Kept, Key, is_failure};
 use crate::names;
 use crate::request::{Request, Transport};
 use crate::stats::{Counters, Peers};
-use crate::upstream::{Upstream, UpstreamError, Upstreams};
+use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams, names_no_server};
 use crate::wire::Received;
 pub(crate) use exchange::UDP_PAYLOAD;
 use group::Group;
@@ -98,7 +98,7 @@ impl Route {
     fn needs_tls(&self) -> bool {
         let over_tls = match &self.upstreams {
             Upstreams::Servers(servers) => servers.iter().any(|upstream| upstream.tls.is_some()),
-            Upstreams::File(_) => false,
+            Upstreams::File(_) | Upstreams::Usual(_) => false,
         };
         over_tls || self.authorities.is_some()
     }
@@ -156,14 +156,17 @@ impl FromStr for StubDomain {
 
     fn from_str(text: &str) -> Result<Self, UpstreamError> {
         let wrong = || UpstreamError::StubDomain(text.to_owned());
-        // A domain may have such a sign of its own.
+        // A name may have any characters in it, a list of servers has no `=`.
         let (domain, servers) = text.rsplit_once('=').ok_or_else(wrong)?;
+        if domain.split_once('/').is_some_and(|(ip, _)| ip.parse::<IpAddr>().is_ok()) {
+            return Err(UpstreamError::StubRange(domain.to_owned()));
+        }
         let Ok(domain) = names::absolute(domain) else { return Err(wrong()) };
         match servers.parse()? {
             Upstreams::Servers(upstreams) if !upstreams.is_empty() && !domain.is_root() => {
                 Ok(Self { domain, upstreams })
             }
-            Upstreams::Servers(_) | Upstreams::File(_) => Err(wrong()),
+            Upstreams::Servers(_) | Upstreams::File(_) | Upstreams::Usual(_) => Err(wrong()),
         }
     }
 }
@@ -296,10 +299,21 @@ impl Forwarder {
         self.way(name).is_some_and(|way| !way.group().is_empty())
     }
 
+    /// Why names are refused that a file of upstreams is for.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = String> {
+        let without = self.ways.iter().filter(|way| way.group().is_empty());
+        without.filter_map(|way| way.route.upstreams.file().map(names_no_server))
+    }
+
     /// Reads which upstreams a server would ask, without asking them.
     pub(crate) fn plan(&self) -> Result<(), UpstreamError> {
         for way in &self.ways {
-            let upstreams = way.route.upstreams.read()?.upstreams;
+            let source = &way.route.upstreams;
+            let conf = match source.read() {
+                Err(_) if source.may_be_missing() => ResolvConf::default(),
+                read => read?,
+            };
+            let upstreams = conf.upstreams;
             way.planned.get_or_init(|| upstreams);
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -21,8 +21,8 @@ use crate::reply::Reply;
 pub(crate) struct HostsConfig {
     /// A file of more names.
     pub(crate) file: Option<PathBuf>,
-    /// Lines of such a file.
-    pub(crate) lines: Vec<String>,
+    /// Lines of such a file, as words.
+    pub(crate) lines: Vec<Vec<String>>,
     /// Only names in these domains; the addresses' own names are answered anyway.
     pub(crate) zones: Vec<Name>,
     /// Seconds for which an answer may be kept.
@@ -48,6 +48,8 @@ pub(crate) struct Hosts {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Table {
     addresses: HashMap<Name, Vec<IpAddr>>,
+    /// Of names that have one label in front of this one, in a file `*.` and this one.
+    wildcards: HashMap<Name, Vec<IpAddr>>,
     names: HashMap<IpAddr, Vec<Name>>,
 }
 
@@ -66,7 +68,13 @@ impl Hosts {
 
     /// How many pairs of a name and an address there are.
     pub(crate) fn entries(&self) -> usize {
-        self.table().addresses.values().map(Vec::len).sum()
+        let table = self.table();
+        table.addresses.values().chain(table.wildcards.values()).map(Vec::len).sum()
+    }
+
+    /// The file of more names.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.config.file.as_deref()
     }
 
     /// The modification time of the file in force, if there is one.
@@ -83,9 +91,9 @@ impl Hosts {
             if !unread && now.is_some() && now == *self.seen.read().unwrap_or_else(PoisonError::into_inner) {
                 return;
             }
-            match std::fs::read_to_string(path) {
-                Ok(read) => {
-                    text = read;
+            match std::fs::read(path) {
+                Ok(octets) => {
+                    text = escaped(&octets);
                     self.unreadable.store(false, Ordering::Relaxed);
                     // A change after the stamp was taken is found by the next read.
                     *self.seen.write().unwrap_or_else(PoisonError::into_inner) = now;
@@ -101,7 +109,7 @@ impl Hosts {
                 }
             }
         }
-        let table = Arc::new(Table::read(text.lines().chain(self.config.lines.iter().map(String::as_str))));
+        let table = Arc::new(Table::read(&text, &self.config.lines));
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
     }
 
@@ -121,7 +129,7 @@ impl Hosts {
             return None;
         }
         // For any type: a name that is here exists.
-        let Some(addresses) = table.addresses.get(name) else {
+        let Some(addresses) = table.addresses_of(name) else {
             let passes = self.config.fallthrough.iter().any(|zone| zone.zone_of(name));
             return (!passes).then(|| self.nothing(name, ResponseCode::NXDomain));
         };
@@ -145,27 +153,65 @@ fn found(answers: impl Iterator<Item = Record>) -> Reply {
 
 impl Table {
     /// Lines that make no sense are left out, as libc does.
-    fn read<'a>(lines: impl Iterator<Item = &'a str>) -> Self {
+    fn read(text: &str, lines: &[Vec<String>]) -> Self {
         let mut table = Self::default();
+        for line in text.lines() {
+            table.add(line.split('#').next().unwrap_or_default().split_whitespace());
+        }
         for line in lines {
-            let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
-            let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
-            for word in words {
-                let Ok(name) = names::absolute(word) else { continue };
-                let addresses = table.addresses.entry(name.clone()).or_default();
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                    table.names.entry(address).or_default().push(name);
-                }
-            }
+            table.add(line.iter().map(String::as_str));
         }
         table
     }
+
+    /// An address and its names.
+    fn add<'a>(&mut self, mut words: impl Iterator<Item = &'a str>) {
+        let Some(address) = words.next().and_then(address) else { return };
+        for name in words.filter_map(|word| names::absolute(word).ok()) {
+            let is_wildcard = name.iter().next() == Some(b"*");
+            let addresses = if is_wildcard {
+                self.wildcards.entry(name.base_name()).or_default()
+            } else {
+                self.addresses.entry(name.clone()).or_default()
+            };
+            if !addresses.contains(&address) {
+                addresses.push(address);
+                if !is_wildcard {
+                    self.names.entry(address).or_default().push(name);
+                }
+            }
+        }
+    }
+
+    /// A name of its own comes before all wildcards, whatever the type.
+    fn addresses_of(&self, name: &Name) -> Option<&Vec<IpAddr>> {
+        let wildcard = || self.wildcards.get(&name.base_name()).filter(|_| !name.is_root());
+        self.addresses.get(name).or_else(wildcard)
+    }
+}
+
+/// In a name each octet counts, whatever the encoding of the file.
+fn escaped(octets: &[u8]) -> String {
+    let mut text = String::with_capacity(octets.len());
+    for octet in octets {
+        match octet {
+            0..=127 => text.push(char::from(*octet)),
+            128..=255 => text.push_str(&format!("\\{octet:03}")),
+        }
+    }
+    text
+}
+
+/// The address that begins a line. Its zone means nothing to those who ask, so that it is left out; an IPv4 address may
+/// be written as an IPv6 one.
+pub(crate) fn address(word: &str) -> Option<IpAddr> {
+    let ip = word.split_once('%').map_or(word, |(ip, _)| ip);
+    ip.parse().ok().map(|ip: IpAddr| ip.to_canonical())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use hickory_proto::rr::RData;
 
     use super::*;
 
@@ -181,11 +227,100 @@ mod tests {
         }
     }
 
+    /// What a file with these lines says of a question: answers, `none` for no data, `NXDOMAIN`.
+    #[track_caller]
+    fn check(lines: &[u8], question: &str, rtype: RecordType, wanted: &str) {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("hosts");
+        std::fs::write(&path, lines).unwrap();
+        let reply = Hosts::new(of(&path)).answer(&Query::query(names::absolute(question).unwrap(), rtype));
+        let answers = |reply: Reply| {
+            assert!(reply.answers.iter().all(|record| record.name == names::absolute(question).unwrap()));
+            let data = |record: &Record| {
+                if let RData::PTR(name) = &record.data { names::text(name) } else { record.data.to_string() }
+            };
+            let answers = reply.answers.iter().map(data).collect::<Vec<_>>().join(" ");
+            if reply.rcode == ResponseCode::NXDomain {
+                "NXDOMAIN".to_owned()
+            } else if answers.is_empty() {
+                "none".to_owned()
+            } else {
+                answers
+            }
+        };
+        assert_eq!(reply.map_or_else(|| "passed on".to_owned(), answers), wanted, "{question} {rtype}");
+    }
+
+    #[test]
+    fn addresses_are_taken_in_all_their_spellings() {
+        use RecordType::{A, AAAA, PTR};
+        let lines = b"::ffff:192.0.2.30 mapped\nfe80::1%lo0 localhost\nfd00::1%7 zoned\n192.0.2.31%x odd\n\
+                      192.0.2.300 bad\nfe80::%\n%lo nothing\n";
+        check(lines, "mapped", A, "192.0.2.30");
+        check(lines, "mapped", AAAA, "none");
+        check(lines, "30.2.0.192.in-addr.arpa", PTR, "mapped.");
+        check(lines, "localhost", AAAA, "fe80::1");
+        check(lines, "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.e.f.ip6.arpa", PTR, "localhost.");
+        check(lines, "zoned", AAAA, "fd00::1");
+        check(lines, "odd", A, "192.0.2.31");
+        check(lines, "bad", A, "NXDOMAIN");
+        check(lines, "nothing", A, "NXDOMAIN");
+    }
+
+    #[test]
+    fn a_wildcard_is_one_label_that_has_no_line_of_its_own() {
+        use RecordType::{A, AAAA, PTR, TXT};
+        let lines = b"192.0.2.1 *.apps.lab.test\n192.0.2.2 shop.apps.lab.test\nfd00::1 *.Apps.lab.test\n\
+                      192.0.2.3 a*.lab.test *.*.star.test b.*.test *\n192.0.2.1 *.apps.lab.test\n";
+        check(lines, "one.apps.lab.test", A, "192.0.2.1");
+        check(lines, "ONE.Apps.lab.test", AAAA, "fd00::1");
+        check(lines, "one.apps.lab.test", TXT, "none");
+        check(lines, "*.apps.lab.test", A, "192.0.2.1");
+        check(lines, r"a\.b.apps.lab.test", A, "192.0.2.1");
+        check(lines, "shop.apps.lab.test", A, "192.0.2.2");
+        check(lines, "shop.apps.lab.test", AAAA, "none");
+        check(lines, "apps.lab.test", A, "NXDOMAIN");
+        check(lines, "deep.one.apps.lab.test", A, "NXDOMAIN");
+        check(lines, "x.shop.apps.lab.test", A, "NXDOMAIN");
+        // An asterisk elsewhere is a character.
+        check(lines, "ab.lab.test", A, "NXDOMAIN");
+        check(lines, "a*.lab.test", A, "192.0.2.3");
+        check(lines, "x.*.star.test", A, "192.0.2.3");
+        check(lines, "x.y.star.test", A, "NXDOMAIN");
+        check(lines, "b.x.test", A, "NXDOMAIN");
+        check(lines, "b.*.test", A, "192.0.2.3");
+        // `*` alone.
+        check(lines, "printer", A, "192.0.2.3");
+        check(lines, ".", A, "NXDOMAIN");
+        check(lines, "1.2.0.192.in-addr.arpa", PTR, "passed on");
+        check(lines, "3.2.0.192.in-addr.arpa", PTR, r"a*.lab.test. b.*.test.");
+        check(b"192.0.2.1 *\n", "1.2.0.192.in-addr.arpa", PTR, "passed on");
+    }
+
+    #[test]
+    fn names_are_any_octets() {
+        use RecordType::{A, PTR};
+        let lines = "192.0.2.1 office\\032printer.test b\u{fc}cher.test a\u{a0}b.test 0/25.2.0.192.in-addr.arpa a@b%c+d~e,f -x-.test\n";
+        let lines = [lines.as_bytes(), b"192.0.2.2 caf\xe9.test # \xe9\n"].concat();
+        for name in [
+            r"Office\ Printer.test",
+            "b\u{fc}cher.test",
+            "a\u{a0}b.test",
+            "0/25.2.0.192.in-addr.arpa",
+            "a@b%c+d~e,f",
+            "-x-.test",
+        ] {
+            check(&lines, name, A, "192.0.2.1");
+        }
+        check(&lines, r"caf\233.test", A, "192.0.2.2");
+        check(&lines, "2.2.0.192.in-addr.arpa", PTR, r"caf\233.test.");
+    }
+
     #[test]
     fn a_file_that_cannot_be_read_is_told_of_once() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("hosts");
-        let config = HostsConfig { lines: vec!["192.0.2.1 a".to_owned()], ..of(&path) };
+        let config = HostsConfig { lines: vec![vec!["192.0.2.1".to_owned(), "a".to_owned()]], ..of(&path) };
         let written = crate::log::written(|| {
             let hosts = Hosts::new(config);
             hosts.read_again();

@@ -63,7 +63,9 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
     registry.register_collector(Box::new(Process));
     let registry = Arc::new(registry);
     let health = Router::new().route("/health", get(|| async { "OK" }));
-    let ready = Router::new().route("/ready", get(move || readiness(views.clone(), stopping.clone())));
+    let warnings = exporter.clone();
+    let ready =
+        Router::new().route("/ready", get(move || readiness(views.clone(), stopping.clone(), warnings.clone())));
     let metrics = Router::new().route("/metrics", get(move || metrics(Arc::clone(&registry))));
     let mut routers: BTreeMap<SocketAddr, Router> = BTreeMap::new();
     for (address, router) in [(config.health, health), (config.ready, ready), (config.metrics, metrics)] {
@@ -88,14 +90,16 @@ pub async fn serve(config: HttpConfig, state: HttpState) -> Result<(Vec<SocketAd
 async fn readiness(
     views: Option<watch::Receiver<View>>,
     stopping: watch::Receiver<bool>,
-) -> (StatusCode, &'static str) {
+    exporter: Exporter,
+) -> (StatusCode, String) {
     let unsynced = views.is_some_and(|views| views.borrow().snapshot.is_none());
     if *stopping.borrow() {
-        (StatusCode::SERVICE_UNAVAILABLE, "Shutting down")
+        (StatusCode::SERVICE_UNAVAILABLE, "Shutting down".to_owned())
     } else if unsynced {
-        (StatusCode::SERVICE_UNAVAILABLE, "kubernetes")
+        (StatusCode::SERVICE_UNAVAILABLE, "kubernetes".to_owned())
     } else {
-        (StatusCode::OK, "OK")
+        let warnings = exporter.warnings().into_iter().map(|warning| format!("\nwarning: {warning}"));
+        (StatusCode::OK, std::iter::once("OK".to_owned()).chain(warnings).collect())
     }
 }
 

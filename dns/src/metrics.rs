@@ -134,7 +134,7 @@ impl Metrics {
     }
 }
 
-/// Registers the counters of a server as metrics, without keeping the server alive.
+/// Registers the counters of a server as metrics, and tells its warnings, without keeping the server alive.
 #[derive(Clone)]
 pub struct Exporter {
     pub(crate) metrics: Arc<Metrics>,
@@ -152,6 +152,16 @@ impl Exporter {
     pub fn register(&self, registry: &mut Registry) {
         registry.sub_registry_with_prefix("coredns").register_collector(Box::new(Coredns(self.clone())));
         registry.sub_registry_with_prefix("shunt_dns").register_collector(Box::new(Own(self.clone())));
+    }
+
+    /// What an operator should know of a server that is ready: which names it refuses for want of upstreams.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let blocks = self.blocks.upgrade().map(|blocks| blocks.now()).unwrap_or_default();
+        let mut warnings: Vec<String> = blocks.iter().flat_map(|block| block.forwarder.warnings()).collect();
+        warnings.sort();
+        warnings.dedup();
+        warnings
     }
 }
 

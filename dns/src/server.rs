@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use shunt_model::Snapshot;
+use shunt_model::{Snapshot, with_causes};
 use shunt_serving::admission::Admission;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -30,7 +30,7 @@ use crate::metrics::{Exporter, Metrics};
 use crate::request::Transport;
 use crate::sockets::{Kept, datagram_socket, listen};
 use crate::stats::Stats;
-use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams};
+use crate::upstream::{Ignored, ResolvConf, Upstream, UpstreamError, Upstreams, names_no_server};
 use crate::zone::{View, Zone, ZoneConfig};
 use ending::Ending;
 use handler::{Begun, Handler};
@@ -365,14 +365,14 @@ struct Ours {
 impl Ours {
     /// The servers of a route without those that lead back here. Logs those, and likely mistakes in the file.
     fn of(&self, conf: &ResolvConf, from: &Upstreams) -> Vec<Upstream> {
-        for line in &conf.ignored {
-            tracing::warn!(line, "ignoring a nameserver that is not an address");
+        for Ignored { line, reason } in &conf.ignored {
+            tracing::warn!(line, reason, "ignoring a nameserver that cannot be asked");
         }
         let left = self.without(conf.upstreams.clone());
-        let Upstreams::File(path) = from else { return left };
+        let Some(path) = from.file() else { return left };
         let file = path.display();
         if conf.upstreams.is_empty() {
-            tracing::warn!(%file, "the file names no nameserver, so all names that are not the cluster's are refused");
+            tracing::warn!("{}", names_no_server(path));
         }
         // On a host a resolver may listen there, such as systemd-resolved.
         let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
@@ -407,9 +407,19 @@ fn follow_upstreams(
     followers: &mut JoinSet<()>,
 ) -> Result<(), UpstreamError> {
     for (route, upstreams) in forwarder.sources().enumerate() {
-        let conf = upstreams.read()?;
-        forwarder.set_upstreams(route, &ours.of(&conf, upstreams));
-        if let Upstreams::File(_) = upstreams {
+        let conf = match upstreams.read() {
+            Ok(conf) => {
+                forwarder.set_upstreams(route, &ours.of(&conf, upstreams));
+                conf
+            }
+            Err(error) if upstreams.may_be_missing() => {
+                let reason = with_causes(&error);
+                tracing::warn!(reason, "names outside of the cluster are refused until the file is there");
+                ResolvConf::default()
+            }
+            Err(error) => return Err(error),
+        };
+        if upstreams.file().is_some() {
             followers.spawn(follow_file(upstreams.clone(), conf, Arc::clone(ours), Arc::clone(forwarder), route));
         }
     }

@@ -40,7 +40,6 @@ const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 /// The annotation by which a Pod opts out of load balancing at its sockets, with its value.
 const OPT_OUT: (&str, &str) = ("shunt.dev/socket-proxy", "disabled");
 const CLUSTER_DOMAIN: &str = "cluster.local";
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DNS_TTL: u32 = 5;
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
@@ -376,7 +375,7 @@ impl DnsConfig {
             listen,
             // What is no name is refused where the zone is made.
             domain: absolute(domain).map_or_else(|_invalid| domain.to_owned(), |name| domain_text(&name)),
-            forward: ForwardConfig::to(upstreams.unwrap_or_else(|| Upstreams::File(PathBuf::from(RESOLV_CONF))))
+            forward: ForwardConfig::to(upstreams.unwrap_or_else(Upstreams::usual))
                 .with_stub_domains(stub_domains)
                 .with_authorities(settings.dns_upstream_ca.as_deref()),
             corefile: None,

@@ -20,6 +20,9 @@ pub(super) struct Braces {
 pub(super) fn check(plugin: Plugin, directive: &Line) -> Result<(), CorefileError> {
     let Braces { once, adding, others } = plugin.braces();
     let options = directive.block.as_deref().unwrap_or_default();
+    if let Some(option) = options.iter().find(|option| option.block.is_some()) {
+        return Err(option.error("takes no braces"));
+    }
     for (at, option) in options.iter().enumerate() {
         let is_in = |names: &str| names.split_whitespace().any(|name| name == option.name());
         if is_in(once) {

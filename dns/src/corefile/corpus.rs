@@ -8,7 +8,7 @@ fn block(block: &BlockConfig) -> String {
     let mut text = block.domain.to_ascii();
     for route in &block.forward.routes {
         let servers = match &route.upstreams {
-            Upstreams::File(path) => path.display().to_string(),
+            Upstreams::File(path) | Upstreams::Usual(path) => path.display().to_string(),
             Upstreams::Servers(servers) => servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         };
         text += &format!(" {servers} {:?}{}", route.policy, if route.force_tcp { " tcp" } else { "" });

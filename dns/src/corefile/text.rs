@@ -16,6 +16,8 @@ pub(super) struct Line {
     pub(super) at: Position,
     pub(super) words: Vec<String>,
     pub(super) block: Option<Vec<Self>>,
+    /// In which line each word begins: the names of a server block may fill several.
+    pub(super) word_lines: Vec<usize>,
 }
 
 /// A file and a line in it.
@@ -46,6 +48,12 @@ impl Line {
         self.words.get(1..).unwrap_or_default()
     }
 
+    /// Where a word begins.
+    pub(super) fn at_word(&self, number: usize) -> Position {
+        let line = self.word_lines.get(number).copied().unwrap_or(self.at.line);
+        Position { file: Arc::clone(&self.at.file), line }
+    }
+
     pub(super) fn error(&self, reason: impl Into<String>) -> CorefileError {
         self.at.error(format!("{}: {}", self.name(), reason.into()))
     }
@@ -64,9 +72,20 @@ pub(super) struct Text {
 impl Text {
     pub(super) fn read(path: &Path) -> Self {
         let mut reader = Reader::default();
-        let lines = reader.file(path, 0);
+        let lines = reader.file(path, 0).map(last_block);
         Self { lines, sources: reader.sources }
     }
+}
+
+/// The last server block needs no braces: all that comes after its names belongs to it.
+fn last_block(mut lines: Vec<Line>) -> Vec<Line> {
+    if let Some(names) = lines.iter().position(|line| line.block.is_none()) {
+        let directives = lines.split_off(names + 1);
+        if let Some(names) = lines.last_mut().filter(|_| !directives.is_empty()) {
+            names.block = Some(directives);
+        }
+    }
+    lines
 }
 
 #[derive(Default)]
@@ -80,8 +99,8 @@ impl Reader {
         let read = std::fs::read_to_string(path);
         self.sources.push((path.to_owned(), read.as_ref().ok().cloned()));
         let text = read.map_err(|source| CorefileError::Read { path: path.to_owned(), source })?;
-        let mut words = words(&text, &Arc::from(path))?.into_iter().peekable();
-        let lines = lines(&mut words, None)?;
+        let words = words(&text, &Arc::from(path))?.into_iter().peekable();
+        let lines = Parser { words, glued: None }.lines(None)?;
         self.expand(lines, path.parent().unwrap_or_else(|| Path::new(".")), depth)
     }
 
@@ -91,7 +110,10 @@ impl Reader {
         for mut line in lines {
             if let Some(snippet) = line.name().strip_prefix('(').and_then(|name| name.strip_suffix(')')) {
                 let snippet = snippet.to_owned();
-                if self.snippets.insert(snippet, line.block.take().unwrap_or_default()).is_some() {
+                let Some(block) = line.block.take() else {
+                    return Err(line.error("a snippet needs braces"));
+                };
+                if self.snippets.insert(snippet, block).is_some() {
                     return Err(line.error("there is such a snippet already"));
                 }
                 continue;
@@ -227,37 +249,75 @@ fn environment(word: &str, variable: impl Fn(&str) -> String) -> String {
     text + rest
 }
 
-/// Lines up to the end, or to the brace that closes `opened`.
-fn lines(
-    words: &mut std::iter::Peekable<std::vec::IntoIter<Word>>,
-    opened: Option<&Position>,
-) -> Result<Vec<Line>, CorefileError> {
-    let mut lines = Vec::new();
-    while let Some(word) = words.next() {
-        if word.is("}") {
-            return if opened.is_some() { Ok(lines) } else { Err(word.at.error("} closes nothing")) };
+/// Makes lines of words.
+struct Parser {
+    words: std::iter::Peekable<std::vec::IntoIter<Word>>,
+    /// The last line that ends with a word and a closing brace in one, such as `log}`.
+    glued: Option<(Position, String)>,
+}
+
+impl Parser {
+    /// Lines up to the end, or to the brace that closes `opened`.
+    fn lines(&mut self, opened: Option<&Position>) -> Result<Vec<Line>, CorefileError> {
+        let mut lines: Vec<Line> = Vec::new();
+        while let Some(word) = self.words.next() {
+            if word.is("}") {
+                return if opened.is_some() { Ok(lines) } else { Err(word.at.error("} closes nothing")) };
+            }
+            if word.is("{") {
+                // It may stand below the name.
+                let Some(line) = lines.last_mut().filter(|line| line.block.is_none() && line.name() != "import") else {
+                    return Err(word.at.error("{ opens a block of nothing: write the name before it"));
+                };
+                line.block = Some(self.lines(Some(&word.at))?);
+                continue;
+            }
+            let in_a_server = |line: &Line| line.block.is_none() && line.name() != "import";
+            let names_servers = opened.is_none() && !lines.iter().any(in_a_server);
+            lines.push(self.line(word, names_servers)?);
         }
-        if word.is("{") {
-            return Err(word.at.error("{ opens a block of nothing: write the name before it, on the same line"));
+        match (opened, self.glued.take()) {
+            (None, _) => Ok(lines),
+            (Some(_), Some((at, text))) => {
+                Err(at.error(format!("{text}: a brace stands by itself, so put a space before it")))
+            }
+            (Some(at), None) => Err(at.error("the block that begins here has no end")),
         }
-        if !word.quoted && word.text.ends_with('{') {
+    }
+
+    /// The line that begins with this word, with its block if that begins in it.
+    fn line(&mut self, first: Word, names_servers: bool) -> Result<Line, CorefileError> {
+        let at = first.at.clone();
+        let mut line = Line { at, words: Vec::new(), block: None, word_lines: Vec::new() };
+        let mut next = Some(first);
+        while let Some(word) = next {
+            // A comma says that more names follow, also on the next line.
+            let goes_on = names_servers && word.text.ends_with(',');
+            line.word_lines.push(word.at.line);
+            self.look_for_glued_brace(&word)?;
+            line.words.push(word.text);
+            next = self.words.next_if(|next| !next.is("}") && !next.is("{") && (!next.first || goes_on));
+        }
+        if let Some(brace) = self.words.next_if(|next| next.is("{") && !next.first) {
+            line.block = Some(self.lines(Some(&brace.at))?);
+        }
+        Ok(line)
+    }
+
+    /// Of a word that is the last of its line, and of the first, since it may be that of a server block.
+    fn look_for_glued_brace(&mut self, word: &Word) -> Result<(), CorefileError> {
+        let is_last = self.words.peek().is_none_or(|next| next.first);
+        let only = |brace| word.text.chars().all(|character| character == brace);
+        if word.quoted {
+            return Ok(());
+        }
+        if (word.first || is_last) && word.text.ends_with('{') && !only('{') {
             return Err(word.at.error(format!("{}: a brace stands by itself, so put a space before it", word.text)));
         }
-        let mut line = Line { at: word.at.clone(), words: vec![word.text], block: None };
-        // A comma says that more names follow, also on the next line.
-        let goes_on = |line: &Line| line.words.last().is_some_and(|last| last.ends_with(','));
-        while let Some(next) = words.next_if(|next| !next.is("}") && (!next.first || goes_on(&line))) {
-            if next.is("{") {
-                line.block = Some(self::lines(words, Some(&next.at))?);
-                break;
-            }
-            line.words.push(next.text);
+        if is_last && word.text.ends_with('}') && !word.text.contains('{') && !only('}') {
+            self.glued = Some((word.at.clone(), word.text.clone()));
         }
-        lines.push(line);
-    }
-    match opened {
-        None => Ok(lines),
-        Some(at) => Err(at.error("the block that begins here has no end")),
+        Ok(())
     }
 }
 

@@ -18,7 +18,11 @@ pub(super) fn domain(text: &str) -> Result<Name, String> {
 pub(super) fn zones(text: &str) -> Result<Vec<Name>, String> {
     match text.parse::<IpNet>() {
         Ok(net) => Ok(reverse_zones(net)),
-        Err(_not_a_range) => Ok(vec![domain(text)?]),
+        // Not a domain, which may have a slash in it: those of RFC 2317 begin with a number and a slash.
+        Err(error) if text.split_once('/').is_some_and(|(ip, _)| ip.parse::<IpAddr>().is_ok()) => {
+            Err(format!("{text:?} is no range of addresses: {error}"))
+        }
+        Err(_) => Ok(vec![domain(text)?]),
     }
 }
 
@@ -43,18 +47,30 @@ fn reverse_zones(net: IpNet) -> Vec<Name> {
     (0..1_u128 << count).map(at).collect()
 }
 
-/// `[dns://]DOMAIN[:PORT]`, `:PORT` for all domains.
+/// The keys of a server block: a comma is between two, unless a backslash is before it.
+pub(super) fn server_keys(word: &str) -> impl Iterator<Item = &str> {
+    let mut escaped = false;
+    let between = move |character: char| {
+        let is_escaped = std::mem::take(&mut escaped);
+        escaped = character == '\\' && !is_escaped;
+        character == ',' && !is_escaped
+    };
+    word.split(between).filter(|key| !key.is_empty())
+}
+
+/// `[dns://]DOMAIN[:PORT]`, `:PORT` for all domains. A colon in a name has a backslash before it.
 pub(super) fn server_key(key: &str) -> Result<(Vec<Name>, Option<u16>), String> {
     let bare = match key.split_once("://") {
         None | Some(("dns", _)) => key.trim_start_matches("dns://"),
         Some((scheme, _)) => return Err(format!("{key}: {scheme}:// is not served, only plain DNS")),
     };
     let (name, port) = match bare.rsplit_once(':') {
-        // An IPv6 range has colons of its own.
-        Some((name, port)) if !name.contains(':') => {
+        Some((name, _)) if name.ends_with('\\') => (bare, None),
+        // An IPv6 range has colons of its own, and its length after the last one.
+        Some((name, port)) if !name.replace("\\:", "").contains(':') || name.parse::<IpNet>().is_ok() => {
             (name, Some(port.parse().map_err(|_number| format!("{key}: {port:?} is no port"))?))
         }
-        _ => (bare, None),
+        Some(_) | None => (bare, None),
     };
     Ok((zones(if name.is_empty() { "." } else { name })?, port))
 }
@@ -121,7 +137,7 @@ mod tests {
     #[track_caller]
     fn check(key: &str, wanted: &[&str], port: Option<u16>) {
         let (zones, found) = server_key(key).unwrap();
-        assert_eq!(zones.iter().map(Name::to_ascii).collect::<Vec<_>>(), wanted, "{key}");
+        assert_eq!(zones.iter().map(crate::names::text).collect::<Vec<_>>(), wanted, "{key}");
         assert_eq!(found, port, "{key}");
     }
 
@@ -134,9 +150,25 @@ mod tests {
         check("10.96.0.0/16", &["96.10.in-addr.arpa."], None);
         check("10.96.0.0/15", &["96.10.in-addr.arpa.", "97.10.in-addr.arpa."], None);
         check("fd00::/8", &["d.f.ip6.arpa."], None);
-        for key in ["tls://.:853", "example.org:x", "a..b"] {
+        check("fd00::/8:54", &["d.f.ip6.arpa."], Some(54));
+        for key in ["tls://.:853", "example.org:x", "a..b", "10.96.0.0/33", "10.96.0.0/", "fd00::/129", r"a\25"] {
             assert!(server_key(key).is_err(), "{key}");
         }
+    }
+
+    #[test]
+    fn domains_are_any_names() {
+        check("0/25.2.0.192.in-addr.arpa", &["0/25.2.0.192.in-addr.arpa."], None);
+        check("0/25.2.0.192.in-addr.arpa:54", &["0/25.2.0.192.in-addr.arpa."], Some(54));
+        check("Office Printer._ipp._tcp.lab.test:53", &[r"Office\ Printer._ipp._tcp.lab.test."], Some(53));
+        check(r"office\032printer.test", &[r"office\ printer.test."], None);
+        check("bücher.test", &[r"b\195\188cher.test."], None);
+        check("-a_b-.@%+~.test", &[r"-a_b-.\@%+~.test."], None);
+        check(r"a\:b.test", &["a:b.test."], None);
+        check(r"a\:b.test:54", &["a:b.test."], Some(54));
+        let keys = |word| server_keys(word).collect::<Vec<_>>();
+        assert_eq!(keys("a.test,b.test,"), ["a.test", "b.test"]);
+        assert_eq!(keys(r"a\,b.test,c\\,d"), [r"a\,b.test", r"c\\", "d"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Metrics about the configuration: plugins in use, texts in force, `/health`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::UNIX_EPOCH;
@@ -37,9 +38,19 @@ pub(super) fn version(encoder: &mut DescriptorEncoder<'_>, metrics: &Metrics) ->
 
 pub(super) fn hosts(encoder: &mut DescriptorEncoder<'_>, blocks: &[Arc<Block>]) -> fmt::Result {
     let hosts: Vec<&Hosts> = blocks.iter().filter_map(|block| block.hosts.as_ref()).collect();
-    let entries: usize = hosts.iter().map(|hosts| hosts.entries()).sum();
-    let descriptor = encoder.encode_descriptor("hosts_entries", "Fixed names", None, MetricType::Gauge)?;
-    ConstGauge::new(i64::try_from(entries).unwrap_or(i64::MAX)).encode(descriptor)?;
+    if hosts.is_empty() {
+        return Ok(());
+    }
+    let mut entries: BTreeMap<String, usize> = BTreeMap::new();
+    for hosts in &hosts {
+        let file = hosts.file().map(|file| file.display().to_string()).unwrap_or_default();
+        *entries.entry(file).or_default() += hosts.entries();
+    }
+    let mut family = encoder.encode_descriptor("hosts_entries", "Fixed names", None, MetricType::Gauge)?;
+    for (file, entries) in &entries {
+        let labels = [("hostsfile", file.as_str())];
+        ConstGauge::new(i64::try_from(*entries).unwrap_or(i64::MAX)).encode(family.encode_family(&labels)?)?;
+    }
     let Some(written) = hosts.iter().filter_map(|hosts| hosts.written()).max() else { return Ok(()) };
     let since = written.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let help = "Modification time of the hosts file in force";

@@ -354,7 +354,8 @@ async fn health_readiness_and_metrics_as_dashboards_know_them() {
         format!("coredns_dns_requests_total{{{labels},proto=\"udp\",family=\"1\",type=\"PTR\"}} 3"),
         format!("coredns_dns_responses_total{{{labels},rcode=\"SERVFAIL\",plugin=\"kubernetes\"}} 1"),
         format!("coredns_dns_responses_total{{{labels},rcode=\"NXDOMAIN\",plugin=\"template\"}} 2"),
-        "coredns_hosts_entries 4".to_owned(),
+        format!("coredns_hosts_entries{{hostsfile=\"{}\"}} 3", place.path().join("hosts").display()),
+        "coredns_hosts_entries{hostsfile=\"/dev/null\"} 1".to_owned(),
         format!(
             "coredns_dns_request_size_bytes_count{{{},proto=\"tcp\"}} 1",
             labels.replace("\".\"", "\"closed.test.\"")

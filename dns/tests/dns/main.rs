@@ -23,6 +23,8 @@ mod hostile;
 #[cfg(test)]
 mod operating;
 #[cfg(test)]
+mod places;
+#[cfg(test)]
 mod program;
 #[cfg(test)]
 mod rewriting;

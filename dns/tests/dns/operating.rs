@@ -175,7 +175,7 @@ async fn health_is_heard_by_both_families_however_everywhere_is_written() {
 #[test]
 fn a_resolv_conf_that_cannot_serve_a_pod_is_told_of() {
     for (conf, words) in [
-        ("search a.test\n", "the file names no nameserver, so all names that are not the cluster's are refused"),
+        ("search a.test\n", "resolv.conf names no server to ask: names outside of the cluster are refused"),
         ("nameserver 127.0.0.53\n", "the nameserver is a loopback address: in a pod no server listens there"),
     ] {
         let (place, path) = written(".:53 {\n forward . ./resolv.conf\n}\n");

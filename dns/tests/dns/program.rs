@@ -271,7 +271,7 @@ async fn dashboards_find_what_coredns_tells() {
         format!("coredns_template_matches_total{{{},class=\"IN\",type=\"TXT\"}} 1", of("test.")),
         "coredns_health_request_failures_total 0".to_owned(),
         "coredns_panics_total 0".to_owned(),
-        "coredns_hosts_entries 1".to_owned(),
+        format!("coredns_hosts_entries{{hostsfile=\"{}\"}} 1", hosts.display()),
     ] {
         assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use shunt_dns::Upstreams;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::{self, Check, CheckState, HostOptions, Mode, Options, Requested};
@@ -39,6 +40,7 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let used = datapath::choose(Requested::Auto, &offers).ok().filter(|_| allowed);
     checks.extend(offers.into_iter().flat_map(|offer| offer.checks));
     checks.push(node_ports());
+    checks.push(upstreams());
     checks.push(daemon(control_socket));
     print(&table(&checks, used))?;
     Ok(if used.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -86,6 +88,15 @@ fn node_ports() -> Check {
         }
     };
     Check { name: "node ports", state, detail: detail.to_owned() }
+}
+
+/// Of other names, unless a daemon is told where to ask.
+fn upstreams() -> Check {
+    let (state, detail) = match Upstreams::usual().problem() {
+        None => (CheckState::Ok, "/etc/resolv.conf names servers for names outside of the cluster".to_owned()),
+        Some(problem) => (CheckState::Note, format!("{problem}; give --dns-upstream")),
+    };
+    Check { name: "dns upstreams", state, detail }
 }
 
 fn daemon(control_socket: &Path) -> Check {

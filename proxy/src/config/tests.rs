@@ -71,7 +71,7 @@ fn defaults_are_those_of_the_documentation() {
     let dns = config.dns.unwrap();
     assert_eq!(dns.listen, DnsListen::Default);
     assert_eq!(dns.domain, "cluster.local");
-    assert_eq!(dns.forward, ForwardConfig::to(Upstreams::File("/etc/resolv.conf".into())));
+    assert_eq!(dns.forward, ForwardConfig::to(Upstreams::usual()));
     assert_eq!((dns.pods, dns.ttl), (PodNames::Insecure, 5));
 }
 

@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use hickory_proto::rr::Name;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use shunt_dns::Exporter;
 use shunt_model::with_causes;
 use shunt_serving::http::serve_routes;
 use tokio::net::TcpListener;
@@ -97,6 +98,8 @@ pub enum DnsState {
         addresses: Vec<SocketAddr>,
         /// The cluster domain.
         domain: Name,
+        /// The server's own warnings.
+        exporter: Exporter,
     },
 }
 
@@ -114,7 +117,7 @@ impl Health {
         match dns {
             DnsState::Off => {}
             DnsState::Starting => reasons.push("dns: not started yet".to_owned()),
-            DnsState::Serving { addresses, domain } => {
+            DnsState::Serving { addresses, domain, exporter: _ } => {
                 for address in addresses {
                     if let Err(error) = service::probe(address, &domain).await {
                         reasons.push(format!("dns: {}", with_causes(&error)));
@@ -123,6 +126,14 @@ impl Health {
             }
         }
         reasons
+    }
+
+    fn dns_warnings(&self) -> Vec<String> {
+        let warnings = match &*self.dns.borrow() {
+            DnsState::Starting | DnsState::Off => Vec::new(),
+            DnsState::Serving { addresses: _, domain: _, exporter } => exporter.warnings(),
+        };
+        warnings.into_iter().map(|warning| format!("dns: {warning}")).collect()
     }
 
     /// Healthy: alive, and what the data path has installed is still there. A daemon that starts is healthy.
@@ -222,7 +233,7 @@ async fn ready(State(health): State<Health>) -> Response {
         (status.last_sync, Arc::clone(&status.source))
     };
     // An API server that is away must not take every node out of service at once: the data path stays in force.
-    let warnings: Vec<&String> = source.warnings().collect();
+    let warnings: Vec<String> = source.warnings().cloned().chain(health.dns_warnings()).collect();
     let ready = reasons.is_empty();
     answer(ready, json!({ "ready": ready, "reasons": reasons, "warnings": warnings, "lastSync": last_sync }))
 }

@@ -54,7 +54,7 @@ impl Parts {
         let (server, sockets) = (started.server, started.sockets);
         let listen = server.local_addresses().to_vec();
         info!(addresses = ?listen, "DNS is listening");
-        let state = self.serving(config, &listen)?;
+        let state = self.serving(config, &listen, &server)?;
         self.dns.send_replace(state);
         self.until_stopped(keep);
         self.until_stopped(reachable::follow(self.status.subscribe(), reachable));
@@ -65,9 +65,9 @@ impl Parts {
         Ok(StartedDns { server: Some(server), listen, sockets })
     }
 
-    fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr]) -> Result<DnsState> {
+    fn serving(&self, config: &DnsConfig, addresses: &[SocketAddr], server: &Server) -> Result<DnsState> {
         let domain = service::zone_config(config, &self.config.cluster_dns)?.cluster_domain;
-        Ok(DnsState::Serving { addresses: addresses.to_vec(), domain })
+        Ok(DnsState::Serving { addresses: addresses.to_vec(), domain, exporter: server.exporter() })
     }
 
     /// From now on the cluster DNS address leads to the bundled DNS while that answers; it does not answer before it

@@ -2,17 +2,21 @@
 
 use std::path::PathBuf;
 
+use hickory_proto::rr::Name;
+use tokio_rustls::rustls::pki_types::ServerName;
+
 use super::{options, unknown, value, zones_of};
 use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, values};
 use crate::forward::{Policy, Route};
-use crate::upstream::{Upstream, Upstreams};
+use crate::names;
+use crate::upstream::{self, Upstream, Upstreams};
 
 pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
     let [from, to @ ..] = line.arguments() else {
         return Err(line.error("takes a domain and its upstreams"));
     };
-    let from = value(line, values::domain(from))?;
+    let from = domain(line, from)?;
     let mut server_name = None;
     let mut route = Route { policy: Policy::Random, ..Route::new(from, Upstreams::Servers(Vec::new())) };
     for option in options(line) {
@@ -26,7 +30,10 @@ pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
             ("tls", []) => {}
             ("tls", [authorities]) => route.authorities = Some(PathBuf::from(authorities)),
             ("tls", _) => return Err(option.error("certificates of our own are not shown to upstreams; write tls CA")),
-            ("tls_servername", [name]) => server_name = Some((*name).to_owned()),
+            ("tls_servername", [name]) => {
+                let read = upstream::server_name(name);
+                server_name = Some(read.map_err(|error| option.error(shunt_model::with_causes(&error)))?);
+            }
             ("policy", ["random"]) => route.policy = Policy::Random,
             ("policy", ["round_robin"]) => route.policy = Policy::RoundRobin,
             ("policy", ["sequential"]) => route.policy = Policy::Sequential,
@@ -68,11 +75,26 @@ pub(super) fn forward(line: &Line) -> Result<Route, CorefileError> {
             _ => return Err(unknown(line, option)),
         }
     }
-    route.upstreams = upstreams(line, to, server_name.as_deref())?;
+    route.upstreams = upstreams(line, to, server_name.as_ref())?;
     Ok(route)
 }
 
-fn upstreams(line: &Line, to: &[String], server_name: Option<&str>) -> Result<Upstreams, CorefileError> {
+/// A domain, or a range of addresses that is one reverse zone.
+fn domain(line: &Line, from: &str) -> Result<Name, CorefileError> {
+    match value(line, values::zones(from))?.as_slice() {
+        [from] => Ok(from.clone()),
+        several => {
+            let names: Vec<String> = several.iter().map(names::text).collect();
+            Err(line.error(format!("takes one domain; {from} is {}: forward each", names.join(" and "))))
+        }
+    }
+}
+
+fn upstreams(
+    line: &Line,
+    to: &[String],
+    server_name: Option<&ServerName<'static>>,
+) -> Result<Upstreams, CorefileError> {
     let is_file = |word: &&String| word.contains('/') && !word.contains("://");
     match (to, to.iter().find(is_file)) {
         ([], _) => return Err(line.error("names no upstream")),
@@ -85,11 +107,7 @@ fn upstreams(line: &Line, to: &[String], server_name: Option<&str>) -> Result<Up
         (_, None) => {}
     }
     let upstream = |word: &String| -> Result<Upstream, CorefileError> {
-        let named = match server_name {
-            Some(name) if word.starts_with("tls://") && !word.contains('%') => format!("{word}%{name}"),
-            Some(_) | None => word.trim_start_matches("dns://").to_owned(),
-        };
-        named.parse().map_err(|error| line.error(shunt_model::with_causes(&error)))
+        Upstream::read(word, server_name).map_err(|error| line.error(shunt_model::with_causes(&error)))
     };
     to.iter().map(upstream).collect::<Result<_, _>>().map(Upstreams::Servers)
 }

@@ -10,7 +10,7 @@ use regex::Regex;
 use super::{fallthrough, only, options, regex, unknown, value, zones_of};
 use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, values};
-use crate::hosts::HostsConfig;
+use crate::hosts::{self, HostsConfig};
 use crate::names::{self, NameError, Unit};
 use crate::rewrite::{AnswerPart, AnswerRule, NameRule, Replacement, Rewrite};
 use crate::stats::RCODE_NAMES;
@@ -36,11 +36,14 @@ pub(super) fn hosts(line: &Line, domains: &[Name]) -> Result<HostsConfig, Corefi
             "no_reverse" => config.no_reverse = true,
             "reload" => config.reload = value(option, values::duration(only(option)?))?,
             "ttl" => config.ttl = value(option, values::number(only(option)?, 1, 65_535))?,
-            address if address.parse::<std::net::IpAddr>().is_ok() => {
+            address if hosts::address(address).is_some() => {
                 if option.arguments().is_empty() {
                     return Err(option.error("has no name"));
                 }
-                config.lines.push(option.words.join(" "));
+                for name in option.arguments() {
+                    value(option, values::domain(name))?;
+                }
+                config.lines.push(option.words.clone());
             }
             address if address.starts_with(|first: char| first.is_ascii_digit()) => {
                 return Err(option.error("is no address"));

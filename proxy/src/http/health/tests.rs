@@ -89,11 +89,14 @@ fn synced() -> Status {
     Status { syncs: 1, last_sync: Some(last), ..Status::default() }
 }
 
-async fn dns_server(snapshot: Option<Arc<Snapshot>>) -> (Server, DnsState, watch::Sender<Option<Arc<Snapshot>>>) {
+async fn dns_server(
+    upstreams: Upstreams,
+    snapshot: Option<Arc<Snapshot>>,
+) -> (Server, DnsState, watch::Sender<Option<Arc<Snapshot>>>) {
     let config = DnsConfig {
         listen: DnsListen::Given(vec![ANY_PORT]),
         domain: "cluster.local".to_owned(),
-        forward: ForwardConfig::to(Upstreams::Servers(Vec::new())),
+        forward: ForwardConfig::to(upstreams),
         corefile: None,
         pods: PodNames::Disabled,
         ttl: 5,
@@ -103,7 +106,8 @@ async fn dns_server(snapshot: Option<Arc<Snapshot>>) -> (Server, DnsState, watch
     let started = service::start(&config, vec![ANY_PORT], &cluster_dns, receiver, Vec::new()).await.unwrap();
     let server = Arc::into_inner(started.server).unwrap();
     let domain = service::zone_config(&config, &cluster_dns).unwrap().cluster_domain;
-    let state = DnsState::Serving { addresses: server.local_addresses().to_vec(), domain };
+    let exporter = server.exporter();
+    let state = DnsState::Serving { addresses: server.local_addresses().to_vec(), domain, exporter };
     (server, state, sender)
 }
 
@@ -154,10 +158,23 @@ async fn ready_is_a_data_path_that_is_in_effect() {
 
 #[tokio::test]
 async fn dns_is_asked_a_real_question() {
-    let (server, state, _views) = dns_server(Some(Arc::default())).await;
+    let (server, state, _views) = dns_server(Upstreams::Servers(Vec::new()), Some(Arc::default())).await;
     check(health_of(synced(), state.clone(), "/readyz").await, 200, &[]);
     server.shutdown().await;
     check(health_of(synced(), state, "/readyz").await, 503, &["dns: asking 127.0.0.1"]);
+}
+
+#[tokio::test]
+async fn a_resolv_conf_that_is_missing_is_a_warning_until_it_is_there() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("resolv.conf");
+    let (_server, state, _views) = dns_server(Upstreams::Usual(path.clone()), Some(Arc::default())).await;
+    let (code, body) = health_of(synced(), state, "/readyz").await;
+    let warning = format!("dns: {} names no server to ask: names outside of the cluster are refused", path.display());
+    assert_eq!(
+        (code, &body["warnings"], &body["reasons"]),
+        (200, &serde_json::json!([warning]), &serde_json::json!([]))
+    );
 }
 
 #[tokio::test]
@@ -279,7 +296,7 @@ async fn an_address_that_becomes_free_is_taken() {
 
 #[tokio::test]
 async fn metrics_carry_our_prefix_and_count_what_is_ignored() {
-    let (server, _state, _views) = dns_server(None).await;
+    let (server, _state, _views) = dns_server(Upstreams::Servers(Vec::new()), None).await;
     let mut status = synced();
     status.source = Arc::new(shunt_model::source::SourceHealth {
         counts: [("service", 3)].into_iter().collect(),
