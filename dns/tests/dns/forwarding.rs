@@ -388,7 +388,8 @@ async fn an_old_answer_is_better_than_none() {
 #[tokio::test]
 async fn an_upstream_that_comes_back_is_asked_first_again() {
     let standby = FakeUpstream::start().await;
-    let place = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // At an address of its own, whose port no other test takes meanwhile.
+    let place = UdpSocket::bind("127.0.15.5:0").await.unwrap();
     let address = place.local_addr().unwrap();
     drop(place);
     let server = client::start(zone_config(), Some(cluster()), vec![address, standby.address]).await;
