@@ -1,0 +1,11 @@
+//! What the server does not understand, it passes on: all types of records, options of EDNS, and kinds of names.
+
+mod belongs;
+mod cases;
+mod messages;
+mod options;
+mod raw;
+mod records;
+mod types;
+mod upstream;
+mod zone;
