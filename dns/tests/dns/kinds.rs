@@ -3,6 +3,7 @@
 mod belongs;
 mod cases;
 mod messages;
+mod names;
 mod options;
 mod raw;
 mod records;
