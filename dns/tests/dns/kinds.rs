@@ -3,8 +3,10 @@
 mod belongs;
 mod cases;
 mod messages;
+mod mutations;
 mod names;
 mod options;
+mod passed_on;
 mod raw;
 mod records;
 mod types;
