@@ -1,6 +1,7 @@
 //! What the server does not understand, it passes on: all types of records, options of EDNS, and kinds of names.
 
 mod belongs;
+mod beside;
 mod cases;
 mod messages;
 mod mutations;
