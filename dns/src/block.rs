@@ -303,6 +303,7 @@ impl Asker<'_> {
             if let Some(owner) = reply.answers.first().filter(|record| record.name != query.name) {
                 let alias = records::cname(query.name.clone(), owner.ttl, owner.name.clone());
                 reply.answers.insert(0, alias);
+                reply.clear_authentic();
             }
             self.block.counters.autopath_successes.add_one();
             return reply;

@@ -29,8 +29,8 @@ pub(crate) enum Part {
     Rest,
 }
 
-/// What is read of an upstream's record has to fit its parts: addresses, names that lead a client on, and names that may
-/// be compressed (RFC 1035 section 3.3, RFC 3597 section 4). All other data are octets.
+/// What is read of an upstream's record has to fit its parts: addresses, names that lead a client on, and names that
+/// may be compressed (RFC 1035 section 3.3, RFC 3597 section 4). All other data are octets.
 pub(crate) fn is_read(rtype: RecordType) -> bool {
     matches!(u16::from(rtype), 1..=9 | 12 | 14 | 15 | 17 | 18 | 21 | 24 | 26 | 28 | 30 | 33 | 35 | 39 | 64 | 65)
 }

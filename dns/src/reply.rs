@@ -68,6 +68,13 @@ impl Reply {
         Self { kept: None, answers, authorities, additionals, ..self }
     }
 
+    /// It is no longer what an upstream has validated.
+    pub(crate) fn clear_authentic(&mut self) {
+        if let Origin::Upstream { authentic } = &mut self.origin {
+            *authentic = false;
+        }
+    }
+
     pub(crate) fn has_answers(&self) -> bool {
         self.kept.as_ref().map_or(!self.answers.is_empty(), |kept| kept.packed().has_answers())
     }

@@ -10,7 +10,7 @@ use regex::Regex;
 
 use crate::names::{self, NameError, Unit, from_units, units_of};
 use crate::rdata::change_targets;
-use crate::reply::{Origin, Reply};
+use crate::reply::Reply;
 
 /// One rule.
 #[derive(Clone, Debug)]
@@ -218,9 +218,7 @@ impl<'a> Rewritten<'a> {
     /// Gives the client its own name back, and the other names that rules say. Whoever validated the answer did so for
     /// another question.
     pub(crate) fn restore(&self, reply: &mut Reply) {
-        if let Origin::Upstream { authentic } = &mut reply.origin {
-            *authentic = false;
-        }
+        reply.clear_authentic();
         let has_values = self.steps.iter().any(|step| step.rule.changes(AnswerPart::Value));
         let sections = [&mut reply.answers, &mut reply.authorities, &mut reply.additionals];
         for record in sections.into_iter().flatten() {

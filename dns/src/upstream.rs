@@ -321,6 +321,7 @@ fn interface(zone: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forward::StubDomain;
 
     #[track_caller]
     fn check(flag: &str, wanted: &[&str]) {
@@ -373,6 +374,30 @@ mod tests {
         check("tls://fe80::1%lo", &["tls://[fe80::1%1]:853%fe80::1"]);
         check("tls://fe80::1%lo%dns.example", &["tls://[fe80::1%1]:853%dns.example"]);
         check("tls://[fd00::1%en0]:8853%dns.example", &["tls://[fd00::1]:8853%dns.example"]);
+    }
+
+    #[test]
+    fn a_stub_domain_is_any_name_with_servers() {
+        let read = |text: &str| text.parse::<StubDomain>().map_err(|error| error.to_string());
+        for (text, domain, server) in [
+            ("0/25.2.0.192.in-addr.arpa=[fe80::1%lo]:54", "0/25.2.0.192.in-addr.arpa.", "[fe80::1%1]:54"),
+            (r"office\032printer.test=192.0.2.1", r"office\ printer.test.", "192.0.2.1:53"),
+            ("a=b.test=fd00::1%en0", "a=b.test.", "[fd00::1]:53"),
+            ("a.test=tls://192.0.2.1%dns.test:8853", "a.test.", "tls://192.0.2.1:8853%dns.test"),
+        ] {
+            let stub = read(text).unwrap();
+            let servers: Vec<String> = stub.upstreams.iter().map(ToString::to_string).collect();
+            assert_eq!((crate::names::text(&stub.domain), servers), (domain.to_owned(), vec![server.to_owned()]));
+        }
+        for (text, part) in [
+            ("10.0.0.0/8=192.0.2.1", "\"10.0.0.0/8\" is a range"),
+            ("a.test=fe80::1", "without its interface"),
+            ("a.test=/etc/resolv.conf", "a.test=/etc/resolv.conf"),
+            ("a..test=192.0.2.1", "a..test"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

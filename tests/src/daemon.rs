@@ -35,6 +35,8 @@ pub struct DaemonOptions {
     /// A DNS server of the lab, such as `lab-peer dns-upstream`. Without one, the router's address, where no server
     /// listens.
     pub dns_upstream: Option<SocketAddr>,
+    /// The file that it finds as `/etc/resolv.conf`, which it then reads instead of asking `dns_upstream`.
+    pub resolv_conf: Option<PathBuf>,
     /// A Corefile instead of `dns_upstream`.
     pub corefile: Option<PathBuf>,
     /// Where its DNS listens, instead of what it chooses itself.
@@ -55,6 +57,7 @@ impl DaemonOptions {
             manifests: manifests.to_owned(),
             kubeconfig: None,
             dns_upstream: None,
+            resolv_conf: None,
             corefile: None,
             dns_bind: Some(DNS_BIND.to_owned()),
             extra: Vec::new(),
@@ -235,6 +238,11 @@ fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
     let upstream = options.dns_upstream.unwrap_or(SocketAddr::new(IpAddr::V4(ROUTER_V4), 53));
     let cgroup = core.node_cgroup(node.name());
     let mut arguments = options.capabilities.as_ref().map(|only| bounded(only)).unwrap_or_default();
+    if let Some(file) = &options.resolv_conf {
+        let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+        arguments.extend(["unshare", "--mount", "sh", "-c", mount].map(str::to_owned));
+        arguments.push(text(file.clone())?);
+    }
     arguments.extend([text(core.binaries.shunt()?.to_owned())?, "run".to_owned()]);
     let flags = [
         match &options.kubeconfig {
@@ -248,14 +256,15 @@ fn launch(node: &Node, options: &DaemonOptions) -> anyhow::Result<Process> {
         ("--state-dir", text(core.state_dir(node.name()))?),
         ("--service-cidr", SERVICE_CIDR.to_owned()),
         ("--cluster-dns", CLUSTER_DNS.to_owned()),
-        match &options.corefile {
-            None => ("--dns-upstream", upstream.to_string()),
-            Some(corefile) => ("--corefile", text(corefile.clone())?),
-        },
         ("--healthz-bind-address", format!("0.0.0.0:{HEALTH_PORT}")),
     ];
     arguments.extend(options.dns_bind.iter().map(|addresses| format!("--dns-bind-address={addresses}")));
     arguments.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+    match (&options.corefile, &options.resolv_conf) {
+        (Some(corefile), _) => arguments.extend(["--corefile".to_owned(), text(corefile.clone())?]),
+        (None, None) => arguments.extend(["--dns-upstream".to_owned(), upstream.to_string()]),
+        (None, Some(_)) => {}
+    }
     arguments.extend(options.extra.iter().cloned());
     node.spawn(&arguments)
 }

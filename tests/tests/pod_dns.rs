@@ -269,6 +269,31 @@ fn the_address_that_nodelocal_dnscache_holds_is_left_to_it() {
     cluster.wait_for("ours", || at("169.254.20.11") == ours[0]);
 }
 
+#[test]
+fn a_resolv_conf_without_servers_stops_no_daemon_and_counts_when_it_has_one() {
+    let mut written = None;
+    let cluster = Cluster::alone_with("noresolv", |options| {
+        let path = options.manifests.parent().unwrap().join("node-resolv.conf");
+        std::fs::write(&path, "search lab.test\n").unwrap();
+        options.resolv_conf = Some(path.clone());
+        written = Some(path);
+    });
+    let (Some(cluster), Some(path)) = (cluster, written) else { return };
+    let general = Ipv4Addr::new(172, 18, 0, 1);
+    let _general = cluster.outside().dns_upstream(general.into(), &["www.example.org=192.0.2.7"]).unwrap();
+    let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
+    let ours = shop.addresses().map(|address| address.ip().to_string());
+    wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
+    let warning = "/etc/resolv.conf names no server to ask: names outside of the cluster are refused";
+    let ready = || cluster.daemon().health("/readyz").unwrap();
+    assert_eq!((ready().status, ready().body.contains(&format!("\"warnings\":[\"dns: {warning}\"]"))), (200, true));
+    assert_eq!(logged(&cluster, &["WARN", warning]).len(), 1);
+    assert_eq!(asked(&shop.client, "www.example.org"), "");
+    std::fs::write(&path, format!("nameserver {general}\n")).unwrap();
+    wait_for_answer(&cluster, &shop.client, "www.example.org", "192.0.2.7");
+    assert!(ready().body.contains("\"warnings\":[]"), "{}", ready().body);
+}
+
 /// As kubeadm writes it.
 const STOCK: &str = include_str!("../../dns/tests/corpus/corefiles/kubeadm.Corefile");
 const HOSTS: &str = "    hosts {\n       192.0.2.50 printer.office.example\n       fallthrough\n    }\n";

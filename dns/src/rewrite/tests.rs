@@ -7,6 +7,7 @@ use super::*;
 use crate::corefile::Corefile;
 use crate::names::absolute;
 use crate::presentation::{data, record_text};
+use crate::reply::Origin;
 use crate::types::record_type;
 
 /// The rules of a server block.
