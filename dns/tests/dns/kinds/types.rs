@@ -85,7 +85,7 @@ pub(super) const KINDS: &[Kind] = &[
     octets(10, "NULL", "00ff7f"),
     octets(11, "WKS", "c0000207 06 000040"),
     compressed(12, "PTR", "N", "Ptr.Elsewhere.test."),
-    octets(13, "HINFO", "\"PDP-11\" \"UNIX\"").or_odd(&["\"PDP-11\"", "\"a\" \"b\" \"c\""]),
+    octets(13, "HINFO", "\"VAX\" \"UNIX\"").or_odd(&["\"VAX\"", "\"a\" \"b\" \"c\""]),
     compressed(14, "MINFO", "NN", "Owner.Elsewhere.test. Errors.Elsewhere.test."),
     compressed(15, "MX", "2N", "000a Mail.Elsewhere.test."),
     octets(16, "TXT", "\"one\" \"\" 03fffe00").or_odd(&["05 616263"]),
