@@ -226,6 +226,23 @@ impl Block {
         kept.packed().may_be_copied().then(|| from_cache(kept, request))
     }
 
+    /// The replies to a question that an upstream answers with these octets: now, and from the cache after that.
+    pub(crate) fn passed_on(&self, request: &Request, view: &View, wire: &[u8]) -> [Reply; 2] {
+        let Ok((rewritten, query)) = self.rewritten(&request.query) else {
+            return [(); 2].map(|()| Reply::error(ResponseCode::ServFail));
+        };
+        let unchanged = rewritten.is_none();
+        let asker = Asker { blocks: &[], block: self, request, view, hops: 0, unchanged, dry: false };
+        self.forwarder.accept(&asker.outgoing(query.clone()), wire).map(|told| {
+            let no_answer = || failure(ForwardError::NoAnswer(None));
+            let mut reply = told.map_or_else(no_answer, |told| asker.pass_on(told, &query));
+            if let Some(rewritten) = &rewritten {
+                rewritten.restore(&mut reply);
+            }
+            reply
+        })
+    }
+
     /// The question after the rewrite rules.
     pub(crate) fn rewritten(&self, query: &Query) -> Result<(Option<Rewritten<'_>>, Query), NoName> {
         let rewritten = Rewritten::new(&self.config.rewrites, &query.name)?;

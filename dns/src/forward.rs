@@ -30,6 +30,7 @@ use crate::request::{Request, Transport};
 use crate::stats::{Counters, Peers};
 use crate::upstream::{ResolvConf, Upstream, UpstreamError, Upstreams, names_no_server};
 use crate::wire::Received;
+use exchange::Exchange;
 pub(crate) use exchange::UDP_PAYLOAD;
 use group::Group;
 pub(crate) use group::Policy;
@@ -442,6 +443,21 @@ impl Forwarder {
                 Err(ForwardError::NoAnswer(last.map(Arc::from)))
             }
         }
+    }
+
+    /// What becomes of an upstream's octets, whatever their id: what the client is told, and what the cache has after
+    /// that. No upstream is asked.
+    pub(crate) fn accept(&self, outgoing: &Outgoing, wire: &[u8]) -> [Option<Told>; 2] {
+        let key = key(outgoing);
+        let received = Exchange::new(outgoing).ok().and_then(|exchange| exchange.read(wire)).map(|mut received| {
+            bailiwick::keep_what_was_asked(&mut received, &outgoing.query.name);
+            if let Some(cache) = &self.cache {
+                cache.put(key.clone(), &mut received, Instant::now());
+            }
+            Told::Now(received)
+        });
+        let kept = self.cache.as_ref().and_then(|cache| cache.get(&key, Instant::now()));
+        [received, kept.map(|hit| Told::Before(hit.kept))]
     }
 
     fn way(&self, name: &Name) -> Option<&Way> {

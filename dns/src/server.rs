@@ -282,6 +282,18 @@ impl Answerer {
         self.handler.explainer()
     }
 
+    /// The replies to a question that an upstream answers with these octets, whatever id they have: now, and from the
+    /// cache after that. For tests of what upstreams may send: none is asked.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn passed_on(&self, wire: &[u8], upstream: &[u8], client: SocketAddr, transport: Transport) -> Vec<Vec<u8>> {
+        match self.handler.begin(wire, client, transport) {
+            Begun::Nothing => Vec::new(),
+            Begun::Reply(reply) => vec![reply],
+            Begun::Question(request) => self.handler.passed_on(&request, upstream),
+        }
+    }
+
     /// The replies to a message: one, none if it is none to be answered, or several for a transfer.
     pub async fn answer(&self, wire: &[u8], client: SocketAddr, transport: Transport) -> Vec<Vec<u8>> {
         match self.handler.begin(wire, client, transport) {

@@ -24,7 +24,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
 }
 
 fn all(workspace: &Workspace, phases: &mut Phases) -> Result<()> {
-    let toolchain = phases.run("set-up", || setup::for_running(workspace))?;
+    let toolchain = phases.run("set-up", || setup::for_testing(workspace))?;
     phases.run("BPF objects", || build::bpf_objects(workspace, &toolchain))?;
     lint::run(workspace, &toolchain, phases)?;
     phases.run("unit tests", || unit_tests(workspace))?;

@@ -12,6 +12,8 @@ use crate::workspace::Workspace;
 /// Programs that are run, and the packages that bring them.
 const BUILD_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc"), ("c++", "g++")];
 const LAB_PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("nsenter", "util-linux"), ("musl-gcc", "musl-tools")];
+/// What DNS is compared with in the tests.
+const TEST_PROGRAMS: [(&str, &str); 1] = [("unbound", "unbound")];
 
 /// Readies what compiling needs.
 pub(crate) fn for_building(workspace: &Workspace) -> Result<BpfToolchain> {
@@ -28,6 +30,13 @@ pub(crate) fn for_running(workspace: &Workspace) -> Result<BpfToolchain> {
     let toolchain = for_building(workspace)?;
     say("   lab programs: ip, nsenter");
     Ok(toolchain)
+}
+
+/// Readies what the tests run beside that.
+pub(crate) fn for_testing(workspace: &Workspace) -> Result<BpfToolchain> {
+    let missing = packages_of_missing(&TEST_PROGRAMS);
+    packages::install(&missing, "comparing DNS with another forwarder", "about 10 s")?;
+    for_running(workspace)
 }
 
 fn packages_of_missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {

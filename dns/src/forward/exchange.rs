@@ -134,6 +134,15 @@ impl Exchange {
         }
     }
 
+    /// The answer in `wire`, whatever id that has.
+    pub(super) fn read(&self, wire: &[u8]) -> Option<Received> {
+        let wire = [self.wire.get(..2)?, wire.get(2..)?].concat();
+        match self.arrival(&wire) {
+            Arrival::Answer(answer) => Some(*answer),
+            Arrival::Unreadable(_) | Arrival::Foreign => None,
+        }
+    }
+
     /// How `wire` relates to this question. We chose the id, the question and the port, so all of them must match.
     fn arrival(&self, wire: &[u8]) -> Arrival {
         let mut decoder = BinDecoder::new(wire);

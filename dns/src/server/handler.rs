@@ -139,6 +139,17 @@ impl Handler {
         wire
     }
 
+    /// The replies to a question that an upstream answers with these octets, as [`Block::passed_on`] gives them.
+    pub(super) fn passed_on(&self, request: &Request, upstream: &[u8]) -> Vec<Vec<u8>> {
+        let blocks = self.blocks.now();
+        let Some(block) = block_of(&blocks, &request.query.name) else { return Vec::new() };
+        let wire = |mut reply: Reply| {
+            reply.shuffle();
+            reply.encode(request, block.config.udp_payload())
+        };
+        block.passed_on(request, &self.view(), upstream).map(wire).into()
+    }
+
     fn counters<'a>(&'a self, block: Option<&'a Arc<Block>>) -> &'a Counters {
         block.map_or(&self.metrics.unmatched, |block| &block.counters)
     }

@@ -66,7 +66,7 @@ impl Received {
         for _ in 0..counts.queries {
             at = frame::past_name(wire, at)? + 4;
         }
-        let mut reading = Reading { wire, at, odd: Vec::new(), extended: None };
+        let mut reading = Reading { wire, at, odd: Vec::new(), foreign: false, extended: None };
         let answers = reading.section(counts.answers, true);
         let rest = if answers.is_ok() { counts.authorities } else { 0 };
         let authorities = reading.section(rest, false);
@@ -80,13 +80,14 @@ impl Received {
         let part = |section: Result<Vec<Record>, Vec<Record>>| section.unwrap_or_else(|part| part);
         let sections =
             Sections { answers: part(answers), authorities: part(authorities), additionals: part(additionals) };
-        if !complete && !metadata.truncation && sections.answers.is_empty() && counts.answers > 0 {
+        let Reading { odd, foreign, extended, .. } = reading;
+        let lacks = foreign || !complete && !metadata.truncation;
+        if lacks && sections.answers.is_empty() && counts.answers > 0 {
             return None; // the answer is in what is missing
         }
-        let Reading { odd, extended, .. } = reading;
         let this = Self {
             rcode: rcode(&metadata, extended),
-            authentic: metadata.authentic_data && extent == Extent::Whole && odd.is_empty(),
+            authentic: metadata.authentic_data && extent == Extent::Whole && odd.is_empty() && !foreign,
             extent,
             sections,
         };
@@ -109,13 +110,15 @@ impl Received {
         if odd.iter().any(is_answer) {
             return None;
         }
-        let stays = |record: &Record| {
+        // The same records beside the answer are no part of it: without its addresses it would say that there are none.
+        let stays = |record: &Record, in_answer: bool| {
             let is_its = |odd: &Odd| odd.owner.as_ref() == Some(&record.name) && odd.rtype == record.record_type();
-            !odd.iter().any(is_its)
+            !odd.iter().any(|odd| odd.in_answer == in_answer && is_its(odd))
         };
         let Sections { answers, authorities, additionals } = &mut self.sections;
-        for section in [answers, authorities, additionals] {
-            section.retain(stays);
+        answers.retain(|record| stays(record, true));
+        for section in [authorities, additionals] {
+            section.retain(|record| stays(record, false));
         }
         Some(self)
     }
@@ -153,6 +156,8 @@ struct Reading<'a> {
     wire: &'a [u8],
     at: usize,
     odd: Vec<Odd>,
+    /// There are records of other classes, which belong to no RRset of the answer.
+    foreign: bool,
     /// The upper bits of the rcode, from OPT.
     extended: Option<u8>,
 }
@@ -176,9 +181,12 @@ impl Reading<'_> {
             self.extended.get_or_insert(extended);
             return None;
         }
+        if frame.class != u16::from(DNSClass::IN) {
+            self.foreign = true;
+            return None;
+        }
         let owner = frame::name(self.wire, frame.owner, frame.ttl_at).map(|(name, _)| name);
-        let data = (frame.class == u16::from(DNSClass::IN)).then(|| data(self.wire, frame)).flatten();
-        match (owner, data) {
+        match (owner, data(self.wire, frame)) {
             // The highest bit is no part of a TTL (RFC 2181 section 8).
             (Some(owner), Some(data)) => {
                 Some(Record::from_rdata(owner, if frame.ttl >> 31 == 0 { frame.ttl } else { 0 }, data))

@@ -21,6 +21,8 @@ mod forwarding;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod kinds;
+#[cfg(test)]
 mod operating;
 #[cfg(test)]
 mod places;
