@@ -215,11 +215,15 @@ impl Block {
 
     /// The reply to a question that no other handler or rule of this block concerns, if the cache has one.
     pub(crate) fn at_once(&self, request: &Request) -> Option<Reply> {
-        let query = &request.query;
-        let BlockConfig { rewrites, autopath, templates, kubernetes, .. } = &self.config;
-        let others = !rewrites.is_empty() || autopath.is_some() || !templates.is_empty() || self.hosts.is_some();
+        let (config, query) = (&self.config, &request.query);
+        let concerns = |handler: &Author| match handler {
+            Author::Server | Author::Cache | Author::Forward => false,
+            Author::Template => !config.templates.is_empty(),
+            Author::Hosts => self.hosts.is_some(),
+            Author::Kubernetes => config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.takes(&query.name)),
+        };
         let special = query.query_type == RecordType::HINFO; // how loops are found
-        if others || special || kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.takes(&query.name)) {
+        if special || !config.rewrites.is_empty() || config.autopath.is_some() || Author::ALL.iter().any(concerns) {
             return None;
         }
         let kept = self.forwarder.kept(query, request)?;

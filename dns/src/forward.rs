@@ -297,7 +297,7 @@ impl Forwarder {
 
     /// Whether there is an upstream for `name`.
     pub(crate) fn has_upstreams(&self, name: &Name) -> bool {
-        self.way(name).is_some_and(|way| !way.group().is_empty())
+        self.way(name).is_some_and(|way| !way.group.read().unwrap_or_else(PoisonError::into_inner).is_empty())
     }
 
     /// Why names are refused that a file of upstreams is for.
