@@ -1,4 +1,4 @@
-//! Names as text: presentation format (RFC 1035 section 5.1), in which a label may hold any octets (RFC 2181 section
+//! Names as text and as octets: presentation format (RFC 1035 section 5.1), in which a label may hold any octets (RFC 2181 section
 //! 11).
 //!
 //! hickory's own reader and writer are not used: the reader refuses most octets, and the writer escapes in octal.
@@ -112,6 +112,16 @@ pub(crate) fn from_units(units: &[Unit]) -> Result<Name, NameError> {
 /// of that decimal number, `\X` is the character X, also if that is a dot. No text and `.` are the root.
 pub fn absolute(text: &str) -> Result<Name, NameError> {
     from_units(&units(text)?)
+}
+
+/// Appends a name as it stands in a message, not compressed.
+pub(crate) fn append(octets: &mut Vec<u8>, name: &Name) {
+    for label in name.iter() {
+        // No label has more than 63 octets.
+        octets.push(u8::try_from(label.len()).unwrap_or_default());
+        octets.extend_from_slice(label);
+    }
+    octets.push(0);
 }
 
 /// The name as text with its final dot; [`absolute`] reads it back. Escapes are those of CoreDNS, so that patterns

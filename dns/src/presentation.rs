@@ -10,7 +10,6 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use crate::names::{self, NameError, Unit};
 use crate::rdata::{Part, data_of, name_of, octets_of, parts, pieces};
 use crate::types::type_name;
-use crate::wire::layout;
 
 /// What comes before data that are written as octets: `\# LENGTH HEX`.
 const OCTETS: &str = r"\#";
@@ -112,7 +111,7 @@ fn by_parts(parts: &[Part], tokens: Vec<Token>) -> Result<Vec<u8>, DataError> {
             Part::Target | Part::Name => {
                 let text = next("a name")?;
                 let name = names::absolute(&text).map_err(|error| DataError::Name(text, error))?;
-                layout::append(&mut octets, &name);
+                names::append(&mut octets, &name);
             }
             Part::Short => octets.extend(number::<u16>(next("a number")?)?.to_be_bytes()),
             Part::Long => octets.extend(number::<u32>(next("a number")?)?.to_be_bytes()),

@@ -4,7 +4,7 @@ use hickory_proto::rr::rdata::NULL;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecoder, BinEncodable as _, BinEncoder, NameEncoding, Restrict};
 
-use crate::wire::layout;
+use crate::names;
 
 /// A part of the data of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +172,7 @@ pub(crate) fn change_targets(record: &mut Record, mut change: impl FnMut(&Name) 
         match target.and_then(|name| change(&name)) {
             Some(name) => {
                 changed = true;
-                layout::append(&mut new, &name);
+                names::append(&mut new, &name);
             }
             None => new.extend_from_slice(piece),
         }

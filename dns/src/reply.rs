@@ -1,7 +1,5 @@
 //! A reply before it is bytes: its sections, the order of its addresses, and what fits a datagram.
 
-mod record;
-
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, ResponseCode, emit_message_parts};
 use hickory_proto::rr::{RData, Record, RecordType};
@@ -12,8 +10,7 @@ use crate::cache::Kept;
 use crate::errors::Failure;
 use crate::plugin::Author;
 use crate::request::{Request, Transport};
-use crate::wire::{self, Sections};
-pub(crate) use record::Written;
+use crate::wire::{self, Sections, Written};
 
 /// A datagram that every client takes (RFC 1035).
 const SMALLEST_PAYLOAD: u16 = 512;

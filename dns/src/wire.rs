@@ -7,6 +7,8 @@ pub(crate) mod frame;
 pub(crate) mod layout;
 mod packed;
 mod received;
+mod written;
 
 pub(crate) use packed::{Age, Packed, append_question};
 pub(crate) use received::{Extent, Received, Sections, chain};
+pub(crate) use written::Written;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use hickory_proto::rr::{Name, RecordType};
 
 use super::frame;
+use crate::names;
 use crate::rdata::{Part, parts};
 
 /// A part of some data, read.
@@ -48,21 +49,11 @@ pub(crate) fn written_out(wire: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
     let mut octets = Vec::new();
     for piece in pieces {
         match piece {
-            Piece::Name(name) => append(&mut octets, name),
+            Piece::Name(name) => names::append(&mut octets, name),
             Piece::Octets(range) => octets.extend_from_slice(wire.get(range.clone())?),
         }
     }
     Some(octets)
-}
-
-/// Appends a name, not compressed.
-pub(crate) fn append(octets: &mut Vec<u8>, name: &Name) {
-    for label in name.iter() {
-        // No label has more than 63 octets.
-        octets.push(u8::try_from(label.len()).unwrap_or_default());
-        octets.extend_from_slice(label);
-    }
-    octets.push(0);
 }
 
 /// The first name in data that are written out, such as the target of a DNAME or HTTPS.

@@ -10,9 +10,9 @@ use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::Rng as _;
 
 use super::frame::{Frame, HEADER, past_name};
-use super::layout;
 use super::received::{Received, Sections};
-use crate::reply::Written;
+use super::written::Written;
+use crate::names;
 
 /// Records of a reply to a question of one name and type.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl Addresses {
 
 /// Appends a question to a header.
 pub(crate) fn append_question(wire: &mut Vec<u8>, query: &Query) {
-    layout::append(wire, &query.name);
+    names::append(wire, &query.name);
     wire.extend(u16::from(query.query_type).to_be_bytes());
     wire.extend(u16::from(query.query_class).to_be_bytes());
 }

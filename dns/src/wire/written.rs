@@ -22,7 +22,7 @@ impl<'a> Written<'a> {
     }
 
     /// All of a section.
-    pub(in crate::reply) fn all(records: &'a [Record], asked: &'a Name) -> Vec<Self> {
+    pub(crate) fn all(records: &'a [Record], asked: &'a Name) -> Vec<Self> {
         records.iter().map(|record| Self::new(record, asked)).collect()
     }
 }
