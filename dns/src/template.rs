@@ -74,11 +74,14 @@ pub(crate) enum TemplateError {
          and .Group.NAME"
     )]
     Hole(String),
+    /// A hole for a group that is never there.
+    #[error("no pattern has the group {0}")]
+    Group(String),
     /// No record.
     #[error("{0:?} is no record: write NAME [TTL] [CLASS] TYPE DATA")]
     Record(String),
     /// The record's owner or data do not fit its type, whatever the question.
-    #[error("{0:?} does not fit its type: {1}")]
+    #[error("{0:?} is no record: {1}")]
     Data(String, DataError),
 }
 
@@ -92,8 +95,8 @@ pub(crate) struct NoRecord {
 }
 
 impl RecordTemplate {
-    /// Reads a record with holes. Data without holes must fit their type.
-    pub(crate) fn read(text: &str) -> Result<Self, TemplateError> {
+    /// Reads a record with holes, whose groups are those of these patterns. Data without holes must fit their type.
+    pub(crate) fn read(text: &str, patterns: &[Regex]) -> Result<Self, TemplateError> {
         let wrong = || TemplateError::Record(text.to_owned());
         let (owner, mut rest) = word(text).ok_or_else(wrong)?;
         let mut ttl = None;
@@ -109,6 +112,9 @@ impl RecordTemplate {
         };
         let rtype = if Part::Type.is(rtype) { None } else { Some(record_type(rtype).ok_or_else(wrong)?) };
         let (owner, data) = (TextTemplate::read(owner)?, TextTemplate::read(rest.trim())?);
+        if let Some(group) = owner.0.iter().chain(&data.0).find_map(|part| part.group_in_none_of(patterns)) {
+            return Err(TemplateError::Group(group));
+        }
         let refused = |error| TemplateError::Data(text.to_owned(), error);
         if let Some(owner) = owner.without_holes() {
             names::absolute(owner).map_err(|error| refused(DataError::Name(owner.to_owned(), error)))?;
@@ -184,7 +190,11 @@ impl Part {
             [".Remote"] => Self::Remote,
             [".Match"] => Self::Match(0),
             ["index", ".Match", number] => Self::Match(number.parse().map_err(|_not_a_number| unknown())?),
-            ["index", ".Group", name] => Self::Group(name.trim_matches('"').to_owned()),
+            // Groups have their numbers as names too.
+            ["index", ".Group", name] => {
+                let name = name.trim_matches('"');
+                name.parse().map_or_else(|_name| Self::Group(name.to_owned()), Self::Match)
+            }
             [word] => Self::Group(word.strip_prefix(".Group.").ok_or_else(unknown)?.to_owned()),
             _ => return Err(unknown()),
         })
@@ -194,6 +204,23 @@ impl Part {
     fn is(&self, word: &str) -> bool {
         let hole = word.strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
         hole.is_some_and(|hole| Self::read(hole).is_ok_and(|part| part == *self))
+    }
+
+    /// The group that it stands for, if none of these patterns has it.
+    fn group_in_none_of(&self, patterns: &[Regex]) -> Option<String> {
+        let (group, is_there) = match self {
+            // All that matched; without patterns, the name.
+            Self::Match(0) => return None,
+            Self::Match(number) => {
+                (number.to_string(), patterns.iter().any(|pattern| *number < pattern.captures_len()))
+            }
+            Self::Group(name) => {
+                let has = |pattern: &Regex| pattern.capture_names().flatten().any(|known| known == name);
+                (name.clone(), patterns.iter().any(has))
+            }
+            Self::Literal(_) | Self::Name | Self::Type | Self::Class | Self::Zone | Self::Remote => return None,
+        };
+        (!is_there).then_some(group)
     }
 
     fn fill(&self, filling: &Filling<'_>) -> String {

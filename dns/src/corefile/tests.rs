@@ -135,6 +135,11 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n rewrite stop {\n  name a b\n  name c d\n }\n}\n", "Corefile:2: rewrite: name is too much"),
     (".:53 {\n rewrite name regex (.* b\n}\n", "Corefile:2: rewrite: the pattern"),
     (".:53 {\n template IN A {\n  answer \"{{ .Meta }} A 10.0.0.1\"\n }\n}\n", "Corefile:3: answer: {{ .Meta }}"),
+    (
+        ".:53 {\n template IN A {\n  answer \"a. A 10.0.0.{{ .Group.d }}\"\n  match ^(?P<c>.)\n }\n}\n",
+        "Corefile:3: answer: no pattern has the group d",
+    ),
+    (".:53 {\n template IN A {\n  match\n }\n}\n", "Corefile:3: match: takes a pattern"),
     (".:53 {\n hosts {\n  nonsense\n }\n}\n", "Corefile:3: hosts: nonsense is not supported"),
     (".:53 {\n import custom/[ab].override\n}\n", "Corefile:2: import: custom/[ab].override: patterns have * and ?"),
     ("(a) {\n import a\n}\n.:53 {\n import a\n}\n", "a is imported more than 10 files deep; does it import itself?"),

@@ -12,7 +12,8 @@ use crate::request::Transport;
 
 #[test]
 fn records_with_holes_are_read() {
-    let read = |text: &str| RecordTemplate::read(text).map_err(|error| error.to_string());
+    let patterns = [Regex::new("^(x)").unwrap(), Regex::new("^(?P<b>y)").unwrap()];
+    let read = |text: &str| RecordTemplate::read(text, &patterns).map_err(|error| error.to_string());
     let record = read("{{ .Name }} 60 IN A 10.1.{{ .Group.b }}.{{ index .Match 1 }}").unwrap();
     assert_eq!((record.ttl, record.rtype), (60, Some(RecordType::A)));
     for text in [
@@ -31,7 +32,11 @@ fn records_with_holes_are_read() {
         ("{{ .Meta \"x\" }} A 10.1.1.1", ".Meta"),
         ("name 60 IN", "no record"),
         ("name 60 IN ADRESS 10.1.1.1", "no record"),
-        ("name 60 IN A 10.1.1", "does not fit its type: it does not fit type A"),
+        ("{{ .Name }} A 10.1.1.{{ .Group.c }}", "no pattern has the group c"),
+        ("{{ .Group.c }} A 10.1.1.1", "no pattern has the group c"),
+        ("{{ .Name }} A 10.1.1.{{ index .Match 2 }}", "no pattern has the group 2"),
+        ("{{ .Name }} A 10.1.1.{{ index .Group \"2\" }}", "no pattern has the group 2"),
+        ("name 60 IN A 10.1.1", "\"name 60 IN A 10.1.1\" is no record: it does not fit type A"),
         ("name 60 IN CNAME a..b", "\"a..b\" is no name: a label is empty"),
         ("a..b 60 IN A 10.1.1.1", "\"a..b\" is no name"),
         ("name 60 IN TYPE65282 10.1.1.1", "does not fit type TYPE65282"),
@@ -108,6 +113,21 @@ fn names_of_any_octets_are_filled_in() {
             &format!("{owner} 60 IN PTR {target}"),
         );
     }
+}
+
+#[test]
+fn groups_are_filled_in_by_number_and_by_name() {
+    let pattern = "match ^ip-([0-9]+)-(?P<d>[0-9]+)\\.x\n";
+    for holes in [
+        r#"{{ index .Match 1 }}.{{ index .Match 2 }}"#,
+        r#"{{ index .Group \"1\" }}.{{ .Group.d }}"#,
+        r#"{{ index .Group \"1\" }}.{{ index .Group \"d\" }}"#,
+    ] {
+        let body = format!("{pattern} answer \"{{{{ .Name }}}} 60 IN A 10.0.{holes}\"");
+        check("IN A", &body, "ip-3-4.x", "A", "ip-3-4.x. 60 IN A 10.0.3.4");
+    }
+    let all = r#"answer "{{ .Name }} 60 IN TXT {{ index .Group \"0\" }} {{ index .Match 0 }}""#;
+    check("IN TXT", all, "a.x", "TXT", r#"a.x. 60 IN TXT "a.x." "a.x.""#);
 }
 
 #[test]

@@ -201,7 +201,7 @@ pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, Corefi
     let mut template = Template {
         rtype,
         zones: zones_of(line, zones, domains)?,
-        patterns: Vec::new(),
+        patterns: patterns(line)?,
         answers: Vec::new(),
         authorities: Vec::new(),
         additionals: Vec::new(),
@@ -210,14 +210,10 @@ pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, Corefi
     };
     for option in options(line) {
         match option.name() {
-            "match" => {
-                for pattern in option.arguments() {
-                    template.patterns.push(regex(option, pattern)?);
-                }
-            }
-            "answer" => template.answers.extend(records(option)?),
-            "authority" => template.authorities.extend(records(option)?),
-            "additional" => template.additionals.extend(records(option)?),
+            "match" => {} // read already
+            "answer" => template.answers.extend(records(option, &template.patterns)?),
+            "authority" => template.authorities.extend(records(option, &template.patterns)?),
+            "additional" => template.additionals.extend(records(option, &template.patterns)?),
             "rcode" => template.rcode = rcode(option)?,
             "fallthrough" => template.fallthrough = fallthrough(option)?,
             // An alias is followed always.
@@ -228,11 +224,25 @@ pub(super) fn template(line: &Line, domains: &[Name]) -> Result<Template, Corefi
     Ok(template)
 }
 
+/// All patterns of a template, whose groups its records may have.
+fn patterns(line: &Line) -> Result<Vec<Regex>, CorefileError> {
+    let mut patterns = Vec::new();
+    for option in options(line).iter().filter(|option| option.name() == "match") {
+        if option.arguments().is_empty() {
+            return Err(option.error("takes a pattern"));
+        }
+        for pattern in option.arguments() {
+            patterns.push(regex(option, pattern)?);
+        }
+    }
+    Ok(patterns)
+}
+
 /// A record in each quoted argument, or one in all words.
-fn records(option: &Line) -> Result<Vec<RecordTemplate>, CorefileError> {
+fn records(option: &Line, patterns: &[Regex]) -> Result<Vec<RecordTemplate>, CorefileError> {
     let words = option.arguments();
     let texts = if words.iter().any(|word| word.contains(' ')) { words.to_vec() } else { vec![words.join(" ")] };
-    let read = |text: &String| RecordTemplate::read(text).map_err(|error| option.error(error.to_string()));
+    let read = |text: &String| RecordTemplate::read(text, patterns).map_err(|error| option.error(error.to_string()));
     texts.iter().map(read).collect()
 }
 
