@@ -133,6 +133,13 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n rewrite name a b answer name\n}\n", "Corefile:2: rewrite: answer name and answer value take a pattern"),
     (".:53 {\n rewrite name a b answer name (x y\n}\n", "Corefile:2: rewrite: the pattern"),
     (".:53 {\n rewrite stop {\n  name a b\n  name c d\n }\n}\n", "Corefile:2: rewrite: name is too much"),
+    (
+        ".:53 {\n rewrite name sufix .a .b\n}\n",
+        "Corefile:2: rewrite: sufix is no kind of rule; there are exact, prefix,",
+    ),
+    (".:53 {\n rewrite name sufix .a .b answer auto\n}\n", "Corefile:2: rewrite: sufix is no kind of rule"),
+    (".:53 {\n rewrite name suffix .a .b answer\n}\n", "Corefile:2: rewrite: answer takes auto, name or value"),
+    (".:53 {\n rewrite name suffix .a .b answer nam x y\n}\n", "Corefile:2: rewrite: answer takes auto, name or value"),
     (".:53 {\n rewrite name regex (.* b\n}\n", "Corefile:2: rewrite: the pattern"),
     (".:53 {\n template IN A {\n  answer \"{{ .Meta }} A 10.0.0.1\"\n }\n}\n", "Corefile:3: answer: {{ .Meta }}"),
     (

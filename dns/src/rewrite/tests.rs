@@ -119,7 +119,7 @@ fn rules_that_never_make_a_name_are_refused() {
     check_refused("name substring \"\" b", "takes what to look for");
     check_refused("name suffix .a .b answer value auto", "take a pattern and a name");
     check_refused("name suffix .a .b auto", "auto is too much");
-    check_refused("name suffix .a .b answer other", "answer is too much");
+    check_refused("name suffix .a .b answer other", "answer takes auto, name or value");
 }
 
 /// `OWNER TYPE DATA`.

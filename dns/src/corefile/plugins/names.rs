@@ -68,10 +68,14 @@ pub(super) fn rewrite(line: &Line) -> Result<Rewrite, CorefileError> {
         });
     }
     // Two words are always names.
-    let kind = if words.len() > 2 { keyword(&mut words, &KINDS) } else { None }.unwrap_or(EXACT);
+    let given = if words.len() > 2 { keyword(&mut words, &KINDS) } else { None };
     let [from, to, rest @ ..] = words else {
         return Err(line.error("name takes what to look for and what to put there"));
     };
+    if given.is_none() && rest.first().is_some_and(|word| !is_in(word, &AFTER_A_RULE)) {
+        return Err(line.error(format!("{from} is no kind of rule; there are {}", KINDS.join(", "))));
+    }
+    let kind = given.unwrap_or(EXACT);
     let (auto, answers) = answer_rules(line, rest)?;
     Ok(Rewrite {
         text: format!("name {kind} {from} {to}"),
@@ -84,6 +88,12 @@ pub(super) fn rewrite(line: &Line) -> Result<Rewrite, CorefileError> {
 
 const EXACT: &str = "exact";
 const KINDS: [&str; 5] = [EXACT, "prefix", "suffix", "substring", "regex"];
+const AFTER_A_RULE: [&str; 4] = ["answer", "auto", "name", "value"];
+
+/// Keywords are in upper or lower case.
+fn is_in(word: &str, known: &[&str]) -> bool {
+    known.iter().any(|known| word.eq_ignore_ascii_case(known))
+}
 
 /// Takes the first word away if it is one of these.
 fn keyword(words: &mut &[&str], known: &[&'static str]) -> Option<&'static str> {
@@ -100,7 +110,8 @@ fn answer_rules(line: &Line, mut words: &[&str]) -> Result<(bool, Vec<AnswerRule
     let (mut auto, mut rules) = (false, Vec::new());
     let mut may_begin = false;
     while let Some(word) = words.first() {
-        let begins = keyword(&mut words, &["answer"]).is_some() || may_begin;
+        let is_said = keyword(&mut words, &["answer"]).is_some();
+        let begins = is_said || may_begin;
         let part = match keyword(&mut words, &PARTS).filter(|_| begins) {
             Some("auto") => None,
             Some("name") if is_auto(words) => {
@@ -109,6 +120,7 @@ fn answer_rules(line: &Line, mut words: &[&str]) -> Result<(bool, Vec<AnswerRule
             }
             Some("name") => Some(AnswerPart::Name),
             Some(_) => Some(AnswerPart::Value),
+            None if is_said => return Err(line.error("answer takes auto, name or value")),
             None => {
                 return Err(line.error(format!(
                     "{word} is too much: after a rule come answer auto, answer name and answer value, and every rule is a \
@@ -132,10 +144,9 @@ fn answer_rules(line: &Line, mut words: &[&str]) -> Result<(bool, Vec<AnswerRule
 
 /// The next word is `auto` and no pattern: nothing follows that it could be rewritten to.
 fn is_auto(words: &[&str]) -> bool {
-    let is = |word: &str, known: &[&str]| known.iter().any(|known| word.eq_ignore_ascii_case(known));
     match words {
-        [auto] => is(auto, &["auto"]),
-        [auto, next, ..] => is(auto, &["auto"]) && is(next, &["answer", "auto", "name", "value"]),
+        [auto] => is_in(auto, &["auto"]),
+        [auto, next, ..] => is_in(auto, &["auto"]) && is_in(next, &AFTER_A_RULE),
         [] => false,
     }
 }
