@@ -76,7 +76,7 @@ pub(crate) enum AnswerPart {
 /// A rule makes no name of the one that is asked for, so that nothing can be asked. The reason is part of the text:
 /// this is logged in one line, and its first words are CoreDNS's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid name after rewrite: the rule {rule:?} makes no name of {}: {reason}", names::text(.name))]
+#[error("invalid name after rewrite: the rule `{rule}` makes no name of {}: {reason}", names::text(.name))]
 pub(crate) struct NoName {
     rule: String,
     name: Name,

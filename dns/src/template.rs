@@ -87,7 +87,7 @@ pub(crate) enum TemplateError {
 
 /// What is filled in makes no record. The reason is part of the text, because this is logged in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the template {template:?} makes no record of {name}: {reason}")]
+#[error("the template `{template}` makes no record of {name}: {reason}")]
 pub(crate) struct NoRecord {
     template: String,
     name: String,

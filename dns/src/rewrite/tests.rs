@@ -80,7 +80,7 @@ fn a_rule_may_go_on() {
 #[test]
 fn what_would_be_no_name_is_an_error() {
     let invalid = |rule: &str, name: &str, reason: &str| {
-        format!("invalid name after rewrite: the rule {rule:?} makes no name of {name}: {reason}")
+        format!("invalid name after rewrite: the rule `{rule}` makes no name of {name}: {reason}")
     };
     let label = "x".repeat(63);
     let long = [label.as_str(), &label, &label, "x.lab.test"].join(".");

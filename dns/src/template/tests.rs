@@ -166,7 +166,7 @@ fn a_question_for_any_is_for_the_type_of_the_template() {
         typed,
         "a",
         "ANY",
-        r#"the template "{{ .Name }} 60 IN {{ .Type }} 192.0.2.1" makes no record of a.: it does not fit type ANY"#,
+        "the template `{{ .Name }} 60 IN {{ .Type }} 192.0.2.1` makes no record of a.: it does not fit type ANY",
     );
 }
 
@@ -182,7 +182,7 @@ fn what_is_no_record_says_why() {
             &long,
             "A",
             &format!(
-                "the template {data:?} makes no record of {long}.: \"{long}.{long}.\" is no name: it is longer than \
+                "the template `{data}` makes no record of {long}.: \"{long}.{long}.\" is no name: it is longer than \
                  255 octets"
             ),
         );
@@ -193,6 +193,6 @@ fn what_is_no_record_says_why() {
         &format!("match ^ip-(.*)\\.x\n {}", answer(data)),
         "ip-300.x",
         "A",
-        &format!("the template {data:?} makes no record of ip-300.x.: it does not fit type A"),
+        &format!("the template `{data}` makes no record of ip-300.x.: it does not fit type A"),
     );
 }

@@ -311,7 +311,7 @@ async fn a_name_that_would_be_too_long_is_explained() {
     let config = file.server_config(Vec::new(), file.zone(vec![]));
     let server = Answerer::new(config.zone, Some(Arc::new(cluster())), config.blocks).unwrap();
     for (asked, part) in
-        [("lab.test", "the rule \"name suffix .lab.test"), ("made.test", "the template \"x.y.z.{{ .Name")]
+        [("lab.test", "the rule `name suffix .lab.test"), ("made.test", "the template `x.y.z.{{ .Name")]
     {
         let told = server.explainer().explain(absolute(&long(asked)).unwrap(), RecordType::A).await.unwrap();
         assert_eq!(told.rcode.as_deref(), Some("SERVFAIL"), "{asked}");
