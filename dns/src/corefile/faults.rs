@@ -39,6 +39,7 @@ fn the_message_names_the_line_of_a_brace() {
     check(".:53 {\n forward . 192.0.2.1{ # here\n  policy random\n }\n}\n", "192.0.2.1{: a brace stands by itself");
     check(".:53 {\n log} # here\nb.test {\n}\n", "log}: a brace stands by itself");
     check(".:53 {\n cache {\n  success 100} # here\n log\n}\n", "100}: a brace stands by itself");
+    check(".:53 {\n errors\n}} # here\n", "}}: a brace stands by itself");
     check("(a) # here\nlog\n", "a snippet needs braces");
 }
 

@@ -304,7 +304,8 @@ impl Parser {
         Ok(line)
     }
 
-    /// Of a word that is the last of its line, and of the first, since it may be that of a server block.
+    /// Of a word that is the last of its line, and of the first, since it may be that of a server block. Braces alone
+    /// are glued if nothing else is in their line; else they may end a hole, such as `{{ .Name }}`.
     fn look_for_glued_brace(&mut self, word: &Word) -> Result<(), CorefileError> {
         let is_last = self.words.peek().is_none_or(|next| next.first);
         let only = |brace| word.text.chars().all(|character| character == brace);
@@ -314,7 +315,7 @@ impl Parser {
         if (word.first || is_last) && word.text.ends_with('{') && !only('{') {
             return Err(word.at.error(format!("{}: a brace stands by itself, so put a space before it", word.text)));
         }
-        if is_last && word.text.ends_with('}') && !word.text.contains('{') && !only('}') {
+        if is_last && word.text.ends_with('}') && !word.text.contains('{') && (word.first || !only('}')) {
             self.glued = Some((word.at.clone(), word.text.clone()));
         }
         Ok(())
