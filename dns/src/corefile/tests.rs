@@ -128,6 +128,7 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n forward . 10.0.0.1 {\n  read_timeout\n }\n}\n", "Corefile:3: read_timeout: its arguments"),
     (".:53 {\n forward . 10.0.0.1 {\n  next NXDOMAIN\n }\n}\n", "Corefile:3: forward: next is not supported"),
     (".:53 {\n cache {\n  serve_stale 1h immediate\n }\n}\n", "Corefile:3: serve_stale: "),
+    (".:53 {\n cache {\n  servfail 6m\n }\n}\n", "Corefile:3: servfail: takes 5m at most"),
     (".:53 {\n cache {\n  keepttl\n }\n}\n", "Corefile:3: cache: keepttl is not supported"),
     (".:53 {\n rewrite type A AAAA\n}\n", "Corefile:2: rewrite: type cannot be rewritten"),
     (".:53 {\n rewrite name a b answer name\n}\n", "Corefile:2: rewrite: answer name and answer value take a pattern"),

@@ -9,6 +9,9 @@ use crate::cache::{CacheConfig, Prefetch};
 use crate::corefile::text::Line;
 use crate::corefile::{CorefileError, values};
 
+/// RFC 2308 section 7.1.
+const LONGEST_FAILURE: Duration = Duration::from_secs(300);
+
 pub(super) fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, CorefileError> {
     // Nothing is asked for again before it runs out, unless the file says so.
     let mut config = CacheConfig { prefetch: None, ..CacheConfig::default() };
@@ -53,7 +56,10 @@ pub(super) fn cache(line: &Line, domains: &[Name]) -> Result<CacheConfig, Corefi
                 return Err(option.error("answers that ran out are given when no upstream answers, which is `verify`"));
             }
             ("servfail", [time]) => {
-                config.failure = value(option, values::duration(time))?.min(Duration::from_secs(300));
+                config.failure = value(option, values::duration(time))?;
+                if config.failure > LONGEST_FAILURE {
+                    return Err(option.error("takes 5m at most"));
+                }
             }
             ("disable", ["success", ..]) => config.no_success.extend(zones_of(option, tail(option), domains)?),
             ("disable", ["denial", ..]) => config.no_denial.extend(zones_of(option, tail(option), domains)?),
