@@ -104,6 +104,10 @@ impl Author {
     /// Why it wrote a reply with this rcode; `None` if that is for the zone of the cluster to say.
     pub(crate) fn reason(self, rcode: ResponseCode) -> Option<&'static str> {
         match self {
+            Self::Template if rcode == ResponseCode::ServFail => Some(
+                "a template of the Corefile is for this name, but no pattern of it matches, and it has no fallthrough \
+                 (or it says SERVFAIL)",
+            ),
             Self::Template => Some("from a template of the Corefile"),
             Self::Hosts if rcode == ResponseCode::NXDomain => {
                 Some("hosts of the Corefile are for this name, but do not have it")

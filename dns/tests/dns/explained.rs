@@ -28,11 +28,14 @@ open.test:53 {
         ttl 30
         fallthrough in-addr.arpa
     }
+    template IN TXT {
+        match ^matched[.]
+    }
     forward . 127.0.0.1:9 tls://127.0.0.2%dns.test
 }
 .:53 {";
 
-const ROWS: [(&str, RecordType, &str, &str, &str); 16] = [
+const ROWS: [(&str, RecordType, &str, &str, &str); 17] = [
     ("web.shop.svc.cluster.local.", RecordType::A, "NOERROR", "10.96.0.1", "from the cluster's objects"),
     ("web.shop.svc.cluster.local.", RecordType::MX, "NOERROR", "", "the name exists, but has no record of this type"),
     ("wep.shop.svc.cluster.local.", RecordType::A, "NXDOMAIN", "", "the namespace has no such service"),
@@ -65,6 +68,13 @@ const ROWS: [(&str, RecordType, &str, &str, &str); 16] = [
         "",
         "",
         "not a name of the cluster: asked of 127.0.0.1:9, tls://127.0.0.2:853%dns.test",
+    ),
+    (
+        "unmatched.open.test.",
+        RecordType::TXT,
+        "SERVFAIL",
+        "",
+        "a template of the Corefile is for this name, but no pattern",
     ),
     ("fixed.open.test.", RecordType::A, "NOERROR", "192.0.2.70", "from hosts of the Corefile"),
     (
