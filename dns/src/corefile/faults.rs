@@ -84,6 +84,15 @@ fn a_fault_in_an_imported_file_is_named_there() {
     assert!(read().contains(&named), "{}", read());
 }
 
+#[test]
+fn the_message_names_the_line_of_another_encoding() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("Corefile");
+    std::fs::write(&path, b".:53 {\n # caf\xe9\n}\n").unwrap();
+    let error = Corefile::read(&path).unwrap_err().to_string();
+    assert_eq!(error, format!("{}:2: a character is not UTF-8: save the file in that encoding", path.display()));
+}
+
 /// The domains of the blocks, with how many upstreams each has, and whether it logs.
 #[track_caller]
 fn shape(text: &str) -> String {

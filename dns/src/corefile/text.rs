@@ -96,9 +96,10 @@ struct Reader {
 
 impl Reader {
     fn file(&mut self, path: &Path, depth: usize) -> Result<Vec<Line>, CorefileError> {
-        let read = std::fs::read_to_string(path);
-        self.sources.push((path.to_owned(), read.as_ref().ok().cloned()));
-        let text = read.map_err(|source| CorefileError::Read { path: path.to_owned(), source })?;
+        let read = std::fs::read(path).map_err(|source| CorefileError::Read { path: path.to_owned(), source });
+        let text = read.and_then(|octets| decoded(octets, path));
+        self.sources.push((path.to_owned(), text.as_ref().ok().cloned()));
+        let text = text?;
         let words = words(&text, &Arc::from(path))?.into_iter().peekable();
         let lines = Parser { words, glued: None }.lines(None)?;
         self.expand(lines, path.parent().unwrap_or_else(|| Path::new(".")), depth)
@@ -157,6 +158,15 @@ impl Reader {
         }
         Ok(lines)
     }
+}
+
+fn decoded(octets: Vec<u8>, path: &Path) -> Result<String, CorefileError> {
+    String::from_utf8(octets).map_err(|error| {
+        let before = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
+        let line = before.filter(|octet| **octet == b'\n').count() + 1;
+        let reason = "a character is not UTF-8: save the file in that encoding".to_owned();
+        CorefileError::Refused { file: path.to_owned(), line, reason }
+    })
 }
 
 /// A word, and whether it is the first of its line.
