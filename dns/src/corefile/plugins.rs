@@ -148,7 +148,12 @@ fn only(option: &Line) -> Result<&str, CorefileError> {
 
 fn regex(line: &Line, pattern: &str) -> Result<Regex, CorefileError> {
     let hint = if pattern.contains('[') { r" (inside of brackets, - and [ are written \- and \[)" } else { "" };
-    Regex::new(pattern).map_err(|error| line.error(format!("the pattern {pattern:?} cannot be used{hint}: {error}")))
+    Regex::new(pattern).map_err(|error| {
+        // The lines before the last show the pattern again.
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        line.error(format!("the pattern {pattern:?} cannot be used{hint}: {reason}"))
+    })
 }
 
 fn zones_of(line: &Line, words: &[String], otherwise: &[Name]) -> Result<Vec<Name>, CorefileError> {

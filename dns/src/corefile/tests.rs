@@ -141,7 +141,10 @@ const REFUSED: &[(&str, &str)] = &[
     (".:53 {\n rewrite name sufix .a .b answer auto\n}\n", "Corefile:2: rewrite: sufix is no kind of rule"),
     (".:53 {\n rewrite name suffix .a .b answer\n}\n", "Corefile:2: rewrite: answer takes auto, name or value"),
     (".:53 {\n rewrite name suffix .a .b answer nam x y\n}\n", "Corefile:2: rewrite: answer takes auto, name or value"),
-    (".:53 {\n rewrite name regex (.* b\n}\n", "Corefile:2: rewrite: the pattern"),
+    (
+        ".:53 {\n rewrite name regex (.* b\n}\n",
+        "Corefile:2: rewrite: the pattern \"(.*\" cannot be used: unclosed group",
+    ),
     (".:53 {\n template IN A {\n  answer \"{{ .Meta }} A 10.0.0.1\"\n }\n}\n", "Corefile:3: answer: {{ .Meta }}"),
     (
         ".:53 {\n template IN A {\n  answer \"a. A 10.0.0.{{ .Group.d }}\"\n  match ^(?P<c>.)\n }\n}\n",
