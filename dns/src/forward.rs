@@ -203,7 +203,7 @@ impl Outgoing {
 /// Why there is no answer to pass on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ForwardError {
-    #[error("no upstreams are configured")]
+    #[error("there is no upstream for this name")]
     NoUpstreams,
     #[error("too many queries are waiting for upstreams already")]
     Busy,
