@@ -162,7 +162,8 @@ impl FromStr for StubDomain {
         if domain.split_once('/').is_some_and(|(ip, _)| ip.parse::<IpAddr>().is_ok()) {
             return Err(UpstreamError::StubRange(domain.to_owned()));
         }
-        let Ok(domain) = names::absolute(domain) else { return Err(wrong()) };
+        let named = names::absolute(domain);
+        let domain = named.map_err(|error| UpstreamError::StubName { domain: domain.to_owned(), error })?;
         match servers.parse()? {
             Upstreams::Servers(upstreams) if !upstreams.is_empty() && !domain.is_root() => {
                 Ok(Self { domain, upstreams })

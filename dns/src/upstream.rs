@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use crate::names::NameError;
+
 const PORT: u16 = 53;
 /// RFC 7858 section 3.1.
 const TLS_PORT: u16 = 853;
@@ -168,6 +170,14 @@ pub enum UpstreamError {
     /// What is given is no `DOMAIN=ADDR,…`.
     #[error("{0:?} does not name a domain and its servers; write DOMAIN=ADDR,…")]
     StubDomain(String),
+    /// The domain is no name. The reason is part of the text, because the refusal of a flag shows no causes.
+    #[error("{domain:?} is no domain: {error}")]
+    StubName {
+        /// What was given.
+        domain: String,
+        /// Why it is none.
+        error: NameError,
+    },
     /// A range of addresses is no domain.
     #[error("{0:?} is a range of addresses: name its domain, such as 10.in-addr.arpa")]
     StubRange(String),
@@ -393,7 +403,9 @@ mod tests {
             ("10.0.0.0/8=192.0.2.1", "\"10.0.0.0/8\" is a range"),
             ("a.test=fe80::1", "without its interface"),
             ("a.test=/etc/resolv.conf", "a.test=/etc/resolv.conf"),
-            ("a..test=192.0.2.1", "a..test"),
+            ("a..test=192.0.2.1", "\"a..test\" is no domain: a label is empty"),
+            ("=192.0.2.1", "write DOMAIN=ADDR"),
+            (".=192.0.2.1", "write DOMAIN=ADDR"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
