@@ -291,7 +291,8 @@ impl Asker<'_> {
     async fn complete(&self, query: &Query, paths: Vec<Name>) -> Reply {
         let mut first = None;
         for path in paths {
-            let mut reply = self.ask(&Query::query(path, query.query_type)).await;
+            let found = Query::query(path, query.query_type);
+            let mut reply = self.ask(&found).await;
             if reply.rcode == ResponseCode::NXDomain {
                 first.get_or_insert(reply);
                 continue;
@@ -300,8 +301,9 @@ impl Asker<'_> {
             if reply.rcode != ResponseCode::NoError {
                 return first.filter(|_| reply.rcode == ResponseCode::Refused).unwrap_or(reply);
             }
-            if let Some(owner) = reply.answers.first().filter(|record| record.name != query.name) {
-                let alias = records::cname(query.name.clone(), owner.ttl, owner.name.clone());
+            // The first record may be that of another name, such as a DNAME.
+            if let Some(first) = reply.answers.first().filter(|_| found.name != query.name) {
+                let alias = records::cname(query.name.clone(), first.ttl, found.name);
                 reply.answers.insert(0, alias);
                 reply.clear_authentic();
             }
