@@ -226,8 +226,7 @@ impl Block {
         if special || !config.rewrites.is_empty() || config.autopath.is_some() || Author::ALL.iter().any(concerns) {
             return None;
         }
-        let kept = self.forwarder.kept(query, request)?;
-        kept.packed().may_be_copied().then(|| from_cache(kept, request))
+        Some(from_cache(self.forwarder.kept(query, request)?, request))
     }
 
     /// The replies to a question that an upstream answers with these octets: now, and from the cache after that.
@@ -295,7 +294,8 @@ impl Asker<'_> {
     async fn complete(&self, query: &Query, paths: Vec<Name>) -> Reply {
         let mut first = None;
         for path in paths {
-            let mut reply = self.ask(&Query::query(path, query.query_type)).await;
+            let found = Query::query(path, query.query_type);
+            let mut reply = self.ask(&found).await;
             if reply.rcode == ResponseCode::NXDomain {
                 first.get_or_insert(reply);
                 continue;
@@ -304,8 +304,9 @@ impl Asker<'_> {
             if reply.rcode != ResponseCode::NoError {
                 return first.filter(|_| reply.rcode == ResponseCode::Refused).unwrap_or(reply);
             }
-            if let Some(owner) = reply.answers.first().filter(|record| record.name != query.name) {
-                let alias = records::cname(query.name.clone(), owner.ttl, owner.name.clone());
+            // The first record may be that of another name, such as a DNAME.
+            if let Some(first) = reply.answers.first().filter(|_| found.name != query.name) {
+                let alias = records::cname(query.name.clone(), first.ttl, found.name);
                 reply.answers.insert(0, alias);
                 reply.clear_authentic();
             }

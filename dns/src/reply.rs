@@ -121,6 +121,7 @@ impl Reply {
             }
             let sections = kept.sections(&request.query);
             *self = std::mem::take(self).with(sections);
+            self.shuffle(); // each client gets others of those that do not all fit
         }
         self.fit(request, room);
         let mut wire = Vec::with_capacity(usize::from(SMALLEST_PAYLOAD));

@@ -145,3 +145,40 @@ fn the_first_client_keeps_an_answer_no_longer_than_the_cache() {
     cache.put(key("www.example."), &mut answer, start);
     assert_eq!(answer.sections.answers[0].ttl, 30);
 }
+
+#[test]
+fn an_answer_that_replaces_another_of_its_name_evicts_none() {
+    let counters = Arc::<Counters>::default();
+    let bounds = Bounds { capacity: 8, ..CacheConfig::default().success };
+    let (cache, start) =
+        (Cache::new(CacheConfig { success: bounds, ..CacheConfig::default() }, Arc::clone(&counters)), Instant::now());
+    let put = |name: &str, after| {
+        let mut answer = response(ResponseCode::NoError, vec![address(20)], vec![]);
+        cache.put(key(name), &mut answer, start + seconds(after));
+    };
+    for after in 0..3 {
+        put("www.example.", after);
+    }
+    assert_eq!(counters.cache_evictions.of(Kind::Success).get(), 0);
+    for number in 0..40 {
+        put(&format!("name-{number}.example."), 3);
+    }
+    let [kept, _] = cache.entries();
+    assert_eq!(counters.cache_evictions.of(Kind::Success).get(), 41 - kept);
+}
+
+#[test]
+fn an_answer_that_cannot_be_copied_is_counted_once() {
+    let counters = Arc::<Counters>::default();
+    let (cache, start) = (Cache::new(CacheConfig::default(), Arc::clone(&counters)), Instant::now());
+    let mail = |host: &str| {
+        let data = RData::MX(hickory_proto::rr::rdata::MX::new(10, Name::from_ascii(host).unwrap()));
+        Record::from_rdata(Name::from_ascii("www.example.").unwrap(), 20, data)
+    };
+    let key = Key { rtype: RecordType::MX, ..key("www.example.") };
+    let mut answer = response(ResponseCode::NoError, vec![mail("a.example."), mail("b.example.")], vec![]);
+    cache.put(key.clone(), &mut answer, start);
+    assert!(cache.get_if_not_due(&key, start).is_none());
+    assert!(cache.get(&key, start).is_some());
+    assert_eq!((counters.cache_requests.get(), counters.cache_hits.of(Kind::Success).get()), (1, 1));
+}

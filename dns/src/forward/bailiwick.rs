@@ -9,22 +9,62 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::wire::{Received, Sections, chain, layout};
 
+/// The longest name, in octets (RFC 1035 section 2.3.4).
+const LONGEST_NAME: usize = 255;
+
 /// Drops all other records. What is left out may have been part of what the upstream validated.
 pub(super) fn keep_what_was_asked(received: &mut Received, asked: &Name) {
     let Sections { answers, authorities, additionals } = &mut received.sections;
     let before = answers.len() + authorities.len() + additionals.len();
     let chain = chain(answers, asked);
-    answers.retain(|record| is_of(record, &chain));
+    let has_moves = answers.iter().any(|record| record.record_type() == RecordType::DNAME);
+    let moves = if has_moves { moves(answers, &chain) } else { HashSet::new() };
+    answers.retain(|record| is_of(record, &chain, &moves));
     authorities.retain(|record| is_above(record, &chain));
     let hosts: HashSet<Name> = answers.iter().chain(authorities.iter()).filter_map(host).collect();
     additionals.retain(|record| hosts.contains(&record.name) || chain.contains(&record.name));
     received.authentic &= before == answers.len() + authorities.len() + additionals.len();
 }
 
-/// It is about a name of the chain, or a DNAME that made one of them.
-fn is_of(record: &Record, chain: &HashSet<Name>) -> bool {
-    let redirects = record.record_type() == RecordType::DNAME || record.record_type() == RecordType::RRSIG;
-    chain.contains(&record.name) || (redirects && chain.iter().any(|name| record.name.zone_of(name)))
+/// It is about a name of the chain, a DNAME that made one of them, or may be the signature of that.
+fn is_of(record: &Record, chain: &HashSet<Name>, moves: &HashSet<(Name, Name)>) -> bool {
+    let mut below = chain.iter().filter(|name| record.name.zone_of(name));
+    #[expect(clippy::wildcard_enum_match_arm, reason = "no other type is about names below its owner")]
+    let is_above = match &record.data {
+        RData::Unknown { code: RecordType::RRSIG, .. } => below.next().is_some(),
+        RData::Unknown { code: RecordType::DNAME, rdata } => {
+            layout::first_name(RecordType::DNAME, &rdata.anything).is_some_and(|target| {
+                // A name that would be too long is the answer too (YXDOMAIN).
+                let too_long = |name: &Name| octets(name) + octets(&target) > LONGEST_NAME + octets(&record.name);
+                below.any(too_long) || moves.contains(&(record.name.clone(), target))
+            })
+        }
+        _ => false,
+    };
+    is_above || chain.contains(&record.name)
+}
+
+/// The DNAMEs that could have made the aliases of the chain, as owner and target: what is left of an alias and its
+/// target without the labels that both begin with.
+fn moves(answers: &[Record], chain: &HashSet<Name>) -> HashSet<(Name, Name)> {
+    let mut moves = HashSet::new();
+    for record in answers.iter().filter(|record| chain.contains(&record.name)) {
+        let RData::CNAME(target) = &record.data else { continue };
+        let labels = record.name.iter().zip(target.0.iter());
+        let same = labels.take_while(|(label, other)| label.eq_ignore_ascii_case(other)).count();
+        for count in 1..=same {
+            let rest = |name: &Name| Name::from_labels(name.iter().skip(count));
+            if let (Ok(owner), Ok(target)) = (rest(&record.name), rest(&target.0)) {
+                moves.insert((owner, target));
+            }
+        }
+    }
+    moves
+}
+
+/// As they are in a message without compression.
+fn octets(name: &Name) -> usize {
+    name.iter().map(|label| label.len() + 1).sum::<usize>() + 1
 }
 
 /// It is about a zone that a name of the chain lies in, or proves what that zone has not.
@@ -40,7 +80,7 @@ fn host(record: &Record) -> Option<Name> {
         RData::SRV(srv) => Some(srv.target.clone()),
         RData::MX(mx) => Some(mx.exchange.clone()),
         RData::NS(ns) => Some(ns.0.clone()),
-        RData::Unknown { code: code @ (RecordType::SVCB | RecordType::HTTPS | RecordType::NAPTR), rdata } => {
+        RData::Unknown { code, rdata } if leads_to_host(*code) => {
             // `.` stands for the owner (RFC 9460 section 2.5).
             layout::first_name(*code, &rdata.anything)
                 .map(|target| if target.is_root() { record.name.clone() } else { target })
@@ -49,11 +89,17 @@ fn host(record: &Record) -> Option<Name> {
     }
 }
 
+/// AFSDB, RT, NAPTR, KX, SVCB, HTTPS and LP.
+fn leads_to_host(rtype: RecordType) -> bool {
+    matches!(u16::from(rtype), 18 | 21 | 35 | 36 | 64 | 65 | 107)
+}
+
 #[cfg(test)]
 mod tests {
     use hickory_proto::rr::rdata::{A, CNAME, MX, NS, SOA};
 
     use super::*;
+    use crate::presentation;
 
     fn name(text: &str) -> Name {
         Name::from_ascii(text).unwrap()
@@ -67,6 +113,11 @@ mod tests {
             "CNAME" => RData::CNAME(CNAME(name(words[2]))),
             "MX" => RData::MX(MX::new(10, name(words[2]))),
             "NS" => RData::NS(NS(name(words[2]))),
+            "DNAME" | "AFSDB" | "KX" => {
+                let number = if words[1] == "DNAME" { "" } else { "1 " };
+                let rtype = crate::types::record_type(words[1]).unwrap();
+                presentation::data(rtype, &format!("{number}{}", words[2])).unwrap()
+            }
             "SOA" => RData::SOA(SOA::new(name("ns.x."), name("admin.x."), 1, 1, 1, 1, 1)),
             other => panic!("{other}"),
         };
@@ -97,6 +148,8 @@ mod tests {
         check("www.x.", [&["-www.bank. A"], &["-bank. NS ns.x."], &["-ns.x. A"]]);
         check("nothing.x.", [&[], &["x. SOA"], &[]]);
         check("x.", [&["x. MX mail.y."], &[], &["mail.y. A", "-mail.z. A"]]);
+        check("x.", [&["x. AFSDB afs.y."], &[], &["afs.y. A", "-afs.z. A"]]);
+        check("x.", [&["x. KX kx.y."], &[], &["kx.y. A"]]);
     }
 
     #[test]
@@ -105,5 +158,20 @@ mod tests {
         check("a.x.", [&["c.z. A", "b.y. CNAME c.z.", "a.x. CNAME b.y."], &[], &[]]);
         check("a.x.", [&["a.x. CNAME b.x.", "b.x. CNAME a.x."], &[], &[]]);
         check("a.x.", [&["-b.y. CNAME c.z.", "-c.z. A"], &[], &[]]);
+    }
+
+    #[test]
+    fn a_dname_is_of_the_answer_if_it_made_one_of_its_aliases() {
+        check("a.b.x.", [&["b.x. DNAME c.y.", "a.b.x. CNAME a.c.y.", "a.c.y. A"], &[], &[]]);
+        check("a.x.", [&["X. DNAME y.", "A.x. CNAME a.Y.", "y. DNAME z.", "a.y. CNAME a.z.", "a.z. A"], &[], &[]]);
+        check("x.", [&["x. DNAME y."], &[], &[]]);
+        // Else it would move a zone of others.
+        check("www.bank.", [&["-bank. DNAME evil.", "www.bank. A"], &[], &[]]);
+        check("a.x.", [&["a.x. CNAME www.bank.", "-bank. DNAME evil.", "www.bank. A"], &[], &[]]);
+        check("a.x.", [&["-. DNAME evil.", "a.x. A"], &[], &[]]);
+        // The name that it makes is too long (YXDOMAIN), so there is no alias.
+        let (long, label) = ("l".repeat(63), "m".repeat(60));
+        let target = format!("{long}.{long}.{long}.");
+        check(&format!("{label}.m.x."), [&[&format!("x. DNAME {target}")], &[], &[]]);
     }
 }

@@ -66,7 +66,7 @@ impl Received {
         for _ in 0..counts.queries {
             at = frame::past_name(wire, at)? + 4;
         }
-        let mut reading = Reading { wire, at, odd: Vec::new(), foreign: false, extended: None };
+        let mut reading = Reading { wire, at, asked: &query.name, odd: Vec::new(), foreign: false, extended: None };
         let answers = reading.section(counts.answers, true);
         let rest = if answers.is_ok() { counts.authorities } else { 0 };
         let authorities = reading.section(rest, false);
@@ -155,6 +155,7 @@ struct Odd {
 struct Reading<'a> {
     wire: &'a [u8],
     at: usize,
+    asked: &'a Name,
     odd: Vec<Odd>,
     /// There are records of other classes, which belong to no RRset of the answer.
     foreign: bool,
@@ -186,6 +187,8 @@ impl Reading<'_> {
             return None;
         }
         let owner = frame::name(self.wire, frame.owner, frame.ttl_at).map(|(name, _)| name);
+        // Spelled as it was asked for, however the upstream spells it (DNS-9.3).
+        let owner = owner.map(|name| if name == *self.asked { self.asked.clone() } else { name });
         match (owner, data(self.wire, frame)) {
             // The highest bit is no part of a TTL (RFC 2181 section 8).
             (Some(owner), Some(data)) => {
@@ -335,6 +338,20 @@ mod tests {
         let sections = Received::read(&wire, &query(17.into())).unwrap().sections;
         let RData::Unknown { rdata, .. } = &sections.answers[0].data else { panic!("octets") };
         assert_eq!(rdata.anything, b"\x01a\x03www\x07example\0\x07example\0");
+    }
+
+    #[test]
+    fn the_asked_name_is_spelled_as_it_was_asked_for() {
+        let records = [record(b"\x03WWW\x07eXample\0", 5, b"\x03Www\x04Real\0"), a(b"\x03WWW\x04real\0")];
+        let wire = message(RecordType::A, [2, 0, 0], &records);
+        let sections = Received::read(&wire, &query(RecordType::A)).unwrap().sections;
+        let owners: Vec<String> = sections.answers.iter().map(|record| names::text(&record.name)).collect();
+        assert_eq!(owners, ["www.example.", "WWW.real."]);
+        let packed = Packed::new(&sections, &query(RecordType::A)).unwrap();
+        let other = Query::query(names::absolute("wWw.eXAMPLE.").unwrap(), RecordType::A);
+        let out = packed.sections(&other, Age::Seconds(0));
+        let owners: Vec<String> = out.answers.iter().map(|record| names::text(&record.name)).collect();
+        assert_eq!(owners, ["wWw.eXAMPLE.", "WWW.real."]);
     }
 
     #[test]

@@ -224,8 +224,16 @@ async fn the_search_path_of_a_pod_is_completed() {
     let mut snapshot = cluster();
     pod(&mut snapshot, &key("client"), "127.0.0.1");
     let place = tempfile::tempdir().unwrap();
-    let (server, _) = start(COREFILE, place.path(), Some(snapshot)).await;
+    let moved = "template IN A moved.test {\n answer \"moved.test. 60 IN NS new.test.\"\n \
+                 answer \"{{ .Name }} 60 IN A 10.20.0.1\"\n }\n template IN ANY alias.test {";
+    let text = COREFILE.replace("template IN ANY alias.test {", moved);
+    let (server, _) = start(&text, place.path(), Some(snapshot)).await;
     let at = server.local_addresses()[0];
+    // The alias leads to the name that was found, whatever the first record of the answer is.
+    assert_eq!(
+        ask(at, "a.moved.test.shop.svc.cluster.local.", RecordType::A).await,
+        "a.moved.test. 60 10.20.0.1; a.moved.test.shop.svc.cluster.local. 60 a.moved.test.; moved.test. 60 new.test."
+    );
     // DNS-17.8, DNS-17.9: found under a later element of the path, so an alias leads there
     assert_eq!(
         ask(at, "svc.svc.shop.svc.cluster.local.", RecordType::A).await,

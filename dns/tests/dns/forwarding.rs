@@ -197,6 +197,15 @@ async fn a_cut_answer_is_asked_again_over_tcp() {
     let question = client::question(&name("long.example.test."), RecordType::A);
     let whole = client::tcp(at, &[question]).await.remove(0);
     assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 100));
+    // DNS-10.1: from the cache, too, each client gets others of them.
+    let mut first = std::collections::HashSet::new();
+    for _ in 0..20 {
+        let cut = ask(at, "long.example.test.", RecordType::A).await;
+        assert!(cut.metadata.truncation && (20..100).contains(&cut.answers.len()));
+        first.insert(cut.answers[0].data.to_string());
+    }
+    assert!(first.len() > 1, "{first:?}");
+    assert_eq!(upstream.asked(), 1);
     server.shutdown().await;
 }
 
