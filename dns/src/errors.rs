@@ -9,33 +9,11 @@ use regex::Regex;
 use shunt_model::GoDuration;
 use tokio::task::JoinSet;
 
+use crate::failure::Failure;
 use crate::forward::ForwardError;
-use crate::rewrite::NoName;
-use crate::template::NoRecord;
 use crate::types::type_name;
 
 const TARGET: &str = "plugin/errors";
-
-/// Why a reply is not what the client asked for.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    #[error(transparent)]
-    Forward(#[from] ForwardError),
-    #[error(transparent)]
-    Rewrite(#[from] NoName),
-    #[error(transparent)]
-    Template(#[from] NoRecord),
-}
-
-impl Failure {
-    /// The configuration does not fit the name that was asked for.
-    pub(crate) fn is_of_configuration(&self) -> bool {
-        match self {
-            Self::Forward(_) => false,
-            Self::Rewrite(_) | Self::Template(_) => true,
-        }
-    }
-}
 
 /// How failures are logged: one line each, except for these.
 #[derive(Clone, Debug, Default)]

@@ -12,6 +12,7 @@ mod cache;
 pub mod corefile;
 mod errors;
 mod explain;
+mod failure;
 mod forward;
 mod hosts;
 pub mod http;

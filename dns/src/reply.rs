@@ -7,7 +7,7 @@ use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
 use rand::seq::SliceRandom;
 
 use crate::cache::Kept;
-use crate::errors::Failure;
+use crate::failure::Failure;
 use crate::plugin::Author;
 use crate::request::{Request, Transport};
 use crate::wire::{self, Sections, Written};

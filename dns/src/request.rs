@@ -72,12 +72,14 @@ impl Request {
         }
         let (query, mut at) = question(wire).ok_or_else(malformed)?;
         let (mut edns, mut serial) = (None, None);
-        for _ in 0..counts.answers + counts.authorities + counts.additionals {
+        let before = counts.answers + counts.authorities;
+        for number in 0..before + counts.additionals {
             let frame = Frame::read(wire, at).ok_or_else(malformed)?;
             at = frame.end();
             #[expect(clippy::wildcard_enum_match_arm, reason = "nobody here acts on other records of a query")]
             match RecordType::from(frame.rtype) {
-                // One is enough (RFC 6891 section 6.1.1).
+                // It has its place, and one is enough (RFC 6891 section 6.1.1).
+                RecordType::OPT if number < before => {}
                 RecordType::OPT if edns.is_some() => return Err(malformed()),
                 RecordType::OPT => edns = Some(Edns::read(wire, &frame).ok_or_else(malformed)?),
                 RecordType::SOA => serial = serial_of(wire, &frame),

@@ -8,6 +8,7 @@ mod tests;
 use hickory_proto::rr::Name;
 use regex::Regex;
 
+use crate::failure::NoName;
 use crate::names::{self, NameError, Unit, from_units, units_of};
 use crate::rdata::change_targets;
 use crate::reply::Reply;
@@ -71,16 +72,6 @@ pub(crate) enum AnswerPart {
     Name,
     /// What records lead to: targets of aliases, of services, of mail.
     Value,
-}
-
-/// A rule makes no name of the one that is asked for, so that nothing can be asked. The reason is part of the text:
-/// this is logged in one line, and its first words are CoreDNS's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid name after rewrite: the rule `{rule}` makes no name of {}: {reason}", names::text(.name))]
-pub(crate) struct NoName {
-    rule: String,
-    name: Name,
-    reason: NameError,
 }
 
 /// A name after the rules that applied to it.

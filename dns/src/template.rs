@@ -7,6 +7,7 @@ use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use regex::{Captures, Regex};
 
+use crate::failure::NoRecord;
 use crate::names;
 use crate::plugin::Author;
 use crate::presentation::{self, DataError, seconds};
@@ -83,15 +84,6 @@ pub(crate) enum TemplateError {
     /// The record's owner or data do not fit its type, whatever the question.
     #[error("{0:?} is no record: {1}")]
     Data(String, DataError),
-}
-
-/// What is filled in makes no record. The reason is part of the text, because this is logged in one line.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the template `{template}` makes no record of {name}: {reason}")]
-pub(crate) struct NoRecord {
-    template: String,
-    name: String,
-    reason: DataError,
 }
 
 impl RecordTemplate {

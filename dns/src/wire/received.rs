@@ -67,11 +67,11 @@ impl Received {
             at = frame::past_name(wire, at)? + 4;
         }
         let mut reading = Reading { wire, at, asked: &query.name, odd: Vec::new(), foreign: false, extended: None };
-        let answers = reading.section(counts.answers, true);
+        let answers = reading.section(counts.answers, Section::Answer);
         let rest = if answers.is_ok() { counts.authorities } else { 0 };
-        let authorities = reading.section(rest, false);
+        let authorities = reading.section(rest, Section::Authority);
         let complete = answers.is_ok() && authorities.is_ok();
-        let additionals = reading.section(if complete { counts.additionals } else { 0 }, false);
+        let additionals = reading.section(if complete { counts.additionals } else { 0 }, Section::Additional);
         let extent = match (metadata.truncation || !complete, additionals.is_err()) {
             (true, _) => Extent::Truncated,
             (false, true) => Extent::LacksAdditionals,
@@ -144,6 +144,13 @@ pub(crate) fn chain(answers: &[Record], asked: &Name) -> HashSet<Name> {
     chain
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Section {
+    Answer,
+    Authority,
+    Additional,
+}
+
 /// A record that cannot be read.
 struct Odd {
     /// Its owner, if that can be.
@@ -165,21 +172,24 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// The records of the next section, or as far as they go.
-    fn section(&mut self, count: u16, in_answer: bool) -> Result<Vec<Record>, Vec<Record>> {
+    fn section(&mut self, count: u16, section: Section) -> Result<Vec<Record>, Vec<Record>> {
         let mut records = Vec::new();
         for _ in 0..count {
             let Some(frame) = Frame::read(self.wire, self.at) else { return Err(records) };
             self.at = frame.end();
-            records.extend(self.record(&frame, in_answer));
+            records.extend(self.record(&frame, section));
         }
         Ok(records)
     }
 
-    fn record(&mut self, frame: &Frame, in_answer: bool) -> Option<Record> {
+    fn record(&mut self, frame: &Frame, section: Section) -> Option<Record> {
         let rtype = RecordType::from(frame.rtype);
         if rtype == RecordType::OPT {
-            let [extended, ..] = frame.ttl.to_be_bytes();
-            self.extended.get_or_insert(extended);
+            // It has its place, and one is enough (RFC 6891 section 6.1.1).
+            if section == Section::Additional {
+                let [extended, ..] = frame.ttl.to_be_bytes();
+                self.extended.get_or_insert(extended);
+            }
             return None;
         }
         if frame.class != u16::from(DNSClass::IN) {
@@ -195,7 +205,7 @@ impl Reading<'_> {
                 Some(Record::from_rdata(owner, if frame.ttl >> 31 == 0 { frame.ttl } else { 0 }, data))
             }
             (owner, _) => {
-                self.odd.push(Odd { owner, rtype, in_answer });
+                self.odd.push(Odd { owner, rtype, in_answer: section == Section::Answer });
                 None
             }
         }

@@ -33,7 +33,10 @@ pub(super) fn hosts(line: &Line, domains: &[Name]) -> Result<HostsConfig, Corefi
     for option in options(line) {
         match option.name() {
             "fallthrough" => config.fallthrough = fallthrough(option)?,
-            "no_reverse" => config.no_reverse = true,
+            "no_reverse" => {
+                super::no_arguments(option)?;
+                config.no_reverse = true;
+            }
             "reload" => config.reload = value(option, values::duration(only(option)?))?,
             "ttl" => config.ttl = value(option, values::number(only(option)?, 1, 65_535))?,
             address if hosts::address(address).is_some() => {

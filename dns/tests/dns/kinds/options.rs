@@ -177,3 +177,19 @@ async fn what_is_no_list_of_options_is_refused() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opt_stands_in_the_additional_section_only() {
+    let upstream = Upstream::start(|asked| upstream_says(asked, &[])).await;
+    let place = tempfile::tempdir().unwrap();
+    let (server, _) =
+        corefile::start(&format!(".:53 {{\n forward . {}\n}}\n", upstream.address), place.path(), None).await;
+    for section in [7, 9] {
+        let mut query = raw::query(7, &question("www.option.test"), Some((1232, DO, &[])));
+        (query[11], query[section]) = (0, 1);
+        for reply in ask(server.local_addresses()[0], &query).await {
+            let got = Message::read(&reply).unwrap();
+            assert_eq!((got.rcode(), got.sections[0].len(), got.opt), (0, 1, None), "{section}");
+        }
+    }
+}
