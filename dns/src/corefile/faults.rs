@@ -53,7 +53,7 @@ fn the_message_names_the_line_of_an_option() {
     check(".:53 {\n forward . 192.0.2.1 192.0.2.1:0 # here\n}\n", "192.0.2.1:0");
     check(".:53 {\n hosts {\n  192.0.2.1 a\n  192.0.2.2 b..c # here\n }\n}\n", "b..c");
     check(".:53 {\n kubernetes cluster.local {\n  pods insecure\n  ttl x # here\n }\n}\n", "ttl");
-    check(".:53 {\n hosts {\n  no_reverse x\n }\n}\n", "Corefile:3: no_reverse: takes no arguments");
+    check(".:53 {\n hosts {\n  no_reverse x # here\n }\n}\n", "no_reverse: takes no arguments");
     check(".:53 {\n errors {\n  stacktrace { # here\n   x\n  }\n }\n}\n", "stacktrace: takes no braces");
     check(".:53 {\n template IN A {\n  rcode NOERROR\n  match (x # here\n }\n}\n", "the pattern");
 }
