@@ -222,8 +222,7 @@ impl Block {
         if others || special || kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.takes(&query.name)) {
             return None;
         }
-        let kept = self.forwarder.kept(query, request)?;
-        kept.packed().may_be_copied().then(|| from_cache(kept, request))
+        Some(from_cache(self.forwarder.kept(query, request)?, request))
     }
 
     /// The replies to a question that an upstream answers with these octets: now, and from the cache after that.

@@ -174,10 +174,12 @@ impl Cache {
         Some(self.hit(kind, entry, left, now))
     }
 
-    /// The same, unless the upstream may have to be asked again: then nothing is counted.
+    /// The same for a reply that is a copy of it, unless the upstream may have to be asked again. If there is none,
+    /// nothing is counted.
     pub(crate) fn get_if_not_due(&self, key: &Key, now: Instant) -> Option<Kept> {
         let (kind, entry, left) = self.fresh(key, now)?;
-        if self.config.prefetch.is_some_and(|prefetch| entry.is_due(prefetch, left)) {
+        let is_due = self.config.prefetch.is_some_and(|prefetch| entry.is_due(prefetch, left));
+        if is_due || !entry.packed.may_be_copied() {
             return None;
         }
         self.counters.cache_requests.add_one();

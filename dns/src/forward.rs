@@ -336,7 +336,8 @@ impl Forwarder {
         self.cache.as_ref().map(Cache::entries).unwrap_or_default()
     }
 
-    /// The answer from the cache. `None` leaves no trace: [`Self::resolve`] is called then.
+    /// The answer from the cache, if a reply may be a copy of it. `None` leaves no trace: [`Self::resolve`] is called
+    /// then.
     pub(crate) fn kept(&self, query: &Query, request: &Request) -> Option<Kept> {
         let cache = self.cache.as_ref().filter(|_| request.metadata.recursion_desired)?;
         if !self.has_upstreams(&query.name) {

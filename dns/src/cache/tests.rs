@@ -145,3 +145,19 @@ fn the_first_client_keeps_an_answer_no_longer_than_the_cache() {
     cache.put(key("www.example."), &mut answer, start);
     assert_eq!(answer.sections.answers[0].ttl, 30);
 }
+
+#[test]
+fn an_answer_that_cannot_be_copied_is_counted_once() {
+    let counters = Arc::<Counters>::default();
+    let (cache, start) = (Cache::new(CacheConfig::default(), Arc::clone(&counters)), Instant::now());
+    let mail = |host: &str| {
+        let data = RData::MX(hickory_proto::rr::rdata::MX::new(10, Name::from_ascii(host).unwrap()));
+        Record::from_rdata(Name::from_ascii("www.example.").unwrap(), 20, data)
+    };
+    let key = Key { rtype: RecordType::MX, ..key("www.example.") };
+    let mut answer = response(ResponseCode::NoError, vec![mail("a.example."), mail("b.example.")], vec![]);
+    cache.put(key.clone(), &mut answer, start);
+    assert!(cache.get_if_not_due(&key, start).is_none());
+    assert!(cache.get(&key, start).is_some());
+    assert_eq!((counters.cache_requests.get(), counters.cache_hits.of(Kind::Success).get()), (1, 1));
+}
