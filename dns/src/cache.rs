@@ -137,7 +137,7 @@ pub(crate) struct Cache {
 }
 
 /// What has expired leaves it when there is no room for something else.
-type Table = quick_cache::sync::Cache<Key, Arc<Entry>, Weigher, DefaultHashBuilder, Evictions>;
+type Table = quick_cache::sync::Cache<Key, Arc<Entry>, Weigher, DefaultHashBuilder, Evicted>;
 
 #[derive(Debug)]
 struct Entry {
@@ -158,12 +158,11 @@ struct Demand {
 
 impl Cache {
     pub(crate) fn new(config: CacheConfig, counters: Arc<Counters>) -> Self {
-        let table = |bounds: Bounds, kind: Kind| {
-            let evictions = Evictions { counters: Arc::clone(&counters), kind };
+        let table = |bounds: Bounds| {
             let usual = usize::try_from(bounds.capacity).unwrap_or(usize::MAX);
-            Table::with(usual, bounds.capacity, Weigher, DefaultHashBuilder::default(), evictions)
+            Table::with(usual, bounds.capacity, Weigher, DefaultHashBuilder::default(), Evicted)
         };
-        let (success, denial) = (table(config.success, Kind::Success), table(config.denial, Kind::Denial));
+        let (success, denial) = (table(config.success), table(config.denial));
         Self { success, denial, config, counters }
     }
 
@@ -243,7 +242,10 @@ impl Cache {
             Kind::Denial => (&self.denial, &self.success),
         };
         other.remove(&key);
-        table.insert(key, entry);
+        let mut evicted = Vec::new();
+        table.insert_with_lifecycle(key.clone(), entry, &mut evicted);
+        // What had this name before was replaced.
+        evicted.iter().filter(|other| **other != key).for_each(|_| self.counters.cache_evictions.of(kind).add_one());
     }
 
     /// How many answers with records and how many denials are held.
@@ -274,18 +276,15 @@ impl Weighter<Key, Arc<Entry>> for Weigher {
     }
 }
 
-/// Counts what leaves a table for lack of room.
+/// Tells what left a table for another entry.
 #[derive(Clone)]
-struct Evictions {
-    counters: Arc<Counters>,
-    kind: Kind,
-}
+struct Evicted;
 
-impl Lifecycle<Key, Arc<Entry>> for Evictions {
-    type RequestState = ();
+impl Lifecycle<Key, Arc<Entry>> for Evicted {
+    type RequestState = Vec<Key>;
 
-    fn on_evict(&self, _state: &mut (), _key: Key, _entry: Arc<Entry>) {
-        self.counters.cache_evictions.of(self.kind).add_one();
+    fn on_evict(&self, evicted: &mut Vec<Key>, key: Key, _entry: Arc<Entry>) {
+        evicted.push(key);
     }
 }
 

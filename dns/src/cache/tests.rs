@@ -147,6 +147,27 @@ fn the_first_client_keeps_an_answer_no_longer_than_the_cache() {
 }
 
 #[test]
+fn an_answer_that_replaces_another_of_its_name_evicts_none() {
+    let counters = Arc::<Counters>::default();
+    let bounds = Bounds { capacity: 8, ..CacheConfig::default().success };
+    let (cache, start) =
+        (Cache::new(CacheConfig { success: bounds, ..CacheConfig::default() }, Arc::clone(&counters)), Instant::now());
+    let put = |name: &str, after| {
+        let mut answer = response(ResponseCode::NoError, vec![address(20)], vec![]);
+        cache.put(key(name), &mut answer, start + seconds(after));
+    };
+    for after in 0..3 {
+        put("www.example.", after);
+    }
+    assert_eq!(counters.cache_evictions.of(Kind::Success).get(), 0);
+    for number in 0..40 {
+        put(&format!("name-{number}.example."), 3);
+    }
+    let [kept, _] = cache.entries();
+    assert_eq!(counters.cache_evictions.of(Kind::Success).get(), 41 - kept);
+}
+
+#[test]
 fn an_answer_that_cannot_be_copied_is_counted_once() {
     let counters = Arc::<Counters>::default();
     let (cache, start) = (Cache::new(CacheConfig::default(), Arc::clone(&counters)), Instant::now());
