@@ -170,7 +170,10 @@ impl Reply {
         let Ok(header) = self.emit(request, None, room, &mut scratch) else {
             return; // encoding it for the client meets the same error
         };
-        self.truncated |= header.metadata.truncation;
+        if header.metadata.truncation {
+            self.truncated = true;
+            self.clear_authentic(); // what is left is not what was validated
+        }
         let answers = usize::from(header.counts.answers);
         let whole = answers == self.answers.len();
         self.answers.truncate(answers);

@@ -102,7 +102,10 @@ fn reply(wire: &[u8], tcp: bool) -> Vec<u8> {
         "failing" => rcode(&mut message, ResponseCode::ServFail),
         "refusing" => rcode(&mut message, ResponseCode::Refused),
         "long" if !tcp => message.metadata.truncation = true,
-        "long" => message.answers = (0..100).map(|last| address(&asked, last)).collect(),
+        "long" => {
+            message.metadata.authentic_data = true;
+            message.answers = (0..100).map(|last| address(&asked, last)).collect();
+        }
         "brief" => drop(message.add_answer(Record::from_rdata(asked, 1, RData::A(A::new(192, 0, 2, 7))))),
         "alias" => {
             let target = name("www.example.test.");
@@ -194,9 +197,13 @@ async fn a_cut_answer_is_asked_again_over_tcp() {
     let at = server.local_addresses()[0];
     let cut = ask(at, "long.example.test.", RecordType::A).await;
     assert!(cut.metadata.truncation && (20..100).contains(&cut.answers.len())); // DNS-9.14, for our client's 512
-    let question = client::question(&name("long.example.test."), RecordType::A);
-    let whole = client::tcp(at, &[question]).await.remove(0);
+    let mut question = client::question(&name("long.example.test."), RecordType::A);
+    question.metadata.authentic_data = true;
+    let whole = client::tcp(at, &[question.clone()]).await.remove(0);
     assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 100));
+    assert!(whole.metadata.authentic_data);
+    let cut = client::udp(at, &question).await;
+    assert!(cut.metadata.truncation && !cut.metadata.authentic_data, "what is left is not what was validated");
     // DNS-10.1: from the cache, too, each client gets others of them.
     let mut first = std::collections::HashSet::new();
     for _ in 0..20 {
