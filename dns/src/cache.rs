@@ -102,8 +102,12 @@ impl Kept {
         self.entry.rcode
     }
 
+    /// The upstream has validated it, which says nothing of an answer that has expired.
     pub(crate) fn authentic(&self) -> bool {
-        self.entry.authentic
+        match self.age {
+            Age::Seconds(_) => self.entry.authentic,
+            Age::Expired(_) => false,
+        }
     }
 
     pub(crate) fn packed(&self) -> &Packed {
@@ -173,8 +177,8 @@ impl Cache {
         Some(self.hit(kind, entry, left, now))
     }
 
-    /// The same for a reply that is a copy of it, unless the upstream may have to be asked again. Without one nothing is
-    /// counted.
+    /// The same for a reply that is a copy of it, unless the upstream may have to be asked again. If there is none,
+    /// nothing is counted.
     pub(crate) fn get_if_not_due(&self, key: &Key, now: Instant) -> Option<Kept> {
         let (kind, entry, left) = self.fresh(key, now)?;
         let is_due = self.config.prefetch.is_some_and(|prefetch| entry.is_due(prefetch, left));

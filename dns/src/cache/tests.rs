@@ -98,8 +98,12 @@ fn an_old_answer_serves_when_there_is_no_other() {
     let (cache, start) = (Cache::new(CacheConfig::default(), Arc::default()), Instant::now());
     let stale = |after| cache.get_stale(&key("WWW.example."), start + seconds(after)).map(|kept| ttl(&kept));
     assert_eq!(stale(0), None);
-    cache.put(key("www.example."), &mut response(ResponseCode::NoError, vec![address(3600)], vec![]), start);
+    let validated = response(ResponseCode::NoError, vec![address(3600)], vec![]);
+    cache.put(key("www.example."), &mut Received { authentic: true, ..validated }, start);
     assert_eq!(stale(31), Some(30));
+    let authentic = |kept: Option<Kept>| kept.is_some_and(|kept| kept.authentic());
+    assert!(authentic(cache.get(&key("www.example."), start).map(|hit| hit.kept)));
+    assert!(!authentic(cache.get_stale(&key("www.example."), start + seconds(31))));
     // An upstream in trouble says SERVFAIL; what it knew before is of more use.
     let mut failure = response(ResponseCode::ServFail, vec![], vec![]);
     cache.put(key("www.example."), &mut failure, start + seconds(40));
