@@ -1,5 +1,5 @@
-//! Names as text and as octets: presentation format (RFC 1035 section 5.1), in which a label may hold any octets (RFC
-//! 2181 section 11).
+//! Names as text (presentation format, RFC 1035 section 5.1) and as octets: a label may hold any octets
+//! (RFC 2181 section 11).
 //!
 //! hickory's own reader and writer are not used: the reader refuses most octets, and the writer escapes in octal.
 
