@@ -214,20 +214,25 @@ impl Block {
         reply
     }
 
-    /// The reply to a question that no other handler or rule of this block concerns, if the cache has one.
-    pub(crate) fn at_once(&self, request: &Request) -> Option<Reply> {
+    /// The reply to a question that only the cluster or the cache has to be asked for, if it has to wait for nothing.
+    pub(crate) fn at_once(&self, request: &Request, view: &View) -> Option<Reply> {
         let (config, query) = (&self.config, &request.query);
-        let concerns = |handler: &Author| match handler {
-            Author::Server | Author::Cache | Author::Forward => false,
+        let may_answer_first = |handler: &Author| match handler {
+            Author::Server | Author::Cache | Author::Kubernetes | Author::Forward => false,
             Author::Template => !config.templates.is_empty(),
             Author::Hosts => self.hosts.is_some(),
-            Author::Kubernetes => config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.takes(&query.name)),
         };
         let special = query.query_type == RecordType::HINFO; // how loops are found
-        if special || !config.rewrites.is_empty() || config.autopath.is_some() || Author::ALL.iter().any(concerns) {
+        let changed = !config.rewrites.is_empty() || config.autopath.is_some();
+        if special || changed || Author::ALL.iter().any(may_answer_first) {
             return None;
         }
-        Some(from_cache(self.forwarder.kept(query, request)?, request))
+        let asker = Asker { blocks: &[], block: self, request, view, hops: 0, unchanged: true, dry: false };
+        match asker.of_cluster(query) {
+            OfCluster::Reply(reply) => Some(reply).filter(|reply| !reply.is_ignorant()),
+            OfCluster::Alias(..) => None,
+            OfCluster::Elsewhere => Some(from_cache(self.forwarder.kept(query, request)?, request)),
+        }
     }
 
     /// The replies to a question that an upstream answers with these octets: now, and from the cache after that.
@@ -263,6 +268,15 @@ impl Block {
         });
         allowed && self.config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.zones.first() == Some(zone))
     }
+}
+
+/// What the cluster says to a question.
+enum OfCluster {
+    Reply(Reply),
+    /// An alias, and the target that has to be asked for elsewhere.
+    Alias(Reply, Name),
+    /// Nothing: the next handler must be asked.
+    Elsewhere,
 }
 
 /// One query to a block, with the view of the cluster at that moment.
@@ -356,10 +370,11 @@ impl Asker<'_> {
         match handler {
             Author::Template => self.templated(query),
             Author::Hosts => self.block.hosts.as_ref()?.answer(query),
-            Author::Kubernetes => {
-                let kubernetes = self.block.config.kubernetes.as_ref()?;
-                self.of_cluster(query, kubernetes, kubernetes.zone_of(&query.name)?).await
-            }
+            Author::Kubernetes => match self.of_cluster(query) {
+                OfCluster::Reply(reply) => Some(reply),
+                OfCluster::Alias(alias, target) => Some(self.follow(alias, query, target).await),
+                OfCluster::Elsewhere => None,
+            },
             Author::Forward => Some(self.forwarded(query).await),
             // The forwarder asks its cache itself.
             Author::Cache | Author::Server => None,
@@ -379,8 +394,10 @@ impl Asker<'_> {
         None
     }
 
-    /// Turns the zone's answer into a reply; `None` where the zone's answer requires an upstream.
-    async fn of_cluster(&self, query: &Query, kubernetes: &Kubernetes, zone: &Name) -> Option<Reply> {
+    /// What the cluster says.
+    fn of_cluster(&self, query: &Query) -> OfCluster {
+        let Some(kubernetes) = &self.block.config.kubernetes else { return OfCluster::Elsewhere };
+        let Some(zone) = kubernetes.zone_of(&query.name) else { return OfCluster::Elsewhere };
         let cluster = Reply::cluster(Author::Kubernetes);
         // A reverse zone may be a part of the tree that the address lies in (DNS-5.4).
         let soa_here = |soa: Record| {
@@ -389,14 +406,14 @@ impl Asker<'_> {
         // Upstreams may know (DNS-3.11, DNS-5.5), even while we do not (DNS-11.4).
         let falls_through =
             |name: &Name| kubernetes.fallthrough.iter().any(|zone| zone.zone_of(name)) && self.can_forward(name);
-        Some(match self.view.zone.answer(&query.name, query.query_type) {
+        OfCluster::Reply(match self.view.zone.answer(&query.name, query.query_type) {
             Answer::Records(Records { answers, authority, additionals }) => {
                 let reply = Reply { answers, authorities: authority.into_iter().collect(), additionals, ..cluster };
                 // So they may know the target of an alias (DNS-2.6.10).
                 let is_absent =
                     |target: &Name| matches!(self.view.zone.answer(target, query.query_type), Answer::NxDomain { .. });
                 match dangling(&reply, query).filter(|target| falls_through(target) && is_absent(target)) {
-                    Some(target) => self.follow(reply, query, target).await,
+                    Some(target) => return OfCluster::Alias(reply, target),
                     None => reply,
                 }
             }
@@ -406,12 +423,14 @@ impl Asker<'_> {
                 let asked = query.query_type == RecordType::SOA;
                 if asked { Reply { answers: soa, ..cluster } } else { Reply { authorities: soa, ..cluster } }
             }
-            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through(&query.name) => return None,
+            Answer::NxDomain { .. } | Answer::UnknownAddress { .. } if falls_through(&query.name) => {
+                return OfCluster::Elsewhere;
+            }
             Answer::NxDomain { soa, why: _ } | Answer::UnknownAddress { soa } => {
                 Reply { rcode: self.absence(), authorities: vec![soa_here(soa)], ..cluster }
             }
-            Answer::Alias { chain, target } => self.follow(Reply { answers: chain, ..cluster }, query, target).await,
-            Answer::NotOurs => return None,
+            Answer::Alias { chain, target } => return OfCluster::Alias(Reply { answers: chain, ..cluster }, target),
+            Answer::NotOurs => return OfCluster::Elsewhere,
         })
     }
 

@@ -16,7 +16,7 @@ use tokio::net::UdpSocket;
 /// Longer queries are none: 65,535 is the length field's limit.
 const LONGEST: usize = 65_535;
 /// Datagrams in one call.
-const MOST: usize = 64;
+const MOST: usize = 32;
 
 /// The socket of one worker.
 pub(super) struct Datagrams {

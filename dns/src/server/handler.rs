@@ -79,13 +79,12 @@ impl Handler {
         }
     }
 
-    /// The reply as bytes, if the cache has it and nothing else may change it: without a future, which costs more than
-    /// such a reply.
+    /// The reply as bytes, if it has to wait for nothing: without a future, which costs more than most replies.
     pub(super) fn at_once(&self, request: &Request) -> Option<Vec<u8>> {
         let work = || {
             let blocks = self.blocks.now();
             let block = block_of(&blocks, &request.query.name).filter(|_| refusal(request).is_none())?;
-            let mut reply = block.at_once(request)?;
+            let mut reply = block.at_once(request, &self.view())?;
             asked(&block.counters, request);
             Some(self.written(Some(block), request, &mut reply))
         };
