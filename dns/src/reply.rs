@@ -247,7 +247,7 @@ fn record_at_most(record: &Record) -> usize {
     record.name.len() + 11 + data
 }
 
-/// A header as octets, at a tenth of what the library's encoder takes.
+/// A header as octets, for the copy of a kept reply.
 fn header(metadata: &Metadata, counts: [u16; 4]) -> [u8; 12] {
     let bit = |set: bool, place: u16| u16::from(set) << place;
     let flags = bit(true, 15)
