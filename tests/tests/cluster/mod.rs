@@ -96,9 +96,9 @@ impl Cluster {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The client outside of the cluster.
-    pub fn outside(&self) -> &lab::Place {
-        &self.lab.outside
+    /// The router, where servers run that are in no node's cgroup.
+    pub fn router(&self) -> &lab::Place {
+        &self.lab.router
     }
 
     pub fn bpf_root(&self) -> PathBuf {
