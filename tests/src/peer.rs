@@ -8,6 +8,7 @@ mod dial;
 mod dns_load;
 mod probe;
 mod resolve;
+mod sctp;
 mod serve;
 mod socket;
 mod turns;
@@ -156,4 +157,6 @@ pub enum Mode {
     Udp,
     /// A UDP socket that is not connected.
     UdpUnconnected,
+    /// The first two packets of an SCTP association, from and to a raw socket.
+    Sctp,
 }
