@@ -97,7 +97,7 @@ struct PathNumbers(OpenPath);
 impl Collector for PathNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Report { numbers, installed, .. } = self.0.report();
-        if self.0.mode().is_some() {
+        if self.0.chosen().is_some() {
             let help = "Times that programs or pins which another program had removed were put back";
             counter(&mut encoder, "installation_restored", help, installed.restored)?;
         }

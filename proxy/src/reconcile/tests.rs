@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Input, Reconciler, Sinks};
-use crate::datapath::{Datapath, Mode, SyncError, Synced};
+use crate::datapath::{Datapath, SyncError, Synced};
 use crate::dns::choice::PlanChoice;
 use crate::dns::reachable;
 use crate::metrics::census::Census;
@@ -47,10 +47,6 @@ struct Fake {
 }
 
 impl Datapath for Fake {
-    fn mode(&self) -> Mode {
-        Mode::Ebpf
-    }
-
     fn mark_own_dns(&mut self, _sockets: &[OwnedFd]) -> Result<(), SyncError> {
         Ok(())
     }
@@ -119,7 +115,7 @@ impl Loop {
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (dns_serves, dns_serves_read) = watch::channel(false);
         let (choice, goal) = PlanChoice::new(options, dns_serves_read, snapshots_read);
-        let input = Input { goal, health: health_read, addresses };
+        let input = Input { goal, health: health_read, addresses, disturbed: Arc::default() };
         let (pending, durations) = (crate::status::Pending::default(), Durations::new(KubeProxy::default()));
         let sinks = Sinks { status, pending, durations };
         let reconciler = Reconciler::new(Box::new(fake), input, sinks);
