@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use shunt_model::Family;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -188,6 +189,19 @@ pub struct Synced {
     pub refused: Vec<(PortKey, String)>,
     /// The time until the kernel had all of it. What a path does for it beside the tables comes after.
     pub elapsed: Duration,
+    /// The searches for stale UDP flows that followed, at most one for each family.
+    pub flow_sweeps: Vec<FlowSweep>,
+}
+
+/// One search for stale UDP flows (CT-11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowSweep {
+    /// Of which flows.
+    pub family: Family,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// How many flows it ended.
+    pub ended: u64,
 }
 
 /// Why a sync failed as a whole. What it did not write keeps its former state.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::packets::conntrack::StaleFlows;
 use super::{Datapath, Opened, OpenedPart, SyncError, Synced};
 use crate::plan::Plan;
 
@@ -12,18 +13,21 @@ use crate::plan::Plan;
 struct Composed {
     /// In the order in which they take a plan: packets first, so that what sockets leave to packets is served.
     parts: Vec<Box<dyn Datapath>>,
+    /// With a path for packets, whose flows the kernel remembers.
+    stale_flows: Option<StaleFlows>,
 }
 
 /// The parts as one path.
 pub(super) fn over(sockets: Option<OpenedPart>, packets: Option<OpenedPart>, disturbed: Arc<Notify>) -> Opened {
     let (mut parts, mut adopted, mut reports, mut beside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let stale_flows = packets.is_some().then(StaleFlows::new);
     for part in packets.into_iter().chain(sockets) {
         parts.push(part.path);
         adopted.push(part.adopted);
         reports.push(part.report);
         beside.extend(part.beside);
     }
-    Opened { path: Box::new(Composed { parts }), adopted: adopted.join("; "), reports, disturbed, beside }
+    Opened { path: Box::new(Composed { parts, stale_flows }), adopted: adopted.join("; "), reports, disturbed, beside }
 }
 
 impl Datapath for Composed {
@@ -36,7 +40,11 @@ impl Datapath for Composed {
                 (Err(error), _) | (Ok(_), Err(error)) => Err(error),
             };
         }
-        outcome
+        let mut synced = outcome?;
+        if let Some(stale_flows) = &mut self.stale_flows {
+            synced.flow_sweeps = stale_flows.after_sync(plan);
+        }
+        Ok(synced)
     }
 
     fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {
@@ -58,11 +66,12 @@ impl Datapath for Composed {
 impl Synced {
     /// What two parts did, one after the other.
     fn and(self, other: Self) -> Self {
-        let Self { writes, refused, elapsed } = other;
+        let Self { writes, refused, elapsed, flow_sweeps } = other;
         Self {
             writes: self.writes.saturating_add(writes),
             refused: [self.refused, refused].concat(),
             elapsed: self.elapsed.saturating_add(elapsed),
+            flow_sweeps: [self.flow_sweeps, flow_sweeps].concat(),
         }
     }
 }
