@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
-use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Mode};
+use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part};
 use shunt_proxy::made;
 
 use super::print;
@@ -57,7 +57,7 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
     };
     // Remove as much as possible, then report the failures.
     let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
-    let paths = Mode::ALL.map(|mode| datapath::remove(mode, &host));
+    let paths = Part::ALL.map(|part| datapath::remove(part, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let beside = made::Kind::ALL.map(|kind| runtime.block_on(kind.remove(control_socket)));
     let removed = paths.iter().flatten().flatten().map(ToString::to_string);

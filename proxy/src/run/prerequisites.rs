@@ -1,15 +1,18 @@
 //! Checks what the daemon needs of its host, before it changes anything.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::datapath::{self, HostOptions, Mode, Options};
+use crate::datapath::{self, Chosen, HostOptions, Options};
 use crate::host::privileges::{self, Capability};
 use crate::source;
 
-/// Returns the data path that serves, and what it will need.
-pub(super) fn check(config: &Config) -> Result<(Mode, Options)> {
+const NO_PACKETS: &str = "nothing serves packets: clients outside of this node reach no node port, external IP or load \
+                          balancer address here; install nftables 1.0.1 or later, or iptables";
+
+/// Returns what serves, and what it will need.
+pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
     let missing = privileges::missing(config.dns.is_some()).context("asking for the capabilities of this process")?;
@@ -17,13 +20,21 @@ pub(super) fn check(config: &Config) -> Result<(Mode, Options)> {
         bail!("{name} is missing, which {purpose}; give this process all that docs/privileges.md lists");
     }
     source::check(&config.source)?;
-    let options = Options {
+    let mut options = Options {
         host: HostOptions { cgroup_root: config.cgroup_root.clone(), bpf_root: config.bpf_root.clone() },
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
+        packets: config.packets,
     };
-    let mode = datapath::choose(config.mode, &datapath::probe(&options))?;
-    Ok((mode, options))
+    let chosen = datapath::choose(config.mode, &datapath::probe(&options))?;
+    options.packets.loopback_node_ports &= !chosen.sockets;
+    for lacks in &chosen.without {
+        info!(lacks, "this part of the data path does not serve; shunt check says more");
+    }
+    if chosen.packets.is_none() {
+        warn!("{NO_PACKETS}");
+    }
+    Ok((chosen, options))
 }
 
 /// A failure costs only this protection (CF-13). A kubelet or a service manager has usually set one already.
