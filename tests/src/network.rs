@@ -18,6 +18,8 @@ pub(crate) const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 
 /// Its gateway, which is the router.
 const OUTER_V4: Ipv4Addr = Ipv4Addr::new(172, 19, 0, 1);
 const OUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 1);
+/// The number of a bridged node's own address among those of its pods.
+const BRIDGE_NUMBER: u8 = 1;
 /// The router's routes for what the client outside sends to no host of the lab. They are asked after the main table.
 const BALANCED: &str = "100";
 /// A pod's gateway is the same on every node, as with routed pod networks (Calico, GKE).
@@ -144,9 +146,82 @@ pub(crate) fn join_node(router: &Place, node: &Place, number: u8) -> anyhow::Res
     )
 }
 
-/// Joins pod `number` to node `node_number`: a veth, host routes on the node, one gateway for everything in the pod.
-pub(crate) fn join_pod(node: &Place, node_number: u8, pod: &Place, number: u8) -> anyhow::Result<()> {
+/// How the pods of a node are joined to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PodNetwork {
+    /// A link and a route for each pod, as with Calico: the node routes whatever pods send to each other.
+    Routed,
+    /// All on one bridge, as with the bridge plugin of CNI: pods of the node reach each other past its routing.
+    Bridged,
+}
+
+/// The bridge of a bridged node.
+const POD_BRIDGE: &str = "cni0";
+
+/// Makes the bridge that joins the pods of node `number`. Its packets do not pass netfilter unless that is turned on,
+/// as on a node where no program has done it.
+pub(crate) fn make_pod_bridge(node: &Place, number: u8) -> anyhow::Result<()> {
+    let (v4, v6) = pod_addresses(number, BRIDGE_NUMBER);
+    ip_batch(
+        Some(node.netns()),
+        &format!(
+            "link add {POD_BRIDGE} type bridge\n\
+             link set {POD_BRIDGE} up\n\
+             addr add {v4}/24 dev {POD_BRIDGE}\n\
+             addr add {v6}/64 dev {POD_BRIDGE} nodad\n"
+        ),
+    )?;
+    node.in_netns(|| {
+        for setting in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+            let path = Path::new("/proc/sys/net/bridge").join(setting);
+            fs::write(&path, "0").with_context(|| format!("writing {}: is br_netfilter loaded?", path.display()))?;
+        }
+        Ok(())
+    })
+}
+
+/// Joins pod `number` to node `node_number`.
+pub(crate) fn join_pod(
+    node: &Place,
+    node_number: u8,
+    network: PodNetwork,
+    pod: &Place,
+    number: u8,
+) -> anyhow::Result<()> {
     make_namespace(pod, NamespaceRole::Host)?;
+    match network {
+        PodNetwork::Routed => route_pod(node, node_number, pod, number),
+        PodNetwork::Bridged => bridge_pod(node, node_number, pod, number),
+    }
+}
+
+/// A port of the node's bridge, whose address is the gateway.
+fn bridge_pod(node: &Place, node_number: u8, pod: &Place, number: u8) -> anyhow::Result<()> {
+    let netns = pod.netns();
+    let (gateway_v4, gateway_v6) = pod_addresses(node_number, BRIDGE_NUMBER);
+    let (v4, v6) = pod_addresses(node_number, number);
+    ip_batch(
+        Some(node.netns()),
+        &format!(
+            "link add pod{number} type veth peer name eth0 netns {netns}\n\
+             link set pod{number} master {POD_BRIDGE} up\n"
+        ),
+    )?;
+    ip_batch(
+        Some(netns),
+        &format!(
+            "link set lo up\n\
+             link set eth0 up\n\
+             addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
+             route add default via {gateway_v4}\n\
+             route add default via {gateway_v6}\n"
+        ),
+    )
+}
+
+/// A veth, host routes on the node, one gateway for everything in the pod.
+fn route_pod(node: &Place, node_number: u8, pod: &Place, number: u8) -> anyhow::Result<()> {
     let netns = pod.netns();
     let (node_v4, node_v6) = node_addresses(node_number);
     let (v4, v6) = pod_addresses(node_number, number);

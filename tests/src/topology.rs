@@ -10,6 +10,7 @@ use anyhow::{Context as _, ensure};
 use crate::binaries::Binaries;
 use crate::leftovers::{prefix, remove_leftovers};
 use crate::lifetime::Core;
+use crate::network::PodNetwork;
 use crate::node::Node;
 use crate::place::Place;
 use crate::{host, network};
@@ -51,11 +52,20 @@ impl Lab {
 
     /// Adds a node: a namespace on the router's bridge and a cgroup directory.
     pub fn node(&self, name: &str) -> anyhow::Result<Node> {
+        self.add_node(name, PodNetwork::Routed)
+    }
+
+    /// Adds a node whose pods hang on one bridge, through which netfilter sees no packets until that is turned on.
+    pub fn bridged_node(&self, name: &str) -> anyhow::Result<Node> {
+        self.add_node(name, PodNetwork::Bridged)
+    }
+
+    fn add_node(&self, name: &str, network: PodNetwork) -> anyhow::Result<Node> {
         let number = self.core.nodes.fetch_add(1, Ordering::Relaxed) + 1;
         // Node addresses begin at .11.
         let number =
             u8::try_from(number).ok().filter(|number| *number < 240).context("a lab has room for 239 nodes")?;
-        Node::new(&self.core, &self.router, name, number)
+        Node::new(&self.core, &self.router, name, number, network)
     }
 
     /// Does a load balancer's job: from now on packets of the client outside for an address that no host of the lab has
