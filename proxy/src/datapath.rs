@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use shunt_model::Family;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,8 @@ pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
 use crate::plan::{Plan, PortKey};
 
 /// The data paths by the names that operators use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// BPF programs at sockets, over rules for packets.
     Ebpf,
