@@ -35,8 +35,8 @@ pub(super) struct CheckArguments {
 pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let CheckArguments { cgroup_root, bpf_root, control_socket } = arguments;
     let host = HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() };
-    let packets = config::packets(&KubeProxyConfiguration::default());
-    let offers = datapath::probe(&Options { host, object: None, bind_protection: true, packets });
+    let treatment = config::packets(&KubeProxyConfiguration::default());
+    let offers = datapath::probe(&Options { host, object: None, bind_protection: true, packets: treatment });
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
     let used = datapath::choose(Requested { mode: None, sockets: Wanted::Auto }, &offers).ok().filter(|_| allowed);
