@@ -12,7 +12,7 @@ use shunt_proxy::config::{self, BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::{self, Check, CheckState, Chosen, HostOptions, Offer, Options, Requested, Wanted};
 use shunt_proxy::host::local_ports::LocalPorts;
-use shunt_proxy::host::privileges;
+use shunt_proxy::host::{privileges, sysctls};
 
 use super::print;
 
@@ -35,13 +35,14 @@ pub(super) struct CheckArguments {
 pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let CheckArguments { cgroup_root, bpf_root, control_socket } = arguments;
     let host = HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() };
-    let packets = config::packets(&KubeProxyConfiguration::default());
-    let offers = datapath::probe(&Options { host, object: None, bind_protection: true, packets });
+    let treatment = config::packets(&KubeProxyConfiguration::default());
+    let offers = datapath::probe(&Options { host, object: None, bind_protection: true, packets: treatment });
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
     let used = datapath::choose(Requested { mode: None, sockets: Wanted::Auto }, &offers).ok().filter(|_| allowed);
     checks.extend(offers.into_iter().flat_map(|offer| checks_of(offer, used.as_ref())));
     checks.push(node_ports());
+    checks.extend(packets());
     checks.push(upstreams());
     checks.push(daemon(control_socket));
     print(&table(&checks, used.as_ref()))?;
@@ -100,6 +101,17 @@ fn node_ports() -> Check {
         }
     };
     Check { name: "node ports", state, detail: detail.to_owned() }
+}
+
+/// How this host treats packets of others.
+fn packets() -> Vec<Check> {
+    let faults = sysctls::faults();
+    if faults.is_empty() {
+        let detail = "the kernel forwards them, and rules see those inside bridges".to_owned();
+        return vec![Check { name: "packets of others", state: CheckState::Ok, detail }];
+    }
+    let check = |detail| Check { name: "packets of others", state: CheckState::Note, detail };
+    faults.into_iter().map(check).collect()
 }
 
 /// Of other names, unless a daemon is told where to ask.

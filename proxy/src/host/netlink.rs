@@ -1,6 +1,7 @@
 //! Netlink requests that wait for their answer, for work inside other network namespaces, where no runtime is.
 
 pub(crate) mod addresses;
+pub(crate) mod links;
 
 use std::io;
 
