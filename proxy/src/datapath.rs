@@ -284,7 +284,7 @@ pub fn open(chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<Open
     let sockets = chosen.sockets.then(|| open(Part::Sockets)).transpose()?;
     let packets = chosen.packets.map(|path| open(path.part())).transpose()?;
     let (leftovers, left) = watch::channel(Report { checked: true, ..Report::default() });
-    let mut opened = composed::over(sockets, packets, disturbed);
+    let mut opened = composed::over(sockets, packets, options.packets, disturbed);
     opened.reports.push(left);
     opened.path = Box::new(Handover::new(opened.path, replaced(chosen, &options.host), leftovers));
     // Without a path for packets, clients outside of this node need kube-proxy's rules.

@@ -175,6 +175,7 @@ fn connect_arguments(to: SocketAddr, mode: Mode) -> Vec<String> {
         Mode::Mptcp => "mptcp",
         Mode::Udp => "udp",
         Mode::UdpUnconnected => "udp-unconnected",
+        Mode::Sctp => "sctp",
     };
     ["connect", "--to", &to.to_string(), "--mode", mode].map(str::to_owned).to_vec()
 }
