@@ -15,6 +15,7 @@ pub mod flows;
 mod host;
 mod http;
 mod kube_api;
+pub mod kube_proxy_rules;
 mod leftovers;
 mod lifetime;
 pub mod manifests;
