@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::host::ip_batch;
+use crate::host::{ip_batch, ip_batch_v6};
 use crate::place::Place;
 
 /// The router's address on its bridge: gateway of the nodes.
@@ -69,11 +69,12 @@ pub(crate) fn join_outside(router: &Place, outside: &Place) -> anyhow::Result<()
             "link add outer type veth peer name eth0 netns {netns}\n\
              link set outer up\n\
              addr add {OUTER_V4}/24 dev outer\n\
-             addr add {OUTER_V6}/64 dev outer nodad\n\
-             rule add priority 40000 iif outer lookup {BALANCED}\n\
-             -6 rule add priority 40000 iif outer lookup {BALANCED}\n"
+             addr add {OUTER_V6}/64 dev outer nodad\n"
         ),
     )?;
+    let rule = format!("rule add priority 40000 iif outer lookup {BALANCED}\n");
+    ip_batch(Some(router.netns()), &rule)?;
+    ip_batch_v6(router.netns(), &rule)?;
     ip_batch(
         Some(netns),
         &format!(

@@ -3,7 +3,7 @@
 //! The packet to the cluster IP is routed, and so translated; the answer would go over the bridge alone, and reach the
 //! client with an address that it did not dial. It passes netfilter only if the daemon has turned that on.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
 
 mod cluster;
 mod support;

@@ -1,7 +1,8 @@
 //! The flow corpus on real sockets: three nodes with a daemon each, servers everywhere, and clients that dial.
 //!
-//! Which errors count as which outcome is decided in `lab::flows::judge_sockets`. Flows that need a packet path are
-//! skipped and counted.
+//! Which errors count as which outcome is decided in `lab::flows::judge_sockets`. The test prints a matrix, story by
+//! data path, with the reason for each flow that a data path cannot show. `FLOWS` chooses stories by their title and
+//! `FLOWS_PATHS` data paths.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::print_stderr, reason = "a reader prints what went wrong and what it left out")]
 #![expect(clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
@@ -9,7 +10,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,12 +37,21 @@ struct DataPath {
     arguments: &'static [&'static str],
     /// Whether the sockets of pods and nodes are translated, or their packets.
     sockets: bool,
+    /// Whether the nodes look like those of a kubelet that uses iptables-legacy: the daemon takes the variant in use.
+    legacy: bool,
 }
 
-const PATHS: [DataPath; 3] = [
-    DataPath { name: "ebpf", arguments: &["--proxy-mode=ebpf"], sockets: true },
-    DataPath { name: "nftables", arguments: &["--proxy-mode=nftables", "--socket-lb=off"], sockets: false },
-    DataPath { name: "iptables", arguments: &["--proxy-mode=iptables", "--socket-lb=off"], sockets: false },
+const IPTABLES: DataPath = DataPath {
+    name: "iptables",
+    arguments: &["--proxy-mode=iptables", "--socket-lb=off"],
+    sockets: false,
+    legacy: false,
+};
+const PATHS: [DataPath; 4] = [
+    DataPath { name: "ebpf", arguments: &["--proxy-mode=ebpf"], sockets: true, legacy: false },
+    DataPath { name: "nftables", arguments: &["--proxy-mode=nftables", "--socket-lb=off"], ..IPTABLES },
+    IPTABLES,
+    DataPath { name: "legacy", legacy: true, ..IPTABLES },
 ];
 
 #[test]
@@ -124,6 +134,12 @@ impl SocketReader {
         let mut options = DaemonOptions::new(manifests.directory());
         options.kubeconfig = api.as_ref().map(|api| api.kubeconfig().to_owned());
         options.extra.extend(path.arguments.iter().map(|&argument| argument.to_owned()));
+        if path.legacy {
+            for node in nodes.values() {
+                let made = node.spawn(&["iptables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"])?;
+                ensure!(made.finish(Duration::from_secs(10))?.status.success(), "iptables-legacy does not work here");
+            }
+        }
         let daemons: anyhow::Result<_> = nodes.values().map(|node| node.daemon(options.clone())).collect();
         let (daemons, clients, servers, sockets) = (daemons?, clients?, servers?, path.sockets);
         let (_servers, _api, scenes) = (servers, api, 0);
@@ -164,8 +180,10 @@ impl SocketReader {
 impl Reader for SocketReader {
     fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>> {
         self.set(&scene.objects)?;
-        let mut seen: Vec<Option<Seen>> = vec![None; scene.flows.len()];
-        for (round, flows) in rounds(scene) {
+        let unseen = |flow: &Flow<'_>| unseen(scene.cast, flow, self.sockets).map(Seen::Skipped);
+        let mut seen: Vec<Option<Seen>> = scene.flows.iter().map(unseen).collect();
+        for (round, mut flows) in rounds(scene) {
+            flows.retain(|index| seen.get(*index).is_some_and(Option::is_none));
             if let Some(node) = &round.balance_to {
                 self.lab.balance_to(self.nodes.get(node).with_context(|| format!("no node {node}"))?)?;
             }
@@ -182,6 +200,21 @@ impl Reader for SocketReader {
         }
         seen.into_iter().map(|seen| seen.context("a flow that was not played")).collect()
     }
+}
+
+/// Why real sockets cannot show what becomes of this flow on such a data path.
+fn unseen(cast: &Cast, flow: &Flow<'_>, sockets: bool) -> Option<&'static str> {
+    let answered = matches!(flow.expect, Expect::To(_) | Expect::OneOf(_));
+    let one = |to: &Destination| match Translation::of(cast, flow, to, sockets) {
+        Translation::AtSocket if flow.unusual_source && answered => {
+            Some("a socket keeps the address that it is bound to, and the answer is routed to where that address is")
+        }
+        Translation::ByPackets if to.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) && answered => {
+            Some("the kernel routes no packets from ::1 to other hosts: only sockets serve node ports there (TP-16)")
+        }
+        Translation::AtSocket | Translation::ByPackets => None,
+    };
+    flow.to.iter().find_map(one)
 }
 
 /// Flows that can be played at once.

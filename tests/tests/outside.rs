@@ -1,7 +1,7 @@
 //! A client beyond the router, on each data path: many requests while endpoints come and go, the source that pods see,
 //! rules that another program removes, and pods whose sockets are left alone.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
 #![expect(clippy::print_stderr, reason = "figures are printed, not asserted")]
 
 mod support;

@@ -28,9 +28,9 @@ fn flow_to<'a>(expect: &'a Expect, to: Destination) -> Flow<'a> {
 
 fn destination(to: &str, mode: Mode) -> Destination {
     let protocol = match mode {
-        Mode::Tcp => Protocol::Tcp,
+        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Mptcp => Protocol::Tcp,
         Mode::Sctp => Protocol::Sctp,
-        _ => Protocol::Udp,
+        Mode::Udp | Mode::UdpUnconnected => Protocol::Udp,
     };
     Destination { address: to.parse().unwrap(), protocol }
 }
