@@ -11,6 +11,7 @@ mod clients;
 mod daemon;
 pub mod demo;
 pub mod flows;
+pub mod guest;
 mod host;
 mod http;
 mod kube_api;

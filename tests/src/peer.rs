@@ -83,6 +83,9 @@ enum PeerCommand {
     BenchDns(DnsLoadArguments),
     /// Time connect, one request, its answer and close.
     BenchRr(BenchArguments),
+    /// Be process 1 of a guest.
+    #[command(hide = true)]
+    GuestInit,
     /// Wait until standard input closes, then remove the lab with this prefix.
     #[command(hide = true)]
     Guard {
@@ -112,6 +115,7 @@ impl Peer {
             PeerCommand::BenchUdp(arguments) => bench::udp(&arguments),
             PeerCommand::BenchDns(arguments) => dns_load::load(&arguments),
             PeerCommand::BenchRr(arguments) => bench::request_response(&arguments),
+            PeerCommand::GuestInit => crate::guest::init(),
             PeerCommand::Guard { prefix } => guard(&prefix),
         }
     }
