@@ -156,6 +156,8 @@ pub enum Mode {
     TcpFastopen,
     /// A connection of Multipath TCP.
     Mptcp,
+    /// A one-to-one SCTP socket; the server says its name first.
+    Sctp,
     /// A connected UDP socket.
     Udp,
     /// A UDP socket that is not connected.
