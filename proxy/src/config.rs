@@ -18,13 +18,13 @@ use shunt_dns::{Corefile, CorefileError, ForwardConfig, Name, PodMode, Upstreams
 use shunt_model::source::kube::KubeconfigSetting;
 
 pub use file::ConfigFile;
-use kube_proxy::KubeProxyConfiguration;
 pub use kube_proxy::flags::KubeProxyFlags;
-pub use settings::{LogFormat, PodNames, ProxyMode, Settings};
+use kube_proxy::{DetectLocal, KubeProxyConfiguration};
+pub use settings::{LogFormat, PodNames, ProxyMode, Settings, SocketLb};
 pub use values::{Address, Annotation, CommaSeparated, NodePortAddress, Text};
 
-use crate::datapath::{Mode, Requested};
-use crate::plan::{EmptyLocal, NodePortAddresses};
+use crate::datapath::{Mode, PacketOptions, Requested, Wanted};
+use crate::plan::{EmptyLocal, NodePortAddresses, PodDetection, PodInterface};
 
 /// Port of the DNS server where none is given.
 pub const DNS_PORT: u16 = 53;
@@ -80,6 +80,10 @@ pub struct Config {
     pub empty_local: EmptyLocal,
     /// The data path.
     pub mode: Requested,
+    /// How packets are treated.
+    pub packets: PacketOptions,
+    /// How packets of pods are known.
+    pub pods: PodDetection,
     /// The served cgroup; discovered if not given.
     pub cgroup_root: Option<PathBuf>,
     /// Where programs and maps are pinned.
@@ -189,9 +193,6 @@ pub enum ConfigError {
     /// kube-proxy's flags do not fit.
     #[error("{0}; see docs/configuration.md for what each flag and field takes")]
     KubeProxy(String),
-    /// A data path that does not exist yet.
-    #[error("--proxy-mode {0} is not in this version: use auto or ebpf")]
-    ProxyMode(&'static str),
     /// No name for this node.
     #[error("--hostname-override is empty: give the node's name, or leave the flag out to use the host name")]
     EmptyNode,
@@ -226,7 +227,7 @@ impl Config {
         let has_document = file.kube_proxy.is_some();
         let document = document(&mut flags, &kube_flags, file.kube_proxy, &mut notes)?;
         let settings = flags.or(file.settings);
-        let mode = requested(settings.proxy_mode.unwrap_or(ProxyMode::Auto))?;
+        let mode = requested(&settings);
         let cluster_dns = cluster_dns(settings.cluster_dns.as_ref())?;
         let dns = if settings.dns.unwrap_or(true) { Some(DnsConfig::new(&settings)?) } else { None };
         let turned_off = |flag: &str| !has_document && kube_flags.turns_off(flag);
@@ -246,6 +247,8 @@ impl Config {
                 .map_or_else(default_opt_out, |CommaSeparated(annotations)| annotations),
             empty_local: settings.empty_local.unwrap_or_default(),
             mode,
+            packets: packets(&document),
+            pods: pods(&document),
             cgroup_root: settings.cgroup_root,
             bpf_root: settings.bpf_root.unwrap_or_else(|| PathBuf::from(BPF_ROOT)),
             bpf_object: settings.bpf_object,
@@ -315,7 +318,8 @@ fn document(
     let document: KubeProxyConfiguration = serde_json::from_value(value).map_err(|error| refused(error.to_string()))?;
     document.check().map_err(refused)?;
     if !document.mode.is_empty() {
-        notes.push(format!("mode {} is kube-proxy's own: this version has eBPF only, which is used", document.mode));
+        let mode = &document.mode;
+        notes.push(format!("mode {mode} is kube-proxy's own choice: --proxy-mode says what this daemon uses"));
     }
     let idle = document.without_effect();
     if !idle.is_empty() {
@@ -496,11 +500,45 @@ fn source(
     }
 }
 
-fn requested(mode: ProxyMode) -> Result<Requested, ConfigError> {
-    match mode {
-        ProxyMode::Auto => Ok(Requested::Auto),
-        ProxyMode::Ebpf => Ok(Requested::Only(Mode::Ebpf)),
-        ProxyMode::Nftables => Err(ConfigError::ProxyMode("nftables")),
-        ProxyMode::Iptables => Err(ConfigError::ProxyMode("iptables")),
+fn requested(settings: &Settings) -> Requested {
+    let mode = match settings.proxy_mode.unwrap_or(ProxyMode::Auto) {
+        ProxyMode::Auto => None,
+        ProxyMode::Ebpf => Some(Mode::Ebpf),
+        ProxyMode::Nftables => Some(Mode::Nftables),
+        ProxyMode::Iptables => Some(Mode::Iptables),
+    };
+    let sockets = match settings.socket_lb.unwrap_or(SocketLb::Auto) {
+        SocketLb::Auto => Wanted::Auto,
+        SocketLb::On => Wanted::On,
+        SocketLb::Off => Wanted::Off,
+    };
+    Requested { mode, sockets }
+}
+
+/// How packets are treated, as kube-proxy's document says: its blocks for iptables and nftables mean the same here.
+#[must_use]
+pub fn packets(document: &KubeProxyConfiguration) -> PacketOptions {
+    let bit = match document.mode.as_str() {
+        "nftables" => document.nftables.masquerade_bit,
+        _ => document.iptables.masquerade_bit,
+    };
+    PacketOptions {
+        masquerade_mark: u32::try_from(bit).ok().and_then(|bit| 1_u32.checked_shl(bit)).unwrap_or(1 << 14),
+        drop_invalid: !document.conntrack.tcp_be_liberal,
+        loopback_node_ports: document.iptables.localhost_node_ports,
+    }
+}
+
+/// How packets of pods are known, as kube-proxy's document says (3.3 of the specification of services).
+fn pods(document: &KubeProxyConfiguration) -> PodDetection {
+    let DetectLocal { bridge_interface, interface_name_prefix } = &document.detect_local;
+    match document.detect_local_mode.as_str() {
+        "BridgeInterface" => PodDetection::Interface(PodInterface::Named(bridge_interface.as_str().into())),
+        "InterfaceNamePrefix" => PodDetection::Interface(PodInterface::Prefixed(interface_name_prefix.as_str().into())),
+        "NodeCIDR" => PodDetection::Node,
+        _ => match document.cluster_cidrs() {
+            networks if networks.is_empty() => PodDetection::Node,
+            networks => PodDetection::Networks(networks),
+        },
     }
 }

@@ -1,13 +1,18 @@
-//! The one door to the kernel: probes the data paths, opens one, and removes what one has left.
+//! The one door to the kernel: probes the data paths, opens what serves, and removes what one has left.
 //!
-//! Nothing outside of this module names a data path's own types. Every path takes the whole plan and writes the
-//! difference; a path is one arm of each `match` on [`Mode`] below.
+//! Nothing outside of this module names a data path's own types. What serves is made of [`Part`]s: programs at sockets,
+//! on or off, over one path for packets. Every part takes the whole plan and writes the difference; a part is one arm of
+//! each `match` on [`Part`] below.
 
 mod caller;
+mod composed;
 mod ebpf;
 mod handover;
+mod iptables;
 mod lock;
+mod nftables;
 mod offer;
+mod packets;
 pub mod reading;
 mod report;
 
@@ -18,51 +23,84 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use serde::{Deserialize, Serialize};
+use shunt_model::Family;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::handover::{Handover, Other};
 pub use self::lock::{Holder, Lock, LockError};
-pub use self::offer::{Check, CheckState, ChooseError, Offer, Requested, choose};
+pub use self::offer::{Check, CheckState, ChooseError, Chosen, Offer, PacketPath, Requested, Wanted, choose};
 pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
 use crate::plan::{Plan, PortKey};
 
-/// The data paths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The data paths by the names that operators use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// BPF programs at sockets.
+    /// BPF programs at sockets, over rules for packets.
     Ebpf,
+    /// nftables rules for packets.
+    Nftables,
+    /// iptables rules for packets.
+    Iptables,
 }
 
 impl Mode {
-    /// All of them.
-    pub const ALL: [Self; 1] = [Self::Ebpf];
-
     /// The word for logs, metrics and `/proxyMode`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ebpf => "ebpf",
-        }
-    }
-
-    /// What balances connections in this mode, for people.
-    #[must_use]
-    pub const fn description(self) -> &'static str {
-        match self {
-            Self::Ebpf => "eBPF programs at sockets",
-        }
-    }
-
-    /// Whether this path does all that `other` does, so that nothing of `other` may be left once this one serves.
-    const fn replaces(self, other: Self) -> bool {
-        match (self, other) {
-            (Self::Ebpf, Self::Ebpf) => false,
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
         }
     }
 }
 
 impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a data path is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// BPF programs at the sockets of this node.
+    Sockets,
+    /// nftables rules, for packets.
+    Nftables,
+    /// iptables rules, for packets.
+    Iptables,
+}
+
+impl Part {
+    /// All of them, in the order in which they are preferred.
+    pub const ALL: [Self; 3] = [Self::Sockets, Self::Nftables, Self::Iptables];
+
+    /// The word for logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sockets => "sockets",
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
+
+    /// What balances connections there, for people.
+    #[must_use]
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Sockets => "eBPF programs at sockets",
+            Self::Nftables => "nftables rules for packets",
+            Self::Iptables => "iptables rules for packets",
+        }
+    }
+}
+
+impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -86,6 +124,19 @@ pub struct Options {
     pub object: Option<PathBuf>,
     /// A process of the node cannot bind a node port in use.
     pub bind_protection: bool,
+    /// How packets are treated.
+    pub packets: PacketOptions,
+}
+
+/// What the operator chose for packets; the paths for packets have these in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketOptions {
+    /// The bit of the packet mark that asks for source NAT (TP-43), alone.
+    pub masquerade_mark: u32,
+    /// Forwarded packets that conntrack cannot place are dropped (CT-20).
+    pub drop_invalid: bool,
+    /// The node reaches its node ports at 127.0.0.0/8 by packets (TP-15). Sockets need no packets for it.
+    pub loopback_node_ports: bool,
 }
 
 /// Work that goes on beside syncs, on a thread of its own, until the token is cancelled. It needs a Tokio runtime.
@@ -95,22 +146,27 @@ pub type Beside = Box<dyn FnOnce(CancellationToken) + Send>;
 pub struct Opened {
     /// Applies plans.
     pub path: Box<dyn Datapath>,
-    /// Which path it is.
-    pub mode: Mode,
     /// What it adopted from an earlier daemon, for the log.
     pub adopted: String,
-    /// Its health and its counters.
-    pub report: watch::Receiver<Report>,
+    /// Its health and its counters, by part.
+    pub reports: Vec<watch::Receiver<Report>>,
+    /// Told when another program has changed what the path installed: an audit must not wait.
+    pub disturbed: Arc<Notify>,
     /// Its upkeep, which must run beside it, each on a thread of its own. Without upkeep the path balances, but it does
     /// not follow namespaces and sockets, and does not put back what another program removes.
     pub beside: Vec<Beside>,
 }
 
+/// A part that is open.
+struct OpenedPart {
+    path: Box<dyn Datapath>,
+    adopted: String,
+    report: watch::Receiver<Report>,
+    beside: Vec<Beside>,
+}
+
 /// A way to apply a [`Plan`].
 pub trait Datapath: Send {
-    /// Which path this is.
-    fn mode(&self) -> Mode;
-
     /// Applies `plan`: writes to the kernel only what differs. A second call with an equal plan writes nothing. After
     /// an error the next call reads the kernel back first.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError>;
@@ -133,6 +189,19 @@ pub struct Synced {
     pub refused: Vec<(PortKey, String)>,
     /// The time until the kernel had all of it. What a path does for it beside the tables comes after.
     pub elapsed: Duration,
+    /// The searches for stale UDP flows that followed, at most one for each family.
+    pub flow_sweeps: Vec<FlowSweep>,
+}
+
+/// One search for stale UDP flows (CT-11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowSweep {
+    /// Of which flows.
+    pub family: Family,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// How many flows it ended.
+    pub ended: u64,
 }
 
 /// Why a sync failed as a whole. What it did not write keeps its former state.
@@ -158,11 +227,11 @@ pub enum SyncError {
     },
 }
 
-/// A data path cannot be opened. The programs and tables that balance traffic stay as they were.
+/// A part of a data path cannot be opened. What balances traffic stays as it was.
 #[derive(Debug, thiserror::Error)]
-#[error("opening the {mode} data path")]
+#[error("opening {part}")]
 pub struct OpenError {
-    mode: Mode,
+    part: Part,
     #[source]
     source: Box<dyn Error + Send + Sync>,
 }
@@ -194,45 +263,62 @@ pub struct RemoveError {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// What each data path can do on this host, in the order in which [`choose`] prefers them. Probing changes nothing.
+/// What each part can do on this host, in the order of [`Part::ALL`]. Probing changes nothing.
 #[must_use]
 pub fn probe(options: &Options) -> Vec<Offer> {
-    let checks = |mode| match mode {
-        Mode::Ebpf => ebpf::probe(options),
+    let checks = |part| match part {
+        Part::Sockets => ebpf::probe(options),
+        Part::Nftables => nftables::probe(options),
+        Part::Iptables => iptables::probe(options),
     };
-    Mode::ALL.into_iter().map(|mode| Offer { mode, checks: checks(mode) }).collect()
+    Part::ALL.into_iter().map(|part| Offer { part, checks: checks(part) }).collect()
 }
 
-/// Opens a data path and adopts what an earlier daemon left of it. What balances traffic now stays as it is until the
-/// first sync; after the first complete sync, what the data paths that this one replaces left here is removed. What
-/// looks after the pins holds `lock` too.
-pub fn open(mode: Mode, options: &Options, lock: &Arc<Lock>) -> Result<Opened, OpenError> {
-    let (reports, report) = watch::channel(Report::default());
-    let failed = |source| OpenError { mode, source };
-    let opened = match mode {
-        Mode::Ebpf => {
-            let opened = ebpf::open(options, Arc::clone(lock), reports.clone(), report);
-            opened.map_err(|error| failed(error.into()))?
-        }
-    };
-    let path = Box::new(Handover::new(opened.path, replaced(mode, &options.host), reports));
-    Ok(Opened { path, ..opened })
+/// Opens what was chosen and adopts what an earlier daemon left of it. What balances traffic now stays as it is until
+/// the first sync; after the first complete sync, what other data paths left here is removed. What looks after the pins
+/// holds `lock` too.
+pub fn open(chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<Opened, OpenError> {
+    let disturbed = Arc::new(Notify::new());
+    let open = |part| open_part(part, options, lock, &disturbed);
+    let sockets = chosen.sockets.then(|| open(Part::Sockets)).transpose()?;
+    let packets = chosen.packets.map(|path| open(path.part())).transpose()?;
+    let (leftovers, left) = watch::channel(Report { checked: true, ..Report::default() });
+    let mut opened = composed::over(sockets, packets, options.packets, disturbed);
+    opened.reports.push(left);
+    opened.path = Box::new(Handover::new(opened.path, replaced(chosen, &options.host), leftovers));
+    Ok(opened)
 }
 
-/// The data paths whose leftovers must go once `mode` serves; others may go on beside it.
-fn replaced(mode: Mode, host: &HostOptions) -> Vec<Other> {
-    let other = |mode| {
+fn open_part(
+    part: Part,
+    options: &Options,
+    lock: &Arc<Lock>,
+    disturbed: &Arc<Notify>,
+) -> Result<OpenedPart, OpenError> {
+    let failed = |source| OpenError { part, source };
+    match part {
+        Part::Sockets => ebpf::open(options, Arc::clone(lock)).map_err(|error| failed(error.into())),
+        Part::Nftables => nftables::open(options, disturbed).map_err(|error| failed(error.into())),
+        Part::Iptables => iptables::open(options, disturbed).map_err(|error| failed(error.into())),
+    }
+}
+
+/// The parts whose leftovers must go once the chosen ones serve.
+fn replaced(chosen: &Chosen, host: &HostOptions) -> Vec<Other> {
+    let other = |part| {
         let host = host.clone();
-        Other { mode, remove: Box::new(move || remove(mode, &host)) }
+        Other { part, remove: Box::new(move || remove(part, &host)) }
     };
-    Mode::ALL.into_iter().filter(|other| mode.replaces(*other)).map(other).collect()
+    Part::ALL.into_iter().filter(|part| !chosen.has(*part)).map(other).collect()
 }
 
-/// Removes all that a data path has installed on this host. What is missing counts as removed.
-pub fn remove(mode: Mode, host: &HostOptions) -> Result<Vec<Removed>, RemoveError> {
-    match mode {
-        Mode::Ebpf => {
+/// Removes all that a part has installed on this host. What is missing counts as removed.
+pub fn remove(part: Part, host: &HostOptions) -> Result<Vec<Removed>, RemoveError> {
+    match part {
+        Part::Sockets => {
             ebpf::remove(host).map_err(|error| RemoveError { what: "programs and maps", source: error.into() })
         }
+        Part::Nftables => nftables::remove(),
+        Part::Iptables => iptables::remove(),
     }
 }

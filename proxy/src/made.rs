@@ -13,7 +13,7 @@ use shunt_model::with_causes;
 use tracing::{info, warn};
 
 use crate::control;
-use crate::datapath::{self, HostOptions, Mode, RemoveError};
+use crate::datapath::{self, HostOptions, Part, RemoveError};
 use crate::dns::addresses::{self, AddressError};
 
 /// A kind of thing that `shunt cleanup` finds by the mark or the place that all of its kind have.
@@ -80,9 +80,7 @@ impl Made {
             Self::DnsAddress(address) => addresses::take_back(*address).await.map_err(MadeError::Address),
             Self::BpfRoot(root) => {
                 let host = HostOptions { cgroup_root: None, bpf_root: root.clone() };
-                for mode in Mode::ALL {
-                    datapath::remove(mode, &host)?;
-                }
+                datapath::remove(Part::Sockets, &host)?;
                 Ok(())
             }
         }

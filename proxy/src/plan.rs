@@ -20,6 +20,7 @@ mod notices;
 mod opt_out;
 mod options;
 mod planner;
+mod pods;
 #[cfg(test)]
 pub(crate) mod properties;
 mod ranges;
@@ -44,6 +45,7 @@ pub use claims::{Claim, Conflict};
 pub use health_checks::{HealthCheck, HealthCheckAddresses};
 pub use options::{Detect, EmptyLocal, NodePortAddresses, PlanOptions};
 pub use planner::{Planner, plan};
+pub use pods::{PodDetection, PodInterface, PodSources};
 pub use ranges::SourceRanges;
 pub use rules::RuleId;
 pub use verdict::{Decision, Meeting, Met, Packet, Reason, SocketVerdict, Source, Verdict};
@@ -64,6 +66,8 @@ pub struct Plan {
     pub addresses: OrdMap<IpAddr, AddressMeaning>,
     /// Addresses of local Pods that opted out: their sockets are left alone.
     pub opted_out: Arc<BTreeSet<IpAddr>>,
+    /// Which packets come from pods of this node. Sockets are known by their network namespace instead.
+    pub pods: Arc<PodSources>,
     /// The health-check node ports to serve (HM-1…3, IN-21).
     pub health_checks: OrdMap<(ObjectKey, Family), HealthCheck>,
     /// The addresses on which those servers listen.

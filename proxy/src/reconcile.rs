@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use shunt_model::source::SourceHealth;
 use shunt_model::{Snapshot, with_causes};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -46,6 +46,8 @@ pub struct Input {
     pub health: watch::Receiver<SourceHealth>,
     /// Addresses of this node's interfaces.
     pub addresses: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// Told when another program has changed what the data path installed.
+    pub disturbed: Arc<Notify>,
 }
 
 /// Where the loop publishes what it did.
@@ -96,6 +98,7 @@ impl Reconciler {
         self.look_at_health();
         let mut next = Some(self.sync_newest());
         let mut audits = tokio::time::interval(AUDIT);
+        let disturbed = Arc::clone(&self.input.disturbed);
         audits.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let retry = next.take().flatten();
@@ -123,6 +126,10 @@ impl Reconciler {
                     next = Some(self.sync_newest());
                 }
                 () = at(retry) => next = Some(self.sync_newest()),
+                () = disturbed.notified() => {
+                    let found = self.audit();
+                    next = Some(if found { Some(Instant::now()) } else { retry });
+                }
                 _ = audits.tick() => {
                     self.summary.tell_if_due(Instant::now(), self.status.planned.ports.len());
                     let found = self.audit();
@@ -205,7 +212,8 @@ impl Reconciler {
 
     /// True if the data path took every service port.
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
-        let Synced { writes, refused, elapsed: _ } = synced;
+        let Synced { writes, refused, elapsed: _, flow_sweeps } = synced;
+        self.sinks.durations.swept(&flow_sweeps);
         let generation = self.generation;
         let (refusals, ports) = (refused.len(), self.status.planned.ports.len());
         if self.status.last_sync.is_none() || self.status.error.is_some() {

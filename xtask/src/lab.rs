@@ -58,6 +58,9 @@ pub(crate) struct BenchOptions {
     /// Only connections, directly and through a Service.
     #[arg(long, conflicts_with_all = ["only_api", "only_dns"])]
     only_connects: bool,
+    /// Only the data paths for packets, side by side.
+    #[arg(long, conflicts_with_all = ["only_api", "only_dns", "only_connects"])]
+    only_packets: bool,
 }
 
 /// Which server to ask.
@@ -82,7 +85,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &DemoOptions) -> Result<ExitC
 /// Prepares the machine, builds, runs the measurements. Needs root.
 pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<ExitCode> {
     ready(workspace, "cargo xtask bench")?;
-    if !options.only_api && !options.only_connects {
+    if !options.only_api && !options.only_connects && !options.only_packets {
         let missing = packages::missing(&OTHER_DNS_SERVERS);
         packages::install(&missing, "measuring DNS beside other servers", "about 30 s")?;
         build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
@@ -95,6 +98,7 @@ pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<Exi
     flag(&mut command, "--only-api", options.only_api);
     flag(&mut command, "--only-dns", options.only_dns);
     flag(&mut command, "--only-connects", options.only_connects);
+    flag(&mut command, "--only-packets", options.only_packets);
     become_it(command)
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
-use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Mode};
+use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part};
 use shunt_proxy::made;
 
 use super::print;
@@ -44,7 +44,14 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
     ensure!(root, "shunt cleanup must be root: it removes BPF programs and an address of lo; try sudo shunt cleanup");
     // Held until the end: a daemon that starts meanwhile would lose what it has just made.
     let _lock = match Lock::of_existing(bpf_root) {
-        Ok(lock) => lock,
+        Ok(lock) => Some(lock),
+        Err(LockError::PacketsHeld { holder }) => match running {
+            Running::Refuse => bail!(
+                "{holder} serves the packets of this network namespace: stop it first. --force removes its rules all the \
+                 same, and it writes them again within a second, unless it hangs"
+            ),
+            Running::Ignore => None,
+        },
         Err(LockError::Held { root, holder }) => match running {
             Running::Refuse => bail!(
                 "{holder} serves with the BPF root {}: stop it first. --force removes its programs all the same, and \
@@ -53,11 +60,13 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
             ),
             Running::Ignore => None,
         },
-        Err(error @ (LockError::Root { .. } | LockError::Lock { .. })) => return Err(error.into()),
+        Err(error @ (LockError::Root { .. } | LockError::Lock { .. } | LockError::Packets(_))) => {
+            return Err(error.into());
+        }
     };
     // Remove as much as possible, then report the failures.
     let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
-    let paths = Mode::ALL.map(|mode| datapath::remove(mode, &host));
+    let paths = Part::ALL.map(|part| datapath::remove(part, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let beside = made::Kind::ALL.map(|kind| runtime.block_on(kind.remove(control_socket)));
     let removed = paths.iter().flatten().flatten().map(ToString::to_string);

@@ -155,7 +155,7 @@ section! {
 
 /// The fields that have an effect in this version; other fields that differ from their default are named once at the
 /// start.
-const OBEYED: [&str; 16] = [
+const OBEYED: [&str; 32] = [
     "apiVersion",
     "kind",
     "clientConnection.kubeconfig",
@@ -172,6 +172,22 @@ const OBEYED: [&str; 16] = [
     "nftables.syncPeriod",
     "ipvs.syncPeriod",
     "mode",
+    "iptables.masqueradeBit",
+    "iptables.masqueradeAll",
+    "iptables.localhostNodePorts",
+    "nftables.masqueradeBit",
+    "nftables.masqueradeAll",
+    "detectLocalMode",
+    "detectLocal.bridgeInterface",
+    "detectLocal.interfaceNamePrefix",
+    "clusterCIDR",
+    "conntrack.tcpBeLiberal",
+    "conntrack.maxPerCore",
+    "conntrack.min",
+    "conntrack.tcpEstablishedTimeout",
+    "conntrack.tcpCloseWaitTimeout",
+    "conntrack.udpTimeout",
+    "conntrack.udpStreamTimeout",
 ];
 
 /// A document, and warnings about it.
@@ -258,9 +274,19 @@ impl KubeProxyConfiguration {
         }
     }
 
+    /// `clusterCIDR`: at most one network of each family, in a document that was checked.
+    #[must_use]
+    pub fn cluster_cidrs(&self) -> Vec<IpNet> {
+        self.cluster_cidr_texts().filter_map(|text| text.parse().ok()).collect()
+    }
+
+    fn cluster_cidr_texts(&self) -> impl Iterator<Item = &str> {
+        self.cluster_cidr.split(',').map(str::trim).filter(|text| !text.is_empty())
+    }
+
     fn check_cluster_cidrs(&self) -> Result<(), String> {
         let mut families = Vec::new();
-        for text in self.cluster_cidr.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        for text in self.cluster_cidr_texts() {
             let network: IpNet = text.parse().map_err(|_not_one| format!("clusterCIDR: {text:?} is not a CIDR"))?;
             let is_v4 = matches!(network, IpNet::V4(_));
             if families.contains(&is_v4) || families.len() == 2 {

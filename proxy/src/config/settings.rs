@@ -64,6 +64,9 @@ pub struct Settings {
     /// How connections are balanced [default: auto]
     #[arg(long)]
     pub proxy_mode: Option<ProxyMode>,
+    /// Whether programs at sockets serve the connections of this node, before any packet is sent [default: auto]
+    #[arg(long)]
+    pub socket_lb: Option<SocketLb>,
     /// Run the bundled DNS server [default: true]
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub dns: Option<bool>,
@@ -111,14 +114,24 @@ pub struct Settings {
 pub enum ProxyMode {
     /// The best this host can do
     Auto,
-    /// eBPF programs
+    /// eBPF programs at sockets, over nftables or iptables rules for packets
     Ebpf,
-    /// nftables rules (not in this version)
-    #[value(hide = true)]
+    /// nftables rules for packets
     Nftables,
-    /// iptables rules (not in this version)
-    #[value(hide = true)]
+    /// iptables rules for packets
     Iptables,
+}
+
+/// `--socket-lb`.
+#[derive(ValueEnum, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum SocketLb {
+    /// Where the programs work
+    Auto,
+    /// In any case: without them the daemon does not start
+    On,
+    /// Not at all: everything is balanced by packets
+    Off,
 }
 
 /// `--dns-pods`.
@@ -181,6 +194,7 @@ impl Settings {
             opt_out_annotation: self.opt_out_annotation.or(file.opt_out_annotation),
             empty_local: self.empty_local.or(file.empty_local),
             proxy_mode: self.proxy_mode.or(file.proxy_mode),
+            socket_lb: self.socket_lb.or(file.socket_lb),
             dns: self.dns.or(file.dns),
             dns_bind_address: self.dns_bind_address.or(file.dns_bind_address),
             cluster_dns: self.cluster_dns.or(file.cluster_dns),

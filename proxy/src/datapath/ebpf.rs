@@ -39,7 +39,7 @@ pub(super) use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
 use self::tables::node::{NodeWords, OptOuts, OwnDns};
 use self::takeover::Taken;
-use super::{Datapath, Mode, SyncError, Synced};
+use super::{Datapath, SyncError, Synced};
 use crate::host::cgroup::CgroupError;
 use crate::plan::{Plan, PortKey, PortPlan};
 
@@ -338,10 +338,6 @@ fn former(pins: &Pins) -> Result<Option<(Former, Taken)>, EbpfOpenError> {
 }
 
 impl Datapath for Ebpf {
-    fn mode(&self) -> Mode {
-        Mode::Ebpf
-    }
-
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         let started = Instant::now();
         if self.failed {
@@ -354,7 +350,7 @@ impl Datapath for Ebpf {
                 let elapsed = started.elapsed();
                 self.orders.synced(&plan.opted_out, difference.ranges_gained, difference.ranges_lost);
                 let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
-                Ok(Synced { writes, refused, elapsed })
+                Ok(Synced { writes, refused, elapsed, flow_sweeps: Vec::new() })
             }
             Err(error) => {
                 self.failed = true;

@@ -9,16 +9,16 @@ use shunt_model::with_causes;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Datapath, Mode, RemoveError, Removed, Report, SyncError, Synced};
+use super::{Datapath, Part, RemoveError, Removed, Report, SyncError, Synced};
 use crate::plan::Plan;
 
-/// A data path that the open one replaces and that may have left something here.
+/// A part that the open path does not have and that may have left something here.
 pub(super) struct Other {
-    pub(super) mode: Mode,
+    pub(super) part: Part,
     pub(super) remove: Box<dyn FnMut() -> Result<Vec<Removed>, RemoveError> + Send>,
 }
 
-/// The open path. After its first complete sync it removes what the paths that it replaces left; after the next sync it
+/// The open path. After its first complete sync it removes what others left; after the next sync it
 /// retries a removal that failed.
 pub(super) struct Handover {
     path: Box<dyn Datapath>,
@@ -34,15 +34,15 @@ impl Handover {
 
     fn remove_others(&mut self) {
         let mut leftovers = Vec::new();
-        self.others.retain_mut(|Other { mode, remove }| match remove() {
+        self.others.retain_mut(|Other { part, remove }| match remove() {
             Ok(removed) => {
                 for removed in removed {
-                    info!(%mode, "removed {removed}: another data path serves now");
+                    info!(%part, "removed {removed}: another data path serves now");
                 }
                 false
             }
             Err(error) => {
-                leftovers.push(format!("the data path {mode} is still installed too: {}", with_causes(&error)));
+                leftovers.push(format!("{part} of another data path are still installed too: {}", with_causes(&error)));
                 true
             }
         });
@@ -58,10 +58,6 @@ impl Handover {
 }
 
 impl Datapath for Handover {
-    fn mode(&self) -> Mode {
-        self.path.mode()
-    }
-
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         let synced = self.path.sync(plan)?;
         // Another path may still serve a service port that this one refuses.

@@ -3,7 +3,11 @@
 #[cfg(test)]
 mod tests;
 
-use super::Mode;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Mode, Part};
 
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,17 +31,17 @@ pub enum CheckState {
     Missing,
 }
 
-/// What a data path found on this host.
+/// What a part found on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// Which path.
-    pub mode: Mode,
+    /// Which part.
+    pub part: Part,
     /// Its checks.
     pub checks: Vec<Check>,
 }
 
 impl Offer {
-    /// Whether the path can work here.
+    /// Whether the part can work here.
     #[must_use]
     pub fn possible(&self) -> bool {
         self.missing().next().is_none()
@@ -47,48 +51,172 @@ impl Offer {
         self.checks.iter().filter(|check| check.state == CheckState::Missing)
     }
 
-    /// `ebpf (cgroup v2: not mounted)`
+    /// `sockets (cgroup v2: not mounted)`
     fn refusal(&self) -> String {
         let missing: Vec<String> =
             self.missing().map(|Check { name, detail, .. }| format!("{name}: {detail}")).collect();
-        format!("{} ({})", self.mode, missing.join("; "))
+        format!("{} ({})", self.part, missing.join("; "))
     }
 }
 
-/// Which data path the operator wants.
+/// What the operator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Requested {
-    /// The first that can work here.
+pub struct Requested {
+    /// `--proxy-mode`; none is `auto`.
+    pub mode: Option<Mode>,
+    /// `--socket-lb`.
+    pub sockets: Wanted,
+}
+
+/// Whether the operator wants a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Wherever it works.
     Auto,
-    /// This one or none.
-    Only(Mode),
+    /// In any case: without it nothing starts.
+    On,
+    /// Not at all.
+    Off,
+}
+
+/// A path for packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PacketPath {
+    /// nftables rules.
+    Nftables,
+    /// iptables rules.
+    Iptables,
+}
+
+impl PacketPath {
+    /// The part that it is.
+    #[must_use]
+    pub const fn part(self) -> Part {
+        match self {
+            Self::Nftables => Part::Nftables,
+            Self::Iptables => Part::Iptables,
+        }
+    }
+
+    const fn mode(self) -> Mode {
+        match self {
+            Self::Nftables => Mode::Nftables,
+            Self::Iptables => Mode::Iptables,
+        }
+    }
+}
+
+/// What serves; at least one part. Its JSON is part of that of `shunt services`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// Its name.
+    pub mode: Mode,
+    /// Programs at sockets serve the connections of this node.
+    pub sockets: bool,
+    /// What serves packets, if anything can.
+    pub packets: Option<PacketPath>,
+    /// Why a part that was welcome does not serve: what it lacks.
+    pub without: Vec<String>,
+}
+
+impl Chosen {
+    /// Whether it has this part.
+    #[must_use]
+    pub fn has(&self, part: Part) -> bool {
+        match part {
+            Part::Sockets => self.sockets,
+            Part::Nftables | Part::Iptables => self.packets.is_some_and(|path| path.part() == part),
+        }
+    }
+}
+
+impl fmt::Display for Chosen {
+    /// `eBPF programs at sockets and nftables rules for packets`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = Part::ALL.into_iter().filter(|part| self.has(*part)).map(Part::description);
+        f.write_str(&parts.collect::<Vec<_>>().join(" and "))
+    }
 }
 
 /// Why no data path can serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {
-    /// The one that was asked for cannot work here; the operator wants no other.
-    #[error("the data path asked for cannot work here: {0}; shunt check lists what this host offers")]
-    NotPossible(String),
+    /// What was asked for cannot work here; the operator wants no other.
+    #[error("{asked} was asked for and cannot work here: {refusal}; shunt check lists what this host offers")]
+    NotPossible {
+        /// The flag.
+        asked: String,
+        /// What it lacks.
+        refusal: String,
+    },
+    /// The flags exclude each other.
+    #[error(
+        "--proxy-mode ebpf serves by programs at sockets, which --socket-lb off turns off: leave one of them out, or give \
+         --proxy-mode nftables or iptables"
+    )]
+    Contradiction,
     /// None can work here.
     #[error("no data path can work here: {}; shunt check lists what this host offers", .0.join(", "))]
     NonePossible(Vec<String>),
 }
 
-/// The data path that serves: with `auto` the first possible one in the order of `offers`, else the one asked for.
-pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Mode, ChooseError> {
-    let asked = |offer: &&Offer| match requested {
-        Requested::Auto => true,
-        Requested::Only(mode) => offer.mode == mode,
+/// What serves: what was asked for by name, or it is an error; else sockets wherever they work, over the first path for
+/// packets that works.
+pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseError> {
+    let Requested { mode, sockets: wanted } = requested;
+    let sockets = match (wanted, mode) {
+        (Wanted::Off, Some(Mode::Ebpf)) => return Err(ChooseError::Contradiction),
+        (Wanted::Off, _) => Err(None),
+        (Wanted::On | Wanted::Auto, _) => possible(Part::Sockets, offers).map_err(Some),
     };
-    let mut asked_for = offers.iter().filter(asked);
-    if let Some(offer) = asked_for.clone().find(|offer| offer.possible()) {
-        return Ok(offer.mode);
+    match (&sockets, wanted, mode) {
+        (Err(Some(refusal)), Wanted::On, _) => return Err(not_possible("--socket-lb on", refusal)),
+        (Err(Some(refusal)), _, Some(Mode::Ebpf)) => return Err(not_possible("--proxy-mode ebpf", refusal)),
+        _ => {}
     }
-    Err(match requested {
-        Requested::Auto => ChooseError::NonePossible(asked_for.map(Offer::refusal).collect()),
-        Requested::Only(mode) => {
-            ChooseError::NotPossible(asked_for.next().map_or_else(|| mode.to_string(), Offer::refusal))
+    let named = match mode {
+        None | Some(Mode::Ebpf) => None,
+        Some(Mode::Nftables) => Some(PacketPath::Nftables),
+        Some(Mode::Iptables) => Some(PacketPath::Iptables),
+    };
+    let (packets, mut without) = match named {
+        Some(path) => match possible(path.part(), offers) {
+            Ok(()) => (Some(path), Vec::new()),
+            Err(refusal) => return Err(not_possible(&format!("--proxy-mode {}", path.mode()), &refusal)),
+        },
+        None => first_of([PacketPath::Nftables, PacketPath::Iptables], offers),
+    };
+    without.extend(sockets.as_ref().err().cloned().flatten());
+    let mode = match (&sockets, named, packets) {
+        (_, Some(path), _) | (Err(_), None, Some(path)) => path.mode(),
+        (Ok(()), None, _) => Mode::Ebpf,
+        (Err(_), None, None) => return Err(ChooseError::NonePossible(without)),
+    };
+    Ok(Chosen { mode, sockets: sockets.is_ok(), packets, without })
+}
+
+fn not_possible(asked: &str, refusal: &str) -> ChooseError {
+    ChooseError::NotPossible { asked: asked.to_owned(), refusal: refusal.to_owned() }
+}
+
+/// The first of these that can work, and what those before it lack.
+fn first_of(paths: [PacketPath; 2], offers: &[Offer]) -> (Option<PacketPath>, Vec<String>) {
+    let mut without = Vec::new();
+    for path in paths {
+        match possible(path.part(), offers) {
+            Ok(()) => return (Some(path), without),
+            Err(refusal) => without.push(refusal),
         }
-    })
+    }
+    (None, without)
+}
+
+/// Whether a part can work; if not, why.
+fn possible(part: Part, offers: &[Offer]) -> Result<(), String> {
+    match offers.iter().find(|offer| offer.part == part) {
+        Some(offer) if offer.possible() => Ok(()),
+        Some(offer) => Err(offer.refusal()),
+        None => Err(part.to_string()),
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-use super::Mode;
+use super::Chosen;
 
 /// Health and counters of a data path, beside its syncs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,23 @@ pub struct Report {
 }
 
 impl Report {
+    /// What two parts of a path report together.
+    fn and(self, other: Self) -> Self {
+        let Self { checked, faults, foreign, numbers, leftovers, installed } = other;
+        let faults_of_installed: Vec<String> = [self.installed.fault, installed.fault].into_iter().flatten().collect();
+        Self {
+            checked: self.checked && checked,
+            faults: [self.faults, faults].concat(),
+            foreign: [self.foreign, foreign].concat(),
+            numbers: [self.numbers, numbers].concat(),
+            leftovers: [self.leftovers, leftovers].concat(),
+            installed: Installed {
+                fault: (!faults_of_installed.is_empty()).then(|| faults_of_installed.join("; ")),
+                restored: self.installed.restored.saturating_add(installed.restored),
+            },
+        }
+    }
+
     /// The reasons why what is programmed is not in effect; empty when it is.
     #[must_use]
     pub fn not_in_effect(&self) -> Vec<String> {
@@ -68,23 +85,25 @@ pub enum NumberKind {
 
 /// The data path that is open, for health and metrics; empty until one is open. All clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct OpenPath(Arc<OnceLock<(Mode, watch::Receiver<Report>)>>);
+pub struct OpenPath(Arc<OnceLock<(Chosen, Vec<watch::Receiver<Report>>)>>);
 
 impl OpenPath {
     /// Publishes the open path. Only the first call counts: a daemon opens one path.
-    pub fn publish(&self, mode: Mode, report: watch::Receiver<Report>) {
-        self.0.get_or_init(|| (mode, report));
+    pub fn publish(&self, chosen: Chosen, reports: Vec<watch::Receiver<Report>>) {
+        self.0.get_or_init(|| (chosen, reports));
     }
 
     /// Which path is open.
     #[must_use]
-    pub fn mode(&self) -> Option<Mode> {
-        self.0.get().map(|(mode, _)| *mode)
+    pub fn chosen(&self) -> Option<&Chosen> {
+        self.0.get().map(|(chosen, _)| chosen)
     }
 
-    /// Its report; empty before a path is open.
+    /// The report of all its parts; empty before a path is open.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.0.get().map(|(_, report)| report.borrow().clone()).unwrap_or_default()
+        let reports = self.0.get().map_or(&[][..], |(_, reports)| reports);
+        let reports = reports.iter().map(|report| report.borrow().clone());
+        reports.reduce(Report::and).unwrap_or_default()
     }
 }

@@ -198,7 +198,7 @@ pub fn metrics_routes(registry: Registry, path: OpenPath, configz: Value) -> Rou
     Router::new()
         .route("/metrics", get(metrics))
         .route("/metrics/slis", get(async || SLIS))
-        .route("/proxyMode", get(async move || proxy_mode(path.mode())))
+        .route("/proxyMode", get(async move || proxy_mode(path.chosen().map(|chosen| chosen.mode))))
         .route("/configz", get(async move || Json(configz.clone())))
         .route("/healthz", get(async || "ok"))
         .with_state(Arc::new(registry))

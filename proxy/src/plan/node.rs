@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use shunt_model::{Family, Node, Snapshot};
 
 use super::{HealthCheckAddresses, NodePortAddresses, PlanOptions};
@@ -22,6 +23,8 @@ pub(super) struct ThisNode {
     pub(super) node_ports: Arc<BTreeSet<IpAddr>>,
     /// As [`Plan::health_check_addresses`](super::Plan::health_check_addresses).
     pub(super) health_checks: Arc<HealthCheckAddresses>,
+    /// The ranges of its pods, as the Node object has them.
+    pub(super) pod_ranges: Vec<IpNet>,
 }
 
 impl ThisNode {
@@ -44,6 +47,7 @@ impl ThisNode {
             primary: Family::BOTH.map(|family| primary(node, family).or_else(|| first(&assigned, family))),
             node_ports: Arc::new(node_ports),
             health_checks: Arc::new(HealthCheckAddresses::new(health_checks)),
+            pod_ranges: node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
         }
     }
 

@@ -1,20 +1,17 @@
 //! Pods of this node that opt out of load balancing at their sockets by an annotation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::ordmap::DiffItem;
 use shunt_model::{Pod, Snapshot};
 
 use super::PlanOptions;
+use super::pods::{PodAddresses, is_local};
 
-/// The addresses of opted-out pods with how many pods have each: for a moment two pods may have one address, the former
-/// pod and the new one.
+/// The addresses of opted-out pods.
 #[derive(Debug, Default)]
-pub(super) struct OptedOut {
-    pods: BTreeMap<IpAddr, usize>,
-}
+pub(super) struct OptedOut(PodAddresses);
 
 impl OptedOut {
     /// Follows what changed between two snapshots. Returns the new set, if it is another one.
@@ -27,51 +24,14 @@ impl OptedOut {
         if options.opt_out.is_empty() {
             return None;
         }
-        let mut changed = false;
-        for item in old.pods.diff(&new.pods) {
-            let (gone, come) = match item {
-                DiffItem::Add(_, pod) => (None, Some(pod)),
-                DiffItem::Remove(_, pod) => (Some(pod), None),
-                DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
-            };
-            for address in addresses(come, options) {
-                changed |= self.add(*address);
-            }
-            for address in addresses(gone, options) {
-                changed |= self.remove(*address);
-            }
-        }
-        changed.then(|| Arc::new(self.pods.keys().copied().collect()))
+        let changed = self.0.follow(old, new, |pod| is_opted_out(pod, options));
+        changed.then(|| Arc::new(self.0.iter().collect()))
     }
-
-    /// True if it is a new address.
-    fn add(&mut self, address: IpAddr) -> bool {
-        let pods = self.pods.entry(address).or_default();
-        *pods += 1;
-        *pods == 1
-    }
-
-    /// True if no pod has the address any more.
-    fn remove(&mut self, address: IpAddr) -> bool {
-        let Some(pods) = self.pods.get_mut(&address) else { return false };
-        *pods = pods.saturating_sub(1);
-        let last = *pods == 0;
-        if last {
-            self.pods.remove(&address);
-        }
-        last
-    }
-}
-
-/// The addresses of a pod, if it is opted out.
-fn addresses<'a>(pod: Option<&'a Arc<Pod>>, options: &PlanOptions) -> impl Iterator<Item = &'a IpAddr> {
-    pod.filter(|pod| is_opted_out(pod, options)).into_iter().flat_map(|pod| &pod.addresses)
 }
 
 /// A pod in the node's own network namespace is never opted out: the node itself would be.
 fn is_opted_out(pod: &Pod, options: &PlanOptions) -> bool {
-    let local = !options.node.is_empty() && pod.node.as_deref() == Some(&*options.node) && !pod.host_network;
-    local
+    is_local(pod, options)
         && options.opt_out.iter().any(|(wanted, value)| {
             let mut given = pod.annotations.iter().filter(|(key, _)| key == wanted);
             given.any(|(_, given)| value.as_ref().is_none_or(|value| value == given))

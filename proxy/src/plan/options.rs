@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use shunt_model::Family;
 
+use super::PodDetection;
+
 /// What the plan depends on besides the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanOptions {
@@ -30,6 +32,8 @@ pub struct PlanOptions {
     pub empty_local: EmptyLocal,
     /// Source NAT for every packet to a cluster IP, from every source (TP-40).
     pub masquerade_all: bool,
+    /// How packet paths know the pods of this node.
+    pub pods: PodDetection,
     /// Annotations that take a local Pod out of socket load balancing: key and, if given, the value it must have.
     pub opt_out: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
@@ -46,6 +50,7 @@ impl Default for PlanOptions {
             service_cidrs: Vec::new(),
             empty_local: EmptyLocal::default(),
             masquerade_all: false,
+            pods: PodDetection::default(),
             opt_out: Vec::new(),
         }
     }

@@ -17,6 +17,7 @@ use super::health_checks::{HealthCheck, health_checks};
 use super::node::ThisNode;
 use super::notices::{Now, Said};
 use super::opt_out::OptedOut;
+use super::pods::{PodAddresses, PodSources, is_local};
 use super::service::{claim, plan_service, stakes_of};
 use super::{Endpoint, List, Plan, PlanOptions, PortKey, PortPlan};
 
@@ -41,6 +42,8 @@ pub struct Planner {
     here: ThisNode,
     addresses: AddressBook,
     opted_out: OptedOut,
+    /// The addresses of this node's pods.
+    pods: PodAddresses,
     claims: Claims,
     conflicts: BTreeMap<Claim, Vec<Conflict>>,
     /// The conflicts may be others than those that were said last.
@@ -66,7 +69,8 @@ impl Planner {
     pub fn new(options: PlanOptions) -> Self {
         let (mut claims, mut addresses) = (Claims::default(), AddressBook::default());
         let mut own_dns = BTreeMap::new();
-        let mut plan = Plan { service_cidrs: options.service_cidrs.as_slice().into(), ..Plan::default() };
+        let pods = Arc::new(PodSources::new(&options, &[], std::iter::empty()));
+        let mut plan = Plan { service_cidrs: options.service_cidrs.as_slice().into(), pods, ..Plan::default() };
         for port in built_in(&options) {
             for frontend in &port.frontends {
                 claims.add(claim(frontend.site(), &port.key), Claimant { rank: Rank::BuiltIn, port: port.key.clone() });
@@ -85,6 +89,7 @@ impl Planner {
             here: ThisNode::default(),
             addresses,
             opted_out: OptedOut::default(),
+            pods: PodAddresses::default(),
             claims,
             conflicts: BTreeMap::new(),
             new_conflicts: true,
@@ -140,7 +145,9 @@ impl Planner {
             self.plan.service_cidrs = exclusive(&self.options, &self.snapshot);
         }
         let mut services = self.touched(&old);
+        let ranges = self.here.pod_ranges.clone();
         services.extend(self.look_around());
+        self.find_pods(&old, &ranges);
         if let Some(opted_out) = self.opted_out.follow(&old, &self.snapshot, &self.options) {
             self.plan.opted_out = opted_out;
         }
@@ -189,6 +196,14 @@ impl Planner {
             }),
         };
         services.filter(|service| depends(service)).map(|service| service.key.clone()).collect()
+    }
+
+    /// Updates how the pods of this node are known.
+    fn find_pods(&mut self, old: &Snapshot, ranges: &[IpNet]) {
+        let moved = self.pods.follow(old, &self.snapshot, |pod| is_local(pod, &self.options));
+        if moved || *ranges != *self.here.pod_ranges {
+            self.plan.pods = Arc::new(PodSources::new(&self.options, &self.here.pod_ranges, self.pods.iter()));
+        }
     }
 
     /// Updates the claims. Returns the contested frontends among them, and all services that claim those.

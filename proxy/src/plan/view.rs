@@ -21,6 +21,8 @@ pub struct PlanView<'a> {
     pub node_addresses: Vec<IpAddr>,
     /// Addresses of local Pods that opted out: their sockets are left alone.
     pub opted_out: Vec<IpAddr>,
+    /// Networks of the pods of this node, as packets show them.
+    pub pod_networks: &'a [IpNet],
     /// Health-check node ports.
     pub health_checks: Vec<HealthCheckView<'a>>,
     /// The addresses on which those servers listen; without one of a family, every address of that family.
@@ -132,7 +134,7 @@ pub struct EndpointView {
 impl<'a> From<&'a Plan> for PlanView<'a> {
     fn from(plan: &'a Plan) -> Self {
         // `service_cidrs` is left out: it is what the caller said, and no part of what the node does.
-        let Plan { ports, addresses, opted_out, health_checks, health_check_addresses, service_cidrs: _ } = plan;
+        let Plan { ports, addresses, opted_out, pods, health_checks, health_check_addresses, service_cidrs: _ } = plan;
         let of_node = addresses.iter().filter(|(_, meaning)| meaning.node_ports.is_some());
         let check = |((service, family), check): (&'a (ObjectKey, Family), &HealthCheck)| HealthCheckView {
             namespace: &service.namespace,
@@ -145,6 +147,7 @@ impl<'a> From<&'a Plan> for PlanView<'a> {
             ports: ports.values().map(|port| PortView::from(&**port)).collect(),
             node_addresses: of_node.map(|(address, _)| *address).collect(),
             opted_out: opted_out.iter().copied().collect(),
+            pod_networks: &pods.networks,
             health_checks: health_checks.iter().map(check).collect(),
             health_check_addresses: Family::BOTH
                 .iter()

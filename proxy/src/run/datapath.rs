@@ -5,25 +5,38 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::Handle;
-use tracing::info;
+use tokio::sync::Notify;
+use tracing::{info, warn};
 
 use super::daemon::Parts;
 use crate::config::{Annotation, Config};
-use crate::datapath::{self, Datapath, Mode, Opened, Options};
+use crate::datapath::{self, Chosen, Datapath, Opened, Options};
+use crate::host::sysctls::{self, Told};
 use crate::plan::{Detect, PlanOptions};
 use crate::reconcile::Reconciler;
 
 impl Parts {
     /// Opens the data path and starts its upkeep.
-    pub(super) async fn open_datapath(&mut self, mode: Mode, options: Options) -> Result<Box<dyn Datapath>> {
+    pub(super) async fn open_datapath(
+        &mut self,
+        chosen: Chosen,
+        options: Options,
+    ) -> Result<(Box<dyn Datapath>, Arc<Notify>)> {
         let lock = Arc::clone(&self.lock);
-        let opening = tokio::task::spawn_blocking(move || datapath::open(mode, &options, &lock));
+        let serves = chosen.clone();
+        if chosen.packets.is_some() {
+            let conntrack = sysctls::Wanted::new(&self.config.kube_proxy.conntrack, sysctls::cores());
+            sysctls::apply(&conntrack)?.iter().for_each(Told::log);
+            sysctls::show_bridged_packets().iter().for_each(Told::log);
+            sysctls::faults().iter().for_each(|fault| warn!("{fault}"));
+        }
+        let opening = tokio::task::spawn_blocking(move || datapath::open(&serves, &options, &lock));
         // If this is dropped, the thread goes on: the end of the daemon waits for it.
         let opened = self.opening.insert(opening).await;
         self.opening = None;
-        let Opened { path, mode, adopted, report, beside } = opened.context("opening the data path")??;
-        info!(%mode, adopted, "data path is open");
-        self.health.path.publish(mode, report);
+        let Opened { path, adopted, reports, disturbed, beside } = opened.context("opening the data path")??;
+        info!(mode = %chosen.mode, serves = %chosen, adopted, "data path is open");
+        self.health.path.publish(chosen, reports);
         for beside in beside {
             let stop = self.stop.clone();
             self.tasks.spawn_blocking(move || {
@@ -31,7 +44,7 @@ impl Parts {
                 Ok(())
             });
         }
-        Ok(path)
+        Ok((path, disturbed))
     }
 
     /// Syncs block, so they have a thread of their own.
@@ -56,6 +69,7 @@ pub(super) fn plan_options(config: &Config, dns_backends: Vec<SocketAddr>) -> Pl
         external_ips: config.external_ips,
         service_cidrs: config.exclusive_cidrs.clone(),
         empty_local: config.empty_local,
+        pods: config.pods.clone(),
         masquerade_all: config.kube_proxy.iptables.masquerade_all || config.kube_proxy.nftables.masquerade_all,
         opt_out: config.opt_out.iter().map(Annotation::to_plan).collect(),
     }

@@ -1,15 +1,20 @@
 //! Checks what the daemon needs of its host, before it changes anything.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::datapath::{self, HostOptions, Mode, Options};
+use crate::config::kube_proxy::Conntrack;
+use crate::datapath::{self, Chosen, HostOptions, Options};
 use crate::host::privileges::{self, Capability};
+use crate::host::sysctls;
 use crate::source;
 
-/// Returns the data path that serves, and what it will need.
-pub(super) fn check(config: &Config) -> Result<(Mode, Options)> {
+const NO_PACKETS: &str = "nothing serves packets: clients outside of this node reach no node port, external IP or load \
+                          balancer address here; install nftables 1.0.1 or later, or iptables";
+
+/// Returns what serves, and what it will need.
+pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "shunt run must be root: it loads BPF programs and adds an address to lo; try sudo shunt run");
     let missing = privileges::missing(config.dns.is_some()).context("asking for the capabilities of this process")?;
@@ -17,13 +22,32 @@ pub(super) fn check(config: &Config) -> Result<(Mode, Options)> {
         bail!("{name} is missing, which {purpose}; give this process all that docs/privileges.md lists");
     }
     source::check(&config.source)?;
-    let options = Options {
+    let mut options = Options {
         host: HostOptions { cgroup_root: config.cgroup_root.clone(), bpf_root: config.bpf_root.clone() },
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
+        packets: config.packets,
     };
-    let mode = datapath::choose(config.mode, &datapath::probe(&options))?;
-    Ok((mode, options))
+    let chosen = datapath::choose(config.mode, &datapath::probe(&options))?;
+    options.packets.loopback_node_ports &= !chosen.sockets;
+    for lacks in &chosen.without {
+        info!(lacks, "this part of the data path does not serve; shunt check says more");
+    }
+    match chosen.packets {
+        None => warn!("{NO_PACKETS}"),
+        Some(_) => prepare_for_packets(&config.kube_proxy.conntrack)?,
+    }
+    Ok((chosen, options))
+}
+
+/// Sets what the kernel needs to be told for packets, and warns of what others must change.
+fn prepare_for_packets(conntrack: &Conntrack) -> Result<()> {
+    let told = sysctls::apply(&sysctls::Wanted::new(conntrack, sysctls::cores()))?;
+    told.iter().chain(&sysctls::show_bridged_packets()).for_each(sysctls::Told::log);
+    for fault in sysctls::faults() {
+        warn!("{fault}");
+    }
+    Ok(())
 }
 
 /// A failure costs only this protection (CF-13). A kubelet or a service manager has usually set one already.

@@ -15,7 +15,7 @@ use super::socket::programs::Links;
 use super::socket::upkeep::Upkeep;
 use super::{Adopted, Ebpf, EbpfOpenError, EbpfOptions};
 use crate::datapath::lock::Lock;
-use crate::datapath::{Check, HostOptions, Mode, Opened, Options, Removed, Report};
+use crate::datapath::{Check, HostOptions, OpenedPart, Options, Removed, Report};
 use crate::host::cgroup::{self, CgroupError};
 
 /// Checks everything that [`open`] needs.
@@ -24,13 +24,9 @@ pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
 }
 
 /// Opens tables and programs, with upkeep to run beside them.
-pub(in crate::datapath) fn open(
-    options: &Options,
-    lock: Arc<Lock>,
-    reports: watch::Sender<Report>,
-    report: watch::Receiver<Report>,
-) -> Result<Opened, EbpfOpenError> {
-    let Options { host, object, bind_protection } = options;
+pub(in crate::datapath) fn open(options: &Options, lock: Arc<Lock>) -> Result<OpenedPart, EbpfOpenError> {
+    let (reports, report) = watch::channel(Report::default());
+    let Options { host, object, bind_protection, packets: _ } = options;
     let options = EbpfOptions {
         cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
         cgroup_discovered: host.cgroup_root.is_none(),
@@ -44,9 +40,8 @@ pub(in crate::datapath) fn open(
     let keeper = Keeper::new(options, ebpf.pins.clone(), lock)?;
     let orders = ebpf.orders.subscribe();
     let kept = reports.clone();
-    Ok(Opened {
+    Ok(OpenedPart {
         path: Box::new(ebpf),
-        mode: Mode::Ebpf,
         adopted: adopted.to_string(),
         report,
         beside: vec![

@@ -18,10 +18,6 @@ struct FakePath {
 }
 
 impl Datapath for FakePath {
-    fn mode(&self) -> Mode {
-        Mode::Ebpf
-    }
-
     fn sync(&mut self, _: &Plan) -> Result<Synced, SyncError> {
         let says = self.says.pop_front().unwrap_or("sync");
         self.calls.lock().unwrap().push(says);
@@ -54,7 +50,7 @@ fn other(says: &[&'static str], calls: &Calls) -> Other {
             _ => Ok(vec![Removed { count: 1, what: "tables", place: "here".to_owned() }]),
         }
     };
-    Other { mode: Mode::Ebpf, remove: Box::new(remove) }
+    Other { part: Part::Sockets, remove: Box::new(remove) }
 }
 
 /// Syncs as often as `leftovers` has rows, and compares after each sync what could not be removed so far.
@@ -74,7 +70,7 @@ fn check(path: &[&'static str], others: &[&[&'static str]], leftovers: &[&[&str]
     assert_eq!(*made.lock().unwrap(), calls);
 }
 
-const BUSY: &str = "the data path ebpf is still installed too: removing tables: busy";
+const BUSY: &str = "sockets of another data path are still installed too: removing tables: busy";
 
 #[test]
 fn what_others_left_is_removed_once_after_the_first_sync() {
@@ -101,13 +97,6 @@ fn audits_go_to_the_open_path() {
     let calls = Calls::default();
     let path = FakePath { says: VecDeque::new(), calls: Arc::clone(&calls) };
     let mut handover = Handover::new(Box::new(path), vec![other(&[], &calls)], watch::Sender::new(Report::default()));
-    assert_eq!((handover.audit().unwrap(), handover.mode()), (7, Mode::Ebpf));
+    assert_eq!(handover.audit().unwrap(), 7);
     assert_eq!(*calls.lock().unwrap(), ["audit"]);
-}
-
-#[test]
-fn no_path_replaces_itself() {
-    for mode in Mode::ALL {
-        assert!(!mode.replaces(mode), "{mode}");
-    }
 }

@@ -1,49 +1,69 @@
-//! Which data path is chosen, for offers in rows.
+//! What is chosen, for offers in rows.
 
 use super::*;
 
-/// An offer with these checks: a name with `!` is missing, one with `?` a note.
-fn offer(checks: &str) -> Offer {
-    let check = |text: &'static str| {
-        let (name, state) = match text.strip_suffix('!') {
-            Some(name) => (name, CheckState::Missing),
-            None => text.strip_suffix('?').map_or((text, CheckState::Ok), |name| (name, CheckState::Note)),
-        };
-        Check { name, state, detail: "as seen".to_owned() }
+const SOCKETS: &str = "eBPF programs at sockets";
+const NFT: &str = "nftables rules for packets";
+const IPT: &str = "iptables rules for packets";
+
+/// Offers of sockets, nftables and iptables: for each the check that is missing, "" if none is.
+fn offers(missing: [&'static str; 3]) -> Vec<Offer> {
+    let offer = |(part, name): (Part, &'static str)| {
+        let state = if name.is_empty() { CheckState::Ok } else { CheckState::Missing };
+        Offer { part, checks: vec![Check { name, state, detail: "as seen".to_owned() }] }
     };
-    let checks = checks.to_owned().leak().split_whitespace().map(check).collect();
-    Offer { mode: Mode::Ebpf, checks }
+    Part::ALL.into_iter().zip(missing).map(offer).collect()
+}
+
+/// Flags as `auto off`: mode, then sockets.
+fn requested(flags: &str) -> Requested {
+    let (mode, sockets) = flags.split_once(' ').unwrap();
+    let mode = [Mode::Ebpf, Mode::Nftables, Mode::Iptables].into_iter().find(|known| known.as_str() == mode);
+    let sockets = match sockets {
+        "on" => Wanted::On,
+        "off" => Wanted::Off,
+        _ => Wanted::Auto,
+    };
+    Requested { mode, sockets }
 }
 
 #[track_caller]
-fn check(requested: Requested, offers: &[&str], wanted: Result<Mode, &str>) {
-    let offers: Vec<Offer> = offers.iter().map(|checks| offer(checks)).collect();
-    let chosen = choose(requested, &offers).map_err(|error| error.to_string());
-    match wanted {
-        Ok(mode) => assert_eq!(chosen, Ok(mode), "{offers:?}"),
-        Err(reason) => assert_eq!(chosen, Err(format!("{reason}; shunt check lists what this host offers"))),
-    }
+fn check(flags: &str, missing: [&'static str; 3], mode: Mode, parts: &[&str], without: &[&str]) {
+    let chosen = choose(requested(flags), &offers(missing)).unwrap();
+    assert_eq!((chosen.mode, chosen.to_string()), (mode, parts.join(" and ")));
+    assert_eq!(chosen.without, without);
+}
+
+#[track_caller]
+fn refused(flags: &str, missing: [&'static str; 3], reason: &str) {
+    let error = choose(requested(flags), &offers(missing)).unwrap_err().to_string();
+    assert_eq!(error.strip_suffix("; shunt check lists what this host offers").unwrap_or(&error), reason);
 }
 
 #[test]
-fn auto_takes_the_first_that_is_possible() {
-    check(Requested::Auto, &["btf"], Ok(Mode::Ebpf));
-    check(Requested::Auto, &["btf kernel?"], Ok(Mode::Ebpf));
-    check(Requested::Auto, &["btf!", "btf"], Ok(Mode::Ebpf));
+fn auto_takes_sockets_over_the_first_path_for_packets() {
+    check("auto auto", ["", "", ""], Mode::Ebpf, &[SOCKETS, NFT], &[]);
+    check("auto on", ["", "nft", ""], Mode::Ebpf, &[SOCKETS, IPT], &["nftables (nft: as seen)"]);
+    let neither = ["nftables (nft: as seen)", "iptables (lock: as seen)"];
+    check("auto auto", ["", "nft", "lock"], Mode::Ebpf, &[SOCKETS], &neither);
+    check("auto auto", ["btf", "", ""], Mode::Nftables, &[NFT], &["sockets (btf: as seen)"]);
+    check("auto off", ["", "", ""], Mode::Nftables, &[NFT], &[]);
+    check("auto off", ["btf", "nft", ""], Mode::Iptables, &[IPT], &["nftables (nft: as seen)"]);
+    let none = "no data path can work here: nftables (nft: as seen), iptables (lock: as seen), sockets (btf: as seen)";
+    refused("auto auto", ["btf", "nft", "lock"], none);
 }
 
 #[test]
-fn a_mode_asked_for_by_name_is_taken_or_is_an_error_with_what_it_lacks() {
-    let only = Requested::Only(Mode::Ebpf);
-    check(only, &["btf"], Ok(Mode::Ebpf));
-    let reason = "the data path asked for cannot work here: ebpf (maps: as seen; cgroup: as seen)";
-    check(only, &["btf maps! kernel? cgroup!"], Err(reason));
-    check(only, &[], Err("the data path asked for cannot work here: ebpf"));
-}
-
-#[test]
-fn nothing_possible_is_an_error_that_names_what_is_missing() {
-    check(Requested::Auto, &["btf!"], Err("no data path can work here: ebpf (btf: as seen)"));
-    let reason = "no data path can work here: ebpf (btf: as seen), ebpf (cgroup: as seen)";
-    check(Requested::Auto, &["btf! maps", "cgroup!"], Err(reason));
+fn a_path_asked_for_by_name_serves_or_is_an_error() {
+    check("ebpf auto", ["", "", ""], Mode::Ebpf, &[SOCKETS, NFT], &[]);
+    check("nftables auto", ["", "", ""], Mode::Nftables, &[SOCKETS, NFT], &[]);
+    check("iptables auto", ["btf", "", ""], Mode::Iptables, &[IPT], &["sockets (btf: as seen)"]);
+    check("iptables off", ["", "", ""], Mode::Iptables, &[IPT], &[]);
+    let refusal = |asked, what| format!("{asked} was asked for and cannot work here: {what}");
+    refused("ebpf auto", ["btf", "", ""], &refusal("--proxy-mode ebpf", "sockets (btf: as seen)"));
+    refused("nftables off", ["", "nft", ""], &refusal("--proxy-mode nftables", "nftables (nft: as seen)"));
+    refused("iptables auto", ["", "", "lock"], &refusal("--proxy-mode iptables", "iptables (lock: as seen)"));
+    refused("nftables on", ["btf", "", ""], &refusal("--socket-lb on", "sockets (btf: as seen)"));
+    let contradiction = choose(requested("ebpf off"), &offers(["", "", ""])).unwrap_err();
+    assert_eq!(contradiction, ChooseError::Contradiction);
 }

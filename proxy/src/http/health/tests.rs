@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_in_the_end};
 use crate::config::{DnsConfig, DnsListen, PodNames};
-use crate::datapath::{Installed, Mode, Number, NumberKind, OpenPath, Report};
+use crate::datapath::{Chosen, Installed, Mode, Number, NumberKind, OpenPath, Report};
 use crate::metrics::KubeProxy;
 use crate::metrics::census::Counts;
 use crate::plan::PortKey;
@@ -49,7 +49,8 @@ async fn ask(routes: axum::Router, path: &str, headers: &str) -> (String, String
 /// An open data path that says so.
 fn path(report: Report) -> OpenPath {
     let path = OpenPath::default();
-    path.publish(Mode::Ebpf, watch::channel(report).1);
+    let chosen = Chosen { mode: Mode::Ebpf, sockets: true, packets: None, without: Vec::new() };
+    path.publish(chosen, vec![watch::channel(report).1]);
     path
 }
 
