@@ -173,6 +173,7 @@ fn connect_arguments(to: SocketAddr, mode: Mode) -> Vec<String> {
         Mode::Http => "http",
         Mode::TcpFastopen => "tcp-fastopen",
         Mode::Mptcp => "mptcp",
+        Mode::Sctp => "sctp",
         Mode::Udp => "udp",
         Mode::UdpUnconnected => "udp-unconnected",
         Mode::Sctp => "sctp",

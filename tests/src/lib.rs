@@ -12,6 +12,7 @@ mod clients;
 mod daemon;
 pub mod demo;
 pub mod flows;
+pub mod guest;
 mod host;
 mod http;
 mod kube_api;
