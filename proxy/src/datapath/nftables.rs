@@ -323,7 +323,7 @@ fn around(installed: &mut Installed, rendering: &Rendering) -> Around {
     let replaced: Vec<Family> = installed.tables.iter().filter_map(replace).collect();
     let families = rendering.families.iter().copied();
     let tables = families.clone().filter(|family| !installed.tables.contains_key(family)).collect();
-    let all = families.flat_map(|family| Collection::ALL.into_iter().map(move |collection| (family, collection)));
+    let all = families.flat_map(|family| Collection::all().map(move |collection| (family, collection)));
     let is_there =
         |wanted: &(Family, Collection)| installed.collections.contains(wanted) && !replaced.contains(&wanted.0);
     let collections = all.filter(|wanted| !is_there(wanted)).collect();
