@@ -19,7 +19,7 @@ use shunt_dns::Exporter;
 use shunt_model::Snapshot;
 use shunt_serving::metrics::Process;
 
-use crate::datapath::{Number, NumberKind, OpenPath, Part, Report};
+use crate::datapath::{FlowSweep, Number, NumberKind, OpenPath, Part, Report};
 use crate::status::Status;
 use census::Counts;
 
@@ -53,6 +53,11 @@ impl Durations {
     /// A plan took so long.
     pub fn planned(&self, elapsed: Duration) {
         self.plan.observe(elapsed.as_secs_f64());
+    }
+
+    /// A sync was followed by these searches for stale UDP flows.
+    pub fn swept(&self, sweeps: &[FlowSweep]) {
+        self.kube_proxy.swept(sweeps);
     }
 
     /// A sync took so long, successful or not; a full one read the kernel back.

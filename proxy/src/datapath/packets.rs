@@ -1,7 +1,9 @@
 //! What the paths for packets have in common: what a frontend does with each kind of source, in numbers.
 
+pub(super) mod conntrack;
+
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::plan::{Empty, Frontend, List, PortPlan, Source};
 
@@ -28,6 +30,24 @@ pub(super) enum Treatment {
     },
     /// There is no endpoint.
     None(Empty),
+}
+
+/// What the first packet of a flow gets from rules, read without a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PacketOutcome {
+    /// It goes to one of these endpoints.
+    Endpoints {
+        /// Each is as likely for a new client.
+        addresses: BTreeSet<SocketAddr>,
+        /// A client stays with the one it got.
+        sticky: bool,
+    },
+    /// Refused at once.
+    Reject,
+    /// Silence.
+    Drop,
+    /// Left alone.
+    Pass,
 }
 
 impl Shape {
