@@ -5,10 +5,12 @@
 //! each `match` on [`Part`] below.
 
 mod caller;
+mod command;
 mod composed;
 mod ebpf;
 mod handover;
 mod iptables;
+pub mod kube_proxy;
 mod lock;
 mod nftables;
 mod offer;
@@ -23,6 +25,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use shunt_model::Family;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +37,8 @@ pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
 use crate::plan::{Plan, PortKey};
 
 /// The data paths by the names that operators use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// BPF programs at sockets, over rules for packets.
     Ebpf,
@@ -186,6 +191,19 @@ pub struct Synced {
     pub refused: Vec<(PortKey, String)>,
     /// The time until the kernel had all of it. What a path does for it beside the tables comes after.
     pub elapsed: Duration,
+    /// The searches for stale UDP flows that followed, at most one for each family.
+    pub flow_sweeps: Vec<FlowSweep>,
+}
+
+/// One search for stale UDP flows (CT-11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowSweep {
+    /// Of which flows.
+    pub family: Family,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// How many flows it ended.
+    pub ended: u64,
 }
 
 /// Why a sync failed as a whole. What it did not write keeps its former state.
@@ -267,9 +285,15 @@ pub fn open(chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<Open
     let sockets = chosen.sockets.then(|| open(Part::Sockets)).transpose()?;
     let packets = chosen.packets.map(|path| open(path.part())).transpose()?;
     let (leftovers, left) = watch::channel(Report { checked: true, ..Report::default() });
-    let mut opened = composed::over(sockets, packets, disturbed);
+    let mut opened = composed::over(sockets, packets, options.packets, disturbed);
     opened.reports.push(left);
     opened.path = Box::new(Handover::new(opened.path, replaced(chosen, &options.host), leftovers));
+    // Without a path for packets, clients outside of this node need kube-proxy's rules.
+    if chosen.packets.is_some() {
+        let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
+        opened.reports.push(report);
+        opened.path = Box::new(kube_proxy::Retiring::new(opened.path, reports));
+    }
     Ok(opened)
 }
 

@@ -7,3 +7,4 @@ pub mod local_ports;
 pub(crate) mod netlink;
 pub mod netns;
 pub mod privileges;
+pub mod sysctls;

@@ -19,7 +19,7 @@ use shunt_dns::Exporter;
 use shunt_model::Snapshot;
 use shunt_serving::metrics::Process;
 
-use crate::datapath::{Number, NumberKind, OpenPath, Report};
+use crate::datapath::{FlowSweep, Number, NumberKind, OpenPath, Part, Report};
 use crate::status::Status;
 use census::Counts;
 
@@ -53,6 +53,11 @@ impl Durations {
     /// A plan took so long.
     pub fn planned(&self, elapsed: Duration) {
         self.plan.observe(elapsed.as_secs_f64());
+    }
+
+    /// A sync was followed by these searches for stale UDP flows.
+    pub fn swept(&self, sweeps: &[FlowSweep]) {
+        self.kube_proxy.swept(sweeps);
     }
 
     /// A sync took so long, successful or not; a full one read the kernel back.
@@ -97,9 +102,17 @@ struct PathNumbers(OpenPath);
 impl Collector for PathNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Report { numbers, installed, .. } = self.0.report();
-        if self.0.chosen().is_some() {
-            let help = "Times that programs or pins which another program had removed were put back";
+        if let Some(chosen) = self.0.chosen() {
+            let help = "Times that what another program had removed was put back";
             counter(&mut encoder, "installation_restored", help, installed.restored)?;
+            for part in Part::ALL {
+                let (name, help) = match part {
+                    Part::Sockets => ("serves_sockets", "1 if programs at sockets serve this node's connections"),
+                    Part::Nftables => ("serves_packets_by_nftables", "1 if nftables rules serve packets"),
+                    Part::Iptables => ("serves_packets_by_iptables", "1 if iptables rules serve packets"),
+                };
+                gauge(&mut encoder, name, help, usize::from(chosen.has(part)))?;
+            }
         }
         for Number { name, help, kind, value } in numbers {
             match kind {

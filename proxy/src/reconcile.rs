@@ -212,7 +212,8 @@ impl Reconciler {
 
     /// True if the data path took every service port.
     fn succeeded(&mut self, synced: Synced, elapsed: Duration) -> bool {
-        let Synced { writes, refused, elapsed: _ } = synced;
+        let Synced { writes, refused, elapsed: _, flow_sweeps } = synced;
+        self.sinks.durations.swept(&flow_sweeps);
         let generation = self.generation;
         let (refusals, ports) = (refused.len(), self.status.planned.ports.len());
         if self.status.last_sync.is_none() || self.status.error.is_some() {

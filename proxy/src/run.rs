@@ -31,7 +31,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, passed: Vec<OwnedFd>) ->
     let (chosen, options) = prerequisites::check(&config)?;
     prerequisites::adjust_oom_score(config.oom_score_adj);
     shunt_serving::limits::raise_open_files();
-    let mut parts = Parts::bind(config)?;
+    let mut parts = Parts::bind(config, &chosen)?;
     if let Some(file) = file {
         parts.tasks.spawn(reload::until_changed(file, parts.stop.clone())?);
     }

@@ -225,12 +225,15 @@ fn the_images_get_what_is_built_for_them() {
     }
     assert!(text.contains("RUN cargo xtask build --release\n"));
     assert!(text.contains("RUN cargo build --release --package shunt-dns\n"));
+    assert!(text.contains("--no-install-recommends nftables iptables "), "the daemon runs both");
     assert_eq!(start(&["run", "--kubeconfig", "/nowhere", "--hostname-override", "n1"]).0, Some(0));
     // What is built without a target is the last one.
     assert!(!stages.last().unwrap().contains(" AS "), "{stages:?}");
-    for (program, base) in [(shunt_dns(), " AS shunt-dns"), (Binaries::find().unwrap().shunt.unwrap(), "")] {
-        let base = format!("gcr.io/distroless/cc-debian12{base}");
-        assert!(stages.contains(&base.as_str()), "{base}");
+    let daemon = Binaries::find().unwrap().shunt.unwrap();
+    for (program, base) in
+        [(shunt_dns(), "gcr.io/distroless/cc-debian12 AS shunt-dns"), (daemon, "debian:bookworm-slim")]
+    {
+        assert!(stages.contains(&base), "{base}");
         let output = Command::new("ldd").arg(program).output().unwrap();
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let in_base = ["linux-vdso", "libgcc_s.", "libm.", "libc.", "/lib64/ld-linux", "/lib/ld-linux"];

@@ -29,6 +29,12 @@ pub(crate) struct DemoOptions {
     /// Where the daemons take their objects from.
     #[arg(long, value_enum, default_value_t = ObjectSource::Manifests)]
     source: ObjectSource,
+    /// What serves packets, as the daemon takes it: auto, ebpf, nftables or iptables.
+    #[arg(long, value_name = "MODE")]
+    proxy_mode: Option<String>,
+    /// Whether sockets are served, as the daemon takes it: auto, on or off.
+    #[arg(long, value_name = "WHEN")]
+    socket_lb: Option<String>,
 }
 
 /// Where the daemons of the demo take their objects from.
@@ -58,6 +64,9 @@ pub(crate) struct BenchOptions {
     /// Only connections, directly and through a Service.
     #[arg(long, conflicts_with_all = ["only_api", "only_dns"])]
     only_connects: bool,
+    /// Only the data paths for packets, side by side.
+    #[arg(long, conflicts_with_all = ["only_api", "only_dns", "only_connects"])]
+    only_packets: bool,
 }
 
 /// Which server to ask.
@@ -76,13 +85,16 @@ pub(crate) fn demo(workspace: &Workspace, options: &DemoOptions) -> Result<ExitC
     with_binaries(workspace, &mut command);
     flag(&mut command, "--keep", options.keep);
     flag(&mut command, "--kube", options.source == ObjectSource::Kube);
+    for (option, value) in [("--proxy-mode", &options.proxy_mode), ("--socket-lb", &options.socket_lb)] {
+        command.args(value.iter().map(|value| format!("{option}={value}")));
+    }
     become_it(command)
 }
 
 /// Prepares the machine, builds, runs the measurements. Needs root.
 pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<ExitCode> {
     ready(workspace, "cargo xtask bench")?;
-    if !options.only_api && !options.only_connects {
+    if !options.only_api && !options.only_connects && !options.only_packets {
         let missing = packages::missing(&OTHER_DNS_SERVERS);
         packages::install(&missing, "measuring DNS beside other servers", "about 30 s")?;
         build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
@@ -95,6 +107,7 @@ pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<Exi
     flag(&mut command, "--only-api", options.only_api);
     flag(&mut command, "--only-dns", options.only_dns);
     flag(&mut command, "--only-connects", options.only_connects);
+    flag(&mut command, "--only-packets", options.only_packets);
     become_it(command)
 }
 

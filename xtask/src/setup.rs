@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use crate::command::program;
+use crate::guest;
 use crate::packages;
 use crate::toolchain::BpfToolchain;
 use crate::ui::say;
@@ -11,7 +12,13 @@ use crate::workspace::Workspace;
 
 /// Programs that are run, and the packages that bring them.
 const BUILD_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc"), ("c++", "g++")];
-const LAB_PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("nsenter", "util-linux"), ("musl-gcc", "musl-tools")];
+const LAB_PROGRAMS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("musl-gcc", "musl-tools"),
+    ("nft", "nftables"),
+    ("iptables", "iptables"),
+];
 /// What DNS is compared with in the tests.
 const TEST_PROGRAMS: [(&str, &str); 1] = [("unbound", "unbound")];
 
@@ -28,7 +35,7 @@ pub(crate) fn for_running(workspace: &Workspace) -> Result<BpfToolchain> {
     let missing = packages_of_missing(&LAB_PROGRAMS);
     packages::install(&missing, "the lab", "a few seconds")?;
     let toolchain = for_building(workspace)?;
-    say("   lab programs: ip, nsenter");
+    say("   lab programs: ip, nsenter, nft, iptables");
     Ok(toolchain)
 }
 
@@ -36,7 +43,9 @@ pub(crate) fn for_running(workspace: &Workspace) -> Result<BpfToolchain> {
 pub(crate) fn for_testing(workspace: &Workspace) -> Result<BpfToolchain> {
     let missing = packages_of_missing(&TEST_PROGRAMS);
     packages::install(&missing, "comparing DNS with another forwarder", "about 10 s")?;
-    for_running(workspace)
+    let toolchain = for_running(workspace)?;
+    guest::ready(workspace);
+    Ok(toolchain)
 }
 
 fn packages_of_missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {

@@ -10,9 +10,11 @@ use shunt_dns::Upstreams;
 use shunt_proxy::config::kube_proxy::KubeProxyConfiguration;
 use shunt_proxy::config::{self, BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
-use shunt_proxy::datapath::{self, Check, CheckState, Chosen, HostOptions, Options, Requested, Wanted};
+use shunt_proxy::datapath::{
+    self, Check, CheckState, Chosen, HostOptions, Offer, Options, Requested, Wanted, kube_proxy,
+};
 use shunt_proxy::host::local_ports::LocalPorts;
-use shunt_proxy::host::privileges;
+use shunt_proxy::host::{privileges, sysctls};
 
 use super::print;
 
@@ -35,17 +37,29 @@ pub(super) struct CheckArguments {
 pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let CheckArguments { cgroup_root, bpf_root, control_socket } = arguments;
     let host = HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() };
-    let packets = config::packets(&KubeProxyConfiguration::default());
-    let offers = datapath::probe(&Options { host, object: None, bind_protection: true, packets });
+    let treatment = config::packets(&KubeProxyConfiguration::default());
+    let offers = datapath::probe(&Options { host, object: None, bind_protection: true, packets: treatment });
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
     let used = datapath::choose(Requested { mode: None, sockets: Wanted::Auto }, &offers).ok().filter(|_| allowed);
-    checks.extend(offers.into_iter().flat_map(|offer| offer.checks));
+    checks.extend(offers.into_iter().flat_map(|offer| checks_of(offer, used.as_ref())));
     checks.push(node_ports());
+    checks.extend(packets_of_others());
+    checks.push(predecessor());
     checks.push(upstreams());
     checks.push(daemon(control_socket));
     print(&table(&checks, used.as_ref()))?;
     Ok(if used.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What a part lacks is a note if others serve without it.
+fn checks_of(offer: Offer, used: Option<&Chosen>) -> Vec<Check> {
+    let spared = used.is_some_and(|chosen| !chosen.has(offer.part));
+    let shown = |check: Check| match check.state {
+        CheckState::Missing if spared => Check { state: CheckState::Note, ..check },
+        CheckState::Ok | CheckState::Note | CheckState::Missing => check,
+    };
+    offer.checks.into_iter().map(shown).collect()
 }
 
 fn root() -> Check {
@@ -92,6 +106,31 @@ fn node_ports() -> Check {
     Check { name: "node ports", state, detail: detail.to_owned() }
 }
 
+/// How this host treats packets of others.
+fn packets_of_others() -> Vec<Check> {
+    let faults = sysctls::faults();
+    if faults.is_empty() {
+        let detail = "the kernel forwards them, and rules see those inside bridges".to_owned();
+        return vec![Check { name: "packets of others", state: CheckState::Ok, detail }];
+    }
+    let check = |detail| Check { name: "packets of others", state: CheckState::Note, detail };
+    faults.into_iter().map(check).collect()
+}
+
+/// A kube-proxy beside the daemon.
+fn predecessor() -> Check {
+    let (state, detail) = match kube_proxy::running().first() {
+        None => (CheckState::Ok, "none is seen on this node".to_owned()),
+        Some(process) => (
+            CheckState::Note,
+            format!(
+                "runs (process {process}); its rules stay until it is taken off this node, and serve beside shunt's"
+            ),
+        ),
+    };
+    Check { name: "kube-proxy", state, detail }
+}
+
 /// Of other names, unless a daemon is told where to ask.
 fn upstreams() -> Check {
     let (state, detail) = match Upstreams::usual().problem() {
@@ -123,6 +162,10 @@ fn table(checks: &[Check], used: Option<&Chosen>) -> String {
         writeln!(text, "{word:<8} {name:<20} {detail}").unwrap_or_default();
     }
     text.push_str(&match used {
+        Some(chosen) if chosen.packets.is_none() => format!(
+            "\nshunt run would balance connections with {chosen}. Nothing serves packets: clients outside of this node \
+             would reach no Service here.\n"
+        ),
         Some(chosen) => format!("\nshunt run would balance connections with {chosen}.\n"),
         None => "\nshunt run cannot work here: see the lines marked MISSING.\n".to_owned(),
     });

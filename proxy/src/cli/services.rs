@@ -35,11 +35,14 @@ pub(super) fn run(arguments: ServicesArguments) -> Result<ExitCode> {
     for fault in &services.faults {
         complain(format_args!("not in effect now: {fault}"));
     }
-    let Services { ports, refused, error, faults, problems, warnings, table } = services;
+    let Services { ports, data_path, refused, error, faults, problems, warnings, table } = services;
     print(&match arguments.output {
-        OutputFormat::Table => table,
+        OutputFormat::Table => match data_path {
+            Some(serves) => format!("{table}\nserved by {serves}"),
+            None => table,
+        },
         OutputFormat::Json => serde_json::to_string_pretty(&serde_json::json!({
-            "ports": ports, "refused": refused, "error": error, "faults": faults, "problems": problems,
+            "ports": ports, "dataPath": data_path, "refused": refused, "error": error, "faults": faults, "problems": problems,
             "warnings": warnings
         }))?,
     })?;

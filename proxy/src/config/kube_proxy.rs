@@ -155,7 +155,7 @@ section! {
 
 /// The fields that have an effect in this version; other fields that differ from their default are named once at the
 /// start.
-const OBEYED: [&str; 26] = [
+const OBEYED: [&str; 32] = [
     "apiVersion",
     "kind",
     "clientConnection.kubeconfig",
@@ -182,6 +182,12 @@ const OBEYED: [&str; 26] = [
     "detectLocal.interfaceNamePrefix",
     "clusterCIDR",
     "conntrack.tcpBeLiberal",
+    "conntrack.maxPerCore",
+    "conntrack.min",
+    "conntrack.tcpEstablishedTimeout",
+    "conntrack.tcpCloseWaitTimeout",
+    "conntrack.udpTimeout",
+    "conntrack.udpStreamTimeout",
 ];
 
 /// A document, and warnings about it.

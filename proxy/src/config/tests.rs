@@ -114,8 +114,7 @@ fn mistakes_in_the_file_are_named_with_their_line() {
 fn mistakes_in_flags_say_what_to_do() {
     refused(config("--hostname-override n"), &["--manifests", "--kubeconfig"]);
     refused(config("--manifests m --kubeconfig k"), &["--manifests", "--kubeconfig", "leave one out"]);
-    refused(config("--manifests m --proxy-mode nftables"), &["nftables", "not in this version"]);
-    refused(config("--manifests m --proxy-mode iptables"), &["iptables", "not in this version"]);
+    refused(config("--manifests m --socket-lb never"), &["never", "auto", "off"]);
     refused(config("--manifests m --proxy-mode ipvs"), &["ipvs", "auto"]);
     refused(config("--manifests m --cluster-dns 10.96.0.10:53"), &["--cluster-dns", "without a port"]);
     refused(config("--manifests m --dns-bind-address="), &["--dns-bind-address", "--dns=false"]);

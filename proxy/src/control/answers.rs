@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::datapath::Report;
+use crate::datapath::{Chosen, OpenPath};
 use crate::plan::{PlanView, render_table};
 use crate::status::Status;
 
@@ -13,6 +13,9 @@ use crate::status::Status;
 pub struct Services {
     /// The fields of `shunt plan -o json`.
     pub ports: Value,
+    /// What serves, and why not more.
+    #[serde(default)]
+    pub data_path: Option<Chosen>,
     /// Service ports that are not served, with the reason.
     pub refused: Vec<String>,
     /// Objects and files of the input that are ignored, each with file, line and reason.
@@ -29,12 +32,13 @@ pub struct Services {
 }
 
 /// The frontends of the last successful sync.
-pub fn services(status: &Status, path: &Report) -> Result<Services, serde_json::Error> {
+pub fn services(status: &Status, path: &OpenPath) -> Result<Services, serde_json::Error> {
     let ports = serde_json::to_value(PlanView::from(&status.programmed).ports)?;
     let refused = status.refused.iter().map(|(port, reason)| format!("{port}: {reason}")).collect();
     let problems = status.source.problems.iter().map(ToString::to_string).collect();
     let table = render_table(&status.programmed);
     let warnings = status.source.warnings().cloned().collect();
-    let faults = path.not_in_effect();
-    Ok(Services { ports, refused, problems, warnings, error: status.error.clone(), faults, table })
+    let faults = path.report().not_in_effect();
+    let data_path = path.chosen().cloned();
+    Ok(Services { ports, data_path, refused, problems, warnings, error: status.error.clone(), faults, table })
 }

@@ -180,7 +180,7 @@ impl Views {
     async fn reply(&self, request: &Request) -> Reply {
         match request {
             Request::Services => self.in_force().map_or_else(Reply::Error, |(status, _)| {
-                let services = answers::services(&status, &self.path.report());
+                let services = answers::services(&status, &self.path);
                 services.map_or_else(|error| Reply::Error(error.to_string()), Reply::Services)
             }),
             Request::Explain { source, destination } => {

@@ -350,7 +350,7 @@ impl Datapath for Ebpf {
                 let elapsed = started.elapsed();
                 self.orders.synced(&plan.opted_out, difference.ranges_gained, difference.ranges_lost);
                 let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
-                Ok(Synced { writes, refused, elapsed })
+                Ok(Synced { writes, refused, elapsed, flow_sweeps: Vec::new() })
             }
             Err(error) => {
                 self.failed = true;

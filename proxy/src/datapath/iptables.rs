@@ -172,7 +172,7 @@ impl Datapath for Iptables {
         let elapsed = started.elapsed();
         self.remove_other_variant();
         let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
-        Ok(Synced { writes, refused, elapsed })
+        Ok(Synced { writes, refused, elapsed, ..Synced::default() })
     }
 
     /// Only sockets notice when the node's own DNS closes.

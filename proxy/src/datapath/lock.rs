@@ -1,7 +1,10 @@
-//! The lock on the BPF root: one daemon at a time works with the pins there, and `shunt cleanup` removes none under it.
+//! The locks of a daemon: one at a time works with the pins below a BPF root, and one at a time writes the rules for
+//! packets of a network namespace. `shunt cleanup` removes nothing under them.
 //!
-//! It is flock(2) on the directory itself: a BPF file system takes no regular files, daemons of one root need not agree
+//! The lock on the BPF root is flock(2) on the directory itself: a BPF file system takes no regular files, daemons of one root need not agree
 //! on any other path, and the kernel ends the lock with the process, also after SIGKILL.
+
+mod namespace;
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -11,11 +14,21 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::sys::stat::{major, minor};
 
-use super::ebpf;
+use self::namespace::{NamespaceLock, Refusal};
+use super::{Chosen, ebpf};
 
-/// The BPF root cannot be locked.
+/// What a daemon works with cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
+    /// Another process writes the rules for packets of this network namespace.
+    #[error("{holder} serves the packets of this network namespace: stop it first")]
+    PacketsHeld {
+        /// Who does.
+        holder: Holder,
+    },
+    /// The lock on the rules for packets cannot be had.
+    #[error("locking the rules for packets of this network namespace")]
+    Packets(#[source] io::Error),
     /// Another process has the lock.
     #[error(
         "{holder} serves with the BPF root {}: stop it, or give this one a --bpf-root and a --control-socket of its own",
@@ -60,27 +73,32 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// The lock, held until it is dropped.
+/// The locks, held until this is dropped.
 #[derive(Debug)]
 pub struct Lock {
     root: PathBuf,
-    directory: Mutex<File>,
+    /// None if there are no pins, and none are made.
+    directory: Option<Mutex<File>>,
     /// The directory was not there before.
     made: bool,
+    _packets: Option<NamespaceLock>,
 }
 
 impl Lock {
-    /// Locks `root`, which is made if it is missing.
-    pub fn take(root: &Path) -> Result<Self, LockError> {
-        let made = make(root)?;
-        let directory = lock(root)?;
-        Ok(Self { root: root.to_owned(), directory: Mutex::new(directory), made })
+    /// Locks what the chosen parts work with. Only if pins are made below `root`, it is made too.
+    pub fn take(root: &Path, chosen: &Chosen) -> Result<Self, LockError> {
+        let (made, directory) = match chosen.sockets {
+            true => (make(root)?, Some(lock(root)?)),
+            false => (false, lock_existing(root)?),
+        };
+        let packets = chosen.packets.map(|_| lock_packets()).transpose()?;
+        Ok(Self { root: root.to_owned(), directory: directory.map(Mutex::new), made, _packets: packets })
     }
 
-    /// Locks `root` if it exists, on whatever file system, and makes nothing.
-    pub fn of_existing(root: &Path) -> Result<Option<Self>, LockError> {
-        let lock = |directory| Self { root: root.to_owned(), directory: Mutex::new(directory), made: false };
-        Ok(lock_existing(root)?.map(lock))
+    /// Locks all that may be there, on whatever file system, and makes nothing.
+    pub fn of_existing(root: &Path) -> Result<Self, LockError> {
+        let directory = lock_existing(root)?.map(Mutex::new);
+        Ok(Self { root: root.to_owned(), directory, made: false, _packets: Some(lock_packets()?) })
     }
 
     /// Whether the directory was made for this lock, so that nothing of an earlier daemon can be in it.
@@ -92,13 +110,21 @@ impl Lock {
     /// Locks the directory that is at the path now: another program may have removed the one that was locked.
     pub(super) fn renew(&self) -> Result<(), LockError> {
         make(&self.root)?;
-        let mut held = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let mut held = directory.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_at(&held, &self.root) {
             *held = lock(&self.root)?;
         }
         drop(held);
         Ok(())
     }
+}
+
+fn lock_packets() -> Result<NamespaceLock, LockError> {
+    NamespaceLock::take().map_err(|refusal| match refusal {
+        Refusal::Held(holder) => LockError::PacketsHeld { holder },
+        Refusal::Failed(error) => LockError::Packets(error),
+    })
 }
 
 fn make(root: &Path) -> Result<bool, LockError> {
@@ -194,15 +220,14 @@ mod tests {
     #[test]
     fn what_exists_is_locked_on_any_file_system_and_what_does_not_is_not_made() {
         let place = tempfile::tempdir().unwrap();
-        let held = Lock::of_existing(place.path()).unwrap();
-        assert!(held.is_some_and(|held| !held.has_made_root()));
-        let first = lock(place.path()).unwrap();
-        assert!(matches!(Lock::of_existing(place.path()), Err(LockError::Held { .. })));
-        drop(first);
+        let held = lock_existing(place.path()).unwrap();
+        assert!(held.is_some());
+        assert!(matches!(lock_existing(place.path()), Err(LockError::Held { .. })));
+        drop(held);
         std::fs::write(place.path().join("file"), "").unwrap();
         for missing in ["missing", "file/below"] {
             let root = place.path().join(missing);
-            assert!(Lock::of_existing(&root).unwrap().is_none() && !root.exists(), "{missing}");
+            assert!(lock_existing(&root).unwrap().is_none() && !root.exists(), "{missing}");
         }
     }
 

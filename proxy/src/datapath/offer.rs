@@ -5,6 +5,8 @@ mod tests;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Mode, Part};
 
 /// One check.
@@ -78,7 +80,8 @@ pub enum Wanted {
 }
 
 /// A path for packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PacketPath {
     /// nftables rules.
     Nftables,
@@ -104,8 +107,8 @@ impl PacketPath {
     }
 }
 
-/// What serves; at least one part.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What serves; at least one part. Its JSON is part of that of `shunt services`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chosen {
     /// Its name.
     pub mode: Mode,

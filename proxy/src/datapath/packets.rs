@@ -1,5 +1,7 @@
 //! What the paths for packets have in common: what a frontend does with each kind of source, in numbers.
 
+pub(super) mod conntrack;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,6 +1,7 @@
 //! Netlink requests that wait for their answer, for work inside other network namespaces, where no runtime is.
 
 pub(crate) mod addresses;
+pub(crate) mod links;
 
 use std::io;
 
@@ -15,6 +16,8 @@ const RECEIVE: usize = 1 << 16;
 const HEADER: usize = 16;
 /// How often a list is read again that changed while the kernel gave it.
 const DUMPS: usize = 4;
+/// The upper bits of an attribute's type are flags.
+const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
 /// A netlink socket in the network namespace in which it was opened.
 #[derive(Debug)]
@@ -22,6 +25,15 @@ pub(crate) struct Netlink {
     socket: Socket,
     buffer: Vec<u8>,
     sequence: u32,
+}
+
+/// A list as the kernel gave it.
+#[derive(Debug)]
+pub(crate) struct Dump<T> {
+    /// What was made of its entries.
+    pub(crate) entries: Vec<T>,
+    /// The list did not change while the kernel gave it, so that nothing is missing.
+    pub(crate) whole: bool,
 }
 
 impl Netlink {
@@ -38,18 +50,28 @@ impl Netlink {
         read: impl Fn(&[u8]) -> io::Result<Option<T>>,
     ) -> io::Result<Vec<T>> {
         for _ in 0..DUMPS {
-            let (mut found, mut changed) = (Vec::new(), false);
-            self.ask(kind, NLM_F_DUMP, request)?;
-            self.answer(|entry| {
-                changed |= entry.flags() & NLM_F_DUMP_INTR != 0;
-                found.extend(read(entry.payload())?);
-                Ok(())
-            })?;
-            if !changed {
-                return Ok(found);
+            if let Dump { entries, whole: true } = self.dump_once(kind, request, &read)? {
+                return Ok(entries);
             }
         }
         Err(io::Error::new(io::ErrorKind::Interrupted, "the list changed each time while it was read"))
+    }
+
+    /// Asks for a list once and returns what `read` makes of each entry.
+    pub(crate) fn dump_once<T>(
+        &mut self,
+        kind: u16,
+        request: &[u8],
+        read: impl Fn(&[u8]) -> io::Result<Option<T>>,
+    ) -> io::Result<Dump<T>> {
+        let mut dump = Dump { entries: Vec::new(), whole: true };
+        self.ask(kind, NLM_F_DUMP, request)?;
+        self.answer(|entry| {
+            dump.whole &= entry.flags() & NLM_F_DUMP_INTR == 0;
+            dump.entries.extend(read(entry.payload())?);
+            Ok(())
+        })?;
+        Ok(dump)
     }
 
     /// Sends a command and waits until the kernel has carried it out.
@@ -119,6 +141,32 @@ fn outcome(payload: &[u8]) -> io::Result<()> {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
     }
+}
+
+/// The attributes in `bytes`, as far as they are well-formed.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (length, rest) = bytes.split_first_chunk::<2>()?;
+        let (kind, _) = rest.split_first_chunk::<2>()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes(*kind) & ATTRIBUTE_TYPE, value))
+    })
+}
+
+/// The value of the first attribute of this kind in `bytes`.
+pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+/// Appends an attribute to a request.
+pub(crate) fn push_attribute(request: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX);
+    request.extend(length.to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(value);
+    request.resize(request.len().next_multiple_of(4), 0);
 }
 
 fn malformed() -> io::Error {

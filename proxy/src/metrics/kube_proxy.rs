@@ -15,6 +15,7 @@ use shunt_model::{EndpointSlice, Family, Snapshot};
 use tokio::sync::watch;
 
 use super::census::WithoutLocal;
+use crate::datapath::FlowSweep;
 use crate::status::{LastSync, Status};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +45,8 @@ pub struct KubeProxy {
     full_syncs: Histograms,
     partial_syncs: Histograms,
     programming: Histograms,
+    flow_sweeps: Histograms,
+    ended_flows: Metrics<OfFamily, Counter>,
     last: Metrics<OfFamily, Seconds>,
     queued: Metrics<OfFamily, Seconds>,
     no_local: Metrics<OfPolicy, Gauge>,
@@ -65,6 +68,8 @@ impl Default for KubeProxy {
             full_syncs: Metrics::new_with_constructor(syncs),
             partial_syncs: Metrics::new_with_constructor(syncs),
             programming: Metrics::new_with_constructor(programming),
+            flow_sweeps: Metrics::new_with_constructor(syncs),
+            ended_flows: Metrics::default(),
             last: Metrics::default(),
             queued: Metrics::default(),
             no_local: Metrics::default(),
@@ -109,10 +114,10 @@ impl KubeProxy {
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("kubeproxy");
         // Known from the start, for rates and quantiles of the first ones.
-        for histograms in [&self.syncs, &self.full_syncs, &self.partial_syncs, &self.programming] {
-            for family in Family::BOTH {
-                drop(histograms.get_or_create(&label(family)));
-            }
+        let histograms = [&self.syncs, &self.full_syncs, &self.partial_syncs, &self.programming, &self.flow_sweeps];
+        for family in Family::BOTH {
+            histograms.into_iter().for_each(|histograms| drop(histograms.get_or_create(&label(family))));
+            drop(self.ended_flows.get_or_create(&label(family)));
         }
         let mut syncs = |name, help, metric: &Histograms| registry.register(name, help, metric.clone());
         syncs("sync_proxy_rules_duration_seconds", "Time of each sync, successful or not", &self.syncs);
@@ -120,6 +125,13 @@ impl KubeProxy {
         syncs("sync_partial_proxy_rules_duration_seconds", "Time of all other syncs", &self.partial_syncs);
         let help = "From the change of an endpoint in the cluster until it is in the kernel";
         syncs("network_programming_duration_seconds", help, &self.programming);
+        syncs(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Time of each search for stale UDP flows",
+            &self.flow_sweeps,
+        );
+        let help = "Stale UDP flows that were ended";
+        registry.register("conntrack_reconciler_deleted_entries", help, self.ended_flows.clone());
         let times = [
             ("sync_proxy_rules_last_timestamp_seconds", "When a sync last succeeded", &self.last),
             ("sync_proxy_rules_last_queued_timestamp_seconds", "When a sync was last asked for", &self.queued),
@@ -224,6 +236,14 @@ impl KubeProxy {
         }
     }
 
+    /// A sync was followed by these searches for stale UDP flows.
+    pub(super) fn swept(&self, sweeps: &[FlowSweep]) {
+        for FlowSweep { family, elapsed, ended } in sweeps {
+            self.flow_sweeps.get_or_create(&label(*family)).observe(elapsed.as_secs_f64());
+            self.ended_flows.get_or_create(&label(*family)).inc_by(*ended);
+        }
+    }
+
     /// The kernel went from `old`, the last view it served, to `new` (SY-20).
     pub(super) fn applied(&self, old: Option<&Snapshot>, new: &Snapshot) {
         let now = SystemTime::now();
@@ -288,6 +308,7 @@ mod tests {
         let last = LastSync { generation: 1, at: SystemTime::now(), elapsed: Duration::from_millis(3) };
         metrics.served(&new, &new, last);
         metrics.serves(WithoutLocal { internal: [1, 0], external: [0, 2] });
+        metrics.swept(&[FlowSweep { family: Family::V6, elapsed: Duration::from_millis(3), ended: 7 }]);
         metrics.healthz(503);
         metrics.livez(200);
         let text = scrape(&metrics);
@@ -305,6 +326,9 @@ mod tests {
             "kubeproxy_sync_proxy_rules_endpoint_changes_total 1",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
             "kubeproxy_sync_proxy_rules_service_changes_total 0",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 0",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 7",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
             "kubeproxy_proxy_livez_total{code=\"200\"} 1",
         ] {

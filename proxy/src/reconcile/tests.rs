@@ -12,7 +12,7 @@ use shunt_model::source::SourceHealth;
 use shunt_model::{
     ClusterIps, Namespace, ObjectKey, Protocol, Service, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,8 @@ struct Fake {
     calls: Arc<Mutex<Vec<SyncCall>>>,
     /// Where the last sync led the cluster DNS address.
     leads: Arc<Mutex<String>>,
+    /// What the next audit says, if another program was at work.
+    repairs: Arc<Mutex<Option<Result<u64, SyncError>>>>,
 }
 
 impl Datapath for Fake {
@@ -52,7 +54,7 @@ impl Datapath for Fake {
     }
 
     fn audit(&mut self) -> Result<u64, SyncError> {
-        Ok(0)
+        self.repairs.lock().unwrap().take().unwrap_or(Ok(0))
     }
 
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
@@ -93,6 +95,8 @@ struct Loop {
     status: watch::Receiver<Status>,
     calls: Arc<Mutex<Vec<SyncCall>>>,
     leads: Arc<Mutex<String>>,
+    repairs: Arc<Mutex<Option<Result<u64, SyncError>>>>,
+    disturbed: Arc<Notify>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -111,11 +115,12 @@ impl Loop {
         let calls = Arc::<Mutex<Vec<SyncCall>>>::default();
         let (says, leads) = (says.iter().copied().collect(), Arc::<Mutex<String>>::default());
         let (began, told) = (Instant::now(), (Arc::clone(&calls), Arc::clone(&leads)));
-        let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1 };
+        let (repairs, disturbed) = (Arc::default(), Arc::<Notify>::default());
+        let fake = Fake { says, began, dns: dns.clone(), calls: told.0, leads: told.1, repairs: Arc::clone(&repairs) };
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (dns_serves, dns_serves_read) = watch::channel(false);
         let (choice, goal) = PlanChoice::new(options, dns_serves_read, snapshots_read);
-        let input = Input { goal, health: health_read, addresses, disturbed: Arc::default() };
+        let input = Input { goal, health: health_read, addresses, disturbed: Arc::clone(&disturbed) };
         let (pending, durations) = (crate::status::Pending::default(), Durations::new(KubeProxy::default()));
         let sinks = Sinks { status, pending, durations };
         let reconciler = Reconciler::new(Box::new(fake), input, sinks);
@@ -124,7 +129,7 @@ impl Loop {
         tokio::spawn(choice.run(stop.clone()));
         let task = tokio::spawn(reconciler.run(stop.clone()));
         let (status, _addresses) = (status_read, addresses_sender);
-        Self { snapshots, health, _addresses, dns_serves, dns, status, calls, leads, stop, task }
+        Self { snapshots, health, _addresses, dns_serves, dns, status, calls, leads, repairs, disturbed, stop, task }
     }
 
     async fn until(&mut self, wanted: impl FnMut(&Status) -> bool) -> Status {
@@ -249,6 +254,22 @@ async fn trouble_of_the_source_is_passed_on_without_a_sync() {
     let status = l.until(|status| status.source.unreachable.is_some()).await;
     assert_eq!(status.syncs, 1);
     assert_eq!(l.end().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_program_broke_is_repaired_at_once_and_read_back_if_that_fails() {
+    let mut l = Loop::start(1, &[]);
+    l.until(|status| status.syncs == 1).await;
+    l.repairs.lock().unwrap().replace(Ok(3));
+    l.disturbed.notify_one();
+    let status = l.until(|status| status.repaired == 3).await;
+    assert_eq!(status.syncs, 1);
+    let refused = SyncError::Write { object: "table ip shunt", source: io::Error::other("no memory") };
+    l.repairs.lock().unwrap().replace(Err(refused));
+    l.disturbed.notify_one();
+    l.until(|status| status.syncs == 2).await;
+    let times: Vec<u128> = l.end().await.into_iter().map(|(when, ..)| when).collect();
+    assert_eq!(times, [0, 0], "nothing waits for the next audit");
 }
 
 /// A cluster whose own DNS has a Service with this pod, or none.

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::Listener;
-use crate::datapath::{Lock, OpenError, OpenPath, Opened};
+use crate::datapath::{Chosen, Lock, OpenError, OpenPath, Opened};
 use crate::events::{self, Recorded, Recorder};
 use crate::http::health::{DnsState, Health};
 use crate::made::{InUse, Ledger, Made};
@@ -30,7 +30,7 @@ pub(super) struct Parts {
     /// Every task of the daemon; each ends when `stop` says so.
     pub(super) tasks: JoinSet<Result<()>>,
     pub(super) control: Option<Listener>,
-    /// No other daemon works with the same pins.
+    /// No other daemon works with the same pins, nor with the packets of this network namespace.
     pub(super) lock: Arc<Lock>,
     /// What this start has made, to be taken back if it fails.
     pub(super) ledger: Ledger,
@@ -46,15 +46,15 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens the control socket and locks the BPF root before anything else, so that a second daemon started by mistake
+    /// Opens the control socket and locks what the data path works with before anything else, so that a second daemon started by mistake
     /// changes nothing.
-    pub(super) fn bind(config: Config) -> Result<Self> {
+    pub(super) fn bind(config: Config, chosen: &Chosen) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let stop = CancellationToken::new();
         tasks.spawn(stop_on_signal(stop.clone())?);
-        // Only these two detect a second daemon: the daemon retries addresses of HTTP that are in use (HM-23).
+        // Only these detect a second daemon: the daemon retries addresses of HTTP that are in use (HM-23).
         let control = Some(Listener::open(&config.control_socket)?);
-        let lock = Arc::new(Lock::take(&config.bpf_root)?);
+        let lock = Arc::new(Lock::take(&config.bpf_root, chosen)?);
         let mut ledger = Ledger::default();
         if lock.has_made_root() {
             ledger.note(Made::BpfRoot(config.bpf_root.clone()));

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::daemon::Parts;
 use crate::config::{Annotation, Config};
 use crate::datapath::{self, Chosen, Datapath, Opened, Options};
+use crate::host::sysctls::{self, Told};
 use crate::plan::{Detect, PlanOptions};
 use crate::reconcile::Reconciler;
 
@@ -23,6 +24,12 @@ impl Parts {
     ) -> Result<(Box<dyn Datapath>, Arc<Notify>)> {
         let lock = Arc::clone(&self.lock);
         let serves = chosen.clone();
+        if chosen.packets.is_some() {
+            let conntrack = sysctls::Wanted::new(&self.config.kube_proxy.conntrack, sysctls::cores());
+            sysctls::apply(&conntrack)?.iter().for_each(Told::log);
+            sysctls::show_bridged_packets().iter().for_each(Told::log);
+            sysctls::faults().iter().for_each(|fault| warn!("{fault}"));
+        }
         let opening = tokio::task::spawn_blocking(move || datapath::open(&serves, &options, &lock));
         // If this is dropped, the thread goes on: the end of the daemon waits for it.
         let opened = self.opening.insert(opening).await;

@@ -5,6 +5,8 @@ use shunt_model::source::kube::KubeconfigSetting;
 
 use crate::config::tests::{config_of, refused};
 use crate::config::{KubeConfig, SourceConfig};
+use crate::datapath::PacketOptions;
+use crate::plan::{PodDetection, PodInterface};
 
 /// As kubeadm writes it into a ConfigMap.
 const KUBEADM: &str = "
@@ -85,8 +87,8 @@ fn a_file_of_kubeadm_is_taken_as_it_is() {
     assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");
     assert_eq!((config.oom_score_adj, config.bind_address_hard_fail), (-999, false));
     let told = config.notes.join("\n");
-    assert!(told.contains("clusterCIDR"), "{told}");
-    assert!(!told.contains("iptables."), "{told}");
+    assert!(!told.contains("clusterCIDR") && !told.contains("iptables."), "{told}");
+    assert_eq!(config.pods, PodDetection::Networks(vec!["10.244.0.0/16".parse().unwrap()]));
 }
 
 #[test]
@@ -137,8 +139,38 @@ fn without_such_a_document_its_flags_count() {
     assert_eq!((config.oom_score_adj, config.sync_period.as_secs()), (-1, 10));
     assert_eq!((config.healthz, config.metrics), (None, None));
     let told = config.notes.join("\n");
-    for field in ["iptables.masqueradeAll", "clusterCIDR", "featureGates"] {
-        assert!(told.contains(field), "{field}: {told}");
+    assert!(told.ends_with("without effect in this version: featureGates"), "{told}");
+    assert!(config.kube_proxy.iptables.masquerade_all);
+    assert_eq!(config.pods, PodDetection::Networks(vec!["10.0.0.0/8".parse().unwrap()]));
+}
+
+#[test]
+fn packets_are_treated_as_the_document_says() {
+    let packets = |text: &str| config_of(&format!("{HEAD}{text}"), "--manifests m --hostname-override n1").unwrap();
+    let PacketOptions { masquerade_mark, drop_invalid, loopback_node_ports } = packets("").packets;
+    assert_eq!((masquerade_mark, drop_invalid, loopback_node_ports), (0x4000, true, true)); // TP-43, CT-20, TP-15
+    let bits = "iptables: {masqueradeBit: 3}\nnftables: {masqueradeBit: 31}\n";
+    assert_eq!(packets(bits).packets.masquerade_mark, 8);
+    assert_eq!(packets(&format!("mode: nftables\n{bits}")).packets.masquerade_mark, 1 << 31);
+    assert!(!packets("conntrack: {tcpBeLiberal: true}\n").packets.drop_invalid);
+    assert!(!packets("iptables: {localhostNodePorts: false}\n").packets.loopback_node_ports);
+    for (text, wanted) in [
+        ("", PodDetection::Node),
+        ("detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8\n", PodDetection::Node),
+        (
+            "clusterCIDR: '10.0.0.0/8, fd00::/48'\n",
+            PodDetection::Networks(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/48".parse().unwrap()]),
+        ),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n",
+            PodDetection::Interface(PodInterface::Named("cni0".into())),
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}\n",
+            PodDetection::Interface(PodInterface::Prefixed("veth".into())),
+        ),
+    ] {
+        assert_eq!(packets(text).pods, wanted, "{text}");
     }
 }
 

@@ -3,6 +3,7 @@
 mod cluster;
 mod dns;
 mod kube;
+mod packets;
 mod report;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use lab::peer::BenchLine;
 
 use cluster::{BenchNode, Counters};
 use dns::Population;
+use packets::Paths;
 use report::BenchTable;
 
 /// How many services stand beside the one that is measured.
@@ -48,6 +50,9 @@ pub(crate) struct BenchOptions {
     /// Only connections.
     #[arg(long, conflicts_with_all = ["only_api", "only_dns"])]
     only_connects: bool,
+    /// Only the data paths for packets, side by side.
+    #[arg(long, conflicts_with_all = ["only_api", "only_dns", "only_connects"])]
+    only_packets: bool,
 }
 
 /// Runs the measurements. Needs root.
@@ -61,6 +66,11 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     }
     if options.only_api {
         report.api(SIZES[2], &kube::measure(shunt, peer, SIZES[2], options.changes)?);
+        report.print();
+        return Ok(());
+    }
+    if options.only_packets {
+        packet_paths(options, &mut report)?;
         report.print();
         return Ok(());
     }
@@ -78,9 +88,19 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     changes_of_many(&mut cluster, options, &mut report)?;
     programming(&mut cluster, &mut report)?;
     drop(cluster);
+    packet_paths(options, &mut report)?;
     report.api(SIZES[2], &kube::measure(shunt, peer, SIZES[2], options.changes)?);
     names(options, &mut report)?;
     report.print();
+    Ok(())
+}
+
+/// What serves packets, each path on its own node.
+fn packet_paths(options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
+    let mut paths = Paths::start(&options.shunt, &options.peer)?;
+    for size in [SIZES[1], SIZES[2]] {
+        report.packets(&paths.measure(size, options.samples)?);
+    }
     Ok(())
 }
 

@@ -84,7 +84,9 @@ impl BenchNode {
     /// Adds services until there are `services`.
     pub(super) fn grow_to(&mut self, services: u32) -> Result<()> {
         for start in (self.services..services).step_by(BATCH as usize) {
-            let objects: Vec<Value> = (start..services.min(start.saturating_add(BATCH))).flat_map(filler).collect();
+            let objects: Vec<Value> = (start..services.min(start.saturating_add(BATCH)))
+                .flat_map(|number| filler(number, ENDPOINTS))
+                .collect();
             self.manifests.put(&format!("filler-{start}"), &objects)?;
         }
         self.services = services;
@@ -226,10 +228,10 @@ pub(super) fn cluster_ip_of(number: u32) -> Ipv4Addr {
     after(FILLER_SERVICES, number)
 }
 
-pub(super) fn filler(number: u32) -> [Value; 2] {
+pub(super) fn filler(number: u32, endpoints: u32) -> [Value; 2] {
     let name = format!("filler-{number}");
     let endpoints: Vec<Ipv4Addr> =
-        (0..ENDPOINTS).map(|end| after(FILLER_ENDPOINTS, number.wrapping_mul(ENDPOINTS).wrapping_add(end))).collect();
+        (0..endpoints).map(|end| after(FILLER_ENDPOINTS, number.wrapping_mul(endpoints).wrapping_add(end))).collect();
     [service(&name, cluster_ip_of(number)), slice(&name, &endpoints)]
 }
 

@@ -11,7 +11,7 @@ use lab::peer::DnsLoadLine;
 use lab::{Binaries, KubeApi, Lab, Manifests, Node, Process};
 use serde_json::{Value, json};
 
-use super::cluster::{BATCH, PATIENCE, cluster_ip_of, filler, rss_kib};
+use super::cluster::{BATCH, ENDPOINTS, PATIENCE, cluster_ip_of, filler, rss_kib};
 
 /// The only address that is used; everything happens on the loopback of a node of the lab.
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -53,7 +53,8 @@ pub(super) fn measure(shunt_dns: &Path, peer: &Path, services: u32) -> Result<Ve
     let manifests = Manifests::new(&lab.directory().join("manifests"))?;
     manifests.put("namespaces", &[namespace("bench"), namespace("shop")])?;
     for start in (0..services).step_by(BATCH as usize) {
-        let objects: Vec<Value> = (start..services.min(start.saturating_add(BATCH))).flat_map(filler).collect();
+        let objects: Vec<Value> =
+            (start..services.min(start.saturating_add(BATCH))).flat_map(|number| filler(number, ENDPOINTS)).collect();
         manifests.put(&format!("filler-{start}"), &objects)?;
     }
     let upstream = SocketAddr::from((LOOPBACK, 5300));
@@ -129,7 +130,7 @@ pub(super) fn memory(shunt_dns: &Path, peer: &Path, population: Population) -> R
 
 /// A Service and its slice with all that the slice controller writes of pods.
 fn populated(number: u32, endpoints: u32) -> [Value; 2] {
-    let [service, mut slice] = filler(number);
+    let [service, mut slice] = filler(number, 0);
     let first = number.saturating_mul(endpoints);
     let ends = (first..first.saturating_add(endpoints)).map(|end| {
         json!({

@@ -26,7 +26,8 @@ pub(super) fn measure(shunt: &Path, peer: &Path, services: u32, changes: u32) ->
     let node = lab.node("n1")?;
     let manifests = Manifests::new(&lab.directory().join("manifests"))?;
     for start in (0..services).step_by(BATCH as usize) {
-        let objects: Vec<Value> = (start..services.min(start.saturating_add(BATCH))).flat_map(filler).collect();
+        let objects: Vec<Value> =
+            (start..services.min(start.saturating_add(BATCH))).flat_map(|number| filler(number, ENDPOINTS)).collect();
         manifests.put(&format!("filler-{start}"), &objects)?;
     }
     manifests.put("changing", &changing(ENDPOINTS))?;

@@ -7,6 +7,7 @@ use lab::peer::BenchLine;
 use super::cluster::Counters;
 use super::dns::{DnsFigures, Population};
 use super::kube::Figures;
+use super::packets::PathFigures;
 
 /// What we are called among the DNS servers.
 const OURS: &str = "shunt-dns";
@@ -94,6 +95,29 @@ impl BenchTable {
         };
         let times = format!("p50 {} ms, p99 {} ms", at(50), at(99));
         self.0.push(["  one slice event to kernel", "", &times, "", "p99 < 5 ms"].map(str::to_owned));
+    }
+
+    /// The data paths for packets beside each other; what kube-proxy needs is in the last column.
+    pub(super) fn packets(&mut self, figures: &[PathFigures]) {
+        for figures in figures {
+            let PathFigures { name, services, from_pod: [direct, service], .. } = figures;
+            let PathFigures { from_outside, programming, change, rss_kib, .. } = figures;
+            self.0.push([
+                format!("{name}, {services} services, connect from a pod"),
+                micros(*direct),
+                micros(*service),
+                format!("{:.3}", ratio(*service, *direct)),
+                "kube-proxy: 1.3-1.4 nftables, 4.3 iptables".to_owned(),
+            ]);
+            let outside = micros(*from_outside);
+            self.0.push(["  from outside, node port", "", &outside, "", "(not budgeted)"].map(str::to_owned));
+            let [programming, change] = [programming, change].map(|time| format!("{:.1} ms", time.as_secs_f64() * 1e3));
+            self.0.push(["  from nothing to the kernel", "", &programming, "", "nftables < 3 s"].map(str::to_owned));
+            let budget = "nftables < 20 ms";
+            self.0.push(["  one endpoint moved, to a client", "", &change, "", budget].map(str::to_owned));
+            let rss = format!("{:.0} MB", *rss_kib as f64 / 1024.0);
+            self.0.push(["  daemon RSS", "", &rss, "", "< 100 MB"].map(str::to_owned));
+        }
     }
 
     /// Questions a second on one processor, ours first of each kind; the ratio is ours to theirs.

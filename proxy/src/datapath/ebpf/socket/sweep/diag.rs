@@ -5,15 +5,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::host::netlink::Netlink;
+use crate::host::netlink::{Netlink, attribute};
 
 const NETLINK_SOCK_DIAG: isize = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// In `enum` of linux/inet_diag.h. Kernel: 5.8.
 const INET_DIAG_CGROUP_ID: u16 = 21;
-/// Upper bits of an attribute's type are flags.
-const TYPE: u16 = 0x3fff;
 
 /// Bit of a state in `idiag_states`; a connected UDP socket counts as established.
 const ESTABLISHED: u32 = 1 << 1;
@@ -111,26 +109,10 @@ fn request(family: u8, protocol: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
     bytes
 }
 
-/// The attributes in `bytes`, as far as they are well-formed.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let (length, rest) = bytes.split_first_chunk::<2>()?;
-        let (kind, _) = rest.split_first_chunk::<2>()?;
-        let length = usize::from(u16::from_ne_bytes(*length));
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes(*kind) & TYPE, value))
-    })
-}
-
-fn inside(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
-}
-
 /// What an entry of the list says, if it is whole.
 fn read(entry: &[u8], family: u8, protocol: u8) -> Option<Socket> {
     let id = entry.get(4..4 + ID)?.try_into().ok()?;
-    let cgroup = inside(entry.get(MESSAGE..)?, INET_DIAG_CGROUP_ID).and_then(|value| value.try_into().ok());
+    let cgroup = attribute(entry.get(MESSAGE..)?, INET_DIAG_CGROUP_ID).and_then(|value| value.try_into().ok());
     Some(Socket { family, protocol, id, cgroup: cgroup.map(u64::from_ne_bytes) })
 }
 

@@ -1,0 +1,203 @@
+//! The kernel's table of UDP flows (`ctnetlink`) in the present network namespace, and the end of one of them.
+//!
+//! Written by hand as the list of sockets is: of a flow only two addresses are needed, and its tuple goes back to the
+//! kernel as it came.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use shunt_model::Family;
+
+use crate::host::netlink::{Dump, Netlink, attribute, push_attribute};
+
+/// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
+const LIST: u16 = 0x0101;
+const DELETE: u16 = 0x0102;
+/// `struct nfgenmsg`: family, version, resource.
+const HEADER: usize = 4;
+const UDP: u8 = 17;
+
+/// Of linux/netfilter/nfnetlink_conntrack.h.
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+/// Kernel: 5.8. An older one ignores it and lists flows of all protocols.
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+/// The filter looks at the protocol.
+const FILTER_PROTOCOL: u32 = 1 << 3;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const NESTED: u16 = 1 << 15;
+
+/// A UDP flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Flow {
+    /// Where its first packet was sent to.
+    pub(super) dialled: SocketAddr,
+    /// Where its answers come from: the endpoint, or the same address if it was never translated.
+    pub(super) answered_by: SocketAddr,
+    /// What the kernel knows it by, as it wrote it.
+    tuple: Vec<u8>,
+    /// Tells it from a later flow with the same addresses.
+    id: Option<[u8; 4]>,
+}
+
+impl Flow {
+    /// Whether its destination was translated.
+    pub(super) fn is_translated(&self) -> bool {
+        self.dialled != self.answered_by
+    }
+
+    #[cfg(test)]
+    pub(super) fn between(dialled: SocketAddr, answered_by: SocketAddr) -> Self {
+        Self { dialled, answered_by, tuple: Vec::new(), id: None }
+    }
+}
+
+/// The table of the network namespace in which it was opened.
+#[derive(Debug)]
+pub(super) struct Table(Netlink);
+
+impl Table {
+    pub(super) fn open() -> io::Result<Self> {
+        Netlink::open(NETLINK_NETFILTER).map(Self)
+    }
+
+    /// The UDP flows of a family that `wanted` asks for.
+    pub(super) fn flows(&mut self, family: Family, wanted: impl Fn(&Flow) -> bool) -> io::Result<Dump<Flow>> {
+        self.0.dump_once(LIST, &question(family), |entry| Ok(read(entry).filter(&wanted)))
+    }
+
+    /// Ends a flow. False if it is gone already, or another flow has taken its place.
+    pub(super) fn end(&mut self, flow: &Flow) -> io::Result<bool> {
+        match self.0.order(DELETE, &order(flow)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn header(family: Family) -> Vec<u8> {
+    let family = match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    };
+    vec![family, 0, 0, 0]
+}
+
+fn question(family: Family) -> Vec<u8> {
+    let (mut protocol, mut tuple, mut filter) = (Vec::new(), Vec::new(), Vec::new());
+    push_attribute(&mut protocol, CTA_PROTO_NUM, &[UDP]);
+    push_attribute(&mut tuple, CTA_TUPLE_PROTO | NESTED, &protocol);
+    push_attribute(&mut filter, CTA_FILTER_ORIG_FLAGS, &FILTER_PROTOCOL.to_ne_bytes());
+    push_attribute(&mut filter, CTA_FILTER_REPLY_FLAGS, &0_u32.to_ne_bytes());
+    let mut question = header(family);
+    push_attribute(&mut question, CTA_TUPLE_ORIG | NESTED, &tuple);
+    push_attribute(&mut question, CTA_FILTER | NESTED, &filter);
+    question
+}
+
+fn order(Flow { dialled, answered_by: _, tuple, id }: &Flow) -> Vec<u8> {
+    let mut order = header(Family::of(&dialled.ip()));
+    push_attribute(&mut order, CTA_TUPLE_ORIG | NESTED, tuple);
+    if let Some(id) = id {
+        push_attribute(&mut order, CTA_ID, id);
+    }
+    order
+}
+
+/// What an entry of the list says, if it is a UDP flow. Those in a zone belong to whoever made the zone.
+fn read(entry: &[u8]) -> Option<Flow> {
+    let attributes = entry.get(HEADER..)?;
+    if attribute(attributes, CTA_ZONE).is_some_and(|zone| zone != [0, 0]) {
+        return None;
+    }
+    let tuple = attribute(attributes, CTA_TUPLE_ORIG)?;
+    Some(Flow {
+        dialled: destination(tuple)?,
+        answered_by: source(attribute(attributes, CTA_TUPLE_REPLY)?)?,
+        tuple: tuple.to_vec(),
+        id: attribute(attributes, CTA_ID).and_then(|id| id.try_into().ok()),
+    })
+}
+
+/// `CTA_IP_V4_SRC` or `CTA_IP_V6_SRC`.
+fn source(tuple: &[u8]) -> Option<SocketAddr> {
+    end_of(tuple, [1, 3], CTA_PROTO_SRC_PORT)
+}
+
+/// `CTA_IP_V4_DST` or `CTA_IP_V6_DST`.
+fn destination(tuple: &[u8]) -> Option<SocketAddr> {
+    end_of(tuple, [2, 4], CTA_PROTO_DST_PORT)
+}
+
+fn end_of(tuple: &[u8], [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
+    let (addresses, protocol) = (attribute(tuple, CTA_TUPLE_IP)?, attribute(tuple, CTA_TUPLE_PROTO)?);
+    if attribute(protocol, CTA_PROTO_NUM)? != [UDP] {
+        return None;
+    }
+    let ip = match attribute(addresses, v4) {
+        Some(bytes) => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        None => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(attribute(addresses, v6)?).ok()?)),
+    };
+    Some(SocketAddr::new(ip, u16::from_be_bytes(attribute(protocol, port)?.try_into().ok()?)))
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Linux 6.18 lists for a flow from 10.1.0.1 to 10.96.0.1:53 that was translated to 10.1.0.1:5353.
+    const ENTRY: &str = "020000003400018014000180080001000a010001080002000a6000011c00028005000100110000000600020\
+         08c8a000006000300003500003400028014000180080001000a010001080002000a0100011c0002800500010011000000060002\
+         0014e90000060003008c8a000008000300000001a8080008000000000008000c0069579b8608000b0000000001080007000000\
+         001d";
+
+    fn entry() -> Vec<u8> {
+        (0..ENTRY.len()).step_by(2).map(|at| u8::from_str_radix(&ENTRY[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_flow_is_known_by_what_was_dialled_and_by_who_answers() {
+        let flow = read(&entry()).unwrap();
+        let ends = [flow.dialled, flow.answered_by].map(|end| end.to_string());
+        assert_eq!(ends, ["10.96.0.1:53", "10.1.0.1:5353"]);
+        assert!(flow.is_translated());
+        assert_eq!(flow.id, Some([0x69, 0x57, 0x9b, 0x86]));
+        for length in 0..entry().len() {
+            let cut = read(&entry()[..length]);
+            assert!(
+                cut.is_none_or(|cut| (cut.dialled, cut.answered_by) == (flow.dialled, flow.answered_by)),
+                "{length}"
+            );
+        }
+    }
+
+    #[test]
+    fn flows_of_other_protocols_and_zones_are_left_out() {
+        let protocol = entry().windows(5).position(|bytes| bytes == [5, 0, 1, 0, UDP]).unwrap() + 4;
+        let mut tcp = entry();
+        tcp[protocol] = 6;
+        assert_eq!(read(&tcp), None);
+        for (zone, expected) in [([0, 0], true), ([0, 7], false)] {
+            let mut zoned = entry();
+            push_attribute(&mut zoned, CTA_ZONE, &zone);
+            assert_eq!(read(&zoned).is_some(), expected);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_flow_names_its_tuple_and_its_id() {
+        let order = order(&read(&entry()).unwrap());
+        // The family, then the first attribute of the entry as it was, then its id.
+        assert_eq!(order[..56], entry()[..56]);
+        assert_eq!(order[56..], [8, 0, 12, 0, 0x69, 0x57, 0x9b, 0x86]);
+    }
+}

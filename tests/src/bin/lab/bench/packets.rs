@@ -1,0 +1,227 @@
+//! The data paths for packets side by side, in one lab: each has a node of its own, with a client pod; the servers are
+//! on another node. Each follows a folder of its own, so that a change is one data path's alone.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::peer::{BenchLine, Mode, now};
+use lab::{Binaries, Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process, manifests};
+use serde_json::{Value, json};
+
+use super::cluster::{BATCH, PATIENCE, filler, metrics, rss_kib};
+
+/// As many endpoints as kube-proxy was measured with.
+const ENDPOINTS: u32 = 4;
+const SINK: u16 = 7000;
+const NAMED: u16 = 7001;
+/// The last of all services: where rules are looked at in order, it comes at their end.
+const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 1);
+const MOVING: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 2);
+const NODE_PORT: u16 = 30_700;
+const ROUNDS: u32 = 5;
+/// Times that the endpoint moves, on each path.
+const MOVES: u32 = 7;
+
+/// What is compared.
+const CONTENDERS: [(&str, &[&str]); 4] = [
+    ("sockets over nftables", &["--proxy-mode", "ebpf"]),
+    ("nftables", &["--proxy-mode", "nftables", "--socket-lb", "off"]),
+    ("iptables (nft)", &["--proxy-mode", "iptables", "--socket-lb", "off"]),
+    ("iptables (legacy)", &["--proxy-mode", "iptables", "--socket-lb", "off"]),
+];
+
+/// What was measured of one data path with so many services.
+#[derive(Debug, Default)]
+pub(super) struct PathFigures {
+    pub(super) name: &'static str,
+    pub(super) services: u32,
+    /// Medians of connects from a pod of the node: to the server itself, and through the last service.
+    pub(super) from_pod: [u64; 2],
+    /// From outside, through the node port.
+    pub(super) from_outside: u64,
+    /// From parsed objects to the kernel, with nothing there.
+    pub(super) programming: Duration,
+    /// From the change of a file to the first connection that goes the new way.
+    pub(super) change: Duration,
+    pub(super) rss_kib: u64,
+}
+
+struct DataPath {
+    name: &'static str,
+    node: Node,
+    client: Pod,
+    manifests: Manifests,
+    daemon: Daemon,
+}
+
+/// Dropped in this order: processes before the lab that holds them.
+pub(super) struct Paths {
+    paths: Vec<DataPath>,
+    _servers: Vec<Process>,
+    servers: Vec<Pod>,
+    services: u32,
+    lab: Lab,
+}
+
+impl Paths {
+    pub(super) fn start(shunt: &Path, peer: &Path) -> Result<Self> {
+        let binaries = Binaries { shunt: Some(shunt.to_owned()), peer: peer.to_owned() };
+        let lab = Lab::with_binaries("packets", binaries)?;
+        let far = lab.node("far")?;
+        let servers = vec![far.pod("s0")?, far.pod("s1")?];
+        let (sink, named) = (SINK.to_string(), NAMED.to_string());
+        let listening: Result<Vec<Process>> =
+            servers.iter().map(|pod| pod.serve(pod.name(), &["--sink", &sink, "--tcp", &named])).collect();
+        let nodes: Result<Vec<Node>> = (0..CONTENDERS.len()).map(|number| lab.node(&format!("n{number}"))).collect();
+        let nodes = nodes?;
+        let objects: Vec<Value> = nodes.iter().chain([&far]).map(manifests::node).collect();
+        let mut paths = Vec::new();
+        for (node, (name, flags)) in nodes.into_iter().zip(CONTENDERS) {
+            let folder = Manifests::new(&lab.directory().join(node.name()))?;
+            folder.put("nodes", &objects)?;
+            folder.put("target", &target(&servers))?;
+            folder.put("moving", &moving(&servers, 0))?;
+            if name.contains("legacy") {
+                // What the kubelet of such a node leaves: the daemon takes the variant that is in use.
+                let made =
+                    node.spawn(&["iptables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"])?.finish(PATIENCE)?;
+                ensure!(made.status.success(), "iptables-legacy does not work here");
+            }
+            let mut options = DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(folder.directory()) };
+            options.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
+            let client = node.pod(&format!("{}-client", node.name()))?;
+            paths.push(DataPath { name, client, daemon: node.daemon(options)?, manifests: folder, node });
+        }
+        Ok(Self { paths, _servers: listening?, servers, services: 2, lab })
+    }
+
+    /// Grows to `services` and measures each path.
+    pub(super) fn measure(&mut self, services: u32, samples: u32) -> Result<Vec<PathFigures>> {
+        self.grow_to(services)?;
+        let mut figures: Vec<PathFigures> =
+            self.paths.iter().map(|path| PathFigures { name: path.name, services, ..PathFigures::default() }).collect();
+        self.connects(samples, &mut figures)?;
+        for number in 0..self.paths.len() {
+            let figures = figures.get_mut(number).context("figures for each path")?;
+            figures.change = self.moves(number)?;
+            (figures.programming, figures.rss_kib) = self.programming(number)?;
+        }
+        Ok(figures)
+    }
+
+    fn grow_to(&mut self, services: u32) -> Result<()> {
+        for start in (self.services..services).step_by(BATCH as usize) {
+            let numbers = start..services.min(start.saturating_add(BATCH));
+            let objects: Vec<Value> = numbers.flat_map(|number| filler(number, ENDPOINTS)).collect();
+            for path in &self.paths {
+                path.manifests.put(&format!("filler-{start}"), &objects)?;
+            }
+        }
+        self.services = services;
+        let deadline = Instant::now() + PATIENCE;
+        for DataPath { name, daemon, .. } in &self.paths {
+            while metrics(daemon)?.get("shunt_service_ports").is_none_or(|ports| *ports < f64::from(services)) {
+                ensure!(Instant::now() < deadline, "{name} has not taken up {services} services within {PATIENCE:?}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        Ok(())
+    }
+
+    /// In turns: from the pods of each node, and from outside through all node ports, sample by sample.
+    fn connects(&self, samples: u32, figures: &mut [PathFigures]) -> Result<()> {
+        let each = (samples / ROUNDS).max(1).to_string();
+        let server = self.servers.first().context("a server")?.ipv4;
+        let service = format!("{server}:{SINK},{TARGET}:{SINK}");
+        let node_ports: Vec<String> = self.paths.iter().map(|path| format!("{}:{NODE_PORT}", path.node.ipv4)).collect();
+        let (mut pods, mut outside) = (vec![[Vec::new(), Vec::new()]; figures.len()], vec![Vec::new(); figures.len()]);
+        for _ in 0..ROUNDS {
+            for (path, medians) in self.paths.iter().zip(&mut pods) {
+                for (line, medians) in bench_connect(&path.client, &service, &each)?.iter().zip(medians) {
+                    medians.push(line.p50);
+                }
+            }
+            let lines = bench_connect(&self.lab.outside, &node_ports.join(","), &each)?;
+            for (line, medians) in lines.iter().zip(&mut outside) {
+                medians.push(line.p50);
+            }
+        }
+        for ((figures, pods), outside) in figures.iter_mut().zip(pods).zip(outside) {
+            figures.from_pod = pods.map(median);
+            figures.from_outside = median(outside);
+        }
+        Ok(())
+    }
+
+    /// The endpoint of a service moves from one server to the other; a client of the node connects all the time.
+    fn moves(&self, number: usize) -> Result<Duration> {
+        let path = self.paths.get(number).context("a path")?;
+        let to = SocketAddr::new(IpAddr::V4(MOVING), NAMED);
+        let mut client = path.client.connect_loop(to, Mode::Tcp, 1)?;
+        let mut seen = Vec::new();
+        for turn in 1..=MOVES {
+            let to = turn as usize % 2;
+            let began = now();
+            path.manifests.put("moving", &moving(&self.servers, to))?;
+            let name = format!("s{to}");
+            let attempt = client.wait_for(began, &name, |attempt| attempt.server.as_deref() == Some(&name))?;
+            seen.push(attempt.began.saturating_sub(began));
+        }
+        if let Some(failed) = client.failures()?.first() {
+            bail!("{}: a connection failed while the endpoint moved: {failed:?}", path.name);
+        }
+        Ok(Duration::from_nanos(median(seen)))
+    }
+
+    /// A daemon that starts with nothing of its own there.
+    fn programming(&mut self, number: usize) -> Result<(Duration, u64)> {
+        let path = self.paths.get_mut(number).context("a path")?;
+        path.daemon.stop()?;
+        let root = path.daemon.bpf_root().display().to_string();
+        path.daemon.said(&["cleanup", "--bpf-root", &root])?;
+        path.daemon.restart()?;
+        let spent = metrics(&path.daemon)?;
+        let seconds = spent.get("shunt_sync_duration_seconds_sum").context("no metric of syncs")?;
+        Ok((Duration::from_secs_f64(*seconds), rss_kib(path.daemon.process())?))
+    }
+}
+
+fn bench_connect(from: &lab::Place, to: &str, samples: &str) -> Result<Vec<BenchLine>> {
+    from.ask(&["bench-connect", "--to", to, "--samples", samples, "--rounds", "1"], PATIENCE)
+}
+
+fn median(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn target(servers: &[Pod]) -> [Value; 2] {
+    let spec = json!({
+        "type": "NodePort", "clusterIP": TARGET, "clusterIPs": [TARGET],
+        "ports": [{"name": "", "protocol": "TCP", "port": SINK, "nodePort": NODE_PORT}],
+    });
+    ["Service", "EndpointSlice"].map(|kind| object(kind, "zz-target", &spec, servers.first(), SINK))
+}
+
+fn moving(servers: &[Pod], to: usize) -> [Value; 2] {
+    let spec = json!({
+        "clusterIP": MOVING, "clusterIPs": [MOVING], "ports": [{"name": "", "protocol": "TCP", "port": NAMED}],
+    });
+    ["Service", "EndpointSlice"].map(|kind| object(kind, "zz-moving", &spec, servers.get(to), NAMED))
+}
+
+fn object(kind: &str, name: &str, spec: &Value, server: Option<&Pod>, port: u16) -> Value {
+    if kind == "Service" {
+        return json!({
+            "apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": "bench"}, "spec": spec,
+        });
+    }
+    let endpoints: Vec<Value> = server.iter().map(|pod| json!({"addresses": [pod.ipv4]})).collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": kind, "addressType": "IPv4",
+        "metadata": {"name": name, "namespace": "bench", "labels": {"kubernetes.io/service-name": name}},
+        "endpoints": endpoints, "ports": [{"name": "", "protocol": "TCP", "port": port}],
+    })
+}
