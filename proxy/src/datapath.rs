@@ -5,6 +5,7 @@
 //! each `match` on [`Part`] below.
 
 mod caller;
+mod command;
 mod composed;
 mod ebpf;
 mod handover;

@@ -169,5 +169,5 @@ pub enum Mode {
     /// A UDP socket that is not connected.
     UdpUnconnected,
     /// The first two packets of an SCTP association, from and to a raw socket.
-    Sctp,
+    SctpInit,
 }

@@ -40,7 +40,7 @@ pub struct ServeArguments {
     udp: Vec<u16>,
     /// Ports where the first packet of an SCTP association is answered.
     #[arg(long, num_args = 1..)]
-    sctp: Vec<u16>,
+    sctp_init: Vec<u16>,
     /// Ports where a connection is accepted and closed, for measuring.
     #[arg(long, num_args = 1..)]
     sink: Vec<u16>,
@@ -67,7 +67,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         let name = name_at(arguments, address);
         threads.push(thread::spawn(move || answer(&socket, &name)));
     }
-    for address in arguments.sctp.iter().flat_map(|port| places(arguments, *port)) {
+    for address in arguments.sctp_init.iter().flat_map(|port| places(arguments, *port)) {
         let socket = sctp::listen(address).context("making a raw socket for SCTP")?;
         let name = name_at(arguments, address);
         threads.push(thread::spawn(move || sctp::serve(&socket, address.port(), &name)));

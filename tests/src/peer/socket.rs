@@ -48,7 +48,7 @@ pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>
         (Mode::Http, _) => http(target),
         (Mode::Udp | Mode::UdpUnconnected, Some(socket)) => datagram(target, socket, number),
         (Mode::Udp | Mode::UdpUnconnected, None) => datagram(target, &udp_socket(target)?, number),
-        (Mode::Sctp, _) => sctp::dial(target),
+        (Mode::SctpInit, _) => sctp::dial(target),
     }
 }
 
@@ -67,7 +67,7 @@ fn stream_socket(target: &DialTarget) -> io::Result<Socket> {
     let protocol = match target.mode {
         Mode::Mptcp => Protocol::MPTCP,
         Mode::Sctp => Protocol::SCTP,
-        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Udp | Mode::UdpUnconnected => Protocol::TCP,
+        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Udp | Mode::UdpUnconnected | Mode::SctpInit => Protocol::TCP,
     };
     let socket = Socket::new(Domain::for_address(target.to), Type::STREAM, Some(protocol))?;
     if target.mode == Mode::Sctp {
