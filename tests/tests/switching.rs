@@ -6,7 +6,8 @@ mod support;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use lab::kube_proxy_rules::{Cluster, Endpoint, Family, ServicePort, iptables, nftables};
 use lab::manifests::{self, PodState, Port};
@@ -29,6 +30,7 @@ enum Former {
     Nftables,
 }
 
+const MODES: [&str; 3] = ["nftables", "iptables", "ebpf"];
 const FORMER: [Former; 3] = [Former::Iptables("legacy"), Former::Iptables("nft"), Former::Nftables];
 
 /// A node with a Service of two pods, the kubelet's rules and kube-proxy's.
@@ -116,6 +118,31 @@ impl Site {
         saved.into_iter().flatten().chain(tables).collect()
     }
 
+    fn has_rules_of_kube_proxy(&self) -> bool {
+        let named =
+            ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-SEP-", "KUBE-MARK-MASQ", "KUBE-PROXY", "KUBE-FORWARD", "kube-proxy"];
+        self.kubernetes_rules().iter().any(|line| named.iter().any(|name| line.contains(name)))
+    }
+
+    /// The paths of shunt that have rules on the node.
+    fn rules_of_shunt(&self) -> Vec<&'static str> {
+        let has = |command: &str| !self.run(&format!("{command} 2>/dev/null | grep -i shunt || true")).is_empty();
+        let nftables = has("nft list tables");
+        let iptables = has("iptables-nft-save") || has("iptables-legacy-save");
+        [(nftables, "nftables"), (iptables, "iptables")]
+            .into_iter()
+            .filter_map(|(has, path)| has.then_some(path))
+            .collect()
+    }
+
+    fn wait_for(&self, what: &str, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}\n{}", self.lab.logs());
+            sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Where clients outside dial the Service.
     fn node_ports(&self) -> [SocketAddr; 2] {
         [(self.node.ipv4, NODE_PORT).into(), (self.node.ipv6, NODE_PORT).into()]
@@ -141,9 +168,9 @@ impl Site {
         vec![hold(&self.lab.outside, node_port), hold(&self.client, SocketAddr::new(CLUSTER_IPS[0], PORT))]
     }
 
-    fn daemon(&self, extra: &[&str]) -> Daemon {
+    fn daemon(&self, mode: &str) -> Daemon {
         let mut options = DaemonOptions::new(self.manifests.directory());
-        options.extra = extra.iter().map(|&argument| argument.to_owned()).collect();
+        options.extra = ["--proxy-mode", mode].map(str::to_owned).into();
         self.node.daemon(options).unwrap_or_else(|error| panic!("{error:#}\n{}", self.lab.logs()))
     }
 }
@@ -172,6 +199,12 @@ fn cleanup_removes_what_kube_proxy_left_and_nothing_of_the_kubelet() {
     let shunt = Binaries::find().unwrap().shunt().unwrap().display().to_string();
     for former in FORMER {
         let site = Site::new("cleanup", former);
+        // When nothing translates or tracks packets any more, the kernel stops doing it for running connections too:
+        // a network plug-in does.
+        for family in ["ip", "ip6"] {
+            let chain = "type nat hook postrouting priority 100\n oifname \"flannel.1\" masquerade";
+            site.feed("nft -f -", &format!("table {family} cni {{\nchain out {{\n{chain}\n}}\n}}\n"));
+        }
         let mut connections = site.connections();
         check(&mut site.load(), &mut connections);
         let said = site.run(&format!("{shunt} cleanup --kube-proxy")).join("\n");
@@ -184,14 +217,70 @@ fn cleanup_removes_what_kube_proxy_left_and_nothing_of_the_kubelet() {
         for kept in [":KUBE-FIREWALL -", ":KUBE-KUBELET-CANARY -", ":KUBE-MARK-DROP -", "-A INPUT -j KUBE-FIREWALL"] {
             assert!(left.iter().filter(|line| *line == kept).count() >= 2, "{former:?}: {kept} is not in {left:#?}");
         }
-        let of_kube_proxy = |line: &&String| {
-            ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-SEP-", "KUBE-MARK-MASQ", "KUBE-PROXY", "KUBE-FORWARD", "kube-proxy"]
-                .iter()
-                .any(|name| line.contains(name))
-        };
-        assert_eq!(left.iter().filter(of_kube_proxy).collect::<Vec<_>>(), [&""; 0], "{former:?}");
-        // Connections that are up go on; there is nothing for new ones.
+        assert!(!site.has_rules_of_kube_proxy(), "{former:?}: {left:#?}");
         connections.iter_mut().for_each(talk);
         assert_eq!(site.run(&format!("{shunt} cleanup --kube-proxy")), ["nothing of kube-proxy is left"]);
+    }
+}
+
+#[test]
+fn kube_proxys_rules_are_replaced_without_a_failed_connection() {
+    if support::skipped() {
+        return;
+    }
+    for former in FORMER {
+        for mode in MODES {
+            let site = Site::new("takeover", former);
+            let (mut clients, mut connections) = (site.load(), site.connections());
+            check(&mut clients, &mut connections);
+            let _daemon = site.daemon(mode);
+            site.wait_for("the end of kube-proxy's rules", || !site.has_rules_of_kube_proxy());
+            check(&mut clients, &mut connections);
+            let left = site.kubernetes_rules();
+            assert!(left.iter().any(|line| line == "-A INPUT -j KUBE-FIREWALL"), "{former:?} to {mode}: {left:#?}");
+        }
+    }
+}
+
+#[test]
+fn the_rules_of_a_kube_proxy_that_runs_stay_until_it_stops() {
+    if support::skipped() {
+        return;
+    }
+    let site = Site::new("running", Former::Iptables("nft"));
+    let program = site.lab.directory().join("kube-proxy");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let mut kube_proxy = site.node.spawn(&[program.as_os_str(), "600".as_ref()]).unwrap();
+    let (mut clients, mut connections) = (site.load(), site.connections());
+    let daemon = site.daemon("nftables");
+    let named = format!("kube-proxy still runs (process {})", kube_proxy.pid());
+    site.wait_for("the daemon to name it", || daemon.log().unwrap().contains(&named));
+    assert!(site.has_rules_of_kube_proxy());
+    let shunt = Binaries::find().unwrap().shunt().unwrap().display().to_string();
+    let checked = site.run(&format!("{shunt} check || true")).join("\n");
+    assert!(checked.contains(&format!("runs (process {})", kube_proxy.pid())), "{checked}");
+    check(&mut clients, &mut connections);
+    kube_proxy.kill9().unwrap();
+    site.wait_for("the end of its rules", || !site.has_rules_of_kube_proxy());
+    check(&mut clients, &mut connections);
+}
+
+#[test]
+fn data_paths_replace_one_another_without_a_failed_connection() {
+    if support::skipped() {
+        return;
+    }
+    let site = Site::new("datapaths", Former::Nftables);
+    let mut daemon = site.daemon("ebpf");
+    site.wait_for("the end of kube-proxy's rules", || !site.has_rules_of_kube_proxy());
+    let (mut clients, mut connections) = (site.load(), site.connections());
+    check(&mut clients, &mut connections);
+    for (mode, expected) in [("nftables", "nftables"), ("iptables", "iptables"), ("ebpf", "nftables")] {
+        daemon.stop().unwrap();
+        check(&mut clients, &mut connections);
+        daemon.options().extra = ["--proxy-mode", mode].map(str::to_owned).into();
+        daemon.restart().unwrap_or_else(|error| panic!("{mode}: {error:#}\n{}", site.lab.logs()));
+        site.wait_for(&format!("rules of {expected} alone"), || site.rules_of_shunt() == [expected]);
+        check(&mut clients, &mut connections);
     }
 }
