@@ -119,6 +119,9 @@ fn clients_with_one_source_port_follow_the_endpoints() {
     }
     for mode in MODES {
         let mut site = Site::start(mode);
+        // CT-33, E2E-116
+        let close_wait = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+        assert_eq!(site.node.in_netns(|| Ok(std::fs::read_to_string(close_wait)?)).unwrap(), "3600\n");
         site.all_fail();
         site.put(&[]);
         site.settle(10);
