@@ -8,7 +8,7 @@ mod support;
 
 use std::net::{IpAddr, SocketAddr};
 
-use lab::manifests::{self, PodState, Port};
+use lab::manifests::{self, PodState, Port, SliceEndpoint};
 use lab::peer::{Attempt, Mode};
 use lab::{Client, Daemon, DaemonOptions, Lab, Manifests, Node, Place, Pod, Process};
 use serde_json::json;
@@ -94,8 +94,10 @@ impl Site {
         let ports = [Port::udp("dns", PORT, TARGET)];
         let name = format!("mark-{number}");
         let ips = cluster_ips(number);
-        let pod = manifests::pod("test", &name, &self.pods[0], PodState::Ready, &ports);
-        self.manifests.put(&name, &[manifests::service("test", &name, Some(&name), &ips, &ports), pod]).unwrap();
+        let endpoint = SliceEndpoint { address: self.pods[0].ipv4.into(), node: "n1".to_owned(), ready: true };
+        let slice = manifests::slice("test", &name, &name, &[endpoint], &ports);
+        let service = manifests::service("test", &name, None, &ips[..1], &ports);
+        self.manifests.put(&name, &[service, slice]).unwrap();
         let mut client =
             self.node.connect_in_background(SocketAddr::new(ips[0], PORT), Mode::Udp, &["--timeout", "100"]).unwrap();
         client.wait_for(0, "the mark", |attempt| attempt.error.is_none()).unwrap();
