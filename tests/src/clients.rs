@@ -176,6 +176,7 @@ fn connect_arguments(to: SocketAddr, mode: Mode) -> Vec<String> {
         Mode::Sctp => "sctp",
         Mode::Udp => "udp",
         Mode::UdpUnconnected => "udp-unconnected",
+        Mode::SctpInit => "sctp-init",
     };
     ["connect", "--to", &to.to_string(), "--mode", mode].map(str::to_owned).to_vec()
 }

@@ -30,12 +30,27 @@ pub struct DemoOptions {
     /// Leave the Service and its traffic running until Ctrl-C.
     #[arg(long)]
     pub keep: bool,
+    /// As the daemon takes it.
+    #[arg(long)]
+    pub proxy_mode: Option<String>,
+    /// As the daemon takes it.
+    #[arg(long)]
+    pub socket_lb: Option<String>,
     /// The daemon.
     #[arg(long)]
     pub shunt: PathBuf,
     /// The `lab-peer` program.
     #[arg(long)]
     pub peer: PathBuf,
+}
+
+impl DemoOptions {
+    /// What the daemons get.
+    fn for_daemons(&self) -> Vec<String> {
+        let flags = [("--proxy-mode", &self.proxy_mode), ("--socket-lb", &self.socket_lb)];
+        let given = flags.into_iter().filter_map(|(flag, value)| Some(format!("{flag}={}", value.as_ref()?)));
+        given.collect()
+    }
 }
 
 /// Runs the demo. The exit code is 0 only if every expectation held and nothing was left behind.
@@ -47,9 +62,11 @@ pub fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
         screen.say("demo: objects come through a Kubernetes API server in the lab, over TLS")?;
     }
     screen.say(
-        "demo: two nodes, each with its own shunt, joined by a router; nothing in it has a route to the outside",
+        "demo: two nodes, each with its own shunt, joined by a router, and a client beyond it; nothing in it has a \
+         route out of the machine",
     )?;
-    let world = World::new(Binaries { shunt: Some(options.shunt.clone()), peer: options.peer.clone() }, options.kube);
+    let binaries = Binaries { shunt: Some(options.shunt.clone()), peer: options.peer.clone() };
+    let world = World::new(binaries, options.kube, &options.for_daemons());
     let mut world = match world {
         Err(_) if interrupted() => return stopped(&mut screen),
         other => other.context("building the demo's nodes and pods")?,

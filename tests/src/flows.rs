@@ -8,6 +8,7 @@ mod book;
 mod cast;
 mod format;
 mod reader;
+mod report;
 mod scene;
 mod sockets;
 #[cfg(test)]
@@ -16,7 +17,8 @@ mod twin;
 
 pub use book::{Book, load};
 pub use cast::{Cast, Member, OTHER_PORT, PORT, Role, Server};
-pub use format::{Expect, OnlyFamily, RawFlow, Step, Story};
-pub use reader::{Outcome, Packet, Reader, Report, Rules, Seen, Source, judge, play, read_rules};
+pub use format::{Expect, OnlyFamily, RawFlow, SourceSeen, Step, Story};
+pub use reader::{Outcome, Packet, Reader, Rules, Seen, Source, judge, play, read_rules};
+pub use report::{Played, Report, matrix};
 pub use scene::{Destination, Flow, Protocol, Scene, scenes};
-pub use sockets::{Dialled, judge_sockets};
+pub use sockets::{Dialled, Translation, is_silent, judge_sockets};

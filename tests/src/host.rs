@@ -71,6 +71,17 @@ pub(crate) fn ip_batch(netns: Option<&str>, lines: &str) -> anyhow::Result<()> {
     if let Some(netns) = netns {
         command.args(["-n", netns]);
     }
+    batch(command, netns, lines)
+}
+
+/// The same for commands that are for IPv4 unless `ip` is told otherwise.
+pub(crate) fn ip_batch_v6(netns: &str, lines: &str) -> anyhow::Result<()> {
+    let mut command = Command::new("ip");
+    command.args(["-6", "-n", netns]);
+    batch(command, Some(netns), lines)
+}
+
+fn batch(mut command: Command, netns: Option<&str>, lines: &str) -> anyhow::Result<()> {
     command.args(["-batch", "-"]);
     feed(&mut command, lines)
         .with_context(|| format!("ip batch in {}:\n{}", netns.unwrap_or("this namespace"), lines.trim_end()))

@@ -35,7 +35,7 @@ impl KubeApi {
         let listen = SocketAddr::new(IpAddr::V4(ROUTER_V4), PORT).to_string();
         let (manifests, path) = (text(manifests)?, text(&kubeconfig)?);
         let arguments = ["--listen", &listen, "--manifests", &manifests, "--kubeconfig", &path];
-        let process = lab.outside.listening_peer("api", &arguments)?;
+        let process = lab.router.listening_peer("api", &arguments)?;
         process.wait_for_line(PATIENCE, |line| line.contains(SERVING))?;
         Ok(Self { process, kubeconfig })
     }

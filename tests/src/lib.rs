@@ -1,8 +1,9 @@
 //! The lab: nodes and pods as network namespaces and cgroup directories, real processes in them, and the demo.
 //!
-//! A [`Lab`] makes a router namespace; [`Lab::node`] joins nodes to it, [`Node::pod`] joins pods to a node. Everything
-//! is named after one prefix and removed when the last handle is dropped, when the process dies (a small guard process
-//! then removes it), or at the latest when the next lab starts. Nothing in a lab has a route out of it.
+//! A [`Lab`] makes a router namespace, and the namespace of a client outside of the cluster beyond it; [`Lab::node`]
+//! joins nodes to the router, [`Node::pod`] joins pods to a node. Everything is named after one prefix and removed when
+//! the last handle is dropped, when the process dies (a small guard process then removes it), or at the latest when the
+//! next lab starts. Nothing in a lab has a route out of it.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -15,6 +16,7 @@ pub mod guest;
 mod host;
 mod http;
 mod kube_api;
+pub mod kube_proxy_rules;
 mod leftovers;
 mod lifetime;
 pub mod manifests;

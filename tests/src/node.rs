@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Context as _;
 
 use crate::lifetime::Core;
-use crate::network;
+use crate::network::{self, PodNetwork};
 use crate::place::Place;
 
 /// A node: everything that runs on it, pods included, is below its cgroup directory.
@@ -20,11 +20,12 @@ pub struct Node {
     pub ipv6: Ipv6Addr,
     host: Place,
     number: u8,
+    network: PodNetwork,
     /// Pods so far. An address is never given out twice, so "the old pod took nothing" means what it says.
     pods: Arc<AtomicU32>,
 }
 
-/// A pod: a namespace routed to its node.
+/// A pod: a namespace joined to its node.
 #[derive(Clone, Debug)]
 pub struct Pod {
     /// Its IPv4 address.
@@ -36,12 +37,21 @@ pub struct Pod {
 }
 
 impl Node {
-    pub(crate) fn new(core: &Arc<Core>, router: &Place, name: &str, number: u8) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        router: &Place,
+        name: &str,
+        number: u8,
+        network: PodNetwork,
+    ) -> anyhow::Result<Self> {
         // Processes of the node itself get a directory of their own beside its pods.
         let host = Place::new(core, name, core.node_cgroup(name).join("host"))?;
         let (ipv4, ipv6) = network::node_addresses(number);
         network::join_node(router, &host, number).with_context(|| format!("joining node {name}"))?;
-        Ok(Self { ipv4, ipv6, host, number, pods: Arc::default() })
+        if network == PodNetwork::Bridged {
+            network::make_pod_bridge(&host, number).with_context(|| format!("making the bridge of node {name}"))?;
+        }
+        Ok(Self { ipv4, ipv6, host, number, network, pods: Arc::default() })
     }
 
     /// Adds a pod to this node.
@@ -57,7 +67,7 @@ impl Node {
         let core = &self.host.core;
         let place = Place::new(core, name, core.node_cgroup(self.name()).join(name))?;
         let (ipv4, ipv6) = network::pod_addresses(self.number, number);
-        let joined = network::join_pod(&self.host, self.number, &place, number);
+        let joined = network::join_pod(&self.host, self.number, self.network, &place, number);
         joined.with_context(|| format!("joining pod {name}"))?;
         Ok(Pod { ipv4, ipv6, node: self.name().to_owned(), place })
     }

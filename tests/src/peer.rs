@@ -6,8 +6,10 @@ mod call_error;
 mod connect;
 mod dial;
 mod dns_load;
+mod load;
 mod probe;
 mod resolve;
+mod sctp;
 mod serve;
 mod socket;
 mod turns;
@@ -27,6 +29,7 @@ pub use call_error::CallError;
 pub use connect::{Attempt, ConnectArguments};
 pub use dial::{Answer, Question};
 pub use dns_load::{DnsLoadArguments, DnsLoadLine};
+pub use load::{LoadArguments, LoadLine};
 pub use probe::{Call, Probe, ProbeArguments};
 pub use resolve::{DnsRecord, Resolution, ResolveArguments, resolve};
 pub use serve::ServeArguments;
@@ -52,6 +55,8 @@ enum PeerCommand {
     Connect(ConnectArguments),
     /// Connect as each line of standard input asks, all at once.
     Dial,
+    /// Send many requests over TCP and say what came of them.
+    Load(LoadArguments),
     /// Make single calls on odd sockets and say what the kernel says.
     Probe(ProbeArguments),
     /// Keep a TCP connection open and say on it what standard input says.
@@ -101,6 +106,7 @@ impl Peer {
             PeerCommand::Serve(arguments) => serve::serve(&arguments),
             PeerCommand::Connect(arguments) => connect::connect(&arguments),
             PeerCommand::Dial => dial::dial(),
+            PeerCommand::Load(arguments) => load::load(&arguments),
             PeerCommand::Probe(arguments) => probe::probe(&arguments),
             PeerCommand::Hold { to } => probe::hold(to),
             PeerCommand::Turns(arguments) => turns::take(&arguments),
@@ -162,4 +168,6 @@ pub enum Mode {
     Udp,
     /// A UDP socket that is not connected.
     UdpUnconnected,
+    /// The first two packets of an SCTP association, from and to a raw socket.
+    SctpInit,
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::de::DeserializeOwned;
 
 use crate::lifetime::Core;
+use crate::network::{self, AddressChange};
 use crate::process::Process;
 
 /// A network namespace with a cgroup directory.
@@ -92,6 +94,15 @@ impl Place {
     pub fn kill_all(&self) -> anyhow::Result<()> {
         fs::write(self.cgroup.join("cgroup.kill"), "1")
             .with_context(|| format!("killing the processes of {}", self.name))
+    }
+
+    /// Does `work` while this place has one more address. Other hosts reach a pod, a node or the outside at it only if it
+    /// is of their own network.
+    pub fn with_address<T>(&self, address: IpAddr, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        network::change_address(self, address, AddressChange::Add)?;
+        let done = work();
+        network::change_address(self, address, AddressChange::Remove)?;
+        done
     }
 
     /// A command that enters the namespace and the cgroup before it becomes the program; all of it is one process.

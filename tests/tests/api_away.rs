@@ -86,7 +86,7 @@ impl World {
     /// Runs `ip` where the API server is.
     fn ip(&self, arguments: &str) {
         let command: Vec<&str> = std::iter::once("ip").chain(arguments.split(' ')).collect();
-        let finished = self.lab.outside.spawn(&command).unwrap().finish(Duration::from_secs(5)).unwrap();
+        let finished = self.lab.router.spawn(&command).unwrap().finish(Duration::from_secs(5)).unwrap();
         assert!(finished.status.success(), "ip {arguments}");
     }
 }

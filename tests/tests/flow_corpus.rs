@@ -1,7 +1,8 @@
 //! The flow corpus on real sockets: three nodes with a daemon each, servers everywhere, and clients that dial.
 //!
-//! Which errors count as which outcome is decided in `lab::flows::judge_sockets`. Flows that need a packet path are
-//! skipped and counted.
+//! Which errors count as which outcome is decided in `lab::flows::judge_sockets`. The test prints a matrix, story by
+//! data path, with the reason for each flow that a data path cannot show. `FLOWS` chooses stories by their title and
+//! `FLOWS_PATHS` data paths.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::print_stderr, reason = "a reader prints what went wrong and what it left out")]
 #![expect(clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
@@ -9,12 +10,14 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use lab::flows::{
-    self, Cast, Destination, Dialled, Expect, Flow, OTHER_PORT, PORT, Protocol, Reader, Role, Scene, Seen,
+    self, Cast, Destination, Dialled, Expect, Flow, OTHER_PORT, PORT, Protocol, Reader, Report, Role, Scene, Seen,
+    Translation,
 };
 use lab::peer::{Mode, Question};
 use lab::{Daemon, DaemonOptions, Dialler, KubeApi, Lab, Manifests, Node, Place, Process};
@@ -27,29 +30,61 @@ const EACH: u64 = 25;
 const PATIENCE: u64 = 3000;
 const SILENCE: u64 = 400;
 
+/// A data path: what it is called in the output, and how the daemons are told to use it.
+#[derive(Clone, Copy)]
+struct DataPath {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// Whether the sockets of pods and nodes are translated, or their packets.
+    sockets: bool,
+    /// Whether the nodes look like those of a kubelet that uses iptables-legacy: the daemon takes the variant in use.
+    legacy: bool,
+}
+
+const IPTABLES: DataPath = DataPath {
+    name: "iptables",
+    arguments: &["--proxy-mode=iptables", "--socket-lb=off"],
+    sockets: false,
+    legacy: false,
+};
+const PATHS: [DataPath; 4] = [
+    DataPath { name: "ebpf", arguments: &["--proxy-mode=ebpf"], sockets: true, legacy: false },
+    DataPath { name: "nftables", arguments: &["--proxy-mode=nftables", "--socket-lb=off"], ..IPTABLES },
+    IPTABLES,
+    DataPath { name: "legacy", legacy: true, ..IPTABLES },
+];
+
 #[test]
-fn sockets() {
-    play(false);
+fn every_story_on_every_data_path() {
+    if support::skipped() {
+        return;
+    }
+    let only = std::env::var("FLOWS_PATHS").unwrap_or_default();
+    let chosen = PATHS.iter().filter(|path| only.is_empty() || only.split(',').any(|name| name == path.name));
+    let reports: Vec<(&str, Report)> = chosen.map(|path| (path.name, play(path, false))).collect();
+    eprintln!("{}", flows::matrix(&reports));
+    for (name, report) in &reports {
+        assert!(!report.stories.is_empty(), "no story was played on {name}");
+        assert_eq!(report.wrong(), 0, "{name}: the stories above went wrong");
+    }
 }
 
 #[test]
 fn sockets_of_a_cluster_with_an_api() {
-    play(true);
+    if !support::skipped() {
+        assert_eq!(play(&PATHS[0], true).wrong(), 0, "the stories above went wrong");
+    }
 }
 
-fn play(kube: bool) {
-    if support::skipped() {
-        return;
-    }
+fn play(path: &DataPath, kube: bool) -> Report {
     let start = Instant::now();
     let book = flows::load().unwrap_or_else(|error| panic!("{error:#}"));
     let only = std::env::var("FLOWS").unwrap_or_default();
-    let mut reader = SocketReader::new(&book.cast, kube).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut reader = SocketReader::new(&book.cast, path, kube).unwrap_or_else(|error| panic!("{error:#}"));
     let report = flows::play(&book, &only, &mut reader)
         .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", reader.lab.logs()));
-    eprintln!("{report} in {:?}", start.elapsed());
-    assert!(report.stories > 0, "no story's title contains {only:?}");
-    assert!(report.wrong.is_empty(), "the stories above went wrong");
+    eprintln!("{}: {report} in {:?}", path.name, start.elapsed());
+    report
 }
 
 /// The lab with the cast on it. Fields are dropped in this order.
@@ -60,43 +95,55 @@ struct SocketReader {
     _api: Option<KubeApi>,
     manifests: Manifests,
     scenes: u32,
+    sockets: bool,
+    nodes: BTreeMap<String, Node>,
+    places: BTreeMap<String, Place>,
     lab: Lab,
 }
 
 impl SocketReader {
-    fn new(cast: &Cast, kube: bool) -> anyhow::Result<Self> {
-        let lab = Lab::new(if kube { "flowsapi" } else { "flows" })?;
+    fn new(cast: &Cast, path: &DataPath, kube: bool) -> anyhow::Result<Self> {
+        let lab = Lab::new(&format!("{}{}", path.name, if kube { "api" } else { "" }))?;
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
         manifests.put("scene", &cast.nodes)?;
-        let (mut nodes, mut places) = (BTreeMap::<&str, Node>::new(), Vec::<Place>::new());
+        let (mut nodes, mut places) = (BTreeMap::<String, Node>::new(), BTreeMap::<String, Place>::new());
         for member in &cast.members {
             let name = member.name.as_str();
             match &member.role {
                 Role::Node { zone: _ } => {
                     let node = lab.node(name)?;
-                    places.push(node.host().clone());
-                    nodes.insert(name, node);
+                    places.insert(name.to_owned(), node.host().clone());
+                    nodes.insert(name.to_owned(), node);
                 }
                 Role::Pod { node } => {
                     let last: u8 = name.trim_start_matches(char::is_alphabetic).parse().context(member.name.clone())?;
-                    let pod =
-                        nodes.get(node.as_str()).context("a pod before its node")?.pod_with_number(name, 10 + last)?;
+                    let pod = nodes.get(node).context("a pod before its node")?.pod_with_number(name, 10 + last)?;
                     ensure!((member.ipv4, member.ipv6) == (pod.ipv4.into(), pod.ipv6.into()), "{name} moved");
-                    places.push((*pod).clone());
+                    places.insert(name.to_owned(), (*pod).clone());
                 }
                 Role::Outside => {}
             }
         }
         let [port, other] = [PORT, OTHER_PORT].map(|port| port.to_string());
-        let ports = ["--with-port", "--tcp", &port, &other, "--udp", &port, &other];
-        let servers: anyhow::Result<_> = places.iter().map(|place| place.serve(place.name(), &ports)).collect();
+        let ports = ["--with-port", "--tcp", &port, &other, "--udp", &port, &other, "--sctp-init", &port, &other];
+        let servers: anyhow::Result<_> = places.iter().map(|(name, place)| place.serve(name, &ports)).collect();
+        places.insert(lab.outside.name().to_owned(), lab.outside.clone());
         let clients: anyhow::Result<_> =
-            places.iter().map(|place| Ok((place.name().to_owned(), place.dialler()?))).collect();
+            places.iter().map(|(name, place)| Ok((name.clone(), place.dialler()?))).collect();
         let api = kube.then(|| KubeApi::start(&lab, manifests.directory())).transpose()?;
         let mut options = DaemonOptions::new(manifests.directory());
         options.kubeconfig = api.as_ref().map(|api| api.kubeconfig().to_owned());
+        options.extra.extend(path.arguments.iter().map(|&argument| argument.to_owned()));
+        if path.legacy {
+            for node in nodes.values() {
+                let made = node.spawn(&["iptables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"])?;
+                ensure!(made.finish(Duration::from_secs(10))?.status.success(), "iptables-legacy does not work here");
+            }
+        }
         let daemons: anyhow::Result<_> = nodes.values().map(|node| node.daemon(options.clone())).collect();
-        Ok(Self { daemons: daemons?, clients: clients?, _servers: servers?, _api: api, manifests, scenes: 0, lab })
+        let (daemons, clients, servers, sockets) = (daemons?, clients?, servers?, path.sockets);
+        let (_servers, _api, scenes) = (servers, api, 0);
+        Ok(Self { daemons, clients, _servers, _api, manifests, scenes, sockets, nodes, places, lab })
     }
 
     /// Puts the objects in force on every node. They are one file with a Service and a slice that mark it, so they are
@@ -133,89 +180,141 @@ impl SocketReader {
 impl Reader for SocketReader {
     fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>> {
         self.set(&scene.objects)?;
-        let mut seen: Vec<Seen> =
-            scene.flows.iter().map(|flow| unseen(scene.cast, flow).map_or(Seen::Right, Seen::Skipped)).collect();
-        // All clients at once, and each asks all its questions at once.
-        let results: Vec<anyhow::Result<Vec<(usize, Seen)>>> = thread::scope(|scope| {
+        let unseen = |flow: &Flow<'_>| unseen(scene.cast, flow, self.sockets).map(Seen::Skipped);
+        let mut seen: Vec<Option<Seen>> = scene.flows.iter().map(unseen).collect();
+        for (round, mut flows) in rounds(scene) {
+            flows.retain(|index| seen.get(*index).is_some_and(Option::is_none));
+            if let Some(node) = &round.balance_to {
+                self.lab.balance_to(self.nodes.get(node).with_context(|| format!("no node {node}"))?)?;
+            }
+            let played = match &round.lent {
+                None => self.play(scene, &flows),
+                Some((name, address)) => {
+                    let place = self.places.get(name).with_context(|| format!("no place {name}"))?.clone();
+                    place.with_address(*address, || self.play(scene, &flows))
+                }
+            };
+            for (index, what) in played? {
+                *seen.get_mut(index).context("a flow that was not asked for")? = Some(what);
+            }
+        }
+        seen.into_iter().map(|seen| seen.context("a flow that was not played")).collect()
+    }
+}
+
+/// Why real sockets cannot show what becomes of this flow on such a data path.
+fn unseen(cast: &Cast, flow: &Flow<'_>, sockets: bool) -> Option<&'static str> {
+    let answered = matches!(flow.expect, Expect::To(_) | Expect::OneOf(_));
+    let one = |to: &Destination| match Translation::of(cast, flow, to, sockets) {
+        Translation::AtSocket if flow.unusual_source && answered => {
+            Some("a socket keeps the address that it is bound to, and the answer is routed to where that address is")
+        }
+        Translation::ByPackets if to.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) && answered => {
+            Some("the kernel routes no packets from ::1 to other hosts: only sockets serve node ports there (TP-16)")
+        }
+        Translation::AtSocket | Translation::ByPackets => None,
+    };
+    flow.to.iter().find_map(one)
+}
+
+/// Flows that can be played at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Round {
+    /// The node to which a load balancer leads the client outside.
+    balance_to: Option<String>,
+    /// An address that one place has only then.
+    lent: Option<(String, IpAddr)>,
+}
+
+/// The numbers of the flows of each round: all in one if possible.
+fn rounds(scene: &Scene<'_>) -> BTreeMap<Round, Vec<usize>> {
+    let mut rounds = BTreeMap::<Round, Vec<usize>>::new();
+    for (index, flow) in scene.flows.iter().enumerate() {
+        let to_nobody = |to: &Destination| scene.cast.at(to.address.ip().to_canonical()).is_none();
+        let balanced = flow.client.role == Role::Outside && flow.to.iter().any(to_nobody);
+        let round = Round {
+            balance_to: balanced.then(|| flow.node.clone()),
+            lent: flow.unusual_source.then(|| (flow.client.name.clone(), flow.source)),
+        };
+        rounds.entry(round).or_default().push(index);
+    }
+    // Flows that need nothing go along with those that need one thing.
+    if rounds.len() > 1
+        && let Some(free) = rounds.remove(&Round::default())
+        && let Some(mut first) = rounds.first_entry()
+    {
+        first.get_mut().extend(free);
+    }
+    rounds
+}
+
+impl SocketReader {
+    /// All clients at once, and each asks all its questions at once.
+    fn play(&mut self, scene: &Scene<'_>, flows: &[usize]) -> anyhow::Result<Vec<(usize, Seen)>> {
+        let sockets = self.sockets;
+        thread::scope(|scope| {
             let playing: Vec<_> = self
                 .clients
                 .iter_mut()
                 .map(|(name, client)| {
-                    let mine: Vec<(usize, &Flow<'_>)> = scene
-                        .flows
-                        .iter()
-                        .enumerate()
-                        .zip(&seen)
-                        .filter(|((_, flow), seen)| flow.client.name == *name && **seen == Seen::Right)
-                        .map(|(numbered, _)| numbered)
-                        .collect();
-                    scope.spawn(move || ask(scene.cast, client, &mine))
+                    let all = flows.iter().filter_map(|index| Some((*index, scene.flows.get(*index)?)));
+                    let mine: Vec<(usize, &Flow<'_>)> = all.filter(|(_, flow)| flow.client.name == *name).collect();
+                    scope.spawn(move || ask(scene.cast, client, &mine, sockets))
                 })
                 .collect();
-            let joined = playing.into_iter().map(thread::ScopedJoinHandle::join);
-            joined.map(|result| result.unwrap_or_else(|_| bail!("a client's thread panicked"))).collect()
-        });
-        for result in results {
-            for (index, what) in result? {
-                if let Some(place) = seen.get_mut(index) {
-                    *place = what;
-                }
+            let mut seen = Vec::new();
+            for result in playing.into_iter().map(thread::ScopedJoinHandle::join) {
+                seen.extend(result.unwrap_or_else(|_| bail!("a client's thread panicked"))?);
             }
-        }
-        Ok(seen)
+            Ok(seen)
+        })
     }
 }
 
-/// Why a socket cannot show what becomes of this flow.
-fn unseen(cast: &Cast, flow: &Flow<'_>) -> Option<&'static str> {
-    let elsewhere = |to: &Destination| {
-        let node = cast.at(to.address.ip()).filter(|member| matches!(member.role, Role::Node { zone: _ }));
-        node.is_some_and(|node| node.name != flow.node)
-    };
-    if flow.client.role == Role::Outside {
-        Some("the client is outside: needs a packet path")
-    } else if flow.unusual_source {
-        Some("the source address is not the client's: needs crafted packets")
-    } else if flow.to.iter().any(|to| to.protocol == Protocol::Sctp) {
-        Some("SCTP: the lab has no such sockets")
-    } else if *flow.expect != Expect::Pass && flow.to.iter().any(elsewhere) {
-        Some("another node is dialled: needs its packet path")
-    } else {
-        None
-    }
-}
-
-fn ask(cast: &Cast, client: &mut Dialler, mine: &[(usize, &Flow<'_>)]) -> anyhow::Result<Vec<(usize, Seen)>> {
-    let questions: Vec<Vec<(Destination, Question)>> = mine.iter().map(|(_, flow)| questions(flow)).collect();
+fn ask(
+    cast: &Cast,
+    client: &mut Dialler,
+    mine: &[(usize, &Flow<'_>)],
+    sockets: bool,
+) -> anyhow::Result<Vec<(usize, Seen)>> {
+    let mut questions: Vec<Vec<(Dialled, Question)>> =
+        mine.iter().map(|(_, flow)| questions(cast, flow, sockets)).collect();
     let all: Vec<Question> = questions.iter().flatten().map(|(_, question)| *question).collect();
     let mut answers = client.dial(&all)?.into_iter();
     let mut seen = Vec::new();
-    for ((index, flow), questions) in mine.iter().zip(questions) {
-        let dialled: Vec<Dialled> = questions
-            .into_iter()
-            .zip(answers.by_ref())
-            .map(|((to, question), attempts)| Dialled { to, mode: question.mode, attempts })
-            .collect();
+    for ((index, flow), questions) in mine.iter().zip(&mut questions) {
+        for ((dialled, _), attempts) in questions.iter_mut().zip(answers.by_ref()) {
+            dialled.attempts = attempts;
+        }
+        let dialled: Vec<Dialled> = questions.drain(..).map(|(dialled, _)| dialled).collect();
         seen.push((*index, flows::judge_sockets(cast, flow, &dialled)));
     }
     Ok(seen)
 }
 
-fn questions(flow: &Flow<'_>) -> Vec<(Destination, Question)> {
-    let (count, timeout) = match flow.expect {
-        Expect::To(servers) if servers.len() > 1 => (EACH * u64::try_from(servers.len()).unwrap_or(1), PATIENCE),
-        Expect::To(_) => (ALONE, PATIENCE),
-        Expect::OneOf(_) => (15, PATIENCE),
-        Expect::Reject | Expect::Drop | Expect::Deny | Expect::Pass => (1, SILENCE),
+/// What to ask for a flow, with room for the answers.
+fn questions(cast: &Cast, flow: &Flow<'_>, sockets: bool) -> Vec<(Dialled, Question)> {
+    let count = match flow.expect {
+        Expect::To(servers) if servers.len() > 1 => EACH * u64::try_from(servers.len()).unwrap_or(1),
+        Expect::To(_) => ALONE,
+        Expect::OneOf(_) => 15,
+        Expect::Reject | Expect::Drop | Expect::Deny | Expect::Pass => 1,
     };
     let modes = |protocol| match protocol {
         Protocol::Tcp => [Mode::Tcp].as_slice(),
         Protocol::Udp => &[Mode::Udp, Mode::UdpUnconnected],
-        Protocol::Sctp => &[],
+        Protocol::Sctp => &[Mode::SctpInit],
     };
+    let source = flow.unusual_source.then_some(flow.source);
     let each = |to: &Destination| {
-        let (to, address) = (*to, to.address);
-        modes(to.protocol).iter().map(move |mode| (to, Question { to: address, mode: *mode, count, timeout }))
+        let to = *to;
+        let translation = Translation::of(cast, flow, &to, sockets);
+        modes(to.protocol).iter().map(move |&mode| {
+            let silent = flows::is_silent(cast, flow, &to, mode, translation);
+            let timeout = if silent { SILENCE } else { PATIENCE };
+            let question = Question { to: to.address, mode, count, timeout, source };
+            (Dialled { to, translation, mode, attempts: Vec::new() }, question)
+        })
     };
     flow.to.iter().flat_map(each).collect()
 }

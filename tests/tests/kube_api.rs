@@ -222,7 +222,7 @@ fn an_outage_of_the_api_is_told_of_and_costs_no_connection() {
 fn a_daemon_that_starts_during_an_outage_of_the_api_answers_other_names_at_once() {
     let Some(mut world) = ApiNode::new("apidns") else { return };
     let upstream = Ipv4Addr::new(172, 18, 0, 1).into();
-    let _upstream = world.lab.outside.dns_upstream(upstream, &["www.example.org=192.0.2.7"]).unwrap();
+    let _upstream = world.lab.router.dns_upstream(upstream, &["www.example.org=192.0.2.7"]).unwrap();
     let ask = |world: &ApiNode, name: &str| match world.client.resolve(name, "A", CLUSTER_DNS.into()) {
         Ok(answer) => format!("{} {}", answer.rcode, answer.data().join(" ")),
         Err(error) => format!("{error:#}"),

@@ -6,6 +6,7 @@ mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use lab::peer::{CallError, Mode};
 use lab::{Lab, Place, Pod};
@@ -42,7 +43,7 @@ fn pods_nodes_and_the_outside_reach_each_other_on_both_families() {
     for (pod, name) in [(&near, "near"), (&far, "far")] {
         for address in addresses(pod) {
             let at = |port| SocketAddr::new(address, port);
-            for from in [&*client, one.host(), two.host(), &lab.outside] {
+            for from in [&*client, one.host(), two.host(), &lab.router, &lab.outside] {
                 check(from, at(7000), Mode::Tcp, name);
                 check(from, at(8080), Mode::Http, name);
                 check(from, at(7000), Mode::Udp, name);
@@ -62,11 +63,40 @@ fn nothing_has_a_route_out_of_the_lab() {
     let pod = node.pod("pod").unwrap();
     // A documentation address: even a broken lab would reach no host with it.
     let elsewhere = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
-    for from in [&*pod, node.host(), &lab.outside] {
+    for from in [&*pod, node.host(), &lab.router, &lab.outside] {
         let attempts = from.connect(elsewhere, Mode::Tcp, 1).unwrap();
         let error = &attempts[0].error;
         assert!(matches!(error, Some(CallError::NoNetwork | CallError::NoHost)), "{}: {error:?}", from.name());
     }
+}
+
+#[test]
+fn unknown_addresses_lead_the_outside_to_the_chosen_node_and_all_others_nowhere() {
+    if support::skipped() {
+        return;
+    }
+    let lab = Lab::new("balance").unwrap();
+    let nodes = ["n1", "n2"].map(|name| lab.node(name).unwrap());
+    let pod = nodes[0].pod("pod").unwrap();
+    // Each node has the addresses that a load balancer would lead to it.
+    let vips: [IpAddr; 2] = ["203.0.113.1".parse().unwrap(), "2001:db8:203::1".parse().unwrap()];
+    let servers = nodes.each_ref().map(|node| {
+        for vip in vips {
+            let command = ["ip", "addr", "add", &vip.to_string(), "dev", "lo"];
+            assert!(node.spawn(&command).unwrap().finish(Duration::from_secs(10)).unwrap().status.success());
+        }
+        node.serve(node.name(), &["--tcp", "7000"]).unwrap()
+    });
+    for node in &nodes {
+        lab.balance_to(node).unwrap();
+        for vip in vips {
+            check(&lab.outside, SocketAddr::new(vip, 7000), Mode::Tcp, node.name());
+        }
+    }
+    drop(servers);
+    let other = SocketAddr::from((Ipv4Addr::new(203, 0, 113, 2), 7000));
+    let error = pod.connect(other, Mode::Tcp, 1).unwrap().remove(0).error;
+    assert!(matches!(error, Some(CallError::NoNetwork | CallError::NoHost)), "{error:?}");
 }
 
 #[test]
@@ -85,7 +115,7 @@ fn dropping_a_lab_removes_everything_it_made() {
         let ours = namespaces.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).count();
         (ours, cgroup.exists(), directory.exists(), Path::new("/sys/fs/bpf").join(&prefix).exists())
     };
-    assert_eq!(made(), (3, true, true, true));
+    assert_eq!(made(), (4, true, true, true));
     std::mem::forget(server);
     drop((pod, lab));
     assert_eq!(made(), (0, false, false, false));
@@ -100,7 +130,7 @@ fn the_upstream_of_the_lab_answers_what_it_knows() {
     let lab = Lab::new("upstream").unwrap();
     let pod = lab.node("n1").unwrap().pod("pod").unwrap();
     let router = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 1));
-    let _upstream = lab.outside.dns_upstream(router, &["example.org=192.0.2.7"]).unwrap();
+    let _upstream = lab.router.dns_upstream(router, &["example.org=192.0.2.7"]).unwrap();
     let known = pod.resolve("example.org", "A", router).unwrap();
     assert_eq!((known.rcode.as_str(), known.data()), ("NoError", vec!["192.0.2.7"]));
     let unknown = pod.resolve("example.com", "A", router).unwrap();

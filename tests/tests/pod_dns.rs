@@ -58,7 +58,7 @@ fn the_resolver_libraries_of_glibc_and_musl_find_what_they_are_asked_for() {
     });
     let (Some(cluster), Some(upstream)) = (cluster, upstream) else { return };
     let _upstream = cluster
-        .outside()
+        .router()
         .dns_upstream(upstream.ip(), &["www.example.org=192.0.2.7", "a.b.c.d.e.example=192.0.2.8"])
         .unwrap();
     let shop = Shop::open(&cluster, "web", &[PodState::Ready, PodState::Ready]);
@@ -280,7 +280,7 @@ fn a_resolv_conf_without_servers_stops_no_daemon_and_counts_when_it_has_one() {
     });
     let (Some(cluster), Some(path)) = (cluster, written) else { return };
     let general = Ipv4Addr::new(172, 18, 0, 1);
-    let _general = cluster.outside().dns_upstream(general.into(), &["www.example.org=192.0.2.7"]).unwrap();
+    let _general = cluster.router().dns_upstream(general.into(), &["www.example.org=192.0.2.7"]).unwrap();
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
     let ours = shop.addresses().map(|address| address.ip().to_string());
     wait_for_answer(&cluster, &shop.client, WEB, &ours[0]);
@@ -320,7 +320,7 @@ fn a_corefile_is_obeyed_and_followed() {
     let corp = cluster.node.pod("corpdns").unwrap();
     assert_eq!(corp.ipv4, Ipv4Addr::new(10, 244, 1, 2), "as the Corefile says");
     let _corp = corp.dns_upstream(corp.ipv4.into(), &["wiki.corp.example=192.0.2.60"]).unwrap();
-    let _general = cluster.outside().dns_upstream(general.into(), &["www.example.org=192.0.2.7"]).unwrap();
+    let _general = cluster.router().dns_upstream(general.into(), &["www.example.org=192.0.2.7"]).unwrap();
     let shop = Shop::open(&cluster, "web", &[PodState::Ready]);
     let web = shop.addresses().map(|address| address.ip().to_string());
     let rows = [

@@ -182,12 +182,12 @@ fn serve_outside(cluster: &Cluster, addresses: &[SocketAddr]) -> Process {
         // Datagrams are answered from the address that they were sent to.
         let route = ["ip", "route", "replace", &pods, "via", &gateway, "src", &ip];
         for command in [address.as_slice(), &route] {
-            let done = cluster.outside().spawn(command).unwrap().finish(SOON).unwrap();
+            let done = cluster.router().spawn(command).unwrap().finish(SOON).unwrap();
             assert!(done.status.success(), "{command:?}");
         }
     }
     let port = addresses[0].port().to_string();
-    cluster.outside().serve(OUTSIDE, &["--tcp", &port, "--udp", &port]).unwrap()
+    cluster.router().serve(OUTSIDE, &["--tcp", &port, "--udp", &port]).unwrap()
 }
 
 /// A pod that has opted out: what it sends to a Service's address ends at the router.

@@ -29,6 +29,12 @@ pub(crate) struct DemoOptions {
     /// Where the daemons take their objects from.
     #[arg(long, value_enum, default_value_t = ObjectSource::Manifests)]
     source: ObjectSource,
+    /// What serves packets, as the daemon takes it: auto, ebpf, nftables or iptables.
+    #[arg(long, value_name = "MODE")]
+    proxy_mode: Option<String>,
+    /// Whether sockets are served, as the daemon takes it: auto, on or off.
+    #[arg(long, value_name = "WHEN")]
+    socket_lb: Option<String>,
 }
 
 /// Where the daemons of the demo take their objects from.
@@ -79,6 +85,9 @@ pub(crate) fn demo(workspace: &Workspace, options: &DemoOptions) -> Result<ExitC
     with_binaries(workspace, &mut command);
     flag(&mut command, "--keep", options.keep);
     flag(&mut command, "--kube", options.source == ObjectSource::Kube);
+    for (option, value) in [("--proxy-mode", &options.proxy_mode), ("--socket-lb", &options.socket_lb)] {
+        command.args(value.iter().map(|value| format!("{option}={value}")));
+    }
     become_it(command)
 }
 

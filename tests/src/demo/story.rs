@@ -1,6 +1,6 @@
 //! What happens in the demo, chapter by chapter, and what is expected of each.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -10,9 +10,10 @@ use super::DemoOptions;
 use super::expectations::Expectations;
 use super::screen::Screen;
 use super::web::Web;
-use super::world::World;
+use super::world::{NODE_PORTS, World};
 use crate::manifests::PodState;
 use crate::peer::{CallError, Mode, now};
+use crate::place::Place;
 
 const DNS_V4: &str = "10.96.0.10";
 const DNS_V6: &str = "fd00:10:96::a";
@@ -74,6 +75,7 @@ impl Stage<'_> {
         }
         let start = Instant::now();
         self.world.write_pods()?;
+        self.world.publish()?;
         self.world.manifests.put_text("web.yaml", SERVICES)?;
         for client in [0, 1] {
             let mut rcode = String::new();
@@ -129,7 +131,10 @@ impl Stage<'_> {
     /// Connections reach all pods, about equally.
     fn balance(&mut self, v4: IpAddr, v6: IpAddr) -> anyhow::Result<()> {
         self.screen.say("")?;
-        self.screen.say("Four clients connect again and again to the addresses the name resolved to")?;
+        self.screen.say(
+            "Four clients in pods connect again and again to the addresses the name resolved to; four outside, beyond \
+             the router, to node ports of n2 and to a load balancer's addresses, which lead to n1",
+        )?;
         let start = now();
         self.world.start_traffic(v4, v6)?;
         self.world.watch(self.screen, Duration::from_secs(4))?;
@@ -211,6 +216,7 @@ impl Stage<'_> {
         self.screen.say("The Service is removed")?;
         self.world.traffic.clear();
         let start = Instant::now();
+        self.world.unpublish()?;
         self.world.manifests.remove_file("web.yaml")?;
         for client in [0, 1] {
             let mut rcode = String::new();
@@ -225,22 +231,34 @@ impl Stage<'_> {
             [(0, v4, 80, Mode::Tcp), (1, v6, 80, Mode::Tcp), (0, v4, 7000, Mode::Udp), (1, v6, 7000, Mode::Udp)]
         {
             let pod = self.world.clients.get(client).context("no such client")?;
-            let to = std::net::SocketAddr::new(address, port);
-            let patience = if mode == Mode::Udp { "1000" } else { "3000" };
-            let attempts = pod.connect_with(to, mode, &["--count", "1", "--timeout", patience])?;
-            let attempt = attempts.into_iter().next().context("no attempt")?;
-            // A UDP socket gets no error if there is no route; its question only stays without an answer.
-            let silent = mode == Mode::Udp && attempt.error == Some(CallError::TimedOut);
-            let held =
-                silent || matches!(attempt.error, Some(CallError::Refused | CallError::NoNetwork | CallError::NoHost));
-            let seen = attempt.error.map_or_else(|| "answered".to_owned(), String::from);
-            self.expect(held, &format!("{} cannot reach {to} any more ({mode:?})", self.client_name(client)), &seen)?;
+            let pod = (**pod).clone();
+            self.unreachable(&pod, SocketAddr::new(address, port), mode)?;
+        }
+        let outside = self.world.lab.outside.clone();
+        let [port_v4, _, balanced_v4, balanced_v6] = self.world.addresses_outside()?;
+        for (address, port) in [(port_v4, NODE_PORTS.0), (balanced_v4, 80), (balanced_v6, 80)] {
+            self.unreachable(&outside, SocketAddr::new(address, port), Mode::Tcp)?;
         }
         Ok(())
     }
 
-    fn client_name(&self, client: usize) -> String {
-        self.world.clients.get(client).map(|pod| pod.name().to_owned()).unwrap_or_default()
+    /// A client gets no answer any more. Packets to an address that is in the range of Services and unused are dropped
+    /// without one (NE-12), and a UDP socket gets no error if there is no route.
+    fn unreachable(&mut self, client: &Place, to: SocketAddr, mode: Mode) -> anyhow::Result<()> {
+        let start = Instant::now();
+        let attempt = loop {
+            let attempts = client.connect_with(to, mode, &["--count", "1", "--timeout", "1000"])?;
+            let attempt = attempts.into_iter().next().context("no attempt")?;
+            if attempt.error.is_some() || start.elapsed() > SOON * 5 {
+                break attempt;
+            }
+        };
+        let held = matches!(
+            attempt.error,
+            Some(CallError::Refused | CallError::NoNetwork | CallError::NoHost | CallError::TimedOut)
+        );
+        let seen = attempt.error.map_or_else(|| "answered".to_owned(), String::from);
+        self.expect(held, &format!("{} cannot reach {to} any more ({mode:?})", client.name()), &seen)
     }
 
     /// Leaves everything running until Ctrl-C.

@@ -1,11 +1,12 @@
 //! Nodes, daemons, pods and clients of the demo.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use serde_json::json;
 
 use super::screen::{Row, Screen};
 use super::web::{ECHO, HTTP, Web};
@@ -21,6 +22,11 @@ use crate::topology::Lab;
 
 /// The namespace of everything in the demo.
 pub(super) const SHOP: &str = "shop";
+/// The Service for clients outside, its load balancer's addresses, and its node ports for HTTP and for datagrams.
+const PUBLIC: &str = "web-public";
+const BALANCED: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 80)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x203, 0, 0, 0, 0, 0x80))];
+pub(super) const NODE_PORTS: (u16, u16) = (30_080, 30_070);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Everything that lives in the demo. Fields are dropped in this order: traffic first, the lab last.
@@ -48,7 +54,7 @@ pub(super) struct Traffic {
 
 impl World {
     /// Two nodes with daemons, a client pod on each, and an empty cluster.
-    pub(super) fn new(binaries: Binaries, kube: bool) -> anyhow::Result<Self> {
+    pub(super) fn new(binaries: Binaries, kube: bool, arguments: &[String]) -> anyhow::Result<Self> {
         let lab = Lab::with_binaries("demo", binaries)?;
         let nodes = vec![lab.node("n1")?, lab.node("n2")?];
         let manifests = Manifests::new(&lab.directory().join("manifests"))?;
@@ -58,6 +64,7 @@ impl World {
         let api = kube.then(|| KubeApi::start(&lab, manifests.directory())).transpose()?;
         let mut options = DaemonOptions::new(manifests.directory());
         options.kubeconfig = api.as_ref().map(|api| api.kubeconfig().to_owned());
+        options.extra.extend(arguments.iter().cloned());
         // Both at once: each waits for its own kernel.
         let mut daemons: Vec<Daemon> = nodes
             .iter()
@@ -69,6 +76,8 @@ impl World {
             .map(|(node, name)| node.pod(name))
             .collect::<anyhow::Result<_>>()?;
         daemons.iter_mut().try_for_each(Daemon::wait_ready)?;
+        // As a load balancer would that has chosen the first node.
+        lab.balance_to(nodes.first().context("no node")?)?;
         let (traffic, webs, columns) = (vec![], vec![], vec![]);
         Ok(Self { traffic, webs, clients, daemons, nodes, _api: api, manifests, columns, lab })
     }
@@ -104,21 +113,57 @@ impl World {
         self.manifests.put("pods", &objects)
     }
 
-    /// Starts the four client loops against the addresses the name resolved to.
+    /// Starts four client loops in pods, against the addresses the name resolved to, and four outside.
     pub(super) fn start_traffic(&mut self, v4: IpAddr, v6: IpAddr) -> anyhow::Result<()> {
         let [one, two] = self.clients.as_slice() else { bail!("the demo has two clients") };
-        let (web, echo) = (80, ECHO);
+        let (web, echo, outside) = (80, ECHO, &self.lab.outside);
+        let [port_v4, port_v6, balanced_v4, balanced_v6] = self.addresses_outside()?;
         let loops = [
-            (one, "TCP  IPv4, HTTP", SocketAddr::new(v4, web), Mode::Http),
-            (two, "TCP  IPv6, HTTP", SocketAddr::new(v6, web), Mode::Http),
-            (one, "UDP  IPv4, connected", SocketAddr::new(v4, echo), Mode::Udp),
-            (two, "UDP  IPv6, not connected", SocketAddr::new(v6, echo), Mode::UdpUnconnected),
+            (&**one, "TCP IPv4, HTTP", SocketAddr::new(v4, web), Mode::Http),
+            (&**two, "TCP IPv6, HTTP", SocketAddr::new(v6, web), Mode::Http),
+            (&**one, "UDP IPv4, connected", SocketAddr::new(v4, echo), Mode::Udp),
+            (&**two, "UDP IPv6, not connected", SocketAddr::new(v6, echo), Mode::UdpUnconnected),
+            (outside, "TCP IPv4, node port", SocketAddr::new(port_v4, NODE_PORTS.0), Mode::Http),
+            (outside, "TCP IPv6, load balancer", SocketAddr::new(balanced_v6, web), Mode::Http),
+            (outside, "UDP IPv4, load balancer", SocketAddr::new(balanced_v4, echo), Mode::Udp),
+            (outside, "UDP IPv6, node port", SocketAddr::new(port_v6, NODE_PORTS.1), Mode::UdpUnconnected),
         ];
-        for (pod, how, to, mode) in loops {
-            let label = format!("{} {how}", pod.name());
-            self.traffic.push(Traffic { label, client: pod.connect_loop(to, mode, 4)? });
+        for (place, how, to, mode) in loops {
+            let label = format!("{} {how}", place.name());
+            self.traffic.push(Traffic { label, client: place.connect_loop(to, mode, 8)? });
         }
         Ok(())
+    }
+
+    /// Where a client outside finds the pods: the second node's addresses, with node ports, then those of the load
+    /// balancer.
+    pub(super) fn addresses_outside(&self) -> anyhow::Result<[IpAddr; 4]> {
+        let node = self.nodes.get(1).context("no second node")?;
+        let [balanced_v4, balanced_v6] = BALANCED;
+        Ok([node.ipv4.into(), node.ipv6.into(), balanced_v4, balanced_v6])
+    }
+
+    /// Writes a Service by which clients outside reach the web pods.
+    pub(super) fn publish(&self) -> anyhow::Result<()> {
+        let (http, echo) = NODE_PORTS;
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": PUBLIC, "namespace": SHOP},
+            "spec": {
+                "type": "LoadBalancer", "selector": {"app": "web"},
+                "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
+                "ports": [
+                    {"name": "http", "protocol": "TCP", "port": 80, "targetPort": HTTP, "nodePort": http},
+                    {"name": "echo", "protocol": "UDP", "port": ECHO, "targetPort": ECHO, "nodePort": echo},
+                ],
+            },
+            "status": {"loadBalancer": {"ingress": BALANCED.map(|ip| json!({"ip": ip}))}},
+        });
+        self.manifests.put(PUBLIC, &[service])
+    }
+
+    /// Takes that Service away.
+    pub(super) fn unpublish(&self) -> anyhow::Result<()> {
+        self.manifests.remove(PUBLIC)
     }
 
     /// Lets time pass, with the table live.

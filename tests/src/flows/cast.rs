@@ -85,8 +85,8 @@ impl Cast {
         members.push(Member {
             name: "outside".to_owned(),
             role: Role::Outside,
-            ipv4: network::ROUTER_V4.into(),
-            ipv6: network::ROUTER_V6.into(),
+            ipv4: network::OUTSIDE_V4.into(),
+            ipv6: network::OUTSIDE_V6.into(),
         });
         Ok(Self { members, nodes })
     }

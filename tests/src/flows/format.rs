@@ -1,5 +1,6 @@
 //! A story as its file holds it.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
@@ -71,6 +72,30 @@ pub struct RawFlow {
     pub to: Vec<String>,
     /// What becomes of it.
     pub expect: Expect,
+    /// Whose address the server sees, where packets are translated. At a socket there is nothing to choose: the kernel
+    /// takes the client's own, after the endpoint is known (TP-50).
+    #[serde(default)]
+    pub source: Option<SourceSeen>,
+}
+
+/// Whose address a server sees as the source of a packet. A client that reaches itself is always seen by an address of
+/// the node, whatever a story says of its flow (TP-42).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceSeen {
+    /// The client's own.
+    Kept,
+    /// One of the node that translates.
+    Node,
+}
+
+impl fmt::Display for SourceSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kept => "from the client's address",
+            Self::Node => "from an address of the node",
+        })
+    }
 }
 
 /// What becomes of a flow.

@@ -1,6 +1,6 @@
 //! Playing the corpus to a reader: what it saw against what was to be seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -8,7 +8,8 @@ use anyhow::{Context as _, ensure};
 
 use super::book::Book;
 use super::cast::{Cast, Role, Server};
-use super::format::Expect;
+use super::format::{Expect, SourceSeen};
+use super::report::{Played, Report};
 use super::scene::{Destination, Flow, Protocol, Scene, scenes};
 
 /// Applies scenes, one after the other, and reports what becomes of their flows.
@@ -37,6 +38,8 @@ pub enum Outcome {
         by: BTreeSet<Server>,
         /// Whether a client stays with the one it got.
         sticky: bool,
+        /// Whose address those of them see that are not the client itself, if these rules decide about it.
+        source: Option<SourceSeen>,
     },
     /// Refused at once.
     Reject,
@@ -101,7 +104,7 @@ impl<R: Rules> RulesReader<R> {
     fn follow(&mut self, cast: &Cast, flow: &Flow<'_>) -> anyhow::Result<Seen> {
         for to in &flow.to {
             let outcome = self.journey(cast, flow, to)?;
-            match judge(flow.expect, &outcome) {
+            match judge(flow, &outcome) {
                 Seen::Right => {}
                 Seen::Wrong(what) => return Ok(Seen::Wrong(format!("{to}: {what}"))),
                 Seen::Skipped(why) => return Ok(Seen::Skipped(why)),
@@ -131,34 +134,25 @@ impl<R: Rules> RulesReader<R> {
     }
 }
 
-/// Compares an exactly known outcome with an expectation.
+/// Compares an exactly known outcome with what a flow expects.
 #[must_use]
-pub fn judge(expect: &Expect, outcome: &Outcome) -> Seen {
-    if let Outcome::Unseen(why) = outcome {
-        return Seen::Skipped(why);
-    }
-    let wanted = match expect {
-        Expect::To(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: false },
-        Expect::OneOf(servers) => Outcome::Served { by: servers.iter().cloned().collect(), sticky: true },
+pub fn judge(flow: &Flow<'_>, outcome: &Outcome) -> Seen {
+    // What the rules do not decide, or the story does not say, counts as right.
+    let source = match outcome {
+        Outcome::Unseen(why) => return Seen::Skipped(why),
+        Outcome::Served { source, .. } => source.and(flow.seen_source).or(*source),
+        Outcome::Reject | Outcome::Drop | Outcome::Pass => None,
+    };
+    let served = |servers: &[Server], sticky| Outcome::Served { by: servers.iter().cloned().collect(), sticky, source };
+    let wanted = match flow.expect {
+        Expect::To(servers) => served(servers, false),
+        Expect::OneOf(servers) => served(servers, true),
         Expect::Reject => Outcome::Reject,
         // A packet is dropped silently in either case.
         Expect::Drop | Expect::Deny => Outcome::Drop,
         Expect::Pass => Outcome::Pass,
     };
-    if *outcome == wanted { Seen::Right } else { Seen::Wrong(format!("wanted {expect}, got {outcome}")) }
-}
-
-/// The result of a reader.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Flows that were as expected.
-    pub right: usize,
-    /// Stories in which something was wrong, with every such flow.
-    pub wrong: Vec<(String, Vec<String>)>,
-    /// Flows the reader could not see, by reason.
-    pub skipped: BTreeMap<&'static str, usize>,
-    /// Stories played.
-    pub stories: usize,
+    if *outcome == wanted { Seen::Right } else { Seen::Wrong(format!("wanted {wanted}, got {outcome}")) }
 }
 
 /// Plays those stories whose file or name contains `only`; a story is given up at its first step that goes wrong.
@@ -169,57 +163,27 @@ pub fn play(book: &Book, only: &str, reader: &mut impl Reader) -> anyhow::Result
         if !title.contains(only) {
             continue;
         }
-        report.stories += 1;
+        let mut played = Played::new(title);
         for scene in scenes(&book.cast, story)? {
-            let seen = reader.read(&scene).with_context(|| format!("{title}, step {:?}", scene.when))?;
+            let seen = reader.read(&scene).with_context(|| format!("{}, step {:?}", played.title, scene.when))?;
             ensure!(seen.len() == scene.flows.len(), "the reader saw {} flows of {}", seen.len(), scene.flows.len());
-            let wrong = report.take(&scene, seen);
-            if !wrong.is_empty() {
-                report.wrong.push((title, wrong));
+            played.take(&scene, seen);
+            if !played.wrong.is_empty() {
                 break;
             }
         }
+        report.stories.push(played);
     }
     Ok(report)
-}
-
-impl Report {
-    fn take(&mut self, scene: &Scene<'_>, seen: Vec<Seen>) -> Vec<String> {
-        let mut wrong = Vec::new();
-        for (flow, seen) in scene.flows.iter().zip(seen) {
-            match seen {
-                Seen::Right => self.right += 1,
-                Seen::Wrong(what) if scene.when.is_empty() => wrong.push(format!("{flow}: {what}")),
-                Seen::Wrong(what) => wrong.push(format!("when {}: {flow}: {what}", scene.when)),
-                Seen::Skipped(why) => *self.skipped.entry(why).or_default() += 1,
-            }
-        }
-        wrong
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (story, flows) in &self.wrong {
-            writeln!(f, "WRONG {story}")?;
-            for flow in flows {
-                writeln!(f, "      {flow}")?;
-            }
-        }
-        for (why, count) in &self.skipped {
-            writeln!(f, "SKIPPED {count} flows: {why}")?;
-        }
-        let Self { right, wrong, stories, .. } = self;
-        write!(f, "{right} flows right, {} of {stories} stories wrong", wrong.len())
-    }
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Served { by, sticky } => {
+            Self::Served { by, sticky, source } => {
                 let servers = by.iter().cloned().collect();
-                write!(f, "{}", if *sticky { Expect::OneOf(servers) } else { Expect::To(servers) })
+                write!(f, "{}", if *sticky { Expect::OneOf(servers) } else { Expect::To(servers) })?;
+                source.map_or(Ok(()), |source| write!(f, " ({source})"))
             }
             Self::Reject => f.write_str("reject"),
             Self::Drop => f.write_str("drop"),

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use super::cast::{Cast, Member, Role};
-use super::format::{Expect, OnlyFamily, RawFlow, Step, Story, split_destination};
+use super::cast::{Cast, Member, Role, Server};
+use super::format::{Expect, OnlyFamily, RawFlow, SourceSeen, Step, Story, split_destination};
 
 /// One step of a story.
 #[derive(Clone, Debug)]
@@ -40,6 +40,17 @@ pub struct Flow<'a> {
     pub to: Vec<Destination>,
     /// What becomes of it.
     pub expect: &'a Expect,
+    /// Whose address the server sees where packets are translated, if the story says it.
+    pub seen_source: Option<SourceSeen>,
+}
+
+impl Flow<'_> {
+    /// Whose address this server sees where packets are translated, if the story says it.
+    #[must_use]
+    pub fn source_seen_by(&self, server: &Server) -> Option<SourceSeen> {
+        let own = server.place == self.client.name;
+        self.seen_source.map(|source| if own { SourceSeen::Node } else { source })
+    }
 }
 
 /// Where a client dials.
@@ -108,13 +119,16 @@ fn expand<'a>(cast: &'a Cast, story: &Story, raw: &'a RawFlow) -> anyhow::Result
     let first = to.first().context("a flow goes nowhere")?.address.ip();
     ensure!(to.iter().all(|to| to.address.is_ipv4() == first.is_ipv4()), "one flow is of one family");
     check_servers(cast, &raw.expect)?;
+    let answered = matches!(raw.expect, Expect::To(_) | Expect::OneOf(_));
+    ensure!(answered || raw.source.is_none(), "`source` is for flows that a server answers");
     let mut flows = Vec::new();
     for name in &raw.from {
         let client = cast.member(name)?;
         for node in entry_nodes(cast, client, raw, first)? {
             let source = raw.from_address.unwrap_or_else(|| client.address(first));
             let unusual_source = raw.from_address.is_some();
-            flows.push(Flow { client, node, source, unusual_source, to: to.clone(), expect: &raw.expect });
+            let (to, expect, seen_source) = (to.clone(), &raw.expect, raw.source);
+            flows.push(Flow { client, node, source, unusual_source, to, expect, seen_source });
         }
     }
     ensure!(!flows.is_empty(), "a flow comes from nowhere");
@@ -185,7 +199,7 @@ impl fmt::Display for Flow<'_> {
 
 impl fmt::Display for Expect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = |servers: &[super::Server]| servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let names = |servers: &[Server]| servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         match self {
             Self::To(servers) => write!(f, "{}", names(servers)),
             Self::OneOf(servers) => write!(f, "always the same of {}", names(servers)),

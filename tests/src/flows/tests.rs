@@ -26,7 +26,7 @@ fn the_cast_has_the_addresses_that_the_lab_gives() {
         let (v4, v6) = match &member.role {
             Role::Node { zone: _ } => network::node_addresses(number(&member.name)),
             Role::Pod { node } => network::pod_addresses(number(node), 10 + number(&member.name)),
-            Role::Outside => (network::ROUTER_V4, network::ROUTER_V6),
+            Role::Outside => (network::OUTSIDE_V4, network::OUTSIDE_V6),
         };
         assert_eq!((member.ipv4, member.ipv6), (v4.into(), v6.into()), "{}", member.name);
     }

@@ -87,6 +87,7 @@ fn ipv6(address: Ipv4Addr) -> anyhow::Result<Ipv6Addr> {
         [10, 96, high, low] => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, u16::from_be_bytes([high, low])),
         [10, 244, node, pod] => network::pod_addresses(node, pod).1,
         [172, 18, 0, last] => Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, u16::from(last)),
+        [172, 19, 0, last] => Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, u16::from(last)),
         [127, 0, 0, 1] => Ipv6Addr::LOCALHOST,
         [0, 0, 0, 0] => Ipv6Addr::UNSPECIFIED,
         // The documentation ranges.
@@ -102,7 +103,7 @@ fn network(address: Ipv4Addr, length: u8) -> anyhow::Result<String> {
     Ok(match (address.octets(), length) {
         ([0, 0, 0, 0], 0) => "::/0".to_owned(),
         ([10, 244, 0, 0], 16) => "fd00:10:244::/48".to_owned(),
-        ([10, 244, _, 0], 24) | ([172, 18, 0, 0], 24) => format!("{}/64", ipv6(address)?),
+        ([10, 244, _, 0], 24) | ([172, 18 | 19, 0, 0], 24) => format!("{}/64", ipv6(address)?),
         (_, 32) => format!("{}/128", ipv6(address)?),
         _ => {
             return Err(anyhow::anyhow!("use another, or confine the story with `family: IPv4`"))

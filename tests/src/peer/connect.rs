@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::socket::{DialTarget, attempt, udp_socket};
+use super::socket::{Answered, DialTarget, attempt, udp_socket};
 use super::{CallError, Mode, now, print};
 
 /// Where to connect and how often.
@@ -51,6 +51,9 @@ pub struct Attempt {
     pub server: Option<String>,
     /// The address of the peer as the client sees it: `getpeername`, or the source of the datagram.
     pub peername: Option<SocketAddr>,
+    /// The address of the client as the server sees it, if it says so.
+    #[serde(default)]
+    pub source: Option<SocketAddr>,
     /// Why it failed.
     pub error: Option<CallError>,
     /// How long it took, in microseconds.
@@ -86,9 +89,11 @@ pub(super) fn timed(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) 
     let (start, began) = (Instant::now(), now());
     let result = attempt(target, number, kept);
     let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (server, peername, error) = match result {
-        Ok((server, peername)) => (Some(server), Some(peername), None),
-        Err(error) => (None, None, Some(CallError::from(&error))),
-    };
-    Attempt { t: now(), began, server, peername, error, us }
+    let failed = Attempt { t: now(), began, server: None, peername: None, source: None, error: None, us };
+    match result {
+        Ok(Answered { server, peername, source }) => {
+            Attempt { server: Some(server), peername: Some(peername), source, ..failed }
+        }
+        Err(error) => Attempt { error: Some(CallError::from(&error)), ..failed },
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::Args;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{SERVING, say};
+use super::{SERVING, say, sctp};
 
 const LINE_WITHIN: Duration = Duration::from_secs(30);
 const STACK: usize = 128 * 1024;
@@ -35,9 +35,12 @@ pub struct ServeArguments {
     /// Ports where a request is answered over HTTP.
     #[arg(long, num_args = 1..)]
     http: Vec<u16>,
-    /// Ports where a datagram comes back behind the name.
+    /// Ports where a datagram comes back behind the name and the address of its sender.
     #[arg(long, num_args = 1..)]
     udp: Vec<u16>,
+    /// Ports where the first packet of an SCTP association is answered.
+    #[arg(long, num_args = 1..)]
+    sctp_init: Vec<u16>,
     /// Ports where a connection is accepted and closed, for measuring.
     #[arg(long, num_args = 1..)]
     sink: Vec<u16>,
@@ -63,6 +66,11 @@ pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         let socket: UdpSocket = bind(address, Type::DGRAM, Protocol::UDP)?.into();
         let name = name_at(arguments, address);
         threads.push(thread::spawn(move || answer(&socket, &name)));
+    }
+    for address in arguments.sctp_init.iter().flat_map(|port| places(arguments, *port)) {
+        let socket = sctp::listen(address).context("making a raw socket for SCTP")?;
+        let name = name_at(arguments, address);
+        threads.push(thread::spawn(move || sctp::serve(&socket, address.port(), &name)));
     }
     say(SERVING)?;
     threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a server panicked")))
@@ -151,7 +159,7 @@ fn http(stream: &TcpStream, name: &str) -> std::io::Result<()> {
             break;
         }
     }
-    let body = format!("{name}\n");
+    let body = format!("{name} {}\n", stream.peer_addr()?);
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     out.write_all(format!("{head}{body}").as_bytes())
 }
@@ -162,7 +170,7 @@ fn answer(socket: &UdpSocket, name: &str) -> anyhow::Result<()> {
         // An ICMP error of an earlier answer is reported here; it says nothing about the next datagram.
         let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
         let payload = buffer.get(..length).unwrap_or_default();
-        let reply = [name.as_bytes(), b" ", payload].concat();
+        let reply = [format!("{name} {client} ").as_bytes(), payload].concat();
         drop(socket.send_to(&reply, client));
     }
 }

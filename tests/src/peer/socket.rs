@@ -8,7 +8,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr, TcpFastOpenConnect};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::Mode;
+use super::{Mode, sctp};
 
 /// Where to connect and how.
 #[derive(Clone, Copy, Debug)]
@@ -19,14 +19,36 @@ pub(super) struct DialTarget {
     pub(super) bind: Option<SocketAddr>,
 }
 
-/// The server that answered, and the address of the peer as the client sees it.
-pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> io::Result<(String, SocketAddr)> {
+/// What an attempt came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answered {
+    /// The name of the server.
+    pub(super) server: String,
+    /// The address of the peer as the client sees it.
+    pub(super) peername: SocketAddr,
+    /// The address of the client as the server sees it, if it says so.
+    pub(super) source: Option<SocketAddr>,
+}
+
+impl Answered {
+    /// Of the first two words of an answer.
+    pub(super) fn of(answer: &str, peername: SocketAddr) -> io::Result<Self> {
+        let mut words = answer.split_whitespace();
+        let server = words.next();
+        let server = server.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "closed without a greeting"))?;
+        Ok(Self { server: server.to_owned(), peername, source: words.next().and_then(|word| word.parse().ok()) })
+    }
+}
+
+/// One attempt.
+pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> io::Result<Answered> {
     match (target.mode, kept) {
         (Mode::Tcp | Mode::Mptcp | Mode::Sctp, _) => greeted(&open(target)?),
         (Mode::TcpFastopen, _) => fast_open(target),
         (Mode::Http, _) => http(target),
         (Mode::Udp | Mode::UdpUnconnected, Some(socket)) => datagram(target, socket, number),
         (Mode::Udp | Mode::UdpUnconnected, None) => datagram(target, &udp_socket(target)?, number),
+        (Mode::SctpInit, _) => sctp::dial(target),
     }
 }
 
@@ -45,7 +67,7 @@ fn stream_socket(target: &DialTarget) -> io::Result<Socket> {
     let protocol = match target.mode {
         Mode::Mptcp => Protocol::MPTCP,
         Mode::Sctp => Protocol::SCTP,
-        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Udp | Mode::UdpUnconnected => Protocol::TCP,
+        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Udp | Mode::UdpUnconnected | Mode::SctpInit => Protocol::TCP,
     };
     let socket = Socket::new(Domain::for_address(target.to), Type::STREAM, Some(protocol))?;
     if target.mode == Mode::Sctp {
@@ -75,7 +97,7 @@ fn open(target: &DialTarget) -> io::Result<TcpStream> {
 
 /// With `TCP_FASTOPEN_CONNECT` connect() only remembers the address; the first write sends the SYN, with data if the
 /// kernel has a cookie of that server. Kernel: 4.11.
-fn fast_open(target: &DialTarget) -> io::Result<(String, SocketAddr)> {
+fn fast_open(target: &DialTarget) -> io::Result<Answered> {
     let socket = stream_socket(target)?;
     setsockopt(&socket, TcpFastOpenConnect, &true).map_err(io::Error::from)?;
     socket.set_read_timeout(Some(target.timeout))?;
@@ -86,26 +108,23 @@ fn fast_open(target: &DialTarget) -> io::Result<(String, SocketAddr)> {
     greeted(&stream)
 }
 
-fn greeted(stream: &TcpStream) -> io::Result<(String, SocketAddr)> {
+fn greeted(stream: &TcpStream) -> io::Result<Answered> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
-    let name = line.split(' ').next().filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "closed without a greeting"))?;
-    Ok((name.to_owned(), stream.peer_addr()?))
+    Answered::of(&line, stream.peer_addr()?)
 }
 
-fn http(target: &DialTarget) -> io::Result<(String, SocketAddr)> {
+fn http(target: &DialTarget) -> io::Result<Answered> {
     let mut stream = open(target)?;
     let peername = stream.peer_addr()?;
     let response = crate::http::fetch(&mut stream, "/").map_err(io::Error::other)?;
-    let name = response.body.split_whitespace().next().unwrap_or_default();
-    if response.status != 200 || name.is_empty() {
+    if response.status != 200 {
         return Err(io::Error::other(format!("HTTP status {}", response.status)));
     }
-    Ok((name.to_owned(), peername))
+    Answered::of(&response.body, peername)
 }
 
-fn datagram(target: &DialTarget, socket: &UdpSocket, number: u64) -> io::Result<(String, SocketAddr)> {
+fn datagram(target: &DialTarget, socket: &UdpSocket, number: u64) -> io::Result<Answered> {
     let question = format!("question {number}");
     let mut buffer = [0; 2048];
     let (length, peername) = if target.mode == Mode::Udp {
@@ -117,8 +136,8 @@ fn datagram(target: &DialTarget, socket: &UdpSocket, number: u64) -> io::Result<
     };
     let answer = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
     // A late answer to an earlier question must not count for this one.
-    match answer.split_once(' ') {
-        Some((name, echo)) if echo == question => Ok((name.to_owned(), peername)),
-        Some(_) | None => Err(io::Error::other(format!("answer to another question: {answer}"))),
+    match answer.strip_suffix(&question) {
+        Some(head) => Answered::of(head, peername),
+        None => Err(io::Error::other(format!("answer to another question: {answer}"))),
     }
 }

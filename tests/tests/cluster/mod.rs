@@ -80,9 +80,23 @@ impl Cluster {
         (!support::skipped()).then(|| Arc::new(Self::start(name, change)))
     }
 
+    /// The same with the node's pods on one bridge.
+    pub fn bridged_with(name: &str, change: impl FnOnce(&mut DaemonOptions)) -> Option<Arc<Self>> {
+        let start = || {
+            let lab = Lab::new(name).unwrap();
+            let node = lab.bridged_node("n1").unwrap();
+            Arc::new(Self::start_on(lab, node, change))
+        };
+        (!support::skipped()).then(start)
+    }
+
     fn start(name: &str, change: impl FnOnce(&mut DaemonOptions)) -> Self {
         let lab = Lab::new(name).unwrap();
         let node = lab.node("n1").unwrap();
+        Self::start_on(lab, node, change)
+    }
+
+    fn start_on(lab: Lab, node: Node, change: impl FnOnce(&mut DaemonOptions)) -> Self {
         let manifests = Manifests::new(&lab.directory().join("manifests")).unwrap();
         manifests.put("cluster", &[manifests::namespace(NAMESPACE), manifests::node(&node)]).unwrap();
         let mut options = DaemonOptions::new(manifests.directory());
@@ -96,9 +110,14 @@ impl Cluster {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The client outside of the cluster.
-    pub fn outside(&self) -> &lab::Place {
-        &self.lab.outside
+    /// The router, where servers run that are in no node's cgroup.
+    pub fn router(&self) -> &lab::Place {
+        &self.lab.router
+    }
+
+    /// The lab around it.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
     }
 
     pub fn bpf_root(&self) -> PathBuf {
