@@ -59,23 +59,25 @@ pub(crate) fn ended(element: *const Element) -> i32 {
 
 #[inline(always)]
 fn write(element: *const Element, is_wanted: impl Fn(&Flow) -> bool) -> i32 {
+    // By value: through a reference the compiler reads a field again where it uses it, and the verifier of 6.1 does not
+    // know of the second read that it is not null.
     // SAFETY: the kernel passes a valid context.
-    let Element { meta, map: _, socket, value } = unsafe { &*element };
+    let Element { meta, map: _, socket, value } = unsafe { element.read() };
     // After the last element it calls once more, without one.
     if socket.is_null() || value.is_null() {
         return DONE;
     }
     // SAFETY: not null, and the value is as large as a `Flow`; a socket that changes it this instant shows the daemon a
     // flow that it does not find among the sockets.
-    let flow = unsafe { **value };
+    let flow = unsafe { *value };
     if flow.frontend_port == 0 || !is_wanted(&flow) {
         return DONE;
     }
     // SAFETY: the kernel passes a socket that lives as long as the program runs.
-    let cookie = unsafe { bpf_get_socket_cookie(*socket) };
+    let cookie = unsafe { bpf_get_socket_cookie(socket) };
     let listed = ListedFlow { cookie, flow, padding: 0 };
     // SAFETY: the kernel passes a valid `meta`.
-    let Meta { output } = unsafe { &**meta };
+    let Meta { output } = unsafe { &*meta };
     let bytes = (&raw const listed).cast();
     // SAFETY: `bytes` are as many as stated. If the output is full, the kernel runs the program again for this element.
     unsafe { bpf_seq_write(*output, bytes, LISTED) };

@@ -5,10 +5,12 @@
 //! each `match` on [`Part`] below.
 
 mod caller;
+mod command;
 mod composed;
 mod ebpf;
 mod handover;
 mod iptables;
+pub mod kube_proxy;
 mod lock;
 mod nftables;
 mod offer;
@@ -286,6 +288,12 @@ pub fn open(chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<Open
     let mut opened = composed::over(sockets, packets, options.packets, disturbed);
     opened.reports.push(left);
     opened.path = Box::new(Handover::new(opened.path, replaced(chosen, &options.host), leftovers));
+    // Without a path for packets, clients outside of this node need kube-proxy's rules.
+    if chosen.packets.is_some() {
+        let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
+        opened.reports.push(report);
+        opened.path = Box::new(kube_proxy::Retiring::new(opened.path, reports));
+    }
     Ok(opened)
 }
 

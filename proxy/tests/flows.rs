@@ -4,13 +4,14 @@
 #![expect(clippy::panic, clippy::print_stderr, reason = "a reader says what went wrong and what it left out")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, ensure};
 use lab::Manifests;
 use lab::flows::{self, Cast, Outcome, Rules, Scene, SourceSeen};
 use shunt_model::source::manifests::{self, ManifestsOptions};
-use shunt_proxy::datapath::reading::{Caller, Outcome as Lookup, Reading};
+use shunt_proxy::datapath::PacketOptions;
+use shunt_proxy::datapath::reading::{Caller, IptablesReading, Outcome as Lookup, PacketOutcome, Reading};
 use shunt_proxy::plan::{Decision, EmptyLocal, Endpoint, Met, Packet, Plan, PlanOptions, Source, Verdict, plan};
 
 /// Plays the whole corpus, or the stories whose title contains `FLOWS`.
@@ -31,6 +32,51 @@ fn verdict() {
 #[test]
 fn tables() {
     read_corpus(Readings::default());
+}
+
+#[test]
+fn iptables() {
+    read_corpus(IptablesReadings::default());
+}
+
+/// The iptables rules of all nodes for the scene that is on.
+#[derive(Default)]
+struct IptablesReadings {
+    nodes: BTreeMap<String, IptablesReading>,
+}
+
+impl Rules for IptablesReadings {
+    fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
+        let options = PacketOptions { masquerade_mark: 1 << 14, drop_invalid: true, loopback_node_ports: true };
+        let rules = |(node, plan): (String, Plan)| (node, IptablesReading::of(&plan, options));
+        self.nodes = plans(scene, EmptyLocal::Refuse)?.into_iter().map(rules).collect();
+        Ok(())
+    }
+
+    fn meet(&mut self, cast: &Cast, node: &str, packet: &flows::Packet) -> anyhow::Result<Outcome> {
+        let rules = self.nodes.get(node).with_context(|| format!("no rules for {node}"))?;
+        let destination = match packet.destination.to_canonical() {
+            // A socket that dials the unspecified address sends to loopback.
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+            address @ (IpAddr::V4(_) | IpAddr::V6(_)) => address,
+        };
+        let loopback = destination.is_loopback();
+        let packet = Packet { destination, ..planned(packet) };
+        Ok(match (packet.source, rules.outcome(&packet)) {
+            (Source::Node, _) if loopback && destination.is_ipv6() => {
+                Outcome::Unseen("packets cannot leave ::1 (TP-16)")
+            }
+            (Source::Pod, _) if loopback => Outcome::Pass, // They stay inside the pod.
+            (_, PacketOutcome::Endpoints { addresses, sticky }) => {
+                let by = addresses.into_iter().map(|address| cast.server(address)).collect();
+                Outcome::Served { by, sticky, source: None }
+            }
+            (_, PacketOutcome::Reject) => Outcome::Reject,
+            (_, PacketOutcome::Drop) => Outcome::Drop,
+            (_, PacketOutcome::Pass) => Outcome::Pass,
+        })
+    }
 }
 
 /// The tables of all nodes for the scene that is on.

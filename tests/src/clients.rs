@@ -173,9 +173,10 @@ fn connect_arguments(to: SocketAddr, mode: Mode) -> Vec<String> {
         Mode::Http => "http",
         Mode::TcpFastopen => "tcp-fastopen",
         Mode::Mptcp => "mptcp",
+        Mode::Sctp => "sctp",
         Mode::Udp => "udp",
         Mode::UdpUnconnected => "udp-unconnected",
-        Mode::Sctp => "sctp",
+        Mode::SctpInit => "sctp-init",
     };
     ["connect", "--to", &to.to_string(), "--mode", mode].map(str::to_owned).to_vec()
 }

@@ -133,7 +133,7 @@ pub fn pod(namespace: &str, app: &str, pod: &Pod, state: PodState, ports: &[Port
 pub struct Port<'a> {
     /// Its name.
     pub name: &'a str,
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP` or `SCTP`.
     pub protocol: &'a str,
     /// The port of the Service.
     pub port: u16,
@@ -146,6 +146,12 @@ impl<'a> Port<'a> {
     #[must_use]
     pub fn tcp(name: &'a str, port: u16, target: u16) -> Self {
         Self { name, protocol: "TCP", port, target }
+    }
+
+    /// An SCTP port.
+    #[must_use]
+    pub fn sctp(name: &'a str, port: u16, target: u16) -> Self {
+        Self { name, protocol: "SCTP", port, target }
     }
 
     /// A UDP port.

@@ -88,6 +88,9 @@ enum PeerCommand {
     BenchDns(DnsLoadArguments),
     /// Time connect, one request, its answer and close.
     BenchRr(BenchArguments),
+    /// Be process 1 of a guest.
+    #[command(hide = true)]
+    GuestInit,
     /// Wait until standard input closes, then remove the lab with this prefix.
     #[command(hide = true)]
     Guard {
@@ -118,6 +121,7 @@ impl Peer {
             PeerCommand::BenchUdp(arguments) => bench::udp(&arguments),
             PeerCommand::BenchDns(arguments) => dns_load::load(&arguments),
             PeerCommand::BenchRr(arguments) => bench::request_response(&arguments),
+            PeerCommand::GuestInit => crate::guest::init(),
             PeerCommand::Guard { prefix } => guard(&prefix),
         }
     }
@@ -158,10 +162,12 @@ pub enum Mode {
     TcpFastopen,
     /// A connection of Multipath TCP.
     Mptcp,
+    /// A one-to-one SCTP socket; the server says its name first.
+    Sctp,
     /// A connected UDP socket.
     Udp,
     /// A UDP socket that is not connected.
     UdpUnconnected,
     /// The first two packets of an SCTP association, from and to a raw socket.
-    Sctp,
+    SctpInit,
 }

@@ -125,7 +125,7 @@ impl SocketReader {
             }
         }
         let [port, other] = [PORT, OTHER_PORT].map(|port| port.to_string());
-        let ports = ["--with-port", "--tcp", &port, &other, "--udp", &port, &other, "--sctp", &port, &other];
+        let ports = ["--with-port", "--tcp", &port, &other, "--udp", &port, &other, "--sctp-init", &port, &other];
         let servers: anyhow::Result<_> = places.iter().map(|(name, place)| place.serve(name, &ports)).collect();
         places.insert(lab.outside.name().to_owned(), lab.outside.clone());
         let clients: anyhow::Result<_> =
@@ -303,7 +303,7 @@ fn questions(cast: &Cast, flow: &Flow<'_>, sockets: bool) -> Vec<(Dialled, Quest
     let modes = |protocol| match protocol {
         Protocol::Tcp => [Mode::Tcp].as_slice(),
         Protocol::Udp => &[Mode::Udp, Mode::UdpUnconnected],
-        Protocol::Sctp => &[Mode::Sctp],
+        Protocol::Sctp => &[Mode::SctpInit],
     };
     let source = flow.unusual_source.then_some(flow.source);
     let each = |to: &Destination| {

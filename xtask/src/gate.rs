@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::command::visible;
 use crate::phases::Phases;
 use crate::workspace::{BPF_CRATE, LAB_CRATE, Workspace};
-use crate::{build, deploy, fuzz, lint, packages, setup};
+use crate::{build, deploy, fuzz, guest, lint, packages, setup};
 
 /// How long the fuzzer looks for messages that break the DNS server.
 const FUZZ_SECONDS: u32 = 60;
@@ -91,6 +91,7 @@ fn lab_tests(workspace: &Workspace, rendered: &Path) -> Result<()> {
     command.env("SHUNT_BIN", workspace.binary(build::LAB_PROFILE, "shunt"));
     command.env("LAB_PEER_BIN", workspace.binary(build::LAB_PROFILE, "lab-peer"));
     command.env("SHUNT_RENDERED", rendered);
+    command.env("LAB_GUEST", guest::folder(workspace));
     visible(command, "lab tests", "a failed test is named above; docs/development.md says how to run one alone")
 }
 

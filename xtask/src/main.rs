@@ -6,6 +6,7 @@ mod command;
 mod deploy;
 mod fuzz;
 mod gate;
+mod guest;
 mod lab;
 mod linker;
 mod lint;
@@ -36,7 +37,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Action {
     /// Find or install the BPF tool chain and the programs that the lab runs.
-    Setup,
+    Setup(SetupOptions),
     /// Build the BPF programs, then the binaries that embed them.
     Build(BuildOptions),
     /// Show it at work on two nodes made of namespaces, in half a minute. Needs root.
@@ -49,6 +50,13 @@ enum Action {
     Bench(lab::BenchOptions),
     /// Ask any DNS server what ours is tested with, and print what it answers differently.
     DnsCompare(lab::CompareOptions),
+}
+
+#[derive(Debug, clap::Args)]
+struct SetupOptions {
+    /// Also what only the tests run: another DNS forwarder, and guests with other kernels.
+    #[arg(long)]
+    tests: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,8 +82,12 @@ fn main() -> ExitCode {
 fn run(action: Action) -> Result<ExitCode> {
     let workspace = Workspace::discover()?;
     match action {
-        Action::Setup => {
-            setup::for_running(&workspace)?;
+        Action::Setup(options) => {
+            if options.tests {
+                setup::for_testing(&workspace)?
+            } else {
+                setup::for_running(&workspace)?
+            };
         }
         Action::Build(options) => {
             let profile = if options.release { "release" } else { &options.profile };

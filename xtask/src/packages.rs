@@ -1,8 +1,10 @@
 //! Debian packages: which are missing, and installing them when we may.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::command::{answer, program, quiet};
 use crate::ui::Step;
@@ -75,6 +77,46 @@ pub(crate) fn install(names: &[&str], what_for: &str, expectation: &str) -> Resu
     Ok(())
 }
 
+/// Puts the file of the first package that `name` depends on into a folder and installs nothing: of a package that only
+/// leads to the newest build of something, whose name must begin with `begins`.
+pub(crate) fn download_newest(name: &str, begins: &str, folder: &Path, step: &Step) -> Result<()> {
+    into(folder, step, || {
+        let depends = answer(Command::new("apt-cache").env("LC_ALL", "C").args(["depends", name]));
+        let build = depends.as_deref().and_then(first_dependency).filter(|build| build.starts_with(begins));
+        let build = build.with_context(|| format!("the package sources have no {name} that leads to {begins}*"))?;
+        let mut command = apt(&["download", build]);
+        command.current_dir(folder);
+        Ok(command)
+    })
+}
+
+fn first_dependency(depends: &str) -> Option<&str> {
+    depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "))
+}
+
+/// Puts the files of packages, and of what they need and the system lacks, into a folder and installs nothing.
+pub(crate) fn download_with_dependencies(names: &[&str], folder: &Path, step: &Step) -> Result<()> {
+    into(folder, step, || {
+        let mut command = apt(&["install", "--yes", "--no-install-recommends", "--download-only"]);
+        // It writes to the folder only, so it needs no lock.
+        command.args(["-o", "Debug::NoLocking=1", "-o"]);
+        command.arg(format!("Dir::Cache::archives={}", folder.display())).args(names);
+        Ok(command)
+    })
+}
+
+fn into(folder: &Path, step: &Step, fetch: impl Fn() -> Result<Command>) -> Result<()> {
+    // apt wants its sub-folder for what is not complete yet.
+    let partial = folder.join("partial");
+    fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
+    if fetch().and_then(|command| quiet(command, step, "")).is_err() {
+        // Lists that are a few weeks old name files that the archive no longer has; a fresh system has no lists.
+        quiet(apt(&["update"]), step, "check the network and the system's package sources; it needs root")?;
+        quiet(fetch()?, step, "run the command by hand to see more")?;
+    }
+    Ok(())
+}
+
 fn apt(arguments: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     // Another package manager may hold the lock for a while, on a fresh machine above all: wait for it.
@@ -97,5 +139,12 @@ mod tests {
         check("ip:\n  Installed: (none)\n  Candidate: 1.96.0+dfsg1-1\n", Some("1.96.0+dfsg1-1"));
         check("ip:\n  Installed: (none)\n  Candidate: (none)\n", None);
         check("", None);
+    }
+
+    #[test]
+    fn a_package_that_only_leads_to_another_names_it_first() {
+        let depends = "linux-image-amd64\n  Depends: linux-image-6.1.0-57-amd64\n  Depends: other\n";
+        assert_eq!(first_dependency(depends), Some("linux-image-6.1.0-57-amd64"));
+        assert_eq!(first_dependency("linux-image-amd64\n"), None);
     }
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use crate::command::program;
+use crate::guest;
 use crate::packages;
 use crate::toolchain::BpfToolchain;
 use crate::ui::say;
@@ -42,7 +43,9 @@ pub(crate) fn for_running(workspace: &Workspace) -> Result<BpfToolchain> {
 pub(crate) fn for_testing(workspace: &Workspace) -> Result<BpfToolchain> {
     let missing = packages_of_missing(&TEST_PROGRAMS);
     packages::install(&missing, "comparing DNS with another forwarder", "about 10 s")?;
-    for_running(workspace)
+    let toolchain = for_running(workspace)?;
+    guest::ready(workspace);
+    Ok(toolchain)
 }
 
 fn packages_of_missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {

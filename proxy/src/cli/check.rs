@@ -10,7 +10,9 @@ use shunt_dns::Upstreams;
 use shunt_proxy::config::kube_proxy::KubeProxyConfiguration;
 use shunt_proxy::config::{self, BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
-use shunt_proxy::datapath::{self, Check, CheckState, Chosen, HostOptions, Offer, Options, Requested, Wanted};
+use shunt_proxy::datapath::{
+    self, Check, CheckState, Chosen, HostOptions, Offer, Options, Requested, Wanted, kube_proxy,
+};
 use shunt_proxy::host::local_ports::LocalPorts;
 use shunt_proxy::host::{privileges, sysctls};
 
@@ -42,7 +44,8 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let used = datapath::choose(Requested { mode: None, sockets: Wanted::Auto }, &offers).ok().filter(|_| allowed);
     checks.extend(offers.into_iter().flat_map(|offer| checks_of(offer, used.as_ref())));
     checks.push(node_ports());
-    checks.extend(packets());
+    checks.extend(packets_of_others());
+    checks.push(predecessor());
     checks.push(upstreams());
     checks.push(daemon(control_socket));
     print(&table(&checks, used.as_ref()))?;
@@ -104,7 +107,7 @@ fn node_ports() -> Check {
 }
 
 /// How this host treats packets of others.
-fn packets() -> Vec<Check> {
+fn packets_of_others() -> Vec<Check> {
     let faults = sysctls::faults();
     if faults.is_empty() {
         let detail = "the kernel forwards them, and rules see those inside bridges".to_owned();
@@ -112,6 +115,20 @@ fn packets() -> Vec<Check> {
     }
     let check = |detail| Check { name: "packets of others", state: CheckState::Note, detail };
     faults.into_iter().map(check).collect()
+}
+
+/// A kube-proxy beside the daemon.
+fn predecessor() -> Check {
+    let (state, detail) = match kube_proxy::running().first() {
+        None => (CheckState::Ok, "none is seen on this node".to_owned()),
+        Some(process) => (
+            CheckState::Note,
+            format!(
+                "runs (process {process}); its rules stay until it is taken off this node, and serve beside shunt's"
+            ),
+        ),
+    };
+    Check { name: "kube-proxy", state, detail }
 }
 
 /// Of other names, unless a daemon is told where to ask.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
-use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part};
+use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part, kube_proxy};
 use shunt_proxy::made;
 
 use super::print;
@@ -22,6 +22,9 @@ pub(super) struct CleanupArguments {
     /// Remove the programs under a daemon that runs; it attaches them again within a second, unless it hangs
     #[arg(long)]
     force: bool,
+    /// Remove the rules that kube-proxy left, of all its modes, and nothing of shunt; what the kubelet made stays
+    #[arg(long)]
+    kube_proxy: bool,
 }
 
 /// Whether a daemon that runs is to be respected.
@@ -34,8 +37,29 @@ pub(super) enum Running {
 }
 
 pub(super) fn run(arguments: &CleanupArguments) -> Result<ExitCode> {
-    let CleanupArguments { bpf_root, control_socket, force } = arguments;
-    remove(bpf_root, control_socket, if *force { Running::Ignore } else { Running::Refuse })
+    let CleanupArguments { bpf_root, control_socket, force, kube_proxy } = arguments;
+    let running = if *force { Running::Ignore } else { Running::Refuse };
+    match kube_proxy {
+        true => remove_kube_proxys(running),
+        false => remove(bpf_root, control_socket, running),
+    }
+}
+
+/// Removes what kube-proxy left.
+fn remove_kube_proxys(running: Running) -> Result<ExitCode> {
+    let root = nix::unistd::geteuid().is_root();
+    ensure!(root, "shunt cleanup --kube-proxy must be root: it removes rules of this host; try sudo");
+    match (kube_proxy::running().first(), running) {
+        (Some(process), Running::Refuse) => bail!(
+            "kube-proxy still runs (process {process}) and would put its rules back: take it off this node first. \
+             --force removes them all the same"
+        ),
+        (Some(_), Running::Ignore) | (None, _) => {}
+    }
+    let removed: Vec<String> = kube_proxy::remove()?.iter().map(|removed| format!("removed {removed}")).collect();
+    let nothing = "nothing of kube-proxy is left".to_owned();
+    print(&if removed.is_empty() { nothing } else { removed.join("\n") })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Removes what every data path has installed, and all that the daemon makes beside it.

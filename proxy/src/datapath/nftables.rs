@@ -1,23 +1,375 @@
-//! The nftables data path for packets.
+//! The nftables data path for packets: maps from what is dialled to endpoints, in one table for each family.
+//!
+//! Flow: plan → `image` (pure) → `difference` (pure) → `script` (pure) → `nft` (thin). No chain is per service or
+//! endpoint, except with session affinity: `chain` has one for each shape of a frontend.
 
-use std::convert::Infallible;
-use std::sync::Arc;
+mod affinity;
+mod chain;
+mod collection;
+mod difference;
+mod door;
+mod hooks;
+mod image;
+mod installed;
+mod nft;
+mod probe;
+mod script;
 
-use tokio::sync::Notify;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
 
-use super::{Check, CheckState, OpenedPart, Options, RemoveError, Removed};
+use shunt_model::Family;
+use tokio::sync::watch;
+use tracing::{info, warn};
 
-/// Checks everything that [`open`] needs.
-pub(super) fn probe(_options: &Options) -> Vec<Check> {
-    vec![Check { name: "nftables", state: CheckState::Missing, detail: "not in this version".to_owned() }]
+use self::collection::{Collection, word};
+use self::difference::{Change, Counts, Image, Named};
+pub(super) use self::door::{open, probe, remove};
+use self::installed::{Client, Installed, Maker};
+use self::nft::{Nft, NftError};
+use self::script::{Around, Script, TABLE, Unused, moved};
+use super::{Datapath, Number, NumberKind, PacketOptions, Report, SyncError, Synced};
+use crate::plan::{NodePorts, Plan, PodInterface, PortKey};
+
+/// What rules depend on beside the service ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rendering {
+    /// The families that have a table.
+    families: BTreeSet<Family>,
+    masquerade_mark: u32,
+    drop_invalid: bool,
+    /// The node reaches its node ports at 127.0.0.0/8.
+    loopback_node_ports: bool,
+    /// Packets of pods come in here, and not from networks.
+    pod_interface: Option<PodInterface>,
 }
 
-/// Adopts what an earlier daemon left, with upkeep to run beside it.
-pub(super) fn open(_options: &Options, _disturbed: &Arc<Notify>) -> Result<OpenedPart, Infallible> {
-    todo!()
+impl Rendering {
+    fn of(plan: &Plan, options: PacketOptions, families: &BTreeSet<Family>) -> Self {
+        let PacketOptions { masquerade_mark, drop_invalid, loopback_node_ports } = options;
+        let loopback = plan.addresses.get(&IpAddr::V4(Ipv4Addr::LOCALHOST)).and_then(|meaning| meaning.node_ports);
+        Self {
+            families: families.clone(),
+            masquerade_mark,
+            drop_invalid,
+            loopback_node_ports: loopback_node_ports && loopback == Some(NodePorts::FromNodeOnly),
+            pod_interface: plan.pods.interface.clone(),
+        }
+    }
+
+    /// The rule that asks for source NAT (TP-43).
+    fn mark(&self) -> String {
+        format!("meta mark set meta mark or {:#x}", self.masquerade_mark)
+    }
 }
 
-/// Removes all that this path has installed.
-pub(super) fn remove() -> Result<Vec<Removed>, RemoveError> {
-    Ok(Vec::new())
+/// The nftables data path of this node.
+#[derive(Debug)]
+struct Nftables {
+    nft: Nft,
+    options: PacketOptions,
+    families: BTreeSet<Family>,
+    /// What the tables hold, without what was refused.
+    synced: Plan,
+    counts: Counts,
+    /// By what the rules were made; `None` if what is installed is not known.
+    rendering: Option<Rendering>,
+    /// What nothing refers to since the last transaction.
+    unused: BTreeSet<Unused>,
+    refused: BTreeMap<PortKey, String>,
+    tally: Tally,
+    reports: watch::Sender<Report>,
+}
+
+/// What is counted for `/metrics`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    transactions: u64,
+    failures: u64,
+}
+
+/// A transaction that the kernel or nft did not take.
+#[derive(Debug)]
+struct Failure {
+    error: NftError,
+    /// The service port at fault, if one is.
+    owner: Option<PortKey>,
+}
+
+impl Nftables {
+    fn new(nft: Nft, options: PacketOptions, families: BTreeSet<Family>, reports: watch::Sender<Report>) -> Self {
+        Self {
+            nft,
+            options,
+            families,
+            synced: Plan::default(),
+            counts: Counts::default(),
+            rendering: None,
+            unused: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            tally: Tally::default(),
+            reports,
+        }
+    }
+
+    /// What the kernel holds in our tables.
+    fn read(&self) -> Result<Installed, SyncError> {
+        let mut installed = Installed::default();
+        for family in &self.families {
+            let ip = word(*family);
+            match self.nft.run(&["-j", "list", "table", ip, TABLE], "") {
+                Ok(listing) => installed.add(*family, &listing).map_err(|error| read_failed(error.into()))?,
+                Err(NftError::Refused { reason, .. }) if reason.contains("No such file or directory") => {}
+                Err(error) => return Err(read_failed(io::Error::other(error))),
+            }
+        }
+        match installed.tables.iter().find(|(_, maker)| **maker == Maker::Foreign) {
+            Some((family, _)) => Err(read_failed(io::Error::other(foreign(*family)))),
+            None => Ok(installed),
+        }
+    }
+
+    /// Leads from what is installed to a plan. What is right is not touched.
+    fn write_all(&mut self, plan: &Plan, rendering: &Rendering) -> Result<u64, (SyncError, Option<PortKey>)> {
+        let mut installed = self.read().map_err(|error| (error, None))?;
+        let around = around(&mut installed, rendering);
+        let (image, counts) = Image::of(plan, rendering);
+        let around = Around { moved: moved_clients(&installed, &image.clients, around.replaced.clone()), ..around };
+        let installed = without(installed, &around.replaced);
+        self.unused = installed.others.iter().cloned().collect();
+        let change = Change::from_installed(&installed, image);
+        let writes = self.commit(change, &around).map_err(|Failure { error, owner }| (write_failed(error), owner))?;
+        self.counts = counts;
+        Ok(writes)
+    }
+
+    /// Leads from the last plan to a plan.
+    fn write_difference(&mut self, plan: &Plan, rendering: &Rendering) -> Result<u64, Failure> {
+        let change = Change::between(&self.synced, plan, &mut self.counts, rendering);
+        if change.is_empty() {
+            self.refused.extend(change.refused);
+            return Ok(0);
+        }
+        let moves = change.clients.iter().filter_map(|(name, step)| Some((name, step.old.and(step.new)?)));
+        let moved = moves.map(|(name, timeout)| self.moved(name, timeout).map(|clients| (name.clone(), clients)));
+        let around = Around { moved: moved.collect::<Result<_, _>>()?, ..Around::default() };
+        self.commit(change, &around)
+    }
+
+    /// The clients of a set, with a new time-out.
+    fn moved(&self, (family, name): &Named, timeout: u32) -> Result<Vec<Client>, Failure> {
+        let listing = self.nft.run(&["-j", "list", "set", word(*family), TABLE, name], "")?;
+        let clients = installed::clients(&listing).map_err(|error| NftError::Refused {
+            reason: format!("{name} is listed in a way that is not known: {error}"),
+            line: None,
+        })?;
+        Ok(clients.iter().filter_map(|client| moved(client, timeout)).collect())
+    }
+
+    /// Writes a change in one transaction.
+    fn commit(&mut self, change: Change, around: &Around) -> Result<u64, Failure> {
+        let script = Script::of(&change, around);
+        self.tally.transactions += 1;
+        let outcome = self.nft.apply(&script);
+        self.tally.failures += u64::from(outcome.is_err());
+        self.tell_numbers();
+        outcome.map_err(|error| {
+            let line = match &error {
+                NftError::Refused { line, .. } => *line,
+                NftError::Command(_) => None,
+            };
+            Failure { owner: line.and_then(|line| script.owner(line)).cloned(), error }
+        })?;
+        let writes = change.writes();
+        self.note_unused(&change);
+        self.refused.extend(change.refused);
+        Ok(writes)
+    }
+
+    /// Before 6.2 the kernel counts a chain as used for a moment after its last reference goes: chains are deleted in
+    /// a transaction of their own.
+    fn note_unused(&mut self, change: &Change) {
+        let chains = change.chains.iter().map(|(name, step)| ("chain", name, step.new.is_none()));
+        let clients = change.clients.iter().map(|(name, step)| ("set", name, step.new.is_none()));
+        for (kind, (family, name), gone) in chains.chain(clients) {
+            let thing = Unused { family: *family, kind, name: name.clone() };
+            match gone {
+                true => self.unused.insert(thing),
+                false => self.unused.remove(&thing),
+            };
+        }
+    }
+
+    fn delete_unused(&mut self) {
+        let unused = std::mem::take(&mut self.unused);
+        if unused.is_empty() {
+            return;
+        }
+        if let Err(error) = self.nft.apply(&Script::delete(&unused)) {
+            warn!(
+                reason = shunt_model::with_causes(&error),
+                unused = unused.len(),
+                "chains and sets that nothing uses are not deleted; they do no harm, and the next start tries again"
+            );
+        }
+    }
+
+    fn tell_numbers(&self) {
+        let Tally { transactions, failures } = self.tally;
+        let counter = |name, help, value| Number { name, help, kind: NumberKind::Counter, value };
+        let numbers = vec![
+            counter("nftables_transactions", "Transactions that were sent to nft", transactions),
+            counter("nftables_transaction_failures", "Transactions that nft or the kernel refused", failures),
+        ];
+        self.reports.send_modify(|report| report.numbers = numbers);
+    }
+
+    /// Writes `plan`, without what is refused.
+    fn write(&mut self, plan: &Plan, rendering: &Rendering) -> Result<(Plan, u64), SyncError> {
+        let mut plan = plan.clone();
+        self.refused.retain(|key, _| plan.ports.contains_key(key));
+        for key in self.refused.keys() {
+            plan.ports.remove(key);
+        }
+        if self.rendering.as_ref() == Some(rendering) {
+            match self.write_difference(&plan, rendering) {
+                Ok(writes) => return Ok((plan, writes)),
+                Err(Failure { error, .. }) => {
+                    let reason = shunt_model::with_causes(&error);
+                    warn!(reason, "a change was refused, and nothing of it was done: reading back what is installed");
+                }
+            }
+        }
+        self.rendering = None;
+        loop {
+            match self.write_all(&plan, rendering) {
+                Ok(writes) => return Ok((plan, writes)),
+                Err((error, Some(key))) if plan.ports.contains_key(&key) => {
+                    plan.ports.remove(&key);
+                    self.refused.insert(key, shunt_model::with_causes(&error));
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+
+    /// Tries again what was refused, each alone: it must not keep the others from their plan.
+    fn retry_refused(&mut self, plan: &Plan, rendering: &Rendering) -> u64 {
+        let mut written = 0_u64;
+        for key in self.refused.keys().cloned().collect::<Vec<_>>() {
+            let Some(port) = plan.ports.get(&key) else { continue };
+            let (mut with, counts) = (self.synced.clone(), self.counts.clone());
+            with.ports.insert(key.clone(), std::sync::Arc::clone(port));
+            let before = self.refused.remove(&key);
+            match self.write_difference(&with, rendering) {
+                Ok(writes) if !self.refused.contains_key(&key) => {
+                    written = written.saturating_add(writes);
+                    self.synced = with;
+                }
+                Ok(_) => self.counts = counts,
+                Err(_) => {
+                    self.counts = counts;
+                    self.refused.extend(before.map(|reason| (key, reason)));
+                }
+            }
+        }
+        written
+    }
+}
+
+impl Datapath for Nftables {
+    fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
+        let started = Instant::now();
+        let rendering = Rendering::of(plan, self.options, &self.families);
+        let former: Vec<PortKey> = self.refused.keys().cloned().collect();
+        let (mut written, writes) = self.write(plan, &rendering)?;
+        // Those that the image refused have nothing in the tables.
+        for key in self.refused.keys() {
+            written.ports.remove(key);
+        }
+        (self.synced, self.rendering) = (written, Some(rendering.clone()));
+        let retried = if former.is_empty() { 0 } else { self.retry_refused(plan, &rendering) };
+        let refused = self.refused.iter().map(|(key, reason)| (key.clone(), reason.clone())).collect();
+        Ok(Synced { writes: writes.saturating_add(retried), refused, elapsed: started.elapsed() })
+    }
+
+    /// Packets reach no socket of the node's own DNS through these tables: sockets of this node do, by their own path.
+    fn mark_own_dns(&mut self, _sockets: &[OwnedFd]) -> Result<(), SyncError> {
+        Ok(())
+    }
+
+    fn audit(&mut self) -> Result<u64, SyncError> {
+        if self.rendering.is_none() {
+            return Ok(0); // The next sync reads everything back.
+        }
+        self.delete_unused();
+        Ok(0)
+    }
+}
+
+impl From<NftError> for Failure {
+    fn from(error: NftError) -> Self {
+        Self { error, owner: None }
+    }
+}
+
+/// What must be declared before elements and rules are written.
+fn around(installed: &mut Installed, rendering: &Rendering) -> Around {
+    let replace =
+        |(family, maker): (&Family, &Maker)| (*maker == Maker::OtherVersion || installed.misplaced).then_some(*family);
+    let replaced: Vec<Family> = installed.tables.iter().filter_map(replace).collect();
+    let families = rendering.families.iter().copied();
+    let tables = families.clone().filter(|family| !installed.tables.contains_key(family)).collect();
+    let all = families.flat_map(|family| Collection::ALL.into_iter().map(move |collection| (family, collection)));
+    let is_there =
+        |wanted: &(Family, Collection)| installed.collections.contains(wanted) && !replaced.contains(&wanted.0);
+    let collections = all.filter(|wanted| !is_there(wanted)).collect();
+    if !replaced.is_empty() {
+        info!(tables = replaced.len(), "replacing tables of another version, or whose chains were moved");
+    }
+    Around { replaced, tables, collections, moved: Vec::new() }
+}
+
+/// The clients of sets whose time-out is another one now, and of sets whose table is replaced.
+fn moved_clients(
+    installed: &Installed,
+    wanted: &BTreeMap<Named, u32>,
+    replaced: Vec<Family>,
+) -> Vec<(Named, Vec<Client>)> {
+    let moves = |(name, clients): (&Named, &Vec<Client>)| {
+        let timeout = *wanted.get(name)?;
+        let differs = clients.iter().any(|client| client.timeout != timeout);
+        let stays = || clients.iter().filter_map(|client| moved(client, timeout)).collect();
+        (differs || replaced.contains(&name.0)).then(|| (name.clone(), stays()))
+    };
+    installed.clients.iter().filter_map(moves).collect()
+}
+
+/// What is installed without the tables that are replaced.
+fn without(mut installed: Installed, replaced: &[Family]) -> Installed {
+    installed.elements.retain(|place, _| !replaced.contains(&place.family));
+    installed.chains.retain(|(family, _), _| !replaced.contains(family));
+    installed.clients.retain(|(family, _), _| !replaced.contains(family));
+    installed.others.retain(|other| !replaced.contains(&other.family));
+    installed
+}
+
+/// What to do about a table that is not ours.
+fn foreign(family: Family) -> String {
+    let ip = word(family);
+    format!(
+        "the table {ip} {TABLE} was not made by shunt, which needs a table of this name: look at it with `nft list table \
+         {ip} {TABLE}`, and rename it or remove it with `nft delete table {ip} {TABLE}`"
+    )
+}
+
+fn read_failed(source: io::Error) -> SyncError {
+    SyncError::Read { object: "nftables tables", source }
+}
+
+fn write_failed(error: NftError) -> SyncError {
+    SyncError::Write { object: "nftables tables", source: io::Error::other(error) }
 }

@@ -3,7 +3,7 @@
 pub(super) mod conntrack;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::plan::{Empty, Frontend, List, PortPlan, Source};
 
@@ -30,6 +30,24 @@ pub(super) enum Treatment {
     },
     /// There is no endpoint.
     None(Empty),
+}
+
+/// What the first packet of a flow gets from rules, read without a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PacketOutcome {
+    /// It goes to one of these endpoints.
+    Endpoints {
+        /// Each is as likely for a new client.
+        addresses: BTreeSet<SocketAddr>,
+        /// A client stays with the one it got.
+        sticky: bool,
+    },
+    /// Refused at once.
+    Reject,
+    /// Silence.
+    Drop,
+    /// Left alone.
+    Pass,
 }
 
 impl Shape {

@@ -1,12 +1,16 @@
-//! What a socket gets by a plan: read without a kernel, with the same lookup that the programs run.
+//! What a socket or a packet gets by a plan, read without a kernel: with the same lookup that the programs run, and from
+//! the rules that would be written.
 
 use std::net::SocketAddr;
 
 use shunt_model::Protocol;
 
+use super::PacketOptions;
 pub use super::caller::{Caller, Outcome};
 use super::ebpf::tables::memory::Memory;
-use crate::plan::Plan;
+use super::iptables::walk::Walk;
+pub use super::packets::PacketOutcome;
+use crate::plan::{Packet, Plan};
 
 /// The tables of a plan, in memory.
 #[derive(Clone, Debug)]
@@ -27,5 +31,23 @@ impl Reading {
     #[must_use]
     pub fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
         self.0.outcome(caller, to, protocol)
+    }
+}
+
+/// The iptables rules of a plan, in memory.
+#[derive(Clone, Debug)]
+pub struct IptablesReading(Walk);
+
+impl IptablesReading {
+    /// The rules of `plan`.
+    #[must_use]
+    pub fn of(plan: &Plan, options: PacketOptions) -> Self {
+        Self(Walk::of(plan, options))
+    }
+
+    /// What the first packet of a flow gets, over all random numbers.
+    #[must_use]
+    pub fn outcome(&self, packet: &Packet) -> PacketOutcome {
+        self.0.outcome(packet)
     }
 }

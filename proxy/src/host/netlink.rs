@@ -80,6 +80,22 @@ impl Netlink {
         self.answer(|_| Ok(()))
     }
 
+    /// Asks for one thing, and returns what `read` makes of the answer.
+    pub(crate) fn get<T>(
+        &mut self,
+        kind: u16,
+        request: &[u8],
+        read: impl Fn(&[u8]) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        let mut found = None;
+        self.ask(kind, NLM_F_ACK, request)?;
+        self.answer(|entry| {
+            found = Some(read(entry.payload())?);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
     fn ask(&mut self, kind: u16, flags: u16, request: &[u8]) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut bytes = vec![0; HEADER];

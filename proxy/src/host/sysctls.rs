@@ -79,6 +79,16 @@ impl Setting {
         }
     }
 
+    /// A container finds its own /proc/sys read-only; the node's may be mounted beside it.
+    fn write(&self, root: &Path, path: &Path) -> io::Result<()> {
+        let written = fs::write(path, self.value.to_string());
+        let beside = self.path(&root.join("host"));
+        match written {
+            Err(_) if beside.exists() => fs::write(beside, self.value.to_string()),
+            written => written,
+        }
+    }
+
     fn is_met_by(&self, found: u64) -> bool {
         match self.kind {
             Kind::Sysctl => found == self.value,
@@ -95,7 +105,7 @@ impl Setting {
             Ok(found) => found,
             Err(error) => return self.failed(path, error),
         };
-        match fs::write(&path, value.to_string()) {
+        match self.write(root, &path) {
             Ok(()) => Ok(Some(Told::Done(format!("{name} is {value} now; it was {found}")))),
             Err(error) if belongs_to_the_initial_namespace(&path, &error) => Ok(Some(Told::Done(format!(
                 "{name} stays {found} where {value} is wanted: only the host's own network namespace can set it"

@@ -117,7 +117,7 @@ fn any_zone() -> impl Strategy<Value = Option<&'static str>> {
     prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))]
 }
 
-fn any_options() -> impl Strategy<Value = PlanOptions> {
+pub(crate) fn any_options() -> impl Strategy<Value = PlanOptions> {
     let detector = prop_oneof![Just(Detect::Nothing), Just(Detect::Only(Family::V4)), Just(Detect::Both)];
     let node_ports = prop_oneof![
         Just(NodePortAddresses::All),

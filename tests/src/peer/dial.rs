@@ -80,7 +80,9 @@ fn bind(to: SocketAddr, mode: Mode, source: Option<IpAddr>) -> Option<SocketAddr
     };
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     match mode {
-        Mode::Udp | Mode::UdpUnconnected | Mode::Sctp => Some(SocketAddr::new(source.unwrap_or(any), port())),
-        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Mptcp => source.map(|source| SocketAddr::new(source, 0)),
+        Mode::Udp | Mode::UdpUnconnected | Mode::SctpInit => Some(SocketAddr::new(source.unwrap_or(any), port())),
+        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Mptcp | Mode::Sctp => {
+            source.map(|source| SocketAddr::new(source, 0))
+        }
     }
 }

@@ -29,6 +29,9 @@ pub struct ServeArguments {
     /// Ports where a connection is greeted with name and addresses, then its lines are echoed.
     #[arg(long, num_args = 1..)]
     tcp: Vec<u16>,
+    /// The same with SCTP.
+    #[arg(long, num_args = 1..)]
+    sctp: Vec<u16>,
     /// Ports where a request is answered over HTTP.
     #[arg(long, num_args = 1..)]
     http: Vec<u16>,
@@ -37,7 +40,7 @@ pub struct ServeArguments {
     udp: Vec<u16>,
     /// Ports where the first packet of an SCTP association is answered.
     #[arg(long, num_args = 1..)]
-    sctp: Vec<u16>,
+    sctp_init: Vec<u16>,
     /// Ports where a connection is accepted and closed, for measuring.
     #[arg(long, num_args = 1..)]
     sink: Vec<u16>,
@@ -46,10 +49,15 @@ pub struct ServeArguments {
 /// Serves until killed.
 pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
     let mut threads = Vec::new();
-    let kinds = [(&arguments.tcp, Kind::Greet), (&arguments.http, Kind::Http), (&arguments.sink, Kind::Sink)];
+    let kinds = [
+        (&arguments.tcp, Kind::Greet),
+        (&arguments.sctp, Kind::GreetSctp),
+        (&arguments.http, Kind::Http),
+        (&arguments.sink, Kind::Sink),
+    ];
     for (ports, kind) in kinds {
         for address in ports.iter().flat_map(|port| places(arguments, *port)) {
-            let listener = listen(address)?;
+            let listener = listen(address, kind)?;
             let name = name_at(arguments, address);
             threads.push(thread::spawn(move || accept(&listener, &name, kind)));
         }
@@ -59,7 +67,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         let name = name_at(arguments, address);
         threads.push(thread::spawn(move || answer(&socket, &name)));
     }
-    for address in arguments.sctp.iter().flat_map(|port| places(arguments, *port)) {
+    for address in arguments.sctp_init.iter().flat_map(|port| places(arguments, *port)) {
         let socket = sctp::listen(address).context("making a raw socket for SCTP")?;
         let name = name_at(arguments, address);
         threads.push(thread::spawn(move || sctp::serve(&socket, address.port(), &name)));
@@ -75,6 +83,7 @@ fn name_at(arguments: &ServeArguments, address: SocketAddr) -> String {
 #[derive(Clone, Copy)]
 enum Kind {
     Greet,
+    GreetSctp,
     Http,
     Sink,
 }
@@ -98,8 +107,13 @@ fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> anyhow::Result<S
     Ok(socket)
 }
 
-fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let socket = bind(address, Type::STREAM, Protocol::TCP)?;
+/// With SCTP too a listener of the standard library: it makes only calls that work on any socket of connections.
+fn listen(address: SocketAddr, kind: Kind) -> anyhow::Result<TcpListener> {
+    let protocol = match kind {
+        Kind::GreetSctp => Protocol::SCTP,
+        Kind::Greet | Kind::Http | Kind::Sink => Protocol::TCP,
+    };
+    let socket = bind(address, Type::STREAM, protocol)?;
     socket.listen(4096).with_context(|| format!("listening on {address}"))?;
     Ok(socket.into())
 }
@@ -116,7 +130,8 @@ fn accept(listener: &TcpListener, name: &str, kind: Kind) -> anyhow::Result<()> 
         // What happens to one connection is its client's business; the server goes on.
         match kind {
             Kind::Sink => drop(stream),
-            Kind::Greet => drop(spawn(move || greet(&stream, &name))?),
+            Kind::Greet => drop(spawn(move || stream.set_nodelay(true).and_then(|()| greet(&stream, &name)))?),
+            Kind::GreetSctp => drop(spawn(move || greet(&stream, &name))?),
             Kind::Http => drop(spawn(move || http(&stream, &name))?),
         }
     }
@@ -128,7 +143,6 @@ fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow
 
 fn greet(stream: &TcpStream, name: &str) -> std::io::Result<()> {
     let mut out = stream;
-    stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LINE_WITHIN))?;
     out.write_all(format!("{name} {} {}\n", stream.peer_addr()?, stream.local_addr()?).as_bytes())?;
     for line in BufReader::new(stream).lines() {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::TcpFastOpenConnect;
+use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr, TcpFastOpenConnect};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{Mode, sctp};
@@ -43,12 +43,12 @@ impl Answered {
 /// One attempt.
 pub(super) fn attempt(target: &DialTarget, number: u64, kept: Option<&UdpSocket>) -> io::Result<Answered> {
     match (target.mode, kept) {
-        (Mode::Tcp | Mode::Mptcp, _) => greeted(&open(target)?),
+        (Mode::Tcp | Mode::Mptcp | Mode::Sctp, _) => greeted(&open(target)?),
         (Mode::TcpFastopen, _) => fast_open(target),
         (Mode::Http, _) => http(target),
         (Mode::Udp | Mode::UdpUnconnected, Some(socket)) => datagram(target, socket, number),
         (Mode::Udp | Mode::UdpUnconnected, None) => datagram(target, &udp_socket(target)?, number),
-        (Mode::Sctp, _) => sctp::dial(target),
+        (Mode::SctpInit, _) => sctp::dial(target),
     }
 }
 
@@ -64,13 +64,27 @@ pub(super) fn udp_socket(target: &DialTarget) -> io::Result<UdpSocket> {
 }
 
 fn stream_socket(target: &DialTarget) -> io::Result<Socket> {
-    let protocol = if target.mode == Mode::Mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let protocol = match target.mode {
+        Mode::Mptcp => Protocol::MPTCP,
+        Mode::Sctp => Protocol::SCTP,
+        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Udp | Mode::UdpUnconnected | Mode::SctpInit => Protocol::TCP,
+    };
     let socket = Socket::new(Domain::for_address(target.to), Type::STREAM, Some(protocol))?;
+    if target.mode == Mode::Sctp {
+        hear_of_refusals(&socket, target.to)?;
+    }
     if let Some(address) = target.bind {
         socket.set_reuse_address(true)?;
         socket.bind(&SockAddr::from(address))?;
     }
     Ok(socket)
+}
+
+/// An SCTP socket goes on trying after an ICMP error unless it asks for such errors; a TCP socket ends by itself.
+fn hear_of_refusals(socket: &Socket, to: SocketAddr) -> io::Result<()> {
+    let set =
+        if to.is_ipv4() { setsockopt(socket, Ipv4RecvErr, &true) } else { setsockopt(socket, Ipv6RecvErr, &true) };
+    set.map_err(io::Error::from)
 }
 
 fn open(target: &DialTarget) -> io::Result<TcpStream> {

@@ -6,9 +6,11 @@ use rtnetlink::packet_core::Parseable as _;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
-use super::Netlink;
+use super::{Netlink, push_attribute};
 
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const IFLA_IFNAME: u16 = 3;
 /// `struct ifinfomsg` of no family.
 const ANY: [u8; 16] = [0; 16];
 
@@ -27,4 +29,15 @@ fn is_bridge(message: &LinkMessage) -> bool {
         LinkAttribute::LinkInfo(about) => about.contains(&LinkInfo::Kind(InfoKind::Bridge)),
         _ => false,
     })
+}
+
+/// Removes an interface. False if there is none of this name.
+pub(crate) fn remove(name: &str) -> io::Result<bool> {
+    let mut request = ANY.to_vec();
+    push_attribute(&mut request, IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+    match Netlink::open(NETLINK_ROUTE)?.order(RTM_DELLINK, &request) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

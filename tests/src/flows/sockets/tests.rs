@@ -29,7 +29,7 @@ fn flow_to<'a>(expect: &'a Expect, to: Destination) -> Flow<'a> {
 fn destination(to: &str, mode: Mode) -> Destination {
     let protocol = match mode {
         Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Mptcp => Protocol::Tcp,
-        Mode::Sctp => Protocol::Sctp,
+        Mode::Sctp | Mode::SctpInit => Protocol::Sctp,
         Mode::Udp | Mode::UdpUnconnected => Protocol::Udp,
     };
     Destination { address: to.parse().unwrap(), protocol }
@@ -67,12 +67,12 @@ fn a_socket_is_refused_where_packets_are_rejected_or_dropped() {
 
 #[test]
 fn packets_are_refused_only_where_they_are_rejected_and_an_open_socket_hears_nothing() {
-    let connected = [Mode::Tcp, Mode::Udp, Mode::Sctp];
+    let connected = [Mode::Tcp, Mode::Udp, Mode::SctpInit];
     check(ByPackets, &Expect::Reject, CLUSTER_IP, &connected, &["ECONNREFUSED"]);
     check(ByPackets, &Expect::Reject, CLUSTER_IP, &[Mode::UdpUnconnected], &["ETIMEDOUT"]);
     for expect in [Expect::Drop, Expect::Deny] {
         check(ByPackets, &expect, CLUSTER_IP, &MODES, &["ETIMEDOUT"]);
-        check(ByPackets, &expect, CLUSTER_IP, &[Mode::Sctp], &["ETIMEDOUT"]);
+        check(ByPackets, &expect, CLUSTER_IP, &[Mode::SctpInit], &["ETIMEDOUT"]);
     }
 }
 
@@ -87,7 +87,7 @@ fn packets_decide_for_the_outside_for_sctp_and_at_other_nodes() {
     let (to, pass) = (Expect::To(vec!["a1".parse().unwrap()]), Expect::Pass);
     row("a1", &to, CLUSTER_IP, Mode::Tcp, true, AtSocket);
     row("a1", &to, CLUSTER_IP, Mode::Tcp, false, ByPackets);
-    row("a1", &to, CLUSTER_IP, Mode::Sctp, true, ByPackets);
+    row("a1", &to, CLUSTER_IP, Mode::SctpInit, true, ByPackets);
     row("a1", &to, "172.18.0.11:30080", Mode::Udp, true, AtSocket);
     row("a1", &to, "172.18.0.12:30080", Mode::Udp, true, ByPackets);
     row("a1", &pass, "172.18.0.12:30080", Mode::Udp, true, AtSocket);

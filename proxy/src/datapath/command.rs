@@ -1,0 +1,148 @@
+//! Runs a command of the host that reads its orders from its input, within a limit of time.
+
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+/// Where commands of administrators are, also where PATH does not say so.
+const ALSO: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+
+/// What a command said.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) status: ExitStatus,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: String,
+}
+
+/// Why a command said nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    /// It cannot be started.
+    #[error("starting {}", .0.display())]
+    Start(PathBuf, #[source] io::Error),
+    /// It did not end in time, and was killed.
+    #[error("{} did not end within {limit:?} and was killed", .file.display())]
+    Late {
+        /// Its file.
+        file: PathBuf,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// Its output cannot be read.
+    #[error("talking to {}", .0.display())]
+    Talk(PathBuf, #[source] io::Error),
+}
+
+/// The file of a command, by its name.
+pub(super) fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(ALSO.iter().map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// Runs `file` to its end with `input`. `started` gets the number of its process before it can have read anything.
+pub(super) fn run(
+    file: &Path,
+    arguments: &[&str],
+    input: &[u8],
+    limit: Duration,
+    started: impl FnOnce(u32),
+) -> Result<Said, CommandError> {
+    let mut command = Command::new(file);
+    // Its words are parsed.
+    command.args(arguments).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| CommandError::Start(file.to_owned(), error))?;
+    started(child.id());
+    let talked = talk(&mut child, input, limit);
+    let status = child.wait().map_err(|error| CommandError::Talk(file.to_owned(), error))?;
+    match talked {
+        Ok(Some((stdout, stderr))) => Ok(Said { status, stdout, stderr }),
+        Ok(None) => Err(CommandError::Late { file: file.to_owned(), limit }),
+        Err(error) => Err(CommandError::Talk(file.to_owned(), error)),
+    }
+}
+
+/// What it writes until it ends; `None` if it had to be killed.
+fn talk(child: &mut Child, input: &[u8], limit: Duration) -> io::Result<Option<(Vec<u8>, String)>> {
+    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        let (ended, end) = mpsc::channel::<()>();
+        let watchdog = scope.spawn(move || match end.recv_timeout(limit) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => false,
+            // The process is not reaped before this thread has ended, so the number is still its own.
+            Err(RecvTimeoutError::Timeout) => kill(pid, Signal::SIGKILL).is_ok(),
+        });
+        let said = scope.spawn(move || read(stdout));
+        let complained = scope.spawn(move || read(stderr));
+        if let Some(mut stdin) = stdin {
+            // One that ends early says why.
+            let written = stdin.write_all(input);
+            drop(stdin);
+            if let Err(error) = written.as_ref() {
+                tracing::debug!(%error, "a command did not read its input to the end");
+            }
+        }
+        let exited = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        drop(ended);
+        let killed = watchdog.join().unwrap_or_default();
+        exited?;
+        let lost = || io::Error::other("a thread that reads its output panicked");
+        let stdout = said.join().map_err(|_panic| lost())??;
+        let stderr = complained.join().map_err(|_panic| lost())??;
+        Ok((!killed).then(|| (stdout, String::from_utf8_lossy(&stderr).into_owned())))
+    })
+}
+
+fn read(from: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from {
+        from.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, input: &str, limit: Duration) -> Result<Said, CommandError> {
+        run(Path::new("/bin/sh"), &["-c", script], input.as_bytes(), limit, |_| {})
+    }
+
+    #[test]
+    fn a_command_reads_its_input_and_says_how_it_ended() {
+        let long = "line\n".repeat(100_000);
+        let said = sh("cat; echo complaint >&2; exit 3", &long, Duration::from_secs(60)).unwrap();
+        assert_eq!((said.stdout, said.stderr.as_str()), (long.clone().into_bytes(), "complaint\n"));
+        assert_eq!(said.status.code(), Some(3));
+        // It need not read all of it.
+        assert!(sh("exit 0", &long, Duration::from_secs(60)).unwrap().status.success());
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_killed() {
+        let error = sh("exec sleep 1000", "", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.to_string(), "/bin/sh did not end within 50ms and was killed");
+    }
+
+    #[test]
+    fn commands_are_found_by_name() {
+        assert!(find("sh").is_some_and(|file| file.ends_with("sh")));
+        assert_eq!(find("no-such-command"), None);
+    }
+}

@@ -1,0 +1,73 @@
+//! Puts back what other programs remove or change: a look at the kernel each second, and a comparison only if the tables
+//! are not as they were.
+
+use shunt_model::with_causes;
+use tracing::warn;
+
+use super::dump::Found;
+use super::watch::{self, Seen};
+use super::{Iptables, failed, read_back};
+use crate::datapath::SyncError;
+
+/// Whether nothing but these commits happened between two looks; of legacy tables the kernel keeps no count.
+pub(super) fn follows(before: Option<Seen>, commits: u32, after: Option<Seen>) -> bool {
+    match (before, after) {
+        (Some(Seen::Nft(before)), Some(Seen::Nft(after))) => before.wrapping_add(commits) == after,
+        (Some(_), Some(_)) => true,
+        (_, _) => false,
+    }
+}
+
+impl Iptables {
+    /// Looks, and repairs what is ours; what others have there is theirs. Returns how much was wrong.
+    pub(super) fn keep(&mut self) -> Result<u64, SyncError> {
+        let mut repaired = 0_u64;
+        let mut families = std::mem::take(&mut self.families);
+        let outcome = families.iter_mut().try_for_each(|state| {
+            // The next sync reads everything back.
+            let Some(image) = state.image.take() else { return Ok(()) };
+            let now = watch::look(self.programs.variant, state.family).ok();
+            if now.is_none() || now != state.seen {
+                let found = self.repair(&image)?;
+                repaired = repaired.saturating_add(u64::try_from(found.count()).unwrap_or(u64::MAX));
+                // Others may have gone on meanwhile: a look before the comparison is never too new.
+                state.seen = if found.count() == 0 { now } else { None };
+            }
+            state.image = Some(image);
+            Ok(())
+        });
+        self.families = families;
+        if let Err(error) = &outcome {
+            self.tell(Some(format!("rules of iptables are gone and cannot be put back: {}", with_causes(error))));
+        } else {
+            self.tell(None);
+        }
+        outcome.map(|()| repaired)
+    }
+
+    fn repair(&self, image: &super::Image) -> Result<Found, SyncError> {
+        let (changes, found) = read_back(&self.programs, image)?;
+        if found.count() > 0 {
+            let restored = self.programs.restore(image.family(), &changes.script());
+            restored.map_err(|error| failed(std::io::Error::other(error)))?;
+            let Found { wrong, jumps, surplus, example } = &found;
+            let example = example.as_deref().unwrap_or("a chain that nothing needs");
+            warn!(
+                chains = wrong, jumps, surplus, family = %image.family(),
+                "another program changed our rules of iptables ({example}); they are as before"
+            );
+            self.reports.send_modify(|report| {
+                report.installed.restored = report.installed.restored.saturating_add(1);
+            });
+        }
+        Ok(found)
+    }
+
+    fn tell(&self, fault: Option<String>) {
+        self.reports.send_if_modified(|report| {
+            let modified = report.installed.fault != fault;
+            report.installed.fault = fault;
+            modified
+        });
+    }
+}

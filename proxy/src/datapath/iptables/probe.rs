@@ -1,0 +1,106 @@
+//! What this host offers to the iptables data path, found out by trying in a network namespace that goes at once.
+
+use nix::sched::{CloneFlags, unshare};
+use shunt_model::{Family, Protocol, with_causes};
+
+use super::change::Changes;
+use super::programs::{self, Programs, RunError, Variant};
+use super::rule::{Match, Rule, State, Table, Target};
+use crate::datapath::{Check, CheckState, Options};
+
+/// The first version with both variants and all options that are used.
+const OLDEST: (u32, u32) = (1, 8);
+const INSTALL: &str = "install the package iptables";
+
+/// Checks everything that [`super::open`] needs.
+pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
+    let found: Vec<Programs> = Variant::BOTH.into_iter().filter_map(Programs::find).collect();
+    let Some((programs, why)) = programs::choose(&found) else {
+        let detail = format!("neither iptables-nft-restore nor iptables-legacy-restore is in PATH; {INSTALL}");
+        return vec![Check { name: "iptables", state: CheckState::Missing, detail }];
+    };
+    let (state, detail) = match version(&programs.version) {
+        Some(found) if found < OLDEST => {
+            let (major, minor) = OLDEST;
+            (
+                CheckState::Missing,
+                format!("{} is older than {major}.{minor}; {INSTALL} of a newer release", programs.version),
+            )
+        }
+        Some(_) | None => (CheckState::Ok, format!("{}, variant {}: {why}", programs.version, programs.variant)),
+    };
+    let mut checks = vec![Check { name: "iptables", state, detail }];
+    if state == CheckState::Ok {
+        checks.push(kernel(programs, options.packets.masquerade_mark));
+    }
+    checks
+}
+
+/// `iptables v1.8.9 (nf_tables)`
+fn version(text: &str) -> Option<(u32, u32)> {
+    let number = text.split_whitespace().find_map(|word| word.strip_prefix('v'))?;
+    let mut numbers = number.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn kernel(programs: &Programs, mark: u32) -> Check {
+    let tried = std::thread::scope(|scope| {
+        let trial = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no network namespace to try in: {error}"))?;
+            Ok(super::families().flat_map(|family| lacking(programs, family, mark)).collect::<Vec<String>>())
+        });
+        trial.join().unwrap_or_else(|_| Err("the trial ended by itself".to_owned()))
+    });
+    let (state, detail) = match tried {
+        Ok(lacking) if lacking.is_empty() => (CheckState::Ok, "has all matches and targets".to_owned()),
+        Ok(lacking) => (CheckState::Missing, format!("the kernel refuses {}", lacking.join("; "))),
+        Err(why) => (CheckState::Note, format!("not tried: {why}")),
+    };
+    Check { name: "iptables in the kernel", state, detail }
+}
+
+/// What a family does not have, with what the kernel says.
+fn lacking(programs: &Programs, family: Family, mark: u32) -> Vec<String> {
+    let samples = samples(family, mark);
+    let all: Vec<&(&str, Table, Rule)> = samples.iter().collect();
+    if attempt(programs, family, &all).is_ok() {
+        return Vec::new();
+    }
+    let refused = samples.iter().filter_map(|sample| Some((sample.0, attempt(programs, family, &[sample]).err()?)));
+    refused.map(|(what, error)| format!("{what} ({family}): {}", with_causes(&error))).collect()
+}
+
+fn attempt(programs: &Programs, family: Family, samples: &[&(&str, Table, Rule)]) -> Result<(), RunError> {
+    let mut changes = Changes::default();
+    for (index, (_, table, rule)) in samples.iter().enumerate() {
+        changes.table(*table).write(format!("SHUNT-TRY-{index}").into(), vec![rule.clone()]);
+    }
+    programs.restore(family, &changes.script())
+}
+
+/// Each match and target that rules use.
+fn samples(family: Family, mark: u32) -> Vec<(&'static str, Table, Rule)> {
+    let clients = if family == Family::V6 { "SHUNT-6-TRY" } else { "SHUNT-4-TRY" };
+    let mut samples = Vec::new();
+    let mut add = |what, table, rule| samples.push((what, table, rule));
+    let back = || Rule::all(Target::Return);
+    add("the match addrtype", Table::Nat, back().when(Match::SourceIsLocal));
+    add("the match conntrack", Table::Filter, back().when(Match::State(State::New)));
+    add("the match mark", Table::Nat, back().when(Match::Marked(mark)));
+    add("the match statistic", Table::Nat, back().when(Match::OnceIn(2)));
+    add("the match recent", Table::Nat, back().when(Match::Remember(clients.into())));
+    for (what, protocol) in
+        [("the match tcp", Protocol::Tcp), ("the match udp", Protocol::Udp), ("the match sctp", Protocol::Sctp)]
+    {
+        add(what, Table::Nat, back().of(protocol).when(Match::Ports(1, 1)));
+    }
+    let to = match family {
+        Family::V4 => std::net::SocketAddr::from(([192, 0, 2, 1], 1)),
+        Family::V6 => std::net::SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 1)),
+    };
+    add("the target DNAT", Table::Nat, Rule::all(Target::To(to)).of(Protocol::Tcp));
+    add("the target MARK", Table::Nat, Rule::all(Target::Mark(mark)));
+    add("the target MASQUERADE", Table::Nat, Rule::all(Target::Masquerade));
+    add("the target REJECT", Table::Filter, Rule::all(Target::Reject(family)));
+    samples
+}

@@ -1,0 +1,246 @@
+//! The programs of iptables on this host: which there are, and running them. The only place that does.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use nix::fcntl::{Flock, FlockArg};
+use shunt_model::Family;
+
+use super::change::Script;
+use super::rule::{OURS, Table};
+
+/// How long `iptables-restore` waits while another program holds the lock.
+const PATIENCE: &str = "5";
+/// Where that lock is, unless the environment says otherwise.
+const LOCK: &str = "/run/xtables.lock";
+/// The exit status of all these programs if the kernel or the lock had no room for them.
+const BUSY: i32 = 4;
+
+/// The two ways in which the kernel keeps such rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(in crate::datapath) enum Variant {
+    /// As rules of nftables.
+    Nft,
+    /// As tables of their own, each of which is replaced as a whole.
+    Legacy,
+}
+
+impl Variant {
+    pub(super) const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+
+    /// As the programs call it in their version.
+    const fn in_version(self) -> &'static str {
+        match self {
+            Self::Nft => "(nf_tables)",
+            Self::Legacy => "(legacy)",
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The programs of one variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Programs {
+    pub(super) variant: Variant,
+    /// Of each family: what restores and what saves.
+    paths: [(PathBuf, PathBuf); 2],
+    /// As they say it themselves.
+    pub(super) version: String,
+}
+
+/// Why a program failed.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::datapath) enum RunError {
+    /// It does not run.
+    #[error("running {}", .program.display())]
+    Start {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Another program holds the lock.
+    #[error(
+        "another program has held the lock {lock} for {PATIENCE} s; `fuser -v {lock}` names it, and the next sync \
+         tries again"
+    )]
+    Locked { lock: String },
+    /// It refuses.
+    #[error("{program}: {said}")]
+    Refused {
+        program: String,
+        said: String,
+        /// The lines of its input that it names.
+        lines: Vec<usize>,
+    },
+}
+
+impl Programs {
+    /// Those in PATH.
+    pub(super) fn find(variant: Variant) -> Option<Self> {
+        let of = |family: &str| Some((in_path(variant, family, "restore")?, in_path(variant, family, "save")?));
+        let paths = [of("iptables")?, of("ip6tables")?];
+        let version = version_of(&paths.first()?.0)?;
+        version.contains(variant.in_version()).then_some(Self { variant, paths, version })
+    }
+
+    fn of(&self, family: Family) -> &(PathBuf, PathBuf) {
+        let [v4, v6] = &self.paths;
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+
+    /// What is in a table.
+    pub(super) fn save(&self, family: Family, table: Table) -> Result<String, RunError> {
+        self.saved(family, &["-t", table.as_str()])
+    }
+
+    /// What is in the tables that are in use; makes none.
+    pub(super) fn save_used(&self, family: Family) -> Result<String, RunError> {
+        self.saved(family, &[])
+    }
+
+    fn saved(&self, family: Family, arguments: &[&str]) -> Result<String, RunError> {
+        let (_, program) = self.of(family);
+        let output = run(program, arguments, "")?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(refused(program, &output)),
+        }
+    }
+
+    /// Writes to the kernel; what the script does not name stays.
+    pub(super) fn restore(&self, family: Family, script: &Script) -> Result<(), RunError> {
+        let (program, _) = self.of(family);
+        let output = run(program, &["--noflush", "--counters", "-w", PATIENCE], &script.text)?;
+        match output.status.code() {
+            Some(0) => Ok(()),
+            Some(BUSY) if lock_is_held() => Err(RunError::Locked { lock: lock() }),
+            Some(_) | None => Err(refused(program, &output)),
+        }
+    }
+}
+
+/// `iptables-nft-restore`, or `iptables-restore` where that is the same variant.
+fn in_path(variant: Variant, family: &str, what: &str) -> Option<PathBuf> {
+    find(&format!("{family}-{variant}-{what}")).or_else(|| {
+        let plain = find(&format!("{family}-{what}"))?;
+        version_of(&plain)?.contains(variant.in_version()).then_some(plain)
+    })
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Services often run without these in their PATH.
+    let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let candidates = std::env::split_paths(&path).chain(usual).map(|folder| folder.join(name));
+    let runs =
+        |path: &PathBuf| path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
+    candidates.into_iter().find(runs)
+}
+
+/// `iptables v1.8.9 (nf_tables)`
+fn version_of(program: &PathBuf) -> Option<String> {
+    let output = run(program, &["--version"], "").ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first = text.lines().next()?.trim().to_owned();
+    // The oldest ones do not say which variant they are: there was only one.
+    Some(if first.contains('(') { first } else { format!("{first} {}", Variant::Legacy.in_version()) })
+}
+
+fn run(program: &PathBuf, arguments: &[&str], input: &str) -> Result<Output, RunError> {
+    let failed = |source| RunError::Start { program: program.clone(), source };
+    let mut child = Command::new(program)
+        .args(arguments.iter().map(OsStr::new))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let stdin = child.stdin.take();
+    std::thread::scope(|scope| {
+        // It prints while it reads, so both must go on at once. One that ends early says why on stderr.
+        let writer = scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
+        let output = child.wait_with_output().map_err(failed);
+        drop(writer.join());
+        output
+    })
+}
+
+fn refused(program: &std::path::Path, output: &Output) -> RunError {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let kept: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
+    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let said_all = match kept.is_empty() {
+        true => output.status.to_string(),
+        false => kept.join("; "),
+    };
+    RunError::Refused { program, said: said_all, lines: lines_named(&said) }
+}
+
+/// The numbers of the lines of the input that a message names: `line 31: RULE_APPEND failed …`, `Error occurred at
+/// line: 7`.
+fn lines_named(said: &str) -> Vec<usize> {
+    let after = said.split("line").skip(1).map(|rest| rest.trim_start_matches([':', ' ']));
+    after.filter_map(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()).collect()
+}
+
+fn lock() -> String {
+    std::env::var("XTABLES_LOCKFILE").unwrap_or_else(|_| LOCK.to_owned())
+}
+
+fn lock_is_held() -> bool {
+    let Ok(file) = File::open(lock()) else { return false };
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+}
+
+/// The variant that others use on this host, as kube-proxy's own image finds it out: by the hint that the kubelet
+/// leaves, else by the number of rules.
+pub(super) fn choose(found: &[Programs]) -> Option<(&Programs, String)> {
+    let rated = found.iter().map(|programs| (programs, rules_of_others(programs)));
+    let rated: Vec<(&Programs, Others)> = rated.collect();
+    // Of equal ones the first: nft is what new hosts use.
+    let best = rated.iter().rev().max_by_key(|(_, others)| (others.kubelet, others.rules))?;
+    let (programs, others) = best;
+    let why = match (others.kubelet, others.rules) {
+        (true, _) => "the kubelet uses it".to_owned(),
+        (false, 0) => "no other program has rules in either variant".to_owned(),
+        (false, rules) => format!("other programs have {rules} rules in it"),
+    };
+    Some((programs, why))
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Others {
+    kubelet: bool,
+    rules: usize,
+}
+
+fn rules_of_others(programs: &Programs) -> Others {
+    let mut others = Others::default();
+    for family in Family::BOTH {
+        let Ok(text) = programs.save_used(family) else { continue };
+        others.kubelet |= text.contains(":KUBE-IPTABLES-HINT ") || text.contains(":KUBE-KUBELET-CANARY ");
+        let rules = text.lines().filter(|line| line.starts_with("-A") && !line.contains(OURS)).count();
+        others.rules = others.rules.saturating_add(rules);
+    }
+    others
+}

@@ -1,0 +1,180 @@
+//! Chains in the kernel, in a network namespace of the test's own: as root, with the programs of iptables.
+#![expect(clippy::print_stderr, reason = "a test that is left out says why")]
+
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+use crate::datapath::iptables::dump::{Dump, Found, compare};
+use crate::datapath::iptables::programs::{Programs, Variant};
+use crate::datapath::iptables::watch::{self, Seen};
+use crate::datapath::iptables::{clear, keeper};
+
+/// Does `work` with each variant in a new network namespace, which ends with it.
+fn in_a_namespace(work: impl Fn(&Programs) + Sync) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("left out: a network namespace needs root");
+        return;
+    }
+    for variant in Variant::BOTH {
+        let Some(programs) = Programs::find(variant) else {
+            eprintln!("left out: no programs of iptables ({variant})");
+            continue;
+        };
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                    work(&programs);
+                })
+                .join()
+                .unwrap();
+        });
+    }
+}
+
+fn differences(programs: &Programs, image: &Image) -> (Changes, Found) {
+    let [nat, filter] = Table::BOTH.map(|table| programs.save(image.family(), table).unwrap());
+    compare(image, Dump::parse(&nat), Dump::parse(&filter))
+}
+
+fn install(programs: &Programs, image: &Image) -> Found {
+    let (changes, found) = differences(programs, image);
+    programs.restore(image.family(), &changes.script()).unwrap();
+    found
+}
+
+#[track_caller]
+fn run(program: &str, arguments: &str) {
+    let status = Command::new(program).args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "{program} {arguments}");
+}
+
+fn program(programs: &Programs, family: Family) -> String {
+    let name = if family == Family::V4 { "iptables" } else { "ip6tables" };
+    format!("{name}-{}", programs.variant)
+}
+
+#[test]
+fn what_the_kernel_shows_is_what_was_written() {
+    in_a_namespace(|programs| {
+        let (plan, _) = story();
+        for family in Family::BOTH {
+            let image = Image::of(&plan, family, PACKETS);
+            assert!(install(programs, &image).wrong > 30);
+            assert_eq!(differences(programs, &image), Default::default(), "{} {family}", programs.variant);
+        }
+    });
+}
+
+#[test]
+fn random_changes_arrive_in_the_kernel() {
+    use proptest::strategy::ValueTree as _;
+    in_a_namespace(|programs| {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        for family in Family::BOTH {
+            let mut image = Image::new(family, PACKETS);
+            install(programs, &image);
+            for _ in 0..12 {
+                let snapshot = any_cluster().new_tree(&mut runner).unwrap().current();
+                let options = any_options().new_tree(&mut runner).unwrap().current();
+                let before = watch::look(programs.variant, family).ok();
+                let changes = image.update(&plan(&snapshot, &options).0);
+                programs.restore(family, &changes.script()).unwrap();
+                let after = watch::look(programs.variant, family).ok();
+                assert!(keeper::follows(before, changes.commits(), after), "{before:?} {after:?}");
+                assert_eq!(differences(programs, &image), Default::default());
+            }
+        }
+    });
+}
+
+#[test]
+fn what_others_remove_is_noticed_and_found() {
+    in_a_namespace(|programs| {
+        let (plan, _) = story();
+        for family in Family::BOTH {
+            let image = Image::of(&plan, family, PACKETS);
+            install(programs, &image);
+            let iptables = program(programs, family);
+            let chains = image.chains().count();
+            for (arguments, wrong, jumps) in [
+                ("-t nat -F SHUNT-POSTROUTING", 1, 0),
+                ("-t filter -D INPUT 1", 0, 1),
+                ("-t nat -F PREROUTING", 0, 1),
+                ("-t nat -I SHUNT-SERVICES -j RETURN", 1, 0),
+            ] {
+                let before = watch::look(programs.variant, family).unwrap();
+                run(&iptables, arguments);
+                assert_ne!(watch::look(programs.variant, family).unwrap(), before, "{arguments}");
+                let (_, found) = differences(programs, &image);
+                assert_eq!((found.wrong, found.jumps, found.surplus), (wrong, jumps, 0), "{arguments}");
+                install(programs, &image);
+                assert_eq!(differences(programs, &image), Default::default());
+            }
+            for table in ["nat", "filter"] {
+                run(&iptables, &format!("-t {table} -F"));
+                run(&iptables, &format!("-t {table} -X"));
+            }
+            let (_, found) = differences(programs, &image);
+            assert_eq!((found.wrong, found.jumps), (chains, 6));
+            install(programs, &image);
+            assert_eq!(differences(programs, &image), Default::default());
+        }
+    });
+}
+
+#[test]
+fn rules_of_others_are_left_alone() {
+    in_a_namespace(|programs| {
+        let (plan, _) = story();
+        for family in Family::BOTH {
+            let iptables = program(programs, family);
+            run(&iptables, "-t nat -N KUBE-POSTROUTING");
+            run(&iptables, "-t nat -A KUBE-POSTROUTING -j MASQUERADE");
+            run(&iptables, "-t nat -A POSTROUTING -j KUBE-POSTROUTING");
+            run(&iptables, "-t filter -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT");
+            let rules = || {
+                let text = programs.save_used(family).unwrap();
+                text.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect::<Vec<_>>()
+            };
+            let before = rules();
+            install(programs, &Image::of(&plan, family, PACKETS));
+            assert!(before.iter().all(|rule| rules().contains(rule)));
+            install(programs, &Image::of(&Plan::default(), family, PACKETS));
+            assert!(before.iter().all(|rule| rules().contains(rule)));
+            let removed = clear(programs).unwrap();
+            assert_eq!(removed.len(), 1, "{removed:?}");
+            assert_eq!(rules(), before);
+        }
+        assert_eq!(clear(programs).unwrap(), []);
+    });
+}
+
+#[test]
+fn lists_of_clients_stay_while_their_endpoints_do() {
+    in_a_namespace(|programs| {
+        let words = "ip=10.96.1.4 port=http:80/tcp aff=10800";
+        let planned = |endpoints: &str| {
+            let snapshot = cluster([service("sticky", words)], [slice("sticky", "x", "http:80/tcp", endpoints)]);
+            plan(&snapshot, &options()).0
+        };
+        let mut image = Image::of(&planned("e1:R; e2:R"), Family::V4, PACKETS);
+        install(programs, &image);
+        let changes = image.update(&planned("e1:R; e2:R; e3:R"));
+        let written: Vec<&str> = changes.nat.writes.keys().map(|name| &**name).collect();
+        assert!(written.iter().filter(|name| name.starts_with("SHUNT-EP-")).count() == 1, "{written:?}");
+        assert!(changes.filter.is_empty() && changes.filter_before.is_empty());
+        programs.restore(Family::V4, &changes.script()).unwrap();
+        assert_eq!(differences(programs, &image), Default::default());
+    });
+}
+
+#[test]
+fn a_generation_of_nftables_is_a_number() {
+    in_a_namespace(|programs| match watch::look(programs.variant, Family::V4).unwrap() {
+        Seen::Nft(_) => assert_eq!(programs.variant, Variant::Nft),
+        Seen::Legacy(_) => assert_eq!(programs.variant, Variant::Legacy),
+    });
+}

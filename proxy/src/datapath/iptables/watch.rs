@@ -1,0 +1,55 @@
+//! Whether the tables changed since they were looked at: asked of the kernel, which costs a few system calls.
+
+use std::io;
+
+use shunt_model::Family;
+
+use super::programs::Variant;
+use super::rule::Table;
+use crate::host::netlink::Netlink;
+use crate::sys::{TableInfo, table_info};
+
+/// `NETLINK_NETFILTER`
+const NETFILTER: isize = 12;
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETGEN`
+const GET_GENERATION: u16 = 10 << 8 | 16;
+/// `struct nfgenmsg`, of no family.
+const REQUEST: [u8; 4] = [0; 4];
+
+/// What differs after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The shape of both tables: another number of rules, or of bytes, or other jumps. A rule that is replaced by one
+    /// of the same size is not noticed.
+    Legacy([TableInfo; 2]),
+    /// The number of changes of nftables in this network namespace.
+    Nft(u32),
+}
+
+/// Looks.
+pub(super) fn look(variant: Variant, family: Family) -> io::Result<Seen> {
+    match variant {
+        Variant::Legacy => {
+            let info = |table: Table| table_info(family == Family::V6, table.as_str());
+            let [nat, filter] = Table::BOTH;
+            Ok(Seen::Legacy([info(nat)?, info(filter)?]))
+        }
+        Variant::Nft => {
+            let generation = Netlink::open(NETFILTER)?.get(GET_GENERATION, &REQUEST, generation)?;
+            generation.map(Seen::Nft).ok_or_else(|| io::Error::other("no generation of nftables was given"))
+        }
+    }
+}
+
+/// `NFTA_GEN_ID`, the first attribute of the answer.
+fn generation(answer: &[u8]) -> io::Result<u32> {
+    const NFTA_GEN_ID: u16 = 1;
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about nftables is cut short");
+    let attribute = answer.get(REQUEST.len()..).ok_or_else(malformed)?;
+    let kind = attribute.get(2..4).and_then(<[u8]>::first_chunk).ok_or_else(malformed)?;
+    let value = attribute.get(4..).and_then(<[u8]>::first_chunk).ok_or_else(malformed)?;
+    match u16::from_ne_bytes(*kind) {
+        NFTA_GEN_ID => Ok(u32::from_be_bytes(*value)),
+        _ => Err(malformed()),
+    }
+}
