@@ -293,7 +293,8 @@ impl Datapath for Nftables {
         (self.synced, self.rendering) = (written, Some(rendering.clone()));
         let retried = if former.is_empty() { 0 } else { self.retry_refused(plan, &rendering) };
         let refused = self.refused.iter().map(|(key, reason)| (key.clone(), reason.clone())).collect();
-        Ok(Synced { writes: writes.saturating_add(retried), refused, elapsed: started.elapsed() })
+        let writes = writes.saturating_add(retried);
+        Ok(Synced { writes, refused, elapsed: started.elapsed(), ..Synced::default() })
     }
 
     /// Packets reach no socket of the node's own DNS through these tables: sockets of this node do, by their own path.
