@@ -1,6 +1,7 @@
 //! From kube-proxy to shunt, and from one data path to another: no connection fails, and only what must go is removed.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(clippy::indexing_slicing, reason = "a test that cannot go on has failed, its helpers included")]
 
 mod support;
 
