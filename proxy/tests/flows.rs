@@ -11,7 +11,9 @@ use lab::Manifests;
 use lab::flows::{self, Cast, Outcome, Rules, Scene, SourceSeen};
 use shunt_model::source::manifests::{self, ManifestsOptions};
 use shunt_proxy::datapath::PacketOptions;
-use shunt_proxy::datapath::reading::{Caller, IptablesReading, Outcome as Lookup, PacketOutcome, Reading};
+use shunt_proxy::datapath::reading::{
+    Caller, IptablesReading, NftablesReading, Outcome as Lookup, PacketOutcome, Reading,
+};
 use shunt_proxy::plan::{Decision, EmptyLocal, Endpoint, Met, Packet, Plan, PlanOptions, Source, Verdict, plan};
 
 /// Plays the whole corpus, or the stories whose title contains `FLOWS`.
@@ -36,19 +38,25 @@ fn tables() {
 
 #[test]
 fn iptables() {
-    read_corpus(IptablesReadings::default());
+    read_corpus(PacketReadings { of: IptablesReading::of, read: IptablesReading::outcome, nodes: BTreeMap::new() });
 }
 
-/// The iptables rules of all nodes for the scene that is on.
-#[derive(Default)]
-struct IptablesReadings {
-    nodes: BTreeMap<String, IptablesReading>,
+#[test]
+fn nftables() {
+    read_corpus(PacketReadings { of: NftablesReading::of, read: NftablesReading::outcome, nodes: BTreeMap::new() });
 }
 
-impl Rules for IptablesReadings {
+/// The rules for packets of all nodes for the scene that is on.
+struct PacketReadings<R> {
+    of: fn(&Plan, PacketOptions) -> R,
+    read: fn(&R, &Packet) -> PacketOutcome,
+    nodes: BTreeMap<String, R>,
+}
+
+impl<R> Rules for PacketReadings<R> {
     fn load(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
         let options = PacketOptions { masquerade_mark: 1 << 14, drop_invalid: true, loopback_node_ports: true };
-        let rules = |(node, plan): (String, Plan)| (node, IptablesReading::of(&plan, options));
+        let rules = |(node, plan): (String, Plan)| (node, (self.of)(&plan, options));
         self.nodes = plans(scene, EmptyLocal::Refuse)?.into_iter().map(rules).collect();
         Ok(())
     }
@@ -63,7 +71,7 @@ impl Rules for IptablesReadings {
         };
         let loopback = destination.is_loopback();
         let packet = Packet { destination, ..planned(packet) };
-        Ok(match (packet.source, rules.outcome(&packet)) {
+        Ok(match (packet.source, (self.read)(rules, &packet)) {
             (Source::Node, _) if loopback && destination.is_ipv6() => {
                 Outcome::Unseen("packets cannot leave ::1 (TP-16)")
             }

@@ -7,13 +7,18 @@ mod affinity;
 mod chain;
 mod collection;
 mod difference;
+mod disturbance;
 mod door;
 mod hooks;
 mod image;
 mod installed;
+mod keeper;
 mod nft;
 mod probe;
 mod script;
+#[cfg(test)]
+mod tests;
+pub(super) mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,7 +31,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::collection::{Collection, word};
-use self::difference::{Change, Counts, Image, Named};
+use self::difference::{Change, Counts, Image, Named, Wrong};
+use self::disturbance::Disturbances;
 pub(super) use self::door::{open, probe, remove};
 use self::installed::{Client, Installed, Maker};
 use self::nft::{Nft, NftError};
@@ -81,6 +87,8 @@ struct Nftables {
     unused: BTreeSet<Unused>,
     refused: BTreeMap<PortKey, String>,
     tally: Tally,
+    /// What other programs did to our tables.
+    disturbances: Disturbances,
     reports: watch::Sender<Report>,
 }
 
@@ -100,7 +108,13 @@ struct Failure {
 }
 
 impl Nftables {
-    fn new(nft: Nft, options: PacketOptions, families: BTreeSet<Family>, reports: watch::Sender<Report>) -> Self {
+    fn new(
+        nft: Nft,
+        options: PacketOptions,
+        families: BTreeSet<Family>,
+        disturbances: Disturbances,
+        reports: watch::Sender<Report>,
+    ) -> Self {
         Self {
             nft,
             options,
@@ -111,6 +125,7 @@ impl Nftables {
             unused: BTreeSet::new(),
             refused: BTreeMap::new(),
             tally: Tally::default(),
+            disturbances,
             reports,
         }
     }
@@ -133,7 +148,7 @@ impl Nftables {
     }
 
     /// Leads from what is installed to a plan. What is right is not touched.
-    fn write_all(&mut self, plan: &Plan, rendering: &Rendering) -> Result<u64, (SyncError, Option<PortKey>)> {
+    fn write_all(&mut self, plan: &Plan, rendering: &Rendering) -> Result<(u64, Wrong), (SyncError, Option<PortKey>)> {
         let mut installed = self.read().map_err(|error| (error, None))?;
         let around = around(&mut installed, rendering);
         let (image, counts) = Image::of(plan, rendering);
@@ -141,9 +156,10 @@ impl Nftables {
         let installed = without(installed, &around.replaced);
         self.unused = installed.others.iter().cloned().collect();
         let change = Change::from_installed(&installed, image);
+        let wrong = change.wrong();
         let writes = self.commit(change, &around).map_err(|Failure { error, owner }| (write_failed(error), owner))?;
         self.counts = counts;
-        Ok(writes)
+        Ok((writes, wrong))
     }
 
     /// Leads from the last plan to a plan.
@@ -246,7 +262,7 @@ impl Nftables {
         self.rendering = None;
         loop {
             match self.write_all(&plan, rendering) {
-                Ok(writes) => return Ok((plan, writes)),
+                Ok((writes, _)) => return Ok((plan, writes)),
                 Err((error, Some(key))) if plan.ports.contains_key(&key) => {
                     plan.ports.remove(&key);
                     self.refused.insert(key, shunt_model::with_causes(&error));
@@ -291,6 +307,7 @@ impl Datapath for Nftables {
             written.ports.remove(key);
         }
         (self.synced, self.rendering) = (written, Some(rendering.clone()));
+        self.tell_installed(None);
         let retried = if former.is_empty() { 0 } else { self.retry_refused(plan, &rendering) };
         let refused = self.refused.iter().map(|(key, reason)| (key.clone(), reason.clone())).collect();
         let writes = writes.saturating_add(retried);
@@ -306,8 +323,9 @@ impl Datapath for Nftables {
         if self.rendering.is_none() {
             return Ok(0); // The next sync reads everything back.
         }
+        let repaired = self.keep()?;
         self.delete_unused();
-        Ok(0)
+        Ok(repaired)
     }
 }
 
@@ -324,7 +342,7 @@ fn around(installed: &mut Installed, rendering: &Rendering) -> Around {
     let replaced: Vec<Family> = installed.tables.iter().filter_map(replace).collect();
     let families = rendering.families.iter().copied();
     let tables = families.clone().filter(|family| !installed.tables.contains_key(family)).collect();
-    let all = families.flat_map(|family| Collection::ALL.into_iter().map(move |collection| (family, collection)));
+    let all = families.flat_map(|family| Collection::all().map(move |collection| (family, collection)));
     let is_there =
         |wanted: &(Family, Collection)| installed.collections.contains(wanted) && !replaced.contains(&wanted.0);
     let collections = all.filter(|wanted| !is_there(wanted)).collect();

@@ -1,5 +1,7 @@
 //! What the paths for packets have in common: what a frontend does with each kind of source, in numbers.
 
+#[cfg(test)]
+pub(super) mod cases;
 pub(super) mod conntrack;
 
 use std::collections::BTreeSet;

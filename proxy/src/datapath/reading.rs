@@ -9,6 +9,7 @@ use super::PacketOptions;
 pub use super::caller::{Caller, Outcome};
 use super::ebpf::tables::memory::Memory;
 use super::iptables::walk::Walk;
+use super::nftables::walk::Walk as NftablesWalk;
 pub use super::packets::PacketOutcome;
 use crate::plan::{Packet, Plan};
 
@@ -43,6 +44,24 @@ impl IptablesReading {
     #[must_use]
     pub fn of(plan: &Plan, options: PacketOptions) -> Self {
         Self(Walk::of(plan, options))
+    }
+
+    /// What the first packet of a flow gets, over all random numbers.
+    #[must_use]
+    pub fn outcome(&self, packet: &Packet) -> PacketOutcome {
+        self.0.outcome(packet)
+    }
+}
+
+/// The nftables rules of a plan, in memory.
+#[derive(Clone, Debug)]
+pub struct NftablesReading(NftablesWalk);
+
+impl NftablesReading {
+    /// The rules of `plan`.
+    #[must_use]
+    pub fn of(plan: &Plan, options: PacketOptions) -> Self {
+        Self(NftablesWalk::of(plan, options))
     }
 
     /// What the first packet of a flow gets, over all random numbers.

@@ -1,9 +1,9 @@
 //! The chains that frontends share: one per shape, not one per service.
 
-use shunt_model::Family;
+use shunt_model::{Family, Protocol};
 
 use super::Rendering;
-use super::collection::{Collection, PORT, word};
+use super::collection::{At, Collection, port_of, word};
 use crate::datapath::packets::{Shape, Treatment};
 use crate::plan::{Empty, List, PodInterface};
 
@@ -22,19 +22,11 @@ pub(super) enum SharedChain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Pick {
     pub(super) at: At,
+    pub(super) protocol: Protocol,
     pub(super) list: List,
     /// How many the list has.
     pub(super) endpoints: usize,
     pub(super) masquerade: bool,
-}
-
-/// By what a frontend is dialled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum At {
-    /// An address.
-    Address,
-    /// A port of this node.
-    NodePort,
 }
 
 /// Where a frontend without endpoints leads: the packet stays as it is, and no other frontend gets it.
@@ -43,16 +35,16 @@ pub(super) const UNTRANSLATED: &str = "accept";
 pub(super) const REJECT: &str = "reject-at-once";
 
 /// How a treatment of a shape picks, if it does.
-pub(super) fn pick(at: At, treatment: Treatment) -> Option<Pick> {
+pub(super) fn pick(at: At, protocol: Protocol, treatment: Treatment) -> Option<Pick> {
     match treatment {
-        Treatment::Pick { list, endpoints, masquerade } => Some(Pick { at, list, endpoints, masquerade }),
+        Treatment::Pick { list, endpoints, masquerade } => Some(Pick { at, protocol, list, endpoints, masquerade }),
         Treatment::None(_) => None,
     }
 }
 
 /// Where a frontend of this shape leads, and the chains it needs.
-pub(super) fn serving(at: At, shape: Shape) -> (String, Vec<SharedChain>) {
-    let [pods, node, outside] = shape.treatments().map(|treatment| pick(at, treatment));
+pub(super) fn serving(at: At, protocol: Protocol, shape: Shape) -> (String, Vec<SharedChain>) {
+    let [pods, node, outside] = shape.treatments().map(|treatment| pick(at, protocol, treatment));
     let mut chains: Vec<_> = [node, pods, outside].into_iter().flatten().map(SharedChain::Pick).collect();
     if node == outside && pods == outside {
         return (lead(outside), chains);
@@ -98,14 +90,15 @@ impl SharedChain {
     /// Its name, which says all of it.
     pub(super) fn name(self) -> String {
         match self {
-            Self::Pick(Pick { at, list, endpoints, masquerade }) => {
+            Self::Pick(Pick { at, protocol, list, endpoints, masquerade }) => {
                 let masquerade = if masquerade { "-masquerade" } else { "" };
-                format!("{}pick-{}-{endpoints}{masquerade}", prefix(at), list_name(list))
+                format!("{}{protocol}-pick-{}-{endpoints}{masquerade}", prefix(at), list_name(list))
             }
             Self::Sources { node, pods, outside } => {
-                let at = [node, pods, outside].into_iter().flatten().map(|pick| pick.at).next();
+                let first = [node, pods, outside].into_iter().flatten().next();
+                let start = first.map(|Pick { at, protocol, .. }| format!("{}{protocol}-", prefix(at)));
                 let [node, pods, outside] = [node, pods, outside].map(code);
-                format!("{}sources-{node}-{pods}-{outside}", at.map_or("", prefix))
+                format!("{}sources-{node}-{pods}-{outside}", start.unwrap_or_default())
             }
             Self::Unserved { node, pods, outside } => {
                 let word = |empty| match empty {
@@ -134,12 +127,9 @@ impl SharedChain {
 
 impl Pick {
     fn rules(self, family: Family, rendering: &Rendering) -> Vec<String> {
-        let Self { at, list, endpoints, masquerade } = self;
-        let dialled = match at {
-            At::Address => format!("{} daddr . {PORT}", word(family)),
-            At::NodePort => PORT.to_owned(),
-        };
-        let map = collection(at, list).name();
+        let Self { at, protocol, list, endpoints, masquerade } = self;
+        let dialled = port_of(family, at, protocol);
+        let map = Collection::Endpoints(at, list, protocol).name();
         let send = |of: usize| format!("dnat to {dialled} . numgen random mod {of} map @{map}");
         let mut rules = Vec::new();
         if masquerade {
@@ -153,16 +143,6 @@ impl Pick {
         }
         rules.push("drop".to_owned());
         rules
-    }
-}
-
-/// Where the endpoints of a list are.
-pub(super) const fn collection(at: At, list: List) -> Collection {
-    match (at, list) {
-        (At::Address, List::Cluster) => Collection::ClusterEndpoints,
-        (At::Address, List::Local) => Collection::LocalEndpoints,
-        (At::NodePort, List::Cluster) => Collection::NodePortClusterEndpoints,
-        (At::NodePort, List::Local) => Collection::NodePortLocalEndpoints,
     }
 }
 
@@ -206,7 +186,7 @@ const fn prefix(at: At) -> &'static str {
 
 /// `c4`, `l1m`, `none`.
 fn code(pick: Option<Pick>) -> String {
-    let Some(Pick { at: _, list, endpoints, masquerade }) = pick else { return "none".to_owned() };
+    let Some(Pick { at: _, protocol: _, list, endpoints, masquerade }) = pick else { return "none".to_owned() };
     let list = match list {
         List::Cluster => 'c',
         List::Local => 'l',

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use shunt_model::{Family, Protocol};
 
+use crate::plan::List;
+
 /// A map or a set that every table of ours has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Collection {
@@ -12,14 +14,8 @@ pub(super) enum Collection {
     Frontends,
     /// What is dialled at the addresses of this node, and the chain that serves it.
     NodePorts,
-    /// The endpoints of policy Cluster, by what is dialled and their index.
-    ClusterEndpoints,
-    /// The endpoints of policy Local.
-    LocalEndpoints,
-    /// The endpoints of policy Cluster, by node port.
-    NodePortClusterEndpoints,
-    /// The endpoints of policy Local, by node port.
-    NodePortLocalEndpoints,
+    /// The endpoints of one list for one protocol, by what is dialled and their index.
+    Endpoints(At, List, Protocol),
     /// What is dialled and has no endpoint for some source.
     Unserved,
     /// The same at the addresses of this node.
@@ -42,36 +38,58 @@ pub(super) enum Collection {
     Hairpins,
 }
 
+/// By what a frontend is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum At {
+    /// An address.
+    Address,
+    /// A port of this node.
+    NodePort,
+}
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
 impl Collection {
     /// All of them.
-    pub(super) const ALL: [Self; 16] = [
-        Self::Frontends,
-        Self::NodePorts,
-        Self::ClusterEndpoints,
-        Self::LocalEndpoints,
-        Self::NodePortClusterEndpoints,
-        Self::NodePortLocalEndpoints,
-        Self::Unserved,
-        Self::UnservedNodePorts,
-        Self::Filtered,
-        Self::Allowed,
-        Self::ClusterIps,
-        Self::OtherAddresses,
-        Self::NodeAddresses,
-        Self::PodNetworks,
-        Self::ServiceCidrs,
-        Self::Hairpins,
-    ];
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let lists = [At::Address, At::NodePort]
+            .into_iter()
+            .flat_map(|at| [List::Cluster, List::Local].into_iter().map(move |list| (at, list)));
+        let endpoints = lists.flat_map(|(at, list)| PROTOCOLS.map(|protocol| Self::Endpoints(at, list, protocol)));
+        let others = [
+            Self::Frontends,
+            Self::NodePorts,
+            Self::Unserved,
+            Self::UnservedNodePorts,
+            Self::Filtered,
+            Self::Allowed,
+            Self::ClusterIps,
+            Self::OtherAddresses,
+            Self::NodeAddresses,
+            Self::PodNetworks,
+            Self::ServiceCidrs,
+            Self::Hairpins,
+        ];
+        others.into_iter().chain(endpoints)
+    }
 
     /// Its name in the table.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Frontends => "frontends",
             Self::NodePorts => "node-ports",
-            Self::ClusterEndpoints => "cluster-endpoints",
-            Self::LocalEndpoints => "local-endpoints",
-            Self::NodePortClusterEndpoints => "node-port-cluster-endpoints",
-            Self::NodePortLocalEndpoints => "node-port-local-endpoints",
+            Self::Endpoints(At::Address, List::Cluster, Protocol::Tcp) => "cluster-endpoints-tcp",
+            Self::Endpoints(At::Address, List::Cluster, Protocol::Udp) => "cluster-endpoints-udp",
+            Self::Endpoints(At::Address, List::Cluster, Protocol::Sctp) => "cluster-endpoints-sctp",
+            Self::Endpoints(At::Address, List::Local, Protocol::Tcp) => "local-endpoints-tcp",
+            Self::Endpoints(At::Address, List::Local, Protocol::Udp) => "local-endpoints-udp",
+            Self::Endpoints(At::Address, List::Local, Protocol::Sctp) => "local-endpoints-sctp",
+            Self::Endpoints(At::NodePort, List::Cluster, Protocol::Tcp) => "node-port-cluster-endpoints-tcp",
+            Self::Endpoints(At::NodePort, List::Cluster, Protocol::Udp) => "node-port-cluster-endpoints-udp",
+            Self::Endpoints(At::NodePort, List::Cluster, Protocol::Sctp) => "node-port-cluster-endpoints-sctp",
+            Self::Endpoints(At::NodePort, List::Local, Protocol::Tcp) => "node-port-local-endpoints-tcp",
+            Self::Endpoints(At::NodePort, List::Local, Protocol::Udp) => "node-port-local-endpoints-udp",
+            Self::Endpoints(At::NodePort, List::Local, Protocol::Sctp) => "node-port-local-endpoints-sctp",
             Self::Unserved => "unserved",
             Self::UnservedNodePorts => "unserved-node-ports",
             Self::Filtered => "filtered",
@@ -87,20 +105,13 @@ impl Collection {
 
     /// The one of this name.
     pub(super) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|collection| collection.name() == name)
+        Self::all().find(|collection| collection.name() == name)
     }
 
     /// Whether its elements lead to something.
     pub(super) const fn is_map(self) -> bool {
         match self {
-            Self::Frontends
-            | Self::NodePorts
-            | Self::ClusterEndpoints
-            | Self::LocalEndpoints
-            | Self::NodePortClusterEndpoints
-            | Self::NodePortLocalEndpoints
-            | Self::Unserved
-            | Self::UnservedNodePorts => true,
+            Self::Frontends | Self::NodePorts | Self::Endpoints(..) | Self::Unserved | Self::UnservedNodePorts => true,
             Self::Filtered
             | Self::Allowed
             | Self::ClusterIps
@@ -120,20 +131,31 @@ impl Collection {
     /// What stands between the braces of its declaration. It has no size: the kernel lets it grow.
     pub(super) fn declaration(self, family: Family) -> String {
         let (ip, address) = (word(family), address_type(family));
-        // A random number has no type of its own that could be named, so these maps are declared by their expressions.
-        // `th` instead of `tcp` would be as good, but nft 1.0.6 cannot read such a declaration back from the kernel.
-        let endpoints = |dialled: &str| format!("typeof {dialled} . numgen random mod 65536 : {ip} daddr . tcp dport;");
         match self {
             Self::Frontends | Self::Unserved => format!("type {address} . inet_proto . inet_service : verdict;"),
             Self::NodePorts | Self::UnservedNodePorts => "type inet_proto . inet_service : verdict;".to_owned(),
-            Self::ClusterEndpoints | Self::LocalEndpoints => endpoints(&format!("{ip} daddr . {PORT}")),
-            Self::NodePortClusterEndpoints | Self::NodePortLocalEndpoints => endpoints(PORT),
+            // A random number has no type of its own that could be named, so these maps are declared by expressions.
+            // nft 1.0.6 takes the port in what they lead to for a match of its protocol, in the first rule of a
+            // transaction that uses the map: hence a map for each protocol. Declared by `th dport`, it could not be
+            // used in a later transaction at all.
+            Self::Endpoints(at, _, protocol) => {
+                let dialled = port_of(family, at, protocol);
+                format!("typeof {dialled} . numgen random mod 65536 : {ip} daddr . {protocol} dport;")
+            }
             Self::Filtered => format!("type {address} . inet_proto . inet_service;"),
             Self::Allowed => format!("type {address} . inet_proto . inet_service . {address}; flags interval;"),
             Self::ClusterIps | Self::OtherAddresses | Self::NodeAddresses => format!("type {address};"),
             Self::PodNetworks | Self::ServiceCidrs => format!("type {address}; flags interval;"),
             Self::Hairpins => format!("type {address} . {address};"),
         }
+    }
+}
+
+/// What a packet of a protocol dials, in the words of nft.
+pub(super) fn port_of(family: Family, at: At, protocol: Protocol) -> String {
+    match at {
+        At::Address => format!("{} daddr . {protocol} dport", word(family)),
+        At::NodePort => format!("{protocol} dport"),
     }
 }
 
@@ -171,6 +193,15 @@ impl Dialled {
         match address {
             Some(address) => format!("{address} . {protocol} . {port}"),
             None => format!("{protocol} . {port}"),
+        }
+    }
+
+    /// The key of its endpoint with this index, in a map for its protocol.
+    pub(super) fn endpoint_key(self, index: usize) -> String {
+        let Self { address, protocol: _, port } = self;
+        match address {
+            Some(address) => format!("{address} . {port} . {index}"),
+            None => format!("{port} . {index}"),
         }
     }
 }

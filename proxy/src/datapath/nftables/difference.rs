@@ -45,6 +45,15 @@ pub(super) struct Change {
     pub(super) refused: BTreeMap<PortKey, String>,
 }
 
+/// How much differed from what should be installed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wrong {
+    pub(super) elements: usize,
+    /// Chains that are missing, that are too many, or with another number of rules.
+    pub(super) chains: usize,
+    pub(super) sets: usize,
+}
+
 /// How many service ports need what is shared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -247,6 +256,13 @@ impl Change {
         change.chains.retain(|(_, name), step| step.old != step.new || (name != MARKER && step.new.is_some()));
         change.clients.retain(|_, step| step.old != step.new);
         change
+    }
+
+    /// What it repairs, if it leads from what is installed to what should be.
+    pub(super) fn wrong(&self) -> Wrong {
+        let rules = |rules: &Option<Vec<String>>| rules.as_ref().map(Vec::len);
+        let chains = self.chains.values().filter(|step| rules(&step.old) != rules(&step.new)).count();
+        Wrong { elements: self.elements.len(), chains, sets: self.clients.len() }
     }
 
     /// How many elements, rules and chains it writes or removes.

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use shunt_model::Family;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use super::collection::word;
+use super::disturbance::Listener;
 use super::installed::{Installed, Maker};
 use super::nft::{Nft, NftError};
 use super::probe::{self, checks};
@@ -26,6 +28,9 @@ pub(in crate::datapath) enum NftablesOpenError {
     /// Its answer is not understood.
     #[error("understanding what nft lists")]
     Listing(#[from] serde_json::Error),
+    /// The kernel does not tell of changes.
+    #[error("listening to the kernel's reports of nftables changes")]
+    Listen(#[source] std::io::Error),
     /// A table of our name is somebody else's.
     #[error("{0}")]
     Foreign(String),
@@ -37,9 +42,11 @@ pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
 }
 
 /// Finds the command and looks at what an earlier daemon left. The first sync adopts it.
-pub(in crate::datapath) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<OpenedPart, NftablesOpenError> {
+pub(in crate::datapath) fn open(options: &Options, disturbed: &Arc<Notify>) -> Result<OpenedPart, NftablesOpenError> {
     let nft = Nft::find().ok_or(NftablesOpenError::NoCommand)?;
     let families = probe::families(&nft, options)?;
+    // Before anything is read, so that no change is missed.
+    let listener = Listener::open(nft.ours(), Arc::clone(disturbed)).map_err(NftablesOpenError::Listen)?;
     let mut tables = BTreeSet::new();
     for family in &families {
         let Some(listing) = list(&nft, *family)? else { continue };
@@ -53,8 +60,9 @@ pub(in crate::datapath) fn open(options: &Options, _disturbed: &Arc<Notify>) -> 
         false => format!("nftables tables of an earlier daemon: {}", Vec::from_iter(tables).join(" and ")),
     };
     let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
-    let path = Nftables::new(nft, options.packets, families, reports);
-    Ok(OpenedPart { path: Box::new(path), adopted, report, beside: Vec::new() })
+    let path = Nftables::new(nft, options.packets, families, listener.disturbances(), reports);
+    let beside = Box::new(|stop| Handle::current().block_on(listener.run(stop)));
+    Ok(OpenedPart { path: Box::new(path), adopted, report, beside: vec![beside] })
 }
 
 /// What there is of a table, without the elements of its sets; `None` if there is none.

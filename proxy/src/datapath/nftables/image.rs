@@ -8,8 +8,8 @@ use shunt_model::Family;
 
 use super::Rendering;
 use super::affinity::{self, OwnChains};
-use super::chain::{self, At, SharedChain};
-use super::collection::{Collection, Dialled, network};
+use super::chain::{self, SharedChain};
+use super::collection::{At, Collection, Dialled, network};
 use crate::datapath::packets::{self, Shape, Treatment};
 use crate::plan::{AddressMeaning, Frontend, List, NodePorts, Plan, PortPlan};
 
@@ -59,7 +59,7 @@ impl PortImage {
         };
         let own = self.own.leads.iter().find(|(known, _)| *known == shape).map(|(_, lead)| lead.clone());
         let lead = own.unwrap_or_else(|| {
-            let (lead, chains) = chain::serving(at, shape);
+            let (lead, chains) = chain::serving(at, port.key.protocol, shape);
             self.shared.extend(chains);
             self.add_endpoints(port, at, dialled, shape);
             lead
@@ -82,12 +82,12 @@ impl PortImage {
                 Treatment::None(_) => false,
             })
         };
-        let key = dialled.key();
         for list in [List::Cluster, List::Local].into_iter().filter(|list| picks(*list)) {
             for (index, endpoint) in port.list(list).iter().enumerate() {
                 let address = endpoint.address;
                 let leads_to = format!("{} . {}", address.ip(), address.port());
-                self.put(port, chain::collection(at, list), format!("{key} . {index}"), leads_to);
+                let collection = Collection::Endpoints(at, list, port.key.protocol);
+                self.put(port, collection, dialled.endpoint_key(index), leads_to);
             }
         }
     }

@@ -41,7 +41,7 @@ pub(in crate::datapath) enum NftError {
 }
 
 impl Ours {
-    fn add(&self, process: u32) {
+    pub(super) fn add(&self, process: u32) {
         let mut ours = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ours.push_back(process);
         if ours.len() > REMEMBERED {

@@ -46,7 +46,7 @@ fn sample(family: Family, options: &Options) -> String {
     let plan = Plan::default();
     let rendering = Rendering::of(&plan, options.packets, &families);
     let (image, _) = Image::of(&plan, &rendering);
-    let collections = Collection::ALL.into_iter().map(|collection| (family, collection)).collect();
+    let collections = Collection::all().map(|collection| (family, collection)).collect();
     let around = Around { tables: vec![family], collections, ..Around::default() };
     Script::of(&Change::from_installed(&Installed::default(), image), &around).text
 }

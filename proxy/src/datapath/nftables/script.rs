@@ -106,7 +106,7 @@ impl Script {
                 self.line(step.owner.as_ref(), format_args!("add set {ip} {TABLE} {name} {{ {inside} }}"));
             }
         }
-        for ((family, name), step) in change.chains.iter().filter(|(_, step)| step.new.is_some()) {
+        for ((family, name), step) in change.chains.iter().filter(|(_, step)| step.old.is_none()) {
             let (ip, owner) = (word(*family), step.owner.as_ref());
             match hook(name) {
                 None => self.line(owner, format_args!("add chain {ip} {TABLE} {name}")),

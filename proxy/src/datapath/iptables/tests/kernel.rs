@@ -10,6 +10,7 @@ use crate::datapath::iptables::dump::{Dump, Found, compare};
 use crate::datapath::iptables::programs::{Programs, Variant};
 use crate::datapath::iptables::watch::{self, Seen};
 use crate::datapath::iptables::{clear, keeper};
+use crate::plan::fixture::{cluster, options, service, slice};
 
 /// Does `work` with each variant in a new network namespace, which ends with it.
 fn in_a_namespace(work: impl Fn(&Programs) + Sync) {

@@ -1,0 +1,68 @@
+//! Puts back what other programs remove or change in our tables.
+
+use shunt_model::with_causes;
+use tracing::warn;
+
+use super::Nftables;
+use super::difference::Wrong;
+use super::disturbance::Disturbance;
+use crate::datapath::SyncError;
+
+impl Nftables {
+    /// Compares the kernel with what the last sync wrote, if somebody may have changed it. Returns how much was wrong.
+    pub(super) fn keep(&mut self) -> Result<u64, SyncError> {
+        let by = match self.disturbances.take() {
+            Disturbance::None => return Ok(0),
+            Disturbance::Unknown => None,
+            Disturbance::By(name) => Some(name),
+        };
+        // Without it the next sync reads everything back.
+        let Some(rendering) = self.rendering.take() else { return Ok(0) };
+        let plan = self.synced.clone();
+        match self.write_all(&plan, &rendering) {
+            Ok((_, wrong)) => {
+                self.rendering = Some(rendering);
+                let repaired = match (wrong.count(), &by) {
+                    // Rules are written again without being read, so what was changed in them is not known.
+                    (0, Some(_)) => 1,
+                    (count, _) => count,
+                };
+                if repaired > 0 {
+                    self.restored(wrong, by.as_deref());
+                }
+                Ok(u64::try_from(repaired).unwrap_or(u64::MAX))
+            }
+            Err((error, _)) => {
+                let reason = with_causes(&error);
+                self.tell_installed(Some(format!("nftables tables were changed and cannot be put back: {reason}")));
+                Err(error)
+            }
+        }
+    }
+
+    fn restored(&self, wrong: Wrong, by: Option<&str>) {
+        let Wrong { elements, chains, sets } = wrong;
+        let by = by.unwrap_or("unknown");
+        warn!(by, elements, chains, sets, "another program changed our nftables tables; they are as before");
+        self.reports.send_modify(|report| {
+            report.installed.restored = report.installed.restored.saturating_add(1);
+            report.installed.fault = None;
+        });
+    }
+
+    /// Publishes whether all is in place.
+    pub(super) fn tell_installed(&self, fault: Option<String>) {
+        self.reports.send_if_modified(|report| {
+            let modified = report.installed.fault != fault;
+            report.installed.fault = fault;
+            modified
+        });
+    }
+}
+
+impl Wrong {
+    fn count(self) -> usize {
+        let Self { elements, chains, sets } = self;
+        elements.saturating_add(chains).saturating_add(sets)
+    }
+}

@@ -1,0 +1,188 @@
+//! Tables in the kernel, in a network namespace of the test's own: as root, with nft.
+#![expect(clippy::print_stderr, reason = "a test that is left out says why")]
+
+use nix::sched::{CloneFlags, unshare};
+use tokio::sync::watch;
+
+use super::*;
+use crate::datapath::nftables::disturbance::{Disturbance, Disturbances};
+use crate::datapath::nftables::nft::Nft;
+use crate::datapath::nftables::{Nftables, door};
+use crate::datapath::{Datapath as _, Report};
+
+/// Does `work` in a new network namespace, which ends with it.
+fn in_a_namespace(work: impl FnOnce(Nft) + Send) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("left out: a network namespace needs root");
+        return;
+    }
+    let Some(nft) = Nft::find() else {
+        eprintln!("left out: no command nft");
+        return;
+    };
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            work(nft);
+        });
+        worker.join().unwrap();
+    });
+}
+
+fn path(nft: &Nft) -> Nftables {
+    let families = Family::BOTH.into_iter().collect();
+    let reports = watch::channel(Report::default()).0;
+    Nftables::new(nft.clone(), PACKETS, families, Disturbances::default(), reports)
+}
+
+fn nft(nft: &Nft, arguments: &str) -> String {
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    String::from_utf8(nft.run(&arguments, "").unwrap()).unwrap()
+}
+
+/// The kernel has what the path believes, but for rules, which are only counted.
+#[track_caller]
+fn check_in_place(path: &Nftables, plan: &Plan) {
+    let installed = path.read().unwrap();
+    let (image, _) = Image::of(plan, &rendering(plan));
+    let names: BTreeMap<Named, usize> =
+        image.chains.iter().map(|(name, (rules, _))| (name.clone(), rules.len())).collect();
+    let mut chains = installed.chains.clone();
+    chains.retain(|(family, name), _| {
+        !path.unused.contains(&Unused { family: *family, kind: "chain", name: name.clone() })
+    });
+    assert_eq!(chains, names);
+    let change = Change::from_installed(&installed, image);
+    assert!(change.elements.is_empty(), "{:?}", change.elements);
+    assert!(!installed.misplaced);
+}
+
+#[test]
+fn what_the_kernel_shows_is_what_was_written() {
+    in_a_namespace(|command| {
+        let (plan, _) = story();
+        let mut first = path(&command);
+        assert!(first.sync(&plan).unwrap().writes > 100);
+        check_in_place(&first, &plan);
+        assert_eq!(first.sync(&plan).unwrap().writes, 0);
+        // Another daemon finds all of it, and touches no element.
+        let mut second = path(&command);
+        let wrong = Change::from_installed(&second.read().unwrap(), Image::of(&plan, &rendering(&plan)).0).wrong();
+        assert_eq!((wrong.elements, wrong.chains, wrong.sets), (0, 0, 0));
+        second.sync(&plan).unwrap();
+        check_in_place(&second, &plan);
+        assert_eq!(door::remove().unwrap().len(), 2);
+        assert_eq!(door::remove().unwrap(), []);
+        assert_eq!(nft(&command, "list ruleset"), "");
+    });
+}
+
+#[test]
+fn random_changes_arrive_in_the_kernel() {
+    use proptest::strategy::ValueTree as _;
+    in_a_namespace(|command| {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let mut path = path(&command);
+        for _ in 0..40 {
+            let snapshot = any_cluster().new_tree(&mut runner).unwrap().current();
+            let options = any_options().new_tree(&mut runner).unwrap().current();
+            let (plan, _) = plan(&snapshot, &options);
+            let synced = path.sync(&plan).unwrap();
+            assert_eq!(synced.refused, []);
+            check_in_place(&path, &plan);
+            path.audit().unwrap();
+            assert!(path.unused.is_empty());
+            check_in_place(&path, &plan);
+        }
+        assert_eq!(path.tally.failures, 0);
+    });
+}
+
+#[test]
+fn what_others_changed_is_put_back_and_counted() {
+    in_a_namespace(|command| {
+        let (plan, _) = story();
+        let mut path = path(&command);
+        path.sync(&plan).unwrap();
+        let harms = [
+            "flush ruleset",
+            "delete table ip6 shunt",
+            "flush map ip shunt frontends",
+            "flush chain ip shunt nat-prerouting",
+            "delete chain ip shunt filter-forward",
+            "add chain ip shunt foreign",
+            "add set ip shunt foreign { type ipv4_addr; }",
+            "add element ip shunt cluster-ips { 10.96.77.77 }",
+        ];
+        for harm in harms {
+            nft(&command, harm);
+            path.disturbances.put(Disturbance::By("nft".to_owned()));
+            assert!(path.audit().unwrap() > 0, "{harm}");
+            check_in_place(&path, &plan);
+            let listed = nft(&command, "list table ip shunt");
+            assert!(!listed.contains("foreign") && !listed.contains("10.96.77.77"), "after {harm}");
+            assert_eq!(path.audit().unwrap(), 0);
+        }
+        assert_eq!(path.reports.borrow().installed.restored, 8);
+    });
+}
+
+#[test]
+fn a_refused_change_is_repaired_in_the_same_sync() {
+    in_a_namespace(|command| {
+        let (story, _) = story();
+        let mut path = path(&command);
+        path.sync(&Plan { addresses: story.addresses.clone(), ..Plan::default() }).unwrap();
+        // What the difference wants to add is there already, and leads elsewhere.
+        nft(&command, "add element ip shunt frontends { 10.96.0.1 . tcp . 80 : drop }");
+        assert_eq!(path.sync(&story).unwrap().refused, []);
+        check_in_place(&path, &story);
+        assert_eq!(path.tally.failures, 1);
+    });
+}
+
+#[test]
+fn a_table_of_somebody_else_is_not_touched() {
+    in_a_namespace(|command| {
+        nft(&command, "add table ip shunt");
+        let error = path(&command).sync(&Plan::default()).unwrap_err();
+        let said = shunt_model::with_causes(&error);
+        assert!(said.contains("the table ip shunt was not made by shunt"), "{said}");
+        assert!(said.contains("nft delete table ip shunt"), "{said}");
+        assert_eq!(door::remove().unwrap(), []);
+        assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n}\n");
+    });
+}
+
+#[test]
+fn clients_are_remembered_across_restarts_and_timeouts() {
+    in_a_namespace(|command| {
+        let planned = |timeout: u32| {
+            let services = [service("web", &format!("ip=10.96.0.1 port=http:80/tcp aff={timeout}"))];
+            plan(&cluster(services, [slice("web", "x", "http:80/tcp", "e1:R; e2:R")]), &options()).0
+        };
+        let set = "clients/default/web/tcp/http/10.1.0.1/80";
+        let known = |timeout: u32| {
+            let clients = path(&command).read().unwrap().clients;
+            let clients = &clients[&(Family::V4, set.to_owned())];
+            assert_eq!(clients.len(), 1);
+            assert_eq!((clients[0].address, clients[0].timeout), (ip("192.0.2.9"), timeout));
+            clients[0].expires
+        };
+        let mut first = path(&command);
+        first.sync(&planned(1000)).unwrap();
+        let client = format!("add element ip shunt {set} {{ 192.0.2.9 timeout 1000s expires 900s }}");
+        command.run(&["-f", "-"], &client).unwrap();
+        first.sync(&planned(2000)).unwrap();
+        assert!((1800..=1900).contains(&known(2000)));
+        // A restart with another time-out.
+        path(&command).sync(&planned(500)).unwrap();
+        assert!((300..=400).contains(&known(500)));
+        // It ends with its endpoint.
+        let mut last = path(&command);
+        last.sync(&planned(500)).unwrap();
+        last.sync(&Plan::default()).unwrap();
+        last.audit().unwrap();
+        assert!(!nft(&command, "list table ip shunt").contains("clients/"));
+    });
+}
