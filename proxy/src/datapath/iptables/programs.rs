@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -13,6 +13,7 @@ use shunt_model::Family;
 
 use super::change::Script;
 use super::rule::{OURS, Table};
+use super::watch;
 
 /// How long `iptables-restore` waits while another program holds the lock.
 const PATIENCE: &str = "5";
@@ -37,6 +38,15 @@ impl Variant {
         match self {
             Self::Nft => "nft",
             Self::Legacy => "legacy",
+        }
+    }
+
+    /// Whether the kernel can have rules of this variant now. Asking makes none.
+    pub(super) fn is_in_kernel(self, family: Family) -> bool {
+        match (self, family) {
+            (Self::Nft, _) => watch::look(self, family).is_ok(),
+            (Self::Legacy, Family::V4) => Path::new("/proc/net/ip_tables_names").exists(),
+            (Self::Legacy, Family::V6) => Path::new("/proc/net/ip6_tables_names").exists(),
         }
     }
 
@@ -185,7 +195,7 @@ fn run(program: &PathBuf, arguments: &[&str], input: &str) -> Result<Output, Run
     })
 }
 
-fn refused(program: &std::path::Path, output: &Output) -> RunError {
+fn refused(program: &Path, output: &Output) -> RunError {
     let said = String::from_utf8_lossy(&output.stderr);
     let kept: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -215,7 +225,9 @@ fn lock_is_held() -> bool {
 /// The variant that others use on this host, as kube-proxy's own image finds it out: by the hint that the kubelet
 /// leaves, else by the number of rules.
 pub(super) fn choose(found: &[Programs]) -> Option<(&Programs, String)> {
-    let rated = found.iter().map(|programs| (programs, rules_of_others(programs)));
+    let works = found.iter().any(|programs| programs.variant.is_in_kernel(Family::V4));
+    let usable = found.iter().filter(|programs| !works || programs.variant.is_in_kernel(Family::V4));
+    let rated = usable.map(|programs| (programs, rules_of_others(programs)));
     let rated: Vec<(&Programs, Others)> = rated.collect();
     // Of equal ones the first: nft is what new hosts use.
     let best = rated.iter().rev().max_by_key(|(_, others)| (others.kubelet, others.rules))?;
