@@ -82,6 +82,10 @@ impl Guest {
         let binaries = Binaries::find()?;
         guest.files.program(&binaries.peer, &in_guest("lab-peer"))?;
         guest.files.program(binaries.shunt()?, &in_guest("shunt"))?;
+        let flows = Path::new(env!("CARGO_MANIFEST_DIR")).join("flows");
+        if flows.is_dir() {
+            guest.files.directory(&flows, &flows)?;
+        }
         Ok(guest)
     }
 
@@ -114,16 +118,26 @@ impl Guest {
         booted.with_context(|| format!("running a guest with the kernel {}", self.kernel.name()))
     }
 
-    /// Runs one test of a test program of the lab in it; `program` is usually `std::env::current_exe()`.
-    pub fn run_test(self, program: &Path, name: &str, show: impl FnMut(&str)) -> anyhow::Result<GuestOutput> {
+    /// Runs a test program of the lab in it with these arguments. Where the program asks [`inside`], it is told the
+    /// kernel.
+    pub fn run_tests(
+        self,
+        program: &Path,
+        arguments: &[impl AsRef<str>],
+        show: impl FnMut(&str),
+    ) -> anyhow::Result<GuestOutput> {
         let test = in_guest("test");
         let guest = self.program(program, &test)?;
-        let kernel = guest.kernel.name().to_owned();
+        let arguments: Vec<String> = arguments.iter().map(|argument| quoted(argument.as_ref())).collect();
+        // Nodes with a bridge need it, and no program asks the kernel for it.
         let script = format!(
-            "export {INSIDE}={kernel} SHUNT_BIN={} LAB_PEER_BIN={}\n\
-             exec {test} --exact {name} --nocapture --test-threads=1\n",
+            "modprobe br_netfilter\n\
+             export {INSIDE}={} SHUNT_BIN={} LAB_PEER_BIN={}\n\
+             exec {test} {}\n",
+            guest.kernel.name(),
             in_guest("shunt"),
             in_guest("lab-peer"),
+            arguments.join(" "),
         );
         guest.run(&script, show)
     }
@@ -137,4 +151,22 @@ pub fn inside() -> Option<String> {
 
 fn in_guest(name: &str) -> String {
     PathBuf::from(BUILT).join(name).display().to_string()
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_one_word_to_a_shell() {
+        for word in ["name", "two words", "it's", "$HOME `id`", ""] {
+            let shell = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", quoted(word))]).output();
+            assert_eq!(String::from_utf8(shell.unwrap().stdout).unwrap(), word);
+        }
+    }
 }

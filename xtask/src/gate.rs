@@ -88,10 +88,8 @@ fn lab_tests(workspace: &Workspace, rendered: &Path) -> Result<()> {
         command.args(["--test", test]);
     }
     command.args(["--", "--test-threads=1"]);
-    command.env("SHUNT_BIN", workspace.binary(build::LAB_PROFILE, "shunt"));
-    command.env("LAB_PEER_BIN", workspace.binary(build::LAB_PROFILE, "lab-peer"));
+    guest::with_programs(workspace, &mut command);
     command.env("SHUNT_RENDERED", rendered);
-    command.env("LAB_GUEST", guest::folder(workspace));
     visible(command, "lab tests", "a failed test is named above; docs/development.md says how to run one alone")
 }
 

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 
-use crate::command::{answer, program, quiet};
-use crate::packages;
-use crate::ui::{Step, bold, say};
-use crate::workspace::Workspace;
+use crate::command::{answer, program, quiet, visible};
+use crate::ui::{Step, bold, heading, say};
+use crate::workspace::{BPF_CRATE, Workspace};
+use crate::{build, packages, setup};
 
 /// What the tests call a kernel, the package that leads to its newest build, and how the names of these builds begin.
 /// The cloud flavour has the same networking and BPF as the other one, in a third of the size.
@@ -19,12 +20,50 @@ const KERNELS: [(&str, &str, &str); 2] = [
     ("debian-6.1", "linux-image-cloud-amd64", "linux-image-6.1."),
     ("debian-6.12", "linux-image-6.12-cloud-amd64", "linux-image-6.12."),
 ];
+/// Has cargo start test programs by another one.
+const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 const KMOD: (&str, &str) = ("kmod", "kmod");
 
 /// Where the lab looks for guests.
 pub(crate) fn folder(workspace: &Workspace) -> PathBuf {
     workspace.target().join("tools/guest")
+}
+
+/// Which tests to run, and on which kernel.
+#[derive(Debug, Args)]
+pub(crate) struct GuestOptions {
+    /// The kernel: debian-6.1 or debian-6.12.
+    #[arg(long, default_value = "debian-6.1")]
+    kernel: String,
+    /// A file of tests/tests, without its ending.
+    file: String,
+    /// Only the tests with these in their names.
+    names: Vec<String>,
+}
+
+/// Runs tests of the lab in a guest: cargo builds the test program and starts the lab's program, which takes it there.
+pub(crate) fn run(workspace: &Workspace, options: &GuestOptions) -> Result<()> {
+    heading("set-up");
+    let toolchain = setup::for_running(workspace)?;
+    fetch(&folder(workspace))?;
+    heading("build");
+    build::bpf_objects(workspace, &toolchain)?;
+    build::binaries(workspace, build::LAB_PROFILE)?;
+    heading(&format!("{} on {}", options.file, options.kernel));
+    let mut command = workspace.cargo(&["test", "--workspace", "--exclude", BPF_CRATE, "--test", &options.file, "--"]);
+    command.arg("--test-threads=1").args(&options.names);
+    with_programs(workspace, &mut command);
+    let lab = workspace.binary(build::LAB_PROFILE, "lab");
+    command.env(RUNNER, format!("{} guest --kernel {}", lab.display(), options.kernel));
+    visible(command, "tests in a guest", "a failed test is named above")
+}
+
+/// Tells tests where guests and the programs of the lab are.
+pub(crate) fn with_programs(workspace: &Workspace, command: &mut Command) {
+    command.env("SHUNT_BIN", workspace.binary(build::LAB_PROFILE, "shunt"));
+    command.env("LAB_PEER_BIN", workspace.binary(build::LAB_PROFILE, "lab-peer"));
+    command.env("LAB_GUEST", folder(workspace));
 }
 
 /// Fetches what guests need, once. A machine where that fails can run all other tests, so it only says what is lost.

@@ -48,6 +48,8 @@ enum Action {
     Test,
     /// Measure, side by side and as ratios.
     Bench(lab::BenchOptions),
+    /// Run tests of the lab on a kernel of Debian, emulated by qemu.
+    Guest(guest::GuestOptions),
     /// Ask any DNS server what ours is tested with, and print what it answers differently.
     DnsCompare(lab::CompareOptions),
 }
@@ -102,6 +104,7 @@ fn run(action: Action) -> Result<ExitCode> {
         }
         Action::Test => return gate::run(&workspace),
         Action::Bench(options) => return lab::bench(&workspace, &options),
+        Action::Guest(options) => guest::run(&workspace, &options)?,
         Action::DnsCompare(options) => return lab::dns_compare(&workspace, &options),
     }
     Ok(ExitCode::SUCCESS)

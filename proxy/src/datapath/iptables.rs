@@ -124,7 +124,7 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
     info!(variant = %programs.variant, version = programs.version, "using iptables: {why}");
     let (reports, report) = channel::channel(Report { checked: true, ..Report::default() });
     let mut chains = 0_usize;
-    for family in families() {
+    for family in families().filter(|family| programs.variant.is_in_kernel(*family)) {
         let read = |source| IptablesOpenError::Read { variant: programs.variant, source };
         let text = programs.save_used(family).map_err(read)?;
         chains = chains.saturating_add(Dump::parse(&text).chains());
@@ -319,7 +319,7 @@ pub(super) fn remove() -> Result<Vec<Removed>, RemoveError> {
 
 fn clear(programs: &Programs) -> Result<Vec<Removed>, RunError> {
     let mut removed = Vec::new();
-    for family in families() {
+    for family in families().filter(|family| programs.variant.is_in_kernel(*family)) {
         let text = programs.save_used(family)?;
         let table = |table: Table| {
             let start = format!("*{}\n", table.as_str());

@@ -4,10 +4,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::config::kube_proxy::Conntrack;
 use crate::datapath::{self, Chosen, HostOptions, Options};
 use crate::host::privileges::{self, Capability};
-use crate::host::sysctls;
 use crate::source;
 
 const NO_PACKETS: &str = "nothing serves packets: clients outside of this node reach no node port, external IP or load \
@@ -33,21 +31,10 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
     for lacks in &chosen.without {
         info!(lacks, "this part of the data path does not serve; shunt check says more");
     }
-    match chosen.packets {
-        None => warn!("{NO_PACKETS}"),
-        Some(_) => prepare_for_packets(&config.kube_proxy.conntrack)?,
+    if chosen.packets.is_none() {
+        warn!("{NO_PACKETS}");
     }
     Ok((chosen, options))
-}
-
-/// Sets what the kernel needs to be told for packets, and warns of what others must change.
-fn prepare_for_packets(conntrack: &Conntrack) -> Result<()> {
-    let told = sysctls::apply(&sysctls::Wanted::new(conntrack, sysctls::cores()))?;
-    told.iter().chain(&sysctls::show_bridged_packets()).for_each(sysctls::Told::log);
-    for fault in sysctls::faults() {
-        warn!("{fault}");
-    }
-    Ok(())
 }
 
 /// A failure costs only this protection (CF-13). A kubelet or a service manager has usually set one already.

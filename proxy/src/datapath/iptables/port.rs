@@ -267,7 +267,7 @@ impl Builder<'_> {
     }
 }
 
-/// Rule i of n applies once in n - i times; the last one always (LY-4).
+/// Rule i of n applies once in n - i times; the last one always.
 fn by_chance(rules: Vec<Rule>) -> impl Iterator<Item = Rule> {
     let count = rules.len();
     rules.into_iter().enumerate().map(move |(index, rule)| match u32::try_from(count.saturating_sub(index)) {

@@ -25,10 +25,11 @@ pub(crate) fn has_bridge() -> io::Result<bool> {
 }
 
 fn is_bridge(message: &LinkMessage) -> bool {
-    message.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(about) => about.contains(&LinkInfo::Kind(InfoKind::Bridge)),
-        _ => false,
-    })
+    let bridge = LinkInfo::Kind(InfoKind::Bridge);
+    let is_bridge = |attribute: &LinkAttribute| {
+        if let LinkAttribute::LinkInfo(about) = attribute { about.contains(&bridge) } else { false }
+    };
+    message.attributes.iter().any(is_bridge)
 }
 
 /// Removes an interface. False if there is none of this name.

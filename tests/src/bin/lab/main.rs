@@ -3,6 +3,7 @@
 
 mod bench;
 mod dns_compare;
+mod guest;
 
 use std::io::{IsTerminal as _, stderr};
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use lab::demo::{self, DemoOptions};
 
 use bench::BenchOptions;
 use dns_compare::CompareOptions;
+use guest::GuestOptions;
 
 /// What needs the lab, behind the commands of xtask with the same names.
 #[derive(Debug, Parser)]
@@ -29,6 +31,8 @@ enum LabCommand {
     Bench(BenchOptions),
     /// Ask any DNS server what ours is tested with, and print what it answers differently.
     DnsCompare(CompareOptions),
+    /// Run a test program on another kernel.
+    Guest(GuestOptions),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         LabCommand::Demo(options) => demo::run(options),
         LabCommand::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         LabCommand::DnsCompare(options) => dns_compare::run(&options),
+        LabCommand::Guest(options) => guest::run(&options),
     };
     result.unwrap_or_else(|error| {
         let title = if stderr().is_terminal() { "\x1b[1merror:\x1b[0m" } else { "error:" };
