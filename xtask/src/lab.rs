@@ -61,6 +61,13 @@ pub(crate) struct BenchOptions {
     /// Only DNS.
     #[arg(long, conflicts_with = "only_api")]
     only_dns: bool,
+    #[command(flatten)]
+    connections: OnlyConnections,
+}
+
+/// Only a part of what concerns connections.
+#[derive(Debug, Args)]
+struct OnlyConnections {
     /// Only connections, directly and through a Service.
     #[arg(long, conflicts_with_all = ["only_api", "only_dns"])]
     only_connects: bool,
@@ -94,7 +101,8 @@ pub(crate) fn demo(workspace: &Workspace, options: &DemoOptions) -> Result<ExitC
 /// Prepares the machine, builds, runs the measurements. Needs root.
 pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<ExitCode> {
     ready(workspace, "cargo xtask bench")?;
-    if !options.only_api && !options.only_connects && !options.only_packets {
+    let OnlyConnections { only_connects, only_packets } = options.connections;
+    if !options.only_api && !only_connects && !only_packets {
         let missing = packages::missing(&OTHER_DNS_SERVERS);
         packages::install(&missing, "measuring DNS beside other servers", "about 30 s")?;
         build::binary(workspace, "shunt-dns", build::RELEASE_PROFILE)?;
@@ -106,8 +114,8 @@ pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<Exi
     command.args(["--samples", &options.samples.to_string(), "--changes", &options.changes.to_string()]);
     flag(&mut command, "--only-api", options.only_api);
     flag(&mut command, "--only-dns", options.only_dns);
-    flag(&mut command, "--only-connects", options.only_connects);
-    flag(&mut command, "--only-packets", options.only_packets);
+    flag(&mut command, "--only-connects", only_connects);
+    flag(&mut command, "--only-packets", only_packets);
     become_it(command)
 }
 

@@ -48,6 +48,13 @@ pub(crate) struct BenchOptions {
     /// Only DNS.
     #[arg(long, conflicts_with = "only_api")]
     only_dns: bool,
+    #[command(flatten)]
+    connections: OnlyConnections,
+}
+
+/// Only a part of what concerns connections.
+#[derive(Debug, clap::Args)]
+struct OnlyConnections {
     /// Only connections.
     #[arg(long, conflicts_with_all = ["only_api", "only_dns"])]
     only_connects: bool,
@@ -70,7 +77,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         report.print();
         return Ok(());
     }
-    if options.only_packets {
+    if options.connections.only_packets {
         packet_paths(options, &mut report)?;
         report.print();
         return Ok(());
@@ -80,7 +87,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         cluster.grow_to(size).with_context(|| format!("growing to {size} services"))?;
         connects(&cluster, options, size, &mut report)?;
     }
-    if options.only_connects {
+    if options.connections.only_connects {
         report.print();
         return Ok(());
     }
