@@ -1,6 +1,9 @@
 //! Takes over from a kube-proxy that ran before: the new rules serve, then its rules go.
 
 use std::os::fd::OwnedFd;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use shunt_model::with_causes;
@@ -15,59 +18,88 @@ use crate::plan::Plan;
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// What can be done about kube-proxy.
+#[derive(Clone)]
 struct Predecessor {
     /// Its processes on this node.
-    running: Box<dyn FnMut() -> Vec<u32> + Send>,
-    remove: Box<dyn FnMut() -> Result<Vec<Removed>, RemoveError> + Send>,
+    running: Arc<dyn Fn() -> Vec<u32> + Send + Sync>,
+    remove: Arc<dyn Fn() -> Result<Vec<Removed>, RemoveError> + Send + Sync>,
     /// How long after an attempt the next one follows.
     again: Duration,
 }
 
 /// A path for packets that serves all Services. After its first complete sync it removes what kube-proxy left, as soon
-/// as none runs.
+/// as none runs. That has a thread of its own: the rules of a large cluster take their time, and changes must not wait.
 pub(in crate::datapath) struct Retiring {
     path: Box<dyn Datapath>,
     /// None when nothing is left of it.
     predecessor: Option<Predecessor>,
-    /// A sync has been complete, and when the last attempt was.
+    /// A sync has been complete, and when the last attempt began.
     serves: bool,
     tried: Option<Instant>,
+    attempt: Option<JoinHandle<Attempt>>,
     reports: watch::Sender<Report>,
+}
+
+/// What an attempt came to.
+#[derive(Debug)]
+enum Attempt {
+    Removed(Vec<Removed>),
+    Failed(RemoveError),
+    /// A process of kube-proxy.
+    Runs(u32),
+}
+
+impl Predecessor {
+    fn attempt(&self) -> Attempt {
+        match (self.running)().first() {
+            Some(process) => Attempt::Runs(*process),
+            None => (self.remove)().map_or_else(Attempt::Failed, Attempt::Removed),
+        }
+    }
 }
 
 impl Retiring {
     /// `reports` gets what cannot be removed.
     pub(in crate::datapath) fn new(path: Box<dyn Datapath>, reports: watch::Sender<Report>) -> Self {
         let predecessor =
-            Predecessor { running: Box::new(process::running), remove: Box::new(super::remove), again: AGAIN };
+            Predecessor { running: Arc::new(process::running), remove: Arc::new(super::remove), again: AGAIN };
         Self::over(path, predecessor, reports)
     }
 
     fn over(path: Box<dyn Datapath>, predecessor: Predecessor, reports: watch::Sender<Report>) -> Self {
-        Self { path, predecessor: Some(predecessor), serves: false, tried: None, reports }
+        Self { path, predecessor: Some(predecessor), serves: false, tried: None, attempt: None, reports }
     }
 
     fn retire(&mut self) {
-        let Some(Predecessor { running, remove, again }) = self.predecessor.as_mut().filter(|_| self.serves) else {
+        self.end_attempt();
+        let Some(predecessor) = self.predecessor.as_ref().filter(|_| self.serves && self.attempt.is_none()) else {
             return;
         };
-        if self.tried.is_some_and(|tried| tried.elapsed() < *again) {
+        if self.tried.is_some_and(|tried| tried.elapsed() < predecessor.again) {
             return;
         }
+        let predecessor = predecessor.clone();
         self.tried = Some(Instant::now());
-        let reason = match running().as_slice() {
-            [] => match remove() {
-                Ok(removed) => {
-                    for removed in removed {
-                        info!("removed {removed}: this daemon serves now");
-                    }
-                    self.predecessor = None;
-                    None
+        match thread::Builder::new().name("kube-proxy".to_owned()).spawn(move || predecessor.attempt()) {
+            Ok(attempt) => self.attempt = Some(attempt),
+            Err(error) => self.tell(Some(format!("looking for what kube-proxy left: {error}"))),
+        }
+    }
+
+    /// Takes in an attempt that has ended.
+    fn end_attempt(&mut self) {
+        let Some(attempt) = self.attempt.take_if(|attempt| attempt.is_finished()) else { return };
+        let reason = match attempt.join().unwrap_or_else(|panic| resume_unwind(panic)) {
+            Attempt::Removed(removed) => {
+                for removed in removed {
+                    info!("removed {removed}: this daemon serves now");
                 }
-                Err(error) => Some(with_causes(&error)),
-            },
-            [first, ..] => Some(format!(
-                "kube-proxy still runs (process {first}): its rules stay, since it would put them back; take it off \
+                self.predecessor = None;
+                None
+            }
+            Attempt::Failed(error) => Some(with_causes(&error)),
+            Attempt::Runs(process) => Some(format!(
+                "kube-proxy still runs (process {process}): its rules stay, since it would put them back; take it off \
                  this node, and they are removed then"
             )),
         };
@@ -110,7 +142,7 @@ impl Datapath for Retiring {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
     use crate::plan::PortKey;
@@ -148,8 +180,8 @@ mod tests {
         let (now, done) = (Arc::new(Mutex::new("")), Arc::new(Mutex::new("")));
         let (found, finds, does) = (Arc::clone(&now), Arc::clone(&now), Arc::clone(&done));
         let predecessor = Predecessor {
-            running: Box::new(move || if *found.lock().unwrap() == "runs" { vec![42, 43] } else { Vec::new() }),
-            remove: Box::new(move || {
+            running: Arc::new(move || if *found.lock().unwrap() == "runs" { vec![42, 43] } else { Vec::new() }),
+            remove: Arc::new(move || {
                 *does.lock().unwrap() = "tried";
                 match *finds.lock().unwrap() {
                     "fails" => Err(RemoveError { what: "what kube-proxy left", source: "busy".into() }),
@@ -166,6 +198,10 @@ mod tests {
             match *step {
                 "audit" => drop(path.audit().unwrap()),
                 _ => drop(path.sync(&Plan::default()).unwrap()),
+            }
+            while path.attempt.is_some() {
+                path.end_attempt();
+                thread::yield_now();
             }
             assert_eq!(*done.lock().unwrap(), *tried);
             let said = report.borrow().foreign.join(" ");
