@@ -14,12 +14,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
 
 use cluster::{Cluster, MODES, Shop};
 use lab::manifests::{self, PodState};
-use lab::peer::{Mode, now};
-use lab::{Client, Pod, Process};
+use lab::peer::{Attempt, Mode, now};
+use lab::{Client, DaemonOptions, Pod};
 use serde_json::json;
 
 /// How often the daemon is killed while a pod that opted out dials.
@@ -28,9 +27,6 @@ const RESTARTS: u32 = 5;
 const UNTIL_STOPPED: [&str; 4] = ["--interval", "2", "--duration", "600"];
 /// A load balancer's address.
 const RESTRICTED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77)), 80);
-/// The name that the router's server gives.
-const OUTSIDE: &str = "outside";
-const SOON: Duration = Duration::from_secs(10);
 
 /// Every pin below a directory.
 fn pins(root: &Path) -> BTreeSet<String> {
@@ -121,9 +117,8 @@ fn the_tables_of_each_earlier_version_are_taken_over_with_all_that_clients_hold_
 }
 
 fn take_over(version: u32) {
-    let Some(cluster) = Cluster::alone(&format!("takenover{version}")) else { return };
+    let Some(cluster) = Cluster::alone_with(&format!("takenover{version}"), masquerade_all) else { return };
     let mut shop = Shop::open(&cluster, "shop", &[PodState::Ready; 3]);
-    let _server = serve_outside(&cluster, &shop.addresses());
     let mesh = opted_out_pod(&cluster, shop.addresses()[0]);
     restrict_to_pods(&cluster, &shop);
     let mut clients = shop.dial_in_every_way();
@@ -150,8 +145,8 @@ fn take_over(version: u32) {
         assert!(attempts.iter().all(|a| a.server.as_ref() == Some(server)), "{to} had {server}: {attempts:?}");
     }
     let untouched = opted_out.wait_for_attempts(started, 50).unwrap();
-    assert!(untouched.iter().all(|a| a.server.as_deref() == Some(OUTSIDE)), "translated: {untouched:?}");
-    assert_eq!(opted_out.failures().unwrap(), [], "the router answers always");
+    assert!(untouched.iter().all(|attempt| by_packets(&cluster, attempt)), "at the socket: {untouched:?}");
+    assert_eq!(opted_out.failures().unwrap(), [], "packets are served always");
     // What the sockets refer to is known: those of an endpoint that leaves are ended, and no others.
     let removed = now();
     shop.set(0, PodState::Unready);
@@ -172,32 +167,32 @@ fn take_over(version: u32) {
     }
 }
 
-/// Gives the Service's addresses to the router: a connection that is not translated ends at a server there, which gives
-/// the router's name.
-fn serve_outside(cluster: &Cluster, addresses: &[SocketAddr]) -> Process {
-    let gateways: [IpAddr; 2] = [cluster.node.ipv4.into(), cluster.node.ipv6.into()];
-    for ((to, pods), gateway) in addresses.iter().zip(cluster.node.pod_cidrs()).zip(gateways) {
-        let (ip, gateway) = (to.ip().to_string(), gateway.to_string());
-        let address = ["ip", "addr", "add", &ip, "dev", "lo"];
-        // Datagrams are answered from the address that they were sent to.
-        let route = ["ip", "route", "replace", &pods, "via", &gateway, "src", &ip];
-        for command in [address.as_slice(), &route] {
-            let done = cluster.router().spawn(command).unwrap().finish(SOON).unwrap();
-            assert!(done.status.success(), "{command:?}");
-        }
-    }
-    let port = addresses[0].port().to_string();
-    cluster.router().serve(OUTSIDE, &["--tcp", &port, "--udp", &port]).unwrap()
+/// With source NAT for all packets to cluster IPs, the source tells a socket that is translated from one whose packets
+/// are: the former keeps the pod's address.
+fn masquerade_all(options: &mut DaemonOptions) {
+    options.extra.push("--masquerade-all".to_owned());
 }
 
-/// A pod that has opted out: what it sends to a Service's address ends at the router.
+/// Whether a server answered, to packets that this node translated.
+fn by_packets(cluster: &Cluster, attempt: &Attempt) -> bool {
+    let node: [IpAddr; 2] = [cluster.node.ipv4.into(), cluster.node.ipv6.into()];
+    attempt.source.is_some_and(|source| node.contains(&source.ip()))
+}
+
+/// Whether a server answered, and saw the address of this pod.
+fn at_socket(pod: &Pod, attempt: &Attempt) -> bool {
+    let own: [IpAddr; 2] = [pod.ipv4.into(), pod.ipv6.into()];
+    attempt.source.is_some_and(|source| own.contains(&source.ip()))
+}
+
+/// A pod that has opted out: what it sends to a Service's address is translated as packets.
 fn opted_out_pod(cluster: &Cluster, to: SocketAddr) -> Pod {
     let mesh = cluster.node.pod("mesh").unwrap();
     let mut pod = manifests::pod("test", "mesh", &mesh, PodState::Ready, &[]);
     pod["metadata"]["annotations"] = json!({"shunt.dev/socket-proxy": "disabled"});
     cluster.manifests.put("mesh", &[pod]).unwrap();
-    let answer = || mesh.connect(to, Mode::Tcp, 1).unwrap().remove(0).server;
-    cluster.wait_for("the pod to be left alone", || answer().as_deref() == Some(OUTSIDE));
+    let attempt = || mesh.connect(to, Mode::Tcp, 1).unwrap().remove(0);
+    cluster.wait_for("the pod to be left alone", || by_packets(cluster, &attempt()));
     mesh
 }
 
@@ -218,10 +213,9 @@ fn restrict_to_pods(cluster: &Cluster, shop: &Shop) {
 }
 
 #[test]
-fn no_connection_of_an_opted_out_pod_is_translated_while_the_daemon_is_killed_and_restarted() {
-    let Some(cluster) = Cluster::alone("optrestart") else { return };
+fn no_socket_of_an_opted_out_pod_is_translated_while_the_daemon_is_killed_and_restarted() {
+    let Some(cluster) = Cluster::alone_with("optrestart", masquerade_all) else { return };
     let shop = Shop::open(&cluster, "opt", &[PodState::Ready]);
-    let _server = serve_outside(&cluster, &shop.addresses());
     let ways = shop.addresses().map(|to| MODES.map(|mode| (to, mode))).concat();
     let mesh = opted_out_pod(&cluster, ways[0].0);
     let dial = |client: &Pod| -> Vec<Client> {
@@ -240,12 +234,17 @@ fn no_connection_of_an_opted_out_pod_is_translated_while_the_daemon_is_killed_an
             client.wait_for_attempts(restarted, 50).unwrap();
         }
     }
-    for (clients, wanted) in [(&mut opted_out, OUTSIDE), (&mut served, "opt-0")] {
+    type IsRight<'a> = &'a dyn Fn(&Attempt) -> bool;
+    let kinds: [(_, IsRight<'_>); 2] = [
+        (&mut opted_out, &|attempt| by_packets(&cluster, attempt)),
+        (&mut served, &|attempt| at_socket(&shop.client, attempt)),
+    ];
+    for (clients, is_right) in kinds {
         for (client, (to, mode)) in clients.iter_mut().zip(&ways) {
             let attempts = client.attempts().unwrap();
-            let others: Vec<_> = attempts.iter().filter(|attempt| attempt.server.as_deref() != Some(wanted)).collect();
+            let others: Vec<_> = attempts.iter().filter(|attempt| !is_right(attempt)).collect();
             let (some, all) = (others.len(), attempts.len());
-            assert_eq!(some, 0, "of {all} by {mode:?} to {to} did not end at {wanted}; the first: {:?}", others[0]);
+            assert_eq!(some, 0, "of {all} by {mode:?} to {to} went another way; the first: {:?}", others[0]);
         }
     }
 }

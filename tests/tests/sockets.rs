@@ -15,7 +15,7 @@ use std::time::Duration;
 use cluster::{Cluster, Shop};
 use lab::manifests::{PodState, Port};
 use lab::peer::{CallError, Mode, now};
-use lab::{Place, manifests};
+use lab::{DaemonOptions, Place, Pod, manifests};
 use serde_json::{Value, json};
 
 const NODE_PORT: u16 = 30_080;
@@ -199,24 +199,27 @@ fn a_process_of_the_node_cannot_bind_a_node_port_in_use() {
 
 #[test]
 fn a_pod_that_opts_out_is_left_alone_from_then_on() {
-    let Some(cluster) = Cluster::alone("optout") else { return };
+    // So that the source tells packets that the node translates from a socket, which keeps the pod's address.
+    let masquerade_all = |options: &mut DaemonOptions| options.extra.push("--masquerade-all".to_owned());
+    let Some(cluster) = Cluster::alone_with("optout", masquerade_all) else { return };
     let shop = Shop::open(&cluster, "opt", &[PodState::Ready]);
     let [to, _] = shop.addresses();
     let mesh = cluster.node.pod("mesh").unwrap();
-    let served = |place: &Place| {
-        let attempt = place.connect_with(to, Mode::Tcp, &["--count", "1", "--timeout", "200"]).unwrap().remove(0);
-        attempt.server.is_some()
+    let at_socket = |pod: &Pod| {
+        let attempt = pod.connect(to, Mode::Tcp, 1).unwrap().remove(0);
+        assert_eq!(attempt.server.as_deref(), Some("opt-0"), "{:?}", attempt.error);
+        attempt.source.is_some_and(|source| source.ip() == IpAddr::V4(pod.ipv4))
     };
-    assert!(served(&mesh));
+    assert!(at_socket(&mesh));
     let mut pod = manifests::pod("test", "mesh", &mesh, PodState::Ready, &[]);
     let put = |pod: &Value| cluster.manifests.put("mesh", std::slice::from_ref(pod)).unwrap();
     pod["metadata"]["annotations"] = json!({"shunt.dev/socket-proxy": "disabled"});
     put(&pod);
-    cluster.wait_for("the pod to be left alone", || !served(&mesh));
-    assert!(served(&shop.client), "others are served");
+    cluster.wait_for("the pod to be left alone", || !at_socket(&mesh));
+    assert!(at_socket(&shop.client), "others are served");
     pod["metadata"]["annotations"] = json!({"shunt.dev/socket-proxy": "enabled"});
     put(&pod);
-    cluster.wait_for("the pod to be served again", || served(&mesh));
+    cluster.wait_for("the pod to be served again", || at_socket(&mesh));
 }
 
 #[test]

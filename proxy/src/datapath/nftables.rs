@@ -147,10 +147,16 @@ impl Nftables {
         }
     }
 
-    /// Leads from what is installed to a plan. What is right is not touched.
-    fn write_all(&mut self, plan: &Plan, rendering: &Rendering) -> Result<(u64, Wrong), (SyncError, Option<PortKey>)> {
+    /// Leads from what is installed to a plan. What is right is not touched, unless all is to be made anew.
+    fn write_all(
+        &mut self,
+        plan: &Plan,
+        rendering: &Rendering,
+        anew: bool,
+    ) -> Result<(u64, Wrong), (SyncError, Option<PortKey>)> {
         let mut installed = self.read().map_err(|error| (error, None))?;
-        let around = around(&mut installed, rendering);
+        installed.misplaced |= anew;
+        let around = around(&installed, rendering);
         let (image, counts) = Image::of(plan, rendering);
         let around = Around { moved: moved_clients(&installed, &image.clients, around.replaced.clone()), ..around };
         let installed = without(installed, &around.replaced);
@@ -260,12 +266,18 @@ impl Nftables {
             }
         }
         self.rendering = None;
+        let mut anew = false;
         loop {
-            match self.write_all(&plan, rendering) {
+            match self.write_all(&plan, rendering, anew) {
                 Ok((writes, _)) => return Ok((plan, writes)),
                 Err((error, Some(key))) if plan.ports.contains_key(&key) => {
                     plan.ports.remove(&key);
                     self.refused.insert(key, shunt_model::with_causes(&error));
+                }
+                Err((error @ SyncError::Write { .. }, _)) if !anew => {
+                    let reason = shunt_model::with_causes(&error);
+                    warn!(reason, "the tables cannot be repaired: replacing them whole");
+                    anew = true;
                 }
                 Err((error, _)) => return Err(error),
             }
@@ -336,7 +348,7 @@ impl From<NftError> for Failure {
 }
 
 /// What must be declared before elements and rules are written.
-fn around(installed: &mut Installed, rendering: &Rendering) -> Around {
+fn around(installed: &Installed, rendering: &Rendering) -> Around {
     let replace =
         |(family, maker): (&Family, &Maker)| (*maker == Maker::OtherVersion || installed.misplaced).then_some(*family);
     let replaced: Vec<Family> = installed.tables.iter().filter_map(replace).collect();

@@ -246,7 +246,7 @@ impl Change {
             let timeouts = clients.iter().map(|client| client.timeout);
             // One that differs stands for all: each is asked for its own when they are moved.
             let differs = timeouts.into_iter().find(|timeout| Some(timeout) != wanted);
-            let old = differs.or(wanted.copied()).unwrap_or_default();
+            let old = differs.or_else(|| wanted.copied()).unwrap_or_default();
             change.clients.entry(name.clone()).or_default().old = Some(old);
         }
         for (name, timeout) in wanted.clients {

@@ -44,7 +44,7 @@ pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
 /// Finds the command and looks at what an earlier daemon left. The first sync adopts it.
 pub(in crate::datapath) fn open(options: &Options, disturbed: &Arc<Notify>) -> Result<OpenedPart, NftablesOpenError> {
     let nft = Nft::find().ok_or(NftablesOpenError::NoCommand)?;
-    let families = probe::families(&nft, options)?;
+    let families = probe::look(&nft, options)?.families;
     // Before anything is read, so that no change is missed.
     let listener = Listener::open(nft.ours(), Arc::clone(disturbed)).map_err(NftablesOpenError::Listen)?;
     let mut tables = BTreeSet::new();

@@ -19,7 +19,7 @@ impl Nftables {
         // Without it the next sync reads everything back.
         let Some(rendering) = self.rendering.take() else { return Ok(0) };
         let plan = self.synced.clone();
-        match self.write_all(&plan, &rendering) {
+        match self.write_all(&plan, &rendering, false) {
             Ok((_, wrong)) => {
                 self.rendering = Some(rendering);
                 let repaired = match (wrong.count(), &by) {

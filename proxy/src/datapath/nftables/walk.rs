@@ -316,27 +316,29 @@ impl Walker {
 
     /// The values of the fields at the beginning of a rule, and what comes after them.
     fn key<'a>(&self, rule: &'a str) -> Option<(Vec<String>, &'a str)> {
-        let Packet { source_address, destination, port, protocol, .. } = self.packet;
-        let source = source_address.map(|address| address.to_string()).unwrap_or_default();
-        let fields = [
-            ("ip daddr ", destination.to_string()),
-            ("ip6 daddr ", destination.to_string()),
-            ("ip saddr ", source.clone()),
-            ("ip6 saddr ", source),
-            ("meta l4proto ", protocol.to_string()),
-            ("th dport ", port.to_string()),
-            ("tcp dport ", port.to_string()),
-            ("udp dport ", port.to_string()),
-            ("sctp dport ", port.to_string()),
+        const FIELDS: [&str; 9] = [
+            "ip daddr ",
+            "ip6 daddr ",
+            "ip saddr ",
+            "ip6 saddr ",
+            "meta l4proto ",
+            "th dport ",
+            "tcp dport ",
+            "udp dport ",
+            "sctp dport ",
         ];
+        let Packet { source_address, destination, port, protocol, .. } = self.packet;
         let (mut key, mut rest) = (Vec::new(), rule);
-        loop {
-            let found = fields.iter().find_map(|(name, value)| Some((value, rest.strip_prefix(name)?)));
-            let Some((value, after)) = found else { break };
-            key.push(value.clone());
+        while let Some((field, after)) = FIELDS.iter().find_map(|field| Some((*field, rest.strip_prefix(field)?))) {
+            key.push(match field {
+                "ip daddr " | "ip6 daddr " => destination.to_string(),
+                "ip saddr " | "ip6 saddr " => source_address.map(|address| address.to_string()).unwrap_or_default(),
+                "meta l4proto " => protocol.to_string(),
+                _ => port.to_string(),
+            });
             rest = after;
             match rest.strip_prefix(". ") {
-                Some(after) if fields.iter().any(|(name, _)| after.starts_with(name)) => rest = after,
+                Some(after) if FIELDS.iter().any(|field| after.starts_with(field)) => rest = after,
                 _ => break,
             }
         }

@@ -3,6 +3,7 @@
 mod cluster;
 mod dns;
 mod kube;
+mod kube_proxy;
 mod packets;
 mod report;
 

@@ -186,3 +186,42 @@ fn clients_are_remembered_across_restarts_and_timeouts() {
         assert!(!nft(&command, "list table ip shunt").contains("clients/"));
     });
 }
+
+#[test]
+fn a_table_of_another_version_is_replaced() {
+    in_a_namespace(|command| {
+        let (plan, _) = story();
+        nft(&command, "add table ip shunt");
+        nft(&command, "add chain ip shunt made-by-shunt-v0");
+        nft(&command, "add map ip shunt frontends { type ipv4_addr : verdict; }");
+        nft(&command, "add chain ip shunt nat-prerouting { type filter hook input priority 0; policy drop; }");
+        let mut path = path(&command);
+        path.sync(&plan).unwrap();
+        check_in_place(&path, &plan);
+        // The same for one of ours that cannot be repaired piece by piece.
+        nft(&command, "delete table ip shunt");
+        nft(&command, "add table ip shunt");
+        nft(&command, "add chain ip shunt made-by-shunt-v1");
+        nft(&command, "add set ip shunt frontends { type ipv4_addr; }");
+        path.disturbances.put(Disturbance::Unknown);
+        assert!(path.audit().is_err());
+        path.sync(&plan).unwrap();
+        check_in_place(&path, &plan);
+    });
+}
+
+#[test]
+fn a_probe_changes_nothing() {
+    in_a_namespace(|command| {
+        let options = crate::datapath::Options {
+            host: crate::datapath::HostOptions { cgroup_root: None, bpf_root: "/sys/fs/bpf".into() },
+            object: None,
+            bind_protection: false,
+            packets: PACKETS,
+        };
+        nft(&command, "add table ip shunt");
+        let found = crate::datapath::nftables::probe::look(&command, &options).unwrap();
+        assert_eq!(found.families, Family::BOTH.into_iter().collect());
+        assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n}\n");
+    });
+}

@@ -228,11 +228,17 @@ pub(super) fn cluster_ip_of(number: u32) -> Ipv4Addr {
     after(FILLER_SERVICES, number)
 }
 
+/// Cluster IP and endpoints of a service of [`filler`].
+pub(super) fn filler_addresses(number: u32, endpoints: u32) -> (Ipv4Addr, Vec<Ipv4Addr>) {
+    let first = number.wrapping_mul(endpoints);
+    let ends = (0..endpoints).map(|end| after(FILLER_ENDPOINTS, first.wrapping_add(end)));
+    (cluster_ip_of(number), ends.collect())
+}
+
 pub(super) fn filler(number: u32, endpoints: u32) -> [Value; 2] {
     let name = format!("filler-{number}");
-    let endpoints: Vec<Ipv4Addr> =
-        (0..endpoints).map(|end| after(FILLER_ENDPOINTS, number.wrapping_mul(endpoints).wrapping_add(end))).collect();
-    [service(&name, cluster_ip_of(number)), slice(&name, &endpoints)]
+    let (address, endpoints) = filler_addresses(number, endpoints);
+    [service(&name, address), slice(&name, &endpoints)]
 }
 
 /// The Service of the server that answers, and a second one with session affinity.

@@ -11,6 +11,7 @@ use lab::{Binaries, Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process, m
 use serde_json::{Value, json};
 
 use super::cluster::{BATCH, PATIENCE, filler, metrics, rss_kib};
+use super::kube_proxy::{Kind, Rules, Served};
 
 /// As many endpoints as kube-proxy was measured with.
 const ENDPOINTS: u32 = 4;
@@ -24,13 +25,21 @@ const ROUNDS: u32 = 5;
 /// Times that the endpoint moves, on each path.
 const MOVES: u32 = 7;
 
-/// What is compared.
-const CONTENDERS: [(&str, &[&str]); 4] = [
-    ("sockets over nftables", &["--proxy-mode", "ebpf"]),
-    ("nftables", &["--proxy-mode", "nftables", "--socket-lb", "off"]),
-    ("iptables (nft)", &["--proxy-mode", "iptables", "--socket-lb", "off"]),
-    ("iptables (legacy)", &["--proxy-mode", "iptables", "--socket-lb", "off"]),
+/// What is compared: a daemon with these flags, or the rules of kube-proxy.
+const CONTENDERS: [(&str, Contender); 7] = [
+    ("sockets over nftables", Contender::Daemon(&["--proxy-mode", "ebpf"])),
+    ("nftables", Contender::Daemon(&["--proxy-mode", "nftables", "--socket-lb", "off"])),
+    ("iptables (nft)", Contender::Daemon(&["--proxy-mode", "iptables", "--socket-lb", "off"])),
+    ("iptables (legacy)", Contender::Daemon(&["--proxy-mode", "iptables", "--socket-lb", "off"])),
+    ("kube-proxy's rules, nftables", Contender::KubeProxy(Kind::Nftables)),
+    ("kube-proxy's rules, iptables (nft)", Contender::KubeProxy(Kind::IptablesNft)),
+    ("kube-proxy's rules, iptables (legacy)", Contender::KubeProxy(Kind::IptablesLegacy)),
 ];
+
+enum Contender {
+    Daemon(&'static [&'static str]),
+    KubeProxy(Kind),
+}
 
 /// What was measured of one data path with so many services.
 #[derive(Debug, Default)]
@@ -45,15 +54,20 @@ pub(super) struct PathFigures {
     pub(super) programming: Duration,
     /// From the change of a file to the first connection that goes the new way.
     pub(super) change: Duration,
-    pub(super) rss_kib: u64,
+    /// Of the daemon; none where there is none.
+    pub(super) rss_kib: Option<u64>,
 }
 
 struct DataPath {
     name: &'static str,
     node: Node,
     client: Pod,
-    manifests: Manifests,
-    daemon: Daemon,
+    serves: Serves,
+}
+
+enum Serves {
+    Daemon(Manifests, Box<Daemon>),
+    KubeProxy(Box<Rules>),
 }
 
 /// Dropped in this order: processes before the lab that holds them.
@@ -78,56 +92,83 @@ impl Paths {
         let nodes = nodes?;
         let objects: Vec<Value> = nodes.iter().chain([&far]).map(manifests::node).collect();
         let mut paths = Vec::new();
-        for (node, (name, flags)) in nodes.into_iter().zip(CONTENDERS) {
-            let folder = Manifests::new(&lab.directory().join(node.name()))?;
-            folder.put("nodes", &objects)?;
-            folder.put("target", &target(&servers))?;
-            folder.put("moving", &moving(&servers, 0))?;
-            if name.contains("legacy") {
-                // What the kubelet of such a node leaves: the daemon takes the variant that is in use.
-                let made =
-                    node.spawn(&["iptables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"])?.finish(PATIENCE)?;
-                ensure!(made.status.success(), "iptables-legacy does not work here");
-            }
-            let mut options = DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(folder.directory()) };
-            options.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        for (node, (name, contender)) in nodes.into_iter().zip(CONTENDERS) {
             let client = node.pod(&format!("{}-client", node.name()))?;
-            paths.push(DataPath { name, client, daemon: node.daemon(options)?, manifests: folder, node });
+            let serves = match contender {
+                Contender::Daemon(flags) => {
+                    if name.contains("legacy") {
+                        // What the kubelet of such a node leaves: the daemon takes the variant that is in use.
+                        run(&node, &["iptables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"])?;
+                    }
+                    let folder = Manifests::new(&lab.directory().join(node.name()))?;
+                    folder.put("nodes", &objects)?;
+                    folder.put("target", &target(&servers))?;
+                    folder.put("moving", &moving(&servers, 0))?;
+                    let mut options =
+                        DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(folder.directory()) };
+                    options.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
+                    Serves::Daemon(folder, Box::new(node.daemon(options)?))
+                }
+                Contender::KubeProxy(kind) => Serves::KubeProxy(Box::new(Rules::new(kind, node.clone(), &lab))),
+            };
+            paths.push(DataPath { name, client, serves, node });
         }
         Ok(Self { paths, _servers: listening?, servers, services: 2, lab })
     }
 
     /// Grows to `services` and measures each path.
     pub(super) fn measure(&mut self, services: u32, samples: u32) -> Result<Vec<PathFigures>> {
-        self.grow_to(services)?;
         let mut figures: Vec<PathFigures> =
             self.paths.iter().map(|path| PathFigures { name: path.name, services, ..PathFigures::default() }).collect();
+        self.grow_to(services, &mut figures)?;
         self.connects(samples, &mut figures)?;
         for number in 0..self.paths.len() {
             let figures = figures.get_mut(number).context("figures for each path")?;
             figures.change = self.moves(number)?;
-            (figures.programming, figures.rss_kib) = self.programming(number)?;
+            if let Some((programming, rss)) = self.programming(number)? {
+                (figures.programming, figures.rss_kib) = (programming, Some(rss));
+            }
         }
         Ok(figures)
     }
 
-    fn grow_to(&mut self, services: u32) -> Result<()> {
+    fn grow_to(&mut self, services: u32, figures: &mut [PathFigures]) -> Result<()> {
         for start in (self.services..services).step_by(BATCH as usize) {
             let numbers = start..services.min(start.saturating_add(BATCH));
             let objects: Vec<Value> = numbers.flat_map(|number| filler(number, ENDPOINTS)).collect();
             for path in &self.paths {
-                path.manifests.put(&format!("filler-{start}"), &objects)?;
+                if let Serves::Daemon(manifests, _) = &path.serves {
+                    manifests.put(&format!("filler-{start}"), &objects)?;
+                }
             }
         }
         self.services = services;
+        let served = self.served(0)?;
         let deadline = Instant::now() + PATIENCE;
-        for DataPath { name, daemon, .. } in &self.paths {
-            while metrics(daemon)?.get("shunt_service_ports").is_none_or(|ports| *ports < f64::from(services)) {
-                ensure!(Instant::now() < deadline, "{name} has not taken up {services} services within {PATIENCE:?}");
-                std::thread::sleep(Duration::from_millis(100));
+        for (DataPath { name, serves, .. }, figures) in self.paths.iter_mut().zip(figures) {
+            match serves {
+                Serves::Daemon(_, daemon) => {
+                    while metrics(daemon)?.get("shunt_service_ports").is_none_or(|ports| *ports < f64::from(services)) {
+                        ensure!(
+                            Instant::now() < deadline,
+                            "{name} has not taken up {services} services within {PATIENCE:?}"
+                        );
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                }
+                Serves::KubeProxy(rules) => figures.programming = rules.write(services, ENDPOINTS, &served)?,
             }
         }
         Ok(())
+    }
+
+    /// The services that are dialled, the second with its endpoint on one server or the other.
+    fn served(&self, to: usize) -> Result<[Served; 2]> {
+        let server = |number| self.servers.get(number).map(|pod: &Pod| pod.ipv4).context("a server");
+        let moving = Served { name: "zz-moving", address: MOVING, port: NAMED, node_port: None, endpoint: server(to)? };
+        let target =
+            Served { name: "zz-target", address: TARGET, port: SINK, node_port: Some(NODE_PORT), endpoint: server(0)? };
+        Ok([moving, target])
     }
 
     /// In turns: from the pods of each node, and from outside through all node ports, sample by sample.
@@ -156,15 +197,21 @@ impl Paths {
     }
 
     /// The endpoint of a service moves from one server to the other; a client of the node connects all the time.
-    fn moves(&self, number: usize) -> Result<Duration> {
-        let path = self.paths.get(number).context("a path")?;
+    fn moves(&mut self, number: usize) -> Result<Duration> {
+        let served = [self.served(0)?, self.served(1)?];
+        let path = self.paths.get_mut(number).context("a path")?;
         let to = SocketAddr::new(IpAddr::V4(MOVING), NAMED);
         let mut client = path.client.connect_loop(to, Mode::Tcp, 1)?;
         let mut seen = Vec::new();
         for turn in 1..=MOVES {
             let to = turn as usize % 2;
             let began = now();
-            path.manifests.put("moving", &moving(&self.servers, to))?;
+            match &mut path.serves {
+                Serves::Daemon(manifests, _) => manifests.put("moving", &moving(&self.servers, to))?,
+                Serves::KubeProxy(rules) => {
+                    rules.change(self.services, ENDPOINTS, served.get(to).context("two places")?)?;
+                }
+            }
             let name = format!("s{to}");
             let attempt = client.wait_for(began, &name, |attempt| attempt.server.as_deref() == Some(&name))?;
             seen.push(attempt.began.saturating_sub(began));
@@ -175,17 +222,24 @@ impl Paths {
         Ok(Duration::from_nanos(median(seen)))
     }
 
-    /// A daemon that starts with nothing of its own there.
-    fn programming(&mut self, number: usize) -> Result<(Duration, u64)> {
+    /// A daemon that starts with nothing of its own there: its time to the kernel, and its memory.
+    fn programming(&mut self, number: usize) -> Result<Option<(Duration, u64)>> {
         let path = self.paths.get_mut(number).context("a path")?;
-        path.daemon.stop()?;
-        let root = path.daemon.bpf_root().display().to_string();
-        path.daemon.said(&["cleanup", "--bpf-root", &root])?;
-        path.daemon.restart()?;
-        let spent = metrics(&path.daemon)?;
+        let Serves::Daemon(_, daemon) = &mut path.serves else { return Ok(None) };
+        daemon.stop()?;
+        let root = daemon.bpf_root().display().to_string();
+        daemon.said(&["cleanup", "--bpf-root", &root])?;
+        daemon.restart()?;
+        let spent = metrics(daemon)?;
         let seconds = spent.get("shunt_sync_duration_seconds_sum").context("no metric of syncs")?;
-        Ok((Duration::from_secs_f64(*seconds), rss_kib(path.daemon.process())?))
+        Ok(Some((Duration::from_secs_f64(*seconds), rss_kib(daemon.process())?)))
     }
+}
+
+fn run(node: &Node, command: &[&str]) -> Result<()> {
+    let finished = node.spawn(command)?.finish(PATIENCE)?;
+    ensure!(finished.status.success(), "{} does not work here", command.join(" "));
+    Ok(())
 }
 
 fn bench_connect(from: &lab::Place, to: &str, samples: &str) -> Result<Vec<BenchLine>> {

@@ -97,7 +97,7 @@ impl BenchTable {
         self.0.push(["  one slice event to kernel", "", &times, "", "p99 < 5 ms"].map(str::to_owned));
     }
 
-    /// The data paths for packets beside each other; what kube-proxy needs is in the last column.
+    /// The data paths for packets beside each other, and beside kube-proxy's rules.
     pub(super) fn packets(&mut self, figures: &[PathFigures]) {
         for figures in figures {
             let PathFigures { name, services, from_pod: [direct, service], .. } = figures;
@@ -107,7 +107,7 @@ impl BenchTable {
                 micros(*direct),
                 micros(*service),
                 format!("{:.3}", ratio(*service, *direct)),
-                "kube-proxy: 1.3-1.4 nftables, 4.3 iptables".to_owned(),
+                "flat".to_owned(),
             ]);
             let outside = micros(*from_outside);
             self.0.push(["  from outside, node port", "", &outside, "", "(not budgeted)"].map(str::to_owned));
@@ -115,8 +115,10 @@ impl BenchTable {
             self.0.push(["  from nothing to the kernel", "", &programming, "", "nftables < 3 s"].map(str::to_owned));
             let budget = "nftables < 20 ms";
             self.0.push(["  one endpoint moved, to a client", "", &change, "", budget].map(str::to_owned));
-            let rss = format!("{:.0} MB", *rss_kib as f64 / 1024.0);
-            self.0.push(["  daemon RSS", "", &rss, "", "< 100 MB"].map(str::to_owned));
+            if let Some(rss) = rss_kib {
+                let rss = format!("{:.0} MB", *rss as f64 / 1024.0);
+                self.0.push(["  daemon RSS", "", &rss, "", "< 100 MB"].map(str::to_owned));
+            }
         }
     }
 
