@@ -120,6 +120,6 @@ fn a_line_that_is_refused_costs_its_service_port_and_no_other() {
     };
     assert_eq!(outcome("-m recent --set").unwrap(), ["default/sticky:http/tcp: iptables-restore: no"]);
     assert_eq!(outcome("-s 198.51.100.0/24").unwrap(), ["default/ranges:http/tcp: iptables-restore: no"]);
-    assert!(outcome("-j MASQUERADE").is_err(), "it belongs to all of them");
+    assert!(outcome("-A SHUNT-MASQ-NO").is_err(), "it belongs to all of them");
     assert!(outcome("*nat").is_err());
 }
