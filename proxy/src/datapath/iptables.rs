@@ -113,6 +113,8 @@ struct FamilyState {
     image: Option<Image>,
     /// How the tables looked after it was written.
     seen: Option<Seen>,
+    /// The tables are not compared before.
+    rests_until: Option<Instant>,
 }
 
 /// Adopts what an earlier daemon left.
@@ -133,7 +135,7 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
     let path = Iptables {
         programs,
         options: options.packets,
-        families: families().map(|family| FamilyState { family, image: None, seen: None }).collect(),
+        families: families().map(|family| FamilyState { family, image: None, seen: None, rests_until: None }).collect(),
         other,
         refused: BTreeMap::new(),
         reports,

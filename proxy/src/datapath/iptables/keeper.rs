@@ -1,6 +1,8 @@
 //! Puts back what other programs remove or change: a look at the kernel each second, and a comparison only if the tables
 //! are not as they were.
 
+use std::time::Instant;
+
 use shunt_model::with_causes;
 use tracing::warn;
 
@@ -8,6 +10,10 @@ use super::dump::Found;
 use super::watch::{self, Seen};
 use super::{Iptables, failed, read_back};
 use crate::datapath::SyncError;
+
+/// After a comparison that found nothing wrong, the next one waits so many times as long as it took: where others
+/// change large tables all the time, comparing must not take a whole processor.
+const REST: u32 = 4;
 
 /// Whether nothing but these commits happened between two looks; of legacy tables the kernel keeps no count.
 pub(super) fn follows(before: Option<Seen>, commits: u32, after: Option<Seen>) -> bool {
@@ -27,11 +33,15 @@ impl Iptables {
             // The next sync reads everything back.
             let Some(image) = state.image.take() else { return Ok(()) };
             let now = watch::look(self.programs.variant, state.family).ok();
-            if now.is_none() || now != state.seen {
+            let rests = state.rests_until.is_some_and(|until| Instant::now() < until);
+            if (now.is_none() || now != state.seen) && !rests {
+                let started = Instant::now();
                 let found = self.repair(&image)?;
                 repaired = repaired.saturating_add(u64::try_from(found.count()).unwrap_or(u64::MAX));
                 // Others may have gone on meanwhile: a look before the comparison is never too new.
                 state.seen = if found.count() == 0 { now } else { None };
+                let rest = started.elapsed().saturating_mul(REST);
+                state.rests_until = if found.count() == 0 { Instant::now().checked_add(rest) } else { None };
             }
             state.image = Some(image);
             Ok(())

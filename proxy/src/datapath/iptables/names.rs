@@ -1,4 +1,6 @@
 //! Names of chains: the same for the same thing in every run, so that the next daemon adopts what is there.
+//!
+//! Base 32 is our own: the crates for it give text that ends in padding, and it is four lines.
 
 use std::net::SocketAddr;
 

@@ -18,6 +18,8 @@ const PATIENCE: &str = "5";
 const LIMIT: Duration = Duration::from_secs(120);
 /// Where that lock is, unless the environment says otherwise.
 const LOCK: &str = "/run/xtables.lock";
+/// So many lines of a message are looked at: one bad rule may be named with all that come after it.
+const LINES: usize = 16;
 /// The exit status of all these programs if the kernel or the lock had no room for them.
 const BUSY: i32 = 4;
 
@@ -179,7 +181,8 @@ fn refused(program: &Path, said: &Said) -> RunError {
 /// line: 7`.
 fn lines_named(said: &str) -> Vec<usize> {
     let after = said.split("line").skip(1).map(|rest| rest.trim_start_matches([':', ' ']));
-    after.filter_map(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()).collect()
+    let numbers = after.filter_map(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok());
+    numbers.take(LINES).collect()
 }
 
 fn lock() -> String {

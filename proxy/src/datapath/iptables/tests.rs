@@ -10,6 +10,8 @@ use shunt_model::Family;
 
 use super::change::Changes;
 use super::image::Image;
+use super::leave_out;
+use super::programs::RunError;
 use super::rule::{Name, Table};
 use super::walk::Walk;
 use crate::datapath::packets::cases::{PACKETS, in_words, packets, story};
@@ -102,4 +104,22 @@ fn names_fit_into_the_kernel() {
         let names: Vec<Name> = Image::of(&plan, family, PACKETS).chains().map(|(_, name, _)| name).collect();
         assert!(names.iter().all(|name| name.len() <= 28 && name.starts_with("SHUNT-")), "{names:?}");
     }
+}
+
+#[test]
+fn a_line_that_is_refused_costs_its_service_port_and_no_other() {
+    let (plan, _) = story();
+    let mut image = Image::new(Family::V4, PACKETS);
+    let script = image.update(&plan).script();
+    let outcome = |part: &str| {
+        let line = script.text.lines().position(|line| line.contains(part)).unwrap() + 1;
+        let error = RunError::Refused { program: "iptables-restore".into(), said: "no".into(), lines: vec![line] };
+        let mut refused = BTreeMap::new();
+        leave_out(error, &script, &image, &mut refused)
+            .map(|()| refused.into_iter().map(|(key, why)| format!("{key}: {why}")).collect::<Vec<_>>())
+    };
+    assert_eq!(outcome("-m recent --set").unwrap(), ["default/sticky:http/tcp: iptables-restore: no"]);
+    assert_eq!(outcome("-s 198.51.100.0/24").unwrap(), ["default/ranges:http/tcp: iptables-restore: no"]);
+    assert!(outcome("-A SHUNT-MASQ-NO").is_err(), "it belongs to all of them");
+    assert!(outcome("*nat").is_err());
 }

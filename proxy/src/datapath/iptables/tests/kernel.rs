@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 use crate::datapath::iptables::dump::{Dump, Found, compare};
-use crate::datapath::iptables::programs::{Programs, Variant};
+use crate::datapath::iptables::programs::{self, Programs, Variant};
 use crate::datapath::iptables::watch::{self, Seen};
 use crate::datapath::iptables::{clear, keeper};
 use crate::plan::fixture::{cluster, options, service, slice};
@@ -177,5 +177,26 @@ fn a_generation_of_nftables_is_a_number() {
     in_a_namespace(|programs| match watch::look(programs.variant, Family::V4).unwrap() {
         Seen::Nft(_) => assert_eq!(programs.variant, Variant::Nft),
         Seen::Legacy(_) => assert_eq!(programs.variant, Variant::Legacy),
+    });
+}
+
+#[test]
+fn the_variant_that_others_use_is_taken() {
+    in_a_namespace(|_| {
+        let found: Vec<Programs> = Variant::BOTH.into_iter().filter_map(Programs::find).collect();
+        if found.len() < 2 {
+            eprintln!("left out: only one variant of iptables is installed");
+            return;
+        }
+        let chosen = || programs::choose(&found).map(|(programs, _)| programs.variant);
+        assert_eq!(chosen(), Some(Variant::Nft));
+        run("iptables-legacy", "-t filter -A INPUT -j ACCEPT");
+        assert_eq!(chosen(), Some(Variant::Legacy));
+        // What is ours does not count.
+        let nft = found.iter().find(|programs| programs.variant == Variant::Nft).unwrap();
+        install(nft, &Image::of(&story().0, Family::V4, PACKETS));
+        assert_eq!(chosen(), Some(Variant::Legacy));
+        run("iptables-nft", "-t mangle -N KUBE-KUBELET-CANARY");
+        assert_eq!(chosen(), Some(Variant::Nft));
     });
 }
