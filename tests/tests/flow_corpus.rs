@@ -28,7 +28,7 @@ const ALONE: u64 = 4;
 const EACH: u64 = 25;
 /// How long an answer may take, and how long is waited where none is expected.
 const PATIENCE: u64 = 3000;
-const SILENCE: u64 = 400;
+const SILENCE: u64 = 200;
 
 /// A data path: what it is called in the output, and how the daemons are told to use it.
 #[derive(Clone, Copy)]
@@ -83,7 +83,8 @@ fn play(path: &DataPath, kube: bool) -> Report {
     let mut reader = SocketReader::new(&book.cast, path, kube).unwrap_or_else(|error| panic!("{error:#}"));
     let report = flows::play(&book, &only, &mut reader)
         .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", reader.lab.logs()));
-    eprintln!("{}: {report} in {:?}", path.name, start.elapsed());
+    let (all, applying, scenes) = (start.elapsed(), reader.applying, reader.scenes);
+    eprintln!("{}: {report} in {all:.0?}; {scenes} scenes took {applying:.0?} to be applied", path.name);
     report
 }
 
@@ -95,6 +96,8 @@ struct SocketReader {
     _api: Option<KubeApi>,
     manifests: Manifests,
     scenes: u32,
+    /// How long all daemons together took to apply the scenes.
+    applying: Duration,
     sockets: bool,
     nodes: BTreeMap<String, Node>,
     places: BTreeMap<String, Place>,
@@ -142,8 +145,8 @@ impl SocketReader {
         }
         let daemons: anyhow::Result<_> = nodes.values().map(|node| node.daemon(options.clone())).collect();
         let (daemons, clients, servers, sockets) = (daemons?, clients?, servers?, path.sockets);
-        let (_servers, _api, scenes) = (servers, api, 0);
-        Ok(Self { daemons, clients, _servers, _api, manifests, scenes, sockets, nodes, places, lab })
+        let (_servers, _api, scenes, applying) = (servers, api, 0, Duration::ZERO);
+        Ok(Self { daemons, clients, _servers, _api, manifests, scenes, applying, sockets, nodes, places, lab })
     }
 
     /// Puts the objects in force on every node. They are one file with a Service and a slice that mark it, so they are
@@ -179,7 +182,9 @@ impl SocketReader {
 
 impl Reader for SocketReader {
     fn read(&mut self, scene: &Scene<'_>) -> anyhow::Result<Vec<Seen>> {
+        let start = Instant::now();
         self.set(&scene.objects)?;
+        self.applying += start.elapsed();
         let unseen = |flow: &Flow<'_>| unseen(scene.cast, flow, self.sockets).map(Seen::Skipped);
         let mut seen: Vec<Option<Seen>> = scene.flows.iter().map(unseen).collect();
         for (round, mut flows) in rounds(scene) {

@@ -1,7 +1,12 @@
 //! A client beyond the router, on each data path: many requests while endpoints come and go, the source that pods see,
 //! rules that another program removes, and pods whose sockets are left alone.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed, its helpers included"
+)]
 #![expect(clippy::print_stderr, reason = "figures are printed, not asserted")]
 
 mod support;
@@ -65,7 +70,7 @@ impl Service {
 
 /// Two nodes with two pods each. Fields are dropped in this order.
 struct World {
-    daemons: Vec<Daemon>,
+    _daemons: Vec<Daemon>,
     _servers: Vec<Process>,
     pods: Vec<Pod>,
     manifests: Manifests,
@@ -94,9 +99,9 @@ impl World {
         options.extra.extend(arguments.iter().map(|&argument| argument.to_owned()));
         nodes.iter().for_each(prepare);
         let daemons = nodes.iter().map(|node| node.daemon(options.clone()).unwrap_or_else(|e| panic!("{e:#}")));
-        let daemons = daemons.collect();
+        let _daemons = daemons.collect();
         lab.balance_to(&nodes[0]).unwrap();
-        let world = Self { daemons, _servers: servers, pods, manifests, nodes, lab };
+        let world = Self { _daemons, _servers: servers, pods, manifests, nodes, lab };
         for to in world.frontends() {
             world.wait_for(&format!("{to} to be served"), || world.answers(to, Mode::Tcp));
         }
@@ -234,7 +239,6 @@ fn check_removal(name: &str, arguments: &[&str], prepare: impl Fn(&Node), remova
         }
         eprintln!("{name}: {removal}: took {removed:?}, all served again after {:?}", start.elapsed());
     }
-    assert_eq!(world.daemons.len(), world.nodes.len());
 }
 
 #[test]
