@@ -129,8 +129,11 @@ impl Guest {
         let test = in_guest("test");
         let guest = self.program(program, &test)?;
         let arguments: Vec<String> = arguments.iter().map(|argument| quoted(argument.as_ref())).collect();
+        // Nodes with a bridge need it, and no program asks the kernel for it.
         let script = format!(
-            "export {INSIDE}={} SHUNT_BIN={} LAB_PEER_BIN={}\nexec {test} {}\n",
+            "modprobe br_netfilter\n\
+             export {INSIDE}={} SHUNT_BIN={} LAB_PEER_BIN={}\n\
+             exec {test} {}\n",
             guest.kernel.name(),
             in_guest("shunt"),
             in_guest("lab-peer"),

@@ -10,7 +10,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -209,12 +209,17 @@ fn unseen(cast: &Cast, flow: &Flow<'_>, sockets: bool) -> Option<&'static str> {
         Translation::AtSocket if flow.unusual_source && answered => {
             Some("a socket keeps the address that it is bound to, and the answer is routed to where that address is")
         }
-        Translation::ByPackets if to.address.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) && answered => {
+        Translation::ByPackets if is_ipv6_loopback(to.address.ip()) && answered => {
             Some("the kernel routes no packets from ::1 to other hosts: only sockets serve node ports there (TP-16)")
         }
         Translation::AtSocket | Translation::ByPackets => None,
     };
     flow.to.iter().find_map(one)
+}
+
+/// Whether this leads a client to its own ::1.
+fn is_ipv6_loopback(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_loopback() || v6.is_unspecified())
 }
 
 /// Flows that can be played at once.

@@ -79,6 +79,9 @@ fn one_that_is_missing_is_named_with_what_it_is_for() {
     for missing in capabilities() {
         let mut options = DaemonOptions::new(cluster.manifests.directory());
         options.capabilities = Some(capabilities().into_iter().filter(|name| *name != missing).collect());
+        if missing == "net_raw" {
+            options.extra = ["--proxy-mode", "iptables"].map(str::to_owned).to_vec();
+        }
         let daemon = Daemon::start_without_waiting(&cluster.node, options).unwrap();
         let log = daemon.process().log().to_owned();
         let finished = daemon.into_process().finish(PATIENCE).unwrap();

@@ -17,7 +17,7 @@ const PORT: u16 = 53;
 const TARGET: u16 = 7000;
 const OTHER_TARGET: u16 = 7001;
 const NODE_PORT: u16 = 30_053;
-const MODES: [&str; 2] = ["iptables", "nftables"];
+const MODES: [&str; 2] = ["nftables", "iptables"];
 
 /// A node with two pods that serve UDP, and clients at every kind of frontend. Fields are dropped in this order.
 struct Site {

@@ -1,6 +1,7 @@
 //! From kube-proxy to shunt, and from one data path to another: no connection fails, and only what must go is removed.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(clippy::indexing_slicing, reason = "a test that cannot go on has failed, its helpers included")]
 
 mod support;
 
@@ -150,7 +151,8 @@ impl Site {
 
     /// Clients outside and in a pod that open connections all the time.
     fn load(&self) -> Vec<(&'static str, Client)> {
-        let dial = |place: &Place, to| place.connect_loop(to, Mode::Tcp, 3).unwrap();
+        let further = ["--interval", "3", "--duration", "300"];
+        let dial = |place: &Place, to| place.connect_in_background(to, Mode::Tcp, &further).unwrap();
         let outside = self.node_ports().map(|to| ("outside", dial(&self.lab.outside, to)));
         let inside = CLUSTER_IPS.map(|ip| ("pod", dial(&self.client, SocketAddr::new(ip, PORT))));
         outside.into_iter().chain(inside).collect()

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use rtnetlink::Handle;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
+};
 use rtnetlink::packet_route::link::LinkAttribute;
 use shunt_model::with_causes;
 use tokio::task::JoinHandle;
@@ -250,7 +252,12 @@ impl Host {
         let mut request = self.handle.address().add(lo, address, host_prefix(address)).replace();
         let message = request.message_mut();
         match address {
-            IpAddr::V4(_) => message.attributes.push(AddressAttribute::Label(LABEL.to_owned())),
+            IpAddr::V4(_) => {
+                message.attributes.push(AddressAttribute::Label(LABEL.to_owned()));
+                // The kernel takes the source of a masqueraded packet, and of any other, from the first address of
+                // global scope on lo where the outgoing interface has none, such as a routed pod's.
+                message.header.scope = AddressScope::Host;
+            }
             // No other host has an address of our lo, and a tentative address cannot be bound.
             IpAddr::V6(_) => message.header.flags |= AddressHeaderFlags::Nodad,
         }

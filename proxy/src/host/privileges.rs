@@ -30,6 +30,13 @@ const SYS_PTRACE: Capability =
 const NET_BIND_SERVICE: Capability =
     Capability { name: "CAP_NET_BIND_SERVICE", purpose: "listens at port 53; not needed with --dns=false", bit: 10 };
 
+/// The sockets by which iptables asks for tables.
+const NET_RAW: Capability = Capability {
+    name: "CAP_NET_RAW",
+    purpose: "opens the raw sockets of iptables; not needed where nftables rules serve packets",
+    bit: 13,
+};
+
 /// Those that a daemon needs, with or without DNS.
 pub fn needed(dns: bool) -> impl Iterator<Item = Capability> {
     [NET_ADMIN, SYS_ADMIN, SYS_PTRACE].into_iter().chain(dns.then_some(NET_BIND_SERVICE))
@@ -37,9 +44,19 @@ pub fn needed(dns: bool) -> impl Iterator<Item = Capability> {
 
 /// The needed capabilities that this process lacks.
 pub fn missing(dns: bool) -> io::Result<Vec<Capability>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let effective = effective(&status).ok_or_else(|| io::Error::other("/proc/self/status has no line CapEff"))?;
+    let effective = own()?;
     Ok(needed(dns).filter(|capability| effective >> capability.bit & 1 == 0).collect())
+}
+
+/// What iptables needs beside them, if this process lacks it.
+pub fn missing_for_iptables() -> io::Result<Option<Capability>> {
+    Ok((own()? >> NET_RAW.bit & 1 == 0).then_some(NET_RAW))
+}
+
+/// The effective set of this process.
+fn own() -> io::Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    effective(&status).ok_or_else(|| io::Error::other("/proc/self/status has no line CapEff"))
 }
 
 fn effective(status: &str) -> Option<u64> {

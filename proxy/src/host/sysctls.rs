@@ -16,7 +16,7 @@ use super::netlink::{Netlink, links};
 
 /// A setting that must have a value and cannot get it.
 #[derive(Debug, thiserror::Error)]
-#[error("setting {name} to {value}: do it on the host with sysctl -w {name}={value}, or let this process write {}", .path.display())]
+#[error("setting {name} to {value} in {}: do it on the host with sysctl -w {name}={value}", .path.display())]
 pub struct SysctlError {
     name: String,
     value: u64,
@@ -187,8 +187,8 @@ fn hidden_bridges() -> Option<String> {
     let [v4, _] = BRIDGED;
     let module = Setting { name: v4, value: 1, kind: Kind::Sysctl, need: Need::Default }.path(Path::new("/"));
     (!module.exists() && links::has_bridge().unwrap_or(false)).then(|| {
-        "this host has a bridge and the module br_netfilter is not loaded: a pod that reaches another pod of its bridge \
-         through a Service gets no answer by packets; run modprobe br_netfilter"
+        "this host has a bridge and the module br_netfilter is not loaded: a pod that reaches another pod of its \
+         bridge through a Service gets no answer by packets; run modprobe br_netfilter"
             .to_owned()
     })
 }

@@ -101,7 +101,7 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
                 failure.is_none() && everywhere.len() == 1 && everywhere.iter().all(|server| wanted.contains(server))
             }
             Expect::Reject | Expect::Drop | Expect::Deny => {
-                failed(&servers, failure.as_ref(), &[unanswered(flow.expect, dialled)])
+                failed(&servers, failure.as_ref(), &unanswered(flow, dialled))
             }
             Expect::Pass => left_alone(cast, flow, dialled, &servers, failure.as_ref()),
         };
@@ -126,13 +126,20 @@ pub fn judge_sockets(cast: &Cast, flow: &Flow<'_>, all: &[Dialled]) -> Seen {
 }
 
 /// How a flow fails that no server is to answer, for its policy or its source.
-fn unanswered(expect: &Expect, dialled: &Dialled) -> Failure {
-    match (dialled.translation, expect, dialled.mode) {
+fn unanswered(flow: &Flow<'_>, dialled: &Dialled) -> Vec<Failure> {
+    let failure = match (dialled.translation, flow.expect, dialled.mode) {
         (Translation::AtSocket, Expect::Deny, _) => Failure::Denied,
         (Translation::AtSocket, _, _) => Failure::Refused,
         // An ICMP message is no error to a socket that is not connected.
         (Translation::ByPackets, Expect::Reject, mode) if mode != Mode::UdpUnconnected => Failure::Refused,
         (Translation::ByPackets, _, _) => Failure::Silent,
+    };
+    match (dialled.translation, &flow.client.role, dialled.mode) {
+        // The call that sends a datagram fails where netfilter drops it on its way out, also if it is rejected.
+        (Translation::ByPackets, Role::Node { zone: _ }, Mode::Udp | Mode::UdpUnconnected | Mode::SctpInit) => {
+            vec![failure, Failure::Denied]
+        }
+        _ => vec![failure],
     }
 }
 
@@ -160,7 +167,7 @@ pub fn is_silent(cast: &Cast, flow: &Flow<'_>, to: &Destination, mode: Mode, tra
     let dialled = Dialled { to: *to, translation, mode, attempts: Vec::new() };
     match flow.expect {
         Expect::To(_) | Expect::OneOf(_) => false,
-        Expect::Reject | Expect::Drop | Expect::Deny => unanswered(flow.expect, &dialled) == Failure::Silent,
+        Expect::Reject | Expect::Drop | Expect::Deny => unanswered(flow, &dialled).contains(&Failure::Silent),
         // A connection is refused by a host; all else may stay without an answer.
         Expect::Pass => to.protocol != Protocol::Tcp || owner(cast, flow, to.address.ip()).is_none(),
     }

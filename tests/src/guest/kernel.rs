@@ -93,5 +93,7 @@ fn folder() -> anyhow::Result<PathBuf> {
     let own = env::current_exe().context("finding the running executable")?;
     // Tests run from target/<profile>/deps, binaries from target/<profile>.
     let found = own.ancestors().skip(2).take(2).map(|target| target.join("tools/guest")).find(|path| path.is_dir());
-    found.context("qemu and its kernels are not there: `cargo xtask setup --tests` fetches them; or name their folder in LAB_GUEST")
+    found.context(
+        "qemu and its kernels are not there; `cargo xtask setup --tests` fetches them, LAB_GUEST names their folder",
+    )
 }

@@ -99,7 +99,8 @@ impl Script<'_> {
         );
         self.filter.rule("-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP");
         self.filter.rule(&format!(
-            "-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {MARK}/{MARK} -j ACCEPT"
+            "-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {MARK}/{MARK} \
+             -j ACCEPT"
         ));
         self.filter.rule(
             "-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack \
@@ -114,8 +115,8 @@ impl Script<'_> {
             Family::V6 => " ! -d ::1/128",
         };
         self.nat.rule(&format!(
-            "-A KUBE-SERVICES{loopback} -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last \
-             rule in this chain\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
+            "-A KUBE-SERVICES{loopback} -m comment --comment \"kubernetes service nodeports; NOTE: this must be the \
+             last rule in this chain\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
         ));
     }
 
@@ -151,7 +152,8 @@ impl Script<'_> {
         if let Some(node_port) = port.node_port {
             let (name, protocol) = (readable(port), port.protocol);
             self.nat.rule(&format!(
-                "-A KUBE-NODEPORTS -m comment --comment {name} -m {protocol} -p {protocol} --dport {node_port} -j {external}"
+                "-A KUBE-NODEPORTS -m comment --comment {name} -m {protocol} -p {protocol} --dport {node_port} \
+                 -j {external}"
             ));
         }
     }
@@ -210,7 +212,8 @@ impl Script<'_> {
         self.nat.rule(&format!("-A {name} -m comment --comment {service} -s {source} -j KUBE-MARK-MASQ"));
         let affinity = port.affinity.map(|_| format!("-m recent --name {name} --set ")).unwrap_or_default();
         self.nat.rule(&format!(
-            "-A {name} -m comment --comment {service} {affinity}-m {protocol} -p {protocol} -j DNAT --to-destination {to}"
+            "-A {name} -m comment --comment {service} {affinity}-m {protocol} -p {protocol} -j DNAT \
+             --to-destination {to}"
         ));
     }
 

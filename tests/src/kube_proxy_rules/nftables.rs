@@ -58,7 +58,10 @@ const BASE: &str = "
     }
     chain masquerading {
         mark and {mark} != 0 jump masquerade-marked
-        ct status dnat {family} saddr . {family} daddr . meta l4proto . th dport @hairpin-connections masquerade fully-random
+        ct status dnat {family} saddr . {family} daddr . meta l4proto . th dport @hairpin-connections jump hairpin
+    }
+    chain hairpin {
+        masquerade fully-random
     }
     chain masquerade-marked {
         mark set mark xor {mark}
@@ -253,7 +256,8 @@ impl<'a> Table<'a> {
             Family::V6 => "ipv6_addr",
         };
         let set = format!(
-            "    set affinity-{base} {{\n        type {address}\n        flags dynamic,timeout\n        timeout {seconds}s\n    }}\n"
+            "    set affinity-{base} {{\n        type {address}\n        flags dynamic,timeout\n        \
+             timeout {seconds}s\n    }}\n"
         );
         self.chains.push_str(&set);
         let record = format!("update @affinity-{base} {{ {} saddr }}", self.name);

@@ -159,3 +159,44 @@ enum Word<'a> {
     Probability(String),
     Other(&'a str),
 }
+
+#[cfg(test)]
+mod tests {
+    use shunt_model::Protocol;
+
+    use super::*;
+    use crate::datapath::iptables::rule::{Match, Target};
+
+    #[track_caller]
+    fn check(rule: &Rule, installed: &str, same: bool) {
+        assert_eq!(are_same(std::slice::from_ref(rule), &[installed], &mut String::new()), same, "{rule} {installed}");
+    }
+
+    #[test]
+    fn ways_of_writing_one_rule_are_the_same() {
+        let ports = |first, last| Rule::all(Target::Drop).of(Protocol::Tcp).when(Match::Ports(first, last));
+        check(&ports(0, 4095), "-p tcp -m tcp --dport 0:4095 -j DROP", true);
+        check(&ports(0, 4095), "-p tcp -m tcp --dport :4095 -j DROP", true);
+        check(&ports(61440, 65535), "-p tcp -m tcp --dport 61440: -j DROP", true);
+        check(&ports(61440, 65535), "-p tcp -m tcp --dport 61440:65534 -j DROP", false);
+        check(&ports(80, 80), "-p udp -m tcp --dport 80 -j DROP", false);
+        let third = Rule::all(Target::Return).when(Match::OnceIn(3));
+        check(&third, "-m statistic --mode random --probability 0.33333333349 -j RETURN", true);
+        check(&third, "-m statistic --mode random --probability 0.3333333335 -j RETURN", true);
+        check(&third, "-m statistic --mode random --probability 0.25000000000 -j RETURN", false);
+        check(&third, "-m statistic --mode random --probability 0.33333333349 -j ACCEPT", false);
+    }
+
+    #[test]
+    fn only_what_is_ours_is_read() {
+        let text = "*nat\n:OUTPUT ACCEPT [3:180]\n:KUBE-MARK-MASQ - [0:0]\n:SHUNT-OUTPUT - [0:0]\n:SHUNT-MARK - [0:0]\n\
+                    -A OUTPUT -j SHUNT-OUTPUT\n-A OUTPUT -m comment --comment \"-j SHUNT-X\" -j KUBE-MARK-MASQ\n\
+                    -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n-A SHUNT-MARK -j RETURN\nCOMMIT\n";
+        let dump = Dump::parse(text);
+        assert_eq!(dump.jumps, ["OUTPUT -j SHUNT-OUTPUT"]);
+        assert_eq!(dump.chains.get("SHUNT-MARK").unwrap(), &["-j RETURN"]);
+        assert_eq!(dump.chains(), 2);
+        let removal = dump.removal();
+        assert_eq!((removal.removals.len(), removal.surplus.len()), (2, 1));
+    }
+}

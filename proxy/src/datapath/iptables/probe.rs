@@ -7,6 +7,7 @@ use super::change::Changes;
 use super::programs::{self, Programs, RunError, Variant};
 use super::rule::{Match, Rule, State, Table, Target};
 use crate::datapath::{Check, CheckState, Options};
+use crate::host::privileges::{self, Capability};
 
 /// The first version with both variants and all options that are used.
 const OLDEST: (u32, u32) = (1, 8);
@@ -30,7 +31,10 @@ pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
         Some(_) | None => (CheckState::Ok, format!("{}, variant {}: {why}", programs.version, programs.variant)),
     };
     let mut checks = vec![Check { name: "iptables", state, detail }];
-    if state == CheckState::Ok {
+    if let Ok(Some(Capability { name, purpose, .. })) = privileges::missing_for_iptables() {
+        let detail = format!("{name} is missing, which {purpose}");
+        checks.push(Check { name: "iptables", state: CheckState::Missing, detail });
+    } else if state == CheckState::Ok {
         checks.push(kernel(programs, options.packets.masquerade_mark));
     }
     checks

@@ -1,22 +1,21 @@
 //! The programs of iptables on this host: which there are, and running them. The only place that does.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use shunt_model::Family;
 
 use super::change::Script;
 use super::rule::{OURS, Table};
 use super::watch;
+use crate::datapath::command::{self, CommandError, Said};
 
 /// How long `iptables-restore` waits while another program holds the lock.
 const PATIENCE: &str = "5";
+/// What a program may take: 50,000 services in legacy tables need some seconds on a slow host.
+const LIMIT: Duration = Duration::from_secs(120);
 /// Where that lock is, unless the environment says otherwise.
 const LOCK: &str = "/run/xtables.lock";
 /// The exit status of all these programs if the kernel or the lock had no room for them.
@@ -79,12 +78,8 @@ pub(super) struct Programs {
 #[derive(Debug, thiserror::Error)]
 pub(in crate::datapath) enum RunError {
     /// It does not run.
-    #[error("running {}", .program.display())]
-    Start {
-        program: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Command(#[from] CommandError),
     /// Another program holds the lock.
     #[error(
         "another program has held the lock {lock} for {PATIENCE} s; `fuser -v {lock}` names it, and the next sync \
@@ -151,24 +146,14 @@ impl Programs {
 
 /// `iptables-nft-restore`, or `iptables-restore` where that is the same variant.
 fn in_path(variant: Variant, family: &str, what: &str) -> Option<PathBuf> {
-    find(&format!("{family}-{variant}-{what}")).or_else(|| {
-        let plain = find(&format!("{family}-{what}"))?;
+    command::find(&format!("{family}-{variant}-{what}")).or_else(|| {
+        let plain = command::find(&format!("{family}-{what}"))?;
         version_of(&plain)?.contains(variant.in_version()).then_some(plain)
     })
 }
 
-fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Services often run without these in their PATH.
-    let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    let candidates = std::env::split_paths(&path).chain(usual).map(|folder| folder.join(name));
-    let runs =
-        |path: &PathBuf| path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0);
-    candidates.into_iter().find(runs)
-}
-
 /// `iptables v1.8.9 (nf_tables)`
-fn version_of(program: &PathBuf) -> Option<String> {
+fn version_of(program: &Path) -> Option<String> {
     let output = run(program, &["--version"], "").ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let first = text.lines().next()?.trim().to_owned();
@@ -176,34 +161,18 @@ fn version_of(program: &PathBuf) -> Option<String> {
     Some(if first.contains('(') { first } else { format!("{first} {}", Variant::Legacy.in_version()) })
 }
 
-fn run(program: &PathBuf, arguments: &[&str], input: &str) -> Result<Output, RunError> {
-    let failed = |source| RunError::Start { program: program.clone(), source };
-    let mut child = Command::new(program)
-        .args(arguments.iter().map(OsStr::new))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let stdin = child.stdin.take();
-    std::thread::scope(|scope| {
-        // It prints while it reads, so both must go on at once. One that ends early says why on stderr.
-        let writer = scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-        let output = child.wait_with_output().map_err(failed);
-        drop(writer.join());
-        output
-    })
+fn run(program: &Path, arguments: &[&str], input: &str) -> Result<Said, RunError> {
+    Ok(command::run(program, arguments, input.as_bytes(), LIMIT, |_| {})?)
 }
 
-fn refused(program: &Path, output: &Output) -> RunError {
-    let said = String::from_utf8_lossy(&output.stderr);
-    let kept: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
+fn refused(program: &Path, said: &Said) -> RunError {
+    let kept: Vec<&str> = said.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let said_all = match kept.is_empty() {
-        true => output.status.to_string(),
+    let words = match kept.is_empty() {
+        true => said.status.to_string(),
         false => kept.join("; "),
     };
-    RunError::Refused { program, said: said_all, lines: lines_named(&said) }
+    RunError::Refused { program, said: words, lines: lines_named(&said.stderr) }
 }
 
 /// The numbers of the lines of the input that a message names: `line 31: RULE_APPEND failed …`, `Error occurred at
@@ -219,7 +188,7 @@ fn lock() -> String {
 
 fn lock_is_held() -> bool {
     let Ok(file) = File::open(lock()) else { return false };
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
 }
 
 /// The variant that others use on this host, as kube-proxy's own image finds it out: by the hint that the kubelet
@@ -255,4 +224,19 @@ fn rules_of_others(programs: &Programs) -> Others {
         others.rules = others.rules.saturating_add(rules);
     }
     others
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_in_what_programs_say() {
+        let nft = "iptables-nft-restore v1.8.9 (nf_tables): \nline 31: RULE_INSERT failed (Invalid argument): rule in \
+                   chain POSTROUTING\nline 32: RULE_APPEND failed (Invalid argument): rule in chain SHUNT-B";
+        assert_eq!(lines_named(nft), [31, 32]);
+        assert_eq!(lines_named("Error occurred at line: 7\nTry `iptables-restore -h' for more information."), [7]);
+        assert_eq!(lines_named("iptables-restore: line 33 failed"), [33]);
+        assert!(lines_named("iptables-restore: invalid option").is_empty());
+    }
 }

@@ -1,6 +1,7 @@
 //! The chains of plans: against the reference reading, against each other, and in the kernel.
 
 mod kernel;
+mod text;
 
 use std::collections::BTreeMap;
 

@@ -67,8 +67,8 @@ impl Retiring {
                 Err(error) => Some(with_causes(&error)),
             },
             [first, ..] => Some(format!(
-                "kube-proxy still runs (process {first}): its rules stay, since it would put them back; take it off this \
-                 node, and they are removed then"
+                "kube-proxy still runs (process {first}): its rules stay, since it would put them back; take it off \
+                 this node, and they are removed then"
             )),
         };
         self.tell(reason);

@@ -77,6 +77,25 @@ fn packets_are_refused_only_where_they_are_rejected_and_an_open_socket_hears_not
 }
 
 #[test]
+fn a_datagram_of_the_node_itself_may_fail_as_it_is_sent() {
+    #[track_caller]
+    fn row(expect: &Expect, mode: Mode, error: &str, right: bool) {
+        let to = destination(CLUSTER_IP, mode);
+        let flow = Flow { client: CAST.member("n1").unwrap(), ..flow_to(expect, to) };
+        let dialled = Dialled { to, translation: ByPackets, mode, attempts: vec![attempt(to.address, error)] };
+        let seen = judge_sockets(&CAST, &flow, &[dialled]);
+        assert_eq!(seen == Seen::Right, right, "{expect} {mode:?} {error}: {seen:?}");
+    }
+    row(&Expect::Reject, Mode::Udp, "EPERM", true);
+    row(&Expect::Reject, Mode::Udp, "ECONNREFUSED", true);
+    row(&Expect::Reject, Mode::Udp, "ETIMEDOUT", false);
+    row(&Expect::Drop, Mode::UdpUnconnected, "EPERM", true);
+    row(&Expect::Deny, Mode::SctpInit, "EPERM", true);
+    row(&Expect::Drop, Mode::Udp, "ECONNREFUSED", false);
+    row(&Expect::Drop, Mode::Tcp, "EPERM", false);
+}
+
+#[test]
 fn packets_decide_for_the_outside_for_sctp_and_at_other_nodes() {
     #[track_caller]
     fn row(client: &str, expect: &Expect, to: &str, mode: Mode, sockets: bool, wanted: Translation) {
