@@ -1,6 +1,8 @@
 //! The chains of small clusters, as text.
 
 use super::*;
+use crate::plan::PlanOptions;
+use crate::plan::fixture::{cluster, options, service, slice};
 
 /// The chains of an IPv4 cluster whose names begin so, in the form of `iptables-save`.
 #[track_caller]
