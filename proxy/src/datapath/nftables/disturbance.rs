@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::NetlinkBuffer;
 use rtnetlink::sys::{AsyncSocket as _, TokioSocket};
 use tokio::sync::Notify;
@@ -78,8 +79,9 @@ impl Listener {
         let mut listening = TokioSocket::new(NETFILTER)?;
         let socket = listening.socket_mut();
         socket.bind_auto()?;
-        // As much as the host allows.
-        if let Err(error) = socket.set_rx_buf_sz(RECEIVE_BUFFER) {
+        // Without CAP_NET_ADMIN it is as large as the host allows; then a large change of ours is read back once.
+        let forced = setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(io::Error::from);
+        if let Err(error) = forced.or_else(|_refused| socket.set_rx_buf_sz(RECEIVE_BUFFER)) {
             tracing::debug!(%error, "the buffer for reports of nftables changes stays as it is");
         }
         socket.add_membership(GROUP)?;

@@ -90,10 +90,12 @@ pub(in crate::datapath) fn remove() -> Result<Vec<Removed>, RemoveError> {
         match listing.tables.get(&family) {
             Some(Maker::Us | Maker::OtherVersion) => {
                 nft.run(&["delete", "table", ip, TABLE], "").map_err(|error| failed(error.into()))?;
-                removed.push(Removed { count: 1, what: "nftables tables", place: format!("({ip} {TABLE})") });
+                removed.push(format!("{ip} {TABLE}"));
             }
             Some(Maker::Foreign) | None => {}
         }
     }
-    Ok(removed)
+    let place = format!("({})", removed.join(", "));
+    let tables = Removed { count: removed.len(), what: "nftables tables", place };
+    Ok(Some(tables).filter(|tables| tables.count > 0).into_iter().collect())
 }
