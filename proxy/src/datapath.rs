@@ -1,8 +1,8 @@
 //! The one door to the kernel: probes the data paths, opens what serves, and removes what one has left.
 //!
 //! Nothing outside of this module names a data path's own types. What serves is made of [`Part`]s: programs at sockets,
-//! on or off, over one path for packets. Every part takes the whole plan and writes the difference; a part is one arm of
-//! each `match` on [`Part`] below.
+//! on or off, over one path for packets. Every part takes the whole plan and writes the difference; a part is one arm
+//! of each `match` on [`Part`] below.
 
 mod caller;
 mod command;

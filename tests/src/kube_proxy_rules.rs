@@ -1,8 +1,8 @@
 //! The rules that kube-proxy 1.36 writes for a cluster, so that tests can replace them and benchmarks can compare.
 
-pub mod iptables;
+pub mod iptables_mode;
 mod names;
-pub mod nftables;
+pub mod nftables_mode;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -96,8 +96,8 @@ impl Place {
             .with_context(|| format!("killing the processes of {}", self.name))
     }
 
-    /// Does `work` while this place has one more address. Other hosts reach a pod, a node or the outside at it only if it
-    /// is of their own network.
+    /// Does `work` while this place has one more address. Other hosts reach a pod, a node or the outside at it only if
+    /// it is of their own network.
     pub fn with_address<T>(&self, address: IpAddr, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
         network::change_address(self, address, AddressChange::Add)?;
         let done = work();

@@ -1,5 +1,5 @@
 //! UDP clients that never change their source port, on each path for packets: they follow the endpoints, although the
-//! kernel remembers where their flow went (CT-1…13; E2E-94, E2E-95, E2E-109…115).
+//! kernel remembers where their flow went (CT-1…13; E2E-94, E2E-95, E2E-109, E2E-110, E2E-112, E2E-115).
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
 #![expect(clippy::indexing_slicing, reason = "a test that cannot go on has failed, its helpers included")]

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use lab::kube_proxy_rules::{Cluster, Endpoint, Family, ServicePort, iptables, nftables};
+use lab::kube_proxy_rules::{Cluster, Endpoint, Family, ServicePort, iptables_mode, nftables_mode};
 use lab::manifests::{self, PodState, Port};
 use lab::peer::Mode;
 use lab::{Binaries, Client, Daemon, DaemonOptions, Lab, Manifests, Node, Place, Pod, Process};
@@ -86,10 +86,10 @@ impl Site {
         };
         for (command, family) in [("iptables", Family::V4), ("ip6tables", Family::V6)] {
             let restore = format!("{command}-{kind}-restore --noflush");
-            self.feed(&restore, &iptables::of_kubelet());
+            self.feed(&restore, &iptables_mode::of_kubelet());
             match former {
-                Former::Iptables(_) => self.feed(&restore, &iptables::of_kube_proxy(&cluster, family)),
-                Former::Nftables => self.feed("nft -f -", &nftables::of_kube_proxy(&cluster, family)),
+                Former::Iptables(_) => self.feed(&restore, &iptables_mode::of_kube_proxy(&cluster, family)),
+                Former::Nftables => self.feed("nft -f -", &nftables_mode::of_kube_proxy(&cluster, family)),
             }
         }
     }

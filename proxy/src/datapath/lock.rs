@@ -1,8 +1,8 @@
 //! The locks of a daemon: one at a time works with the pins below a BPF root, and one at a time writes the rules for
 //! packets of a network namespace. `shunt cleanup` removes nothing under them.
 //!
-//! The lock on the BPF root is flock(2) on the directory itself: a BPF file system takes no regular files, daemons of one root need not agree
-//! on any other path, and the kernel ends the lock with the process, also after SIGKILL.
+//! The lock on the BPF root is flock(2) on the directory itself: a BPF file system takes no regular files, daemons of
+//! one root need not agree on any other path, and the kernel ends the lock with the process, also after SIGKILL.
 
 mod namespace;
 

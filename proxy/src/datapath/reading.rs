@@ -1,5 +1,5 @@
-//! What a socket or a packet gets by a plan, read without a kernel: with the same lookup that the programs run, and from
-//! the rules that would be written.
+//! What a socket or a packet gets by a plan, read without a kernel: with the lookup that the programs run, and from the
+//! rules that would be written.
 
 use std::net::SocketAddr;
 

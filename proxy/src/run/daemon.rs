@@ -46,8 +46,8 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Opens the control socket and locks what the data path works with before anything else, so that a second daemon started by mistake
-    /// changes nothing.
+    /// Opens the control socket and locks what the data path works with before anything else, so that a second daemon
+    /// started by mistake changes nothing.
     pub(super) fn bind(config: Config, chosen: &Chosen) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let stop = CancellationToken::new();

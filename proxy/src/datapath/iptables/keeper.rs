@@ -1,4 +1,4 @@
-//! Puts back what other programs remove or change: a look at the kernel each second, and a comparison only if the tables
+//! Puts back what other programs remove or change: a look at the kernel each second, and a comparison only if tables
 //! are not as they were.
 
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! kube-proxy's rules on a node, without kube-proxy: what it writes at its start and at a change, written by the program
-//! that it runs. Its own work, of which there is more, is left out.
+//! kube-proxy's rules on a node, without kube-proxy: what it writes at its start and at a change, by the program that
+//! it runs. Its own work, of which there is more, is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::kube_proxy_rules::{Cluster, Endpoint, Family, ServicePort, iptables, nftables};
+use lab::kube_proxy_rules::{Cluster, Endpoint, Family, ServicePort, iptables_mode, nftables_mode};
 use lab::{Lab, Node};
 
 use super::cluster::filler_addresses;
@@ -89,8 +89,8 @@ impl Rules {
         let none = || [String::new(), String::new()];
         let cluster = Cluster { pod_ranges: self.node.pod_cidrs(), service_ranges: none(), ports };
         match self.kind {
-            Kind::Nftables => nftables::of_kube_proxy(&cluster, Family::V4),
-            Kind::IptablesNft | Kind::IptablesLegacy => iptables::of_kube_proxy(&cluster, Family::V4),
+            Kind::Nftables => nftables_mode::of_kube_proxy(&cluster, Family::V4),
+            Kind::IptablesNft | Kind::IptablesLegacy => iptables_mode::of_kube_proxy(&cluster, Family::V4),
         }
     }
 

@@ -252,7 +252,7 @@ impl Script<'_> {
         name
     }
 
-    /// Section 4 of the specification of services: refusal without endpoints, silence without local ones.
+    /// Refusal without endpoints, silence without local ones (NE-1, NE-3).
     fn unserved(&mut self, port: &ServicePort) {
         let reason = |policy| match (port.endpoints.is_empty(), policy, port.local_endpoints().is_empty()) {
             (true, _, _) => Some(("has no endpoints", "REJECT")),
