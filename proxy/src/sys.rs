@@ -4,12 +4,12 @@
 
 pub mod bpf;
 mod heap;
-mod iptables;
 pub mod mapped;
 mod netns;
 mod passed;
+mod xtables;
 
 pub use heap::trim;
-pub use iptables::{TableInfo, table_info};
 pub use netns::netns_cookie;
 pub use passed::passed_descriptors;
+pub use xtables::{TableInfo, table_info};
