@@ -1,5 +1,5 @@
-//! Puts back what other programs remove or change: a look at the kernel each second, and a comparison only if tables
-//! are not as they were.
+//! Puts back what other programs remove or change: a look at the kernel each second, and a comparison only if the
+//! tables are not as they were.
 
 use std::time::Instant;
 

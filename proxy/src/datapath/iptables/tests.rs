@@ -61,7 +61,9 @@ proptest! {
         let walk = Walk::of(&plan, PACKETS);
         for packet in packets(&plan) {
             let decision = plan.decide(&packet);
-            let (Verdict::Forward { endpoints, .. }, Some(reason)) = (decision.verdict, decision.reason) else { continue };
+            let (Verdict::Forward { endpoints, .. }, Some(reason)) = (decision.verdict, decision.reason) else {
+                continue;
+            };
             let rule = reason.met().unwrap().rule;
             let reached = walk.reached(&packet);
             // An endpoint may be at an address that is a cluster IP, and then gets what packets get there.
