@@ -159,7 +159,10 @@ impl Cluster {
             .put(&marker, &[manifests::service(NAMESPACE, &marker, Some(&marker), &[to.ip()], &ports)])
             .unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while client.connect(to, Mode::Tcp, 1).unwrap()[0].error != Some(CallError::Refused) {
+        // Packets are refused before sockets are: the path for packets takes a plan first. So the daemon's word, too.
+        let is_reported = || self.daemon().services().unwrap_or_else(|error| panic!("{error:#}")).contains(&marker);
+        let is_refused = || client.connect(to, Mode::Tcp, 1).unwrap()[0].error == Some(CallError::Refused);
+        while !is_reported() || !is_refused() {
             assert!(Instant::now() < deadline, "{marker} is not in force after {PATIENCE:?}\n{}", self.lab.logs());
             sleep(Duration::from_millis(2));
         }
