@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::datapath::{self, Chosen, HostOptions, Options};
+use crate::datapath::{self, Chosen, HostOptions, Options, Wanted};
+use crate::host::cgroup;
 use crate::host::privileges::{self, Capability};
 use crate::source;
 
@@ -26,6 +27,10 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
         bind_protection: config.bind_protection,
         packets: config.packets,
     };
+    // Whoever names it wants programs there: to serve by packets alone instead would hide the mistake.
+    if let Some(root) = config.cgroup_root.as_deref().filter(|_| config.mode.sockets != Wanted::Off) {
+        cgroup::verify(root)?;
+    }
     let chosen = datapath::choose(config.mode, &datapath::probe(&options))?;
     options.packets.loopback_node_ports &= !chosen.sockets;
     for lacks in &chosen.without {
