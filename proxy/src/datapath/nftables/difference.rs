@@ -265,14 +265,15 @@ impl Change {
         Wrong { elements: self.elements.len(), chains, sets: self.clients.len() }
     }
 
-    /// How many elements, rules and chains it writes or removes. Chains that were there with as many rules do not
-    /// count: their rules are written again unread, in case somebody has edited them.
+    /// How many elements and rules it writes, removed elements and sets included. Chains that were there with as many
+    /// rules do not count: their rules are written again unread, in case somebody has edited them. Nor do chains that
+    /// nothing uses any more, which go later.
     pub(super) fn writes(&self) -> u64 {
         let is_unread = |rules: &Vec<String>| rules.iter().all(String::is_empty);
         let rules = self.chains.values().map(|Step { old, new, owner: _ }| match (old, new) {
             (Some(old), Some(new)) if is_unread(old) && old.len() == new.len() => 0,
             (_, Some(new)) => new.len(),
-            (_, None) => 1,
+            (_, None) => 0,
         });
         let writes = rules.sum::<usize>().saturating_add(self.elements.len()).saturating_add(self.clients.len());
         u64::try_from(writes).unwrap_or(u64::MAX)
