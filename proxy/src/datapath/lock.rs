@@ -11,11 +11,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::sys::stat::{major, minor};
 
 use self::namespace::{NamespaceLock, Refusal};
 use super::{Chosen, ebpf};
+
+/// How long a lock of a process that has ended is waited for, and how often it is tried.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a daemon works with cannot be locked.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,27 @@ pub enum LockError {
 /// The process that holds a lock; without an id if it is in a PID namespace that this process does not see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder(pub Option<u32>);
+
+impl Holder {
+    /// Whether that process has ended. A program that it was about to start when it was killed holds its locks for a
+    /// moment longer, until it begins.
+    fn has_ended(self) -> bool {
+        self.0.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+    }
+}
+
+/// Takes a lock; one whose holder has ended is waited for.
+fn wait_for<T>(mut take: impl FnMut() -> Result<T, LockError>) -> Result<T, LockError> {
+    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+        match take() {
+            Err(LockError::Held { holder, .. } | LockError::PacketsHeld { holder }) if holder.has_ended() => {
+                std::thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+    take()
+}
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -121,9 +147,11 @@ impl Lock {
 }
 
 fn lock_packets() -> Result<NamespaceLock, LockError> {
-    NamespaceLock::take().map_err(|refusal| match refusal {
-        Refusal::Held(holder) => LockError::PacketsHeld { holder },
-        Refusal::Failed(error) => LockError::Packets(error),
+    wait_for(|| {
+        NamespaceLock::take().map_err(|refusal| match refusal {
+            Refusal::Held(holder) => LockError::PacketsHeld { holder },
+            Refusal::Failed(error) => LockError::Packets(error),
+        })
     })
 }
 
@@ -143,6 +171,10 @@ fn lock(root: &Path) -> Result<File, LockError> {
 
 /// The directory at `root`, locked, if there is one.
 fn lock_existing(root: &Path) -> Result<Option<File>, LockError> {
+    wait_for(|| try_existing(root))
+}
+
+fn try_existing(root: &Path) -> Result<Option<File>, LockError> {
     let failed = |source| LockError::Lock { root: root.to_owned(), source };
     loop {
         let directory = match File::open(root) {
@@ -215,6 +247,27 @@ mod tests {
         assert!(error.contains("stop it") && error.contains("--bpf-root"), "{error}");
         drop(first);
         lock(place.path()).unwrap();
+    }
+
+    #[test]
+    fn a_holder_that_has_ended_is_told_from_one_that_runs() {
+        assert!(!Holder(Some(std::process::id())).has_ended());
+        assert!(Holder(Some(u32::MAX)).has_ended());
+        assert!(!Holder(None).has_ended(), "it cannot be seen");
+    }
+
+    #[test]
+    fn a_lock_is_waited_for_only_if_its_holder_has_ended() {
+        let check = |holder: u32, taken_at: usize, wanted: usize| {
+            let mut tries = 0;
+            let outcome = wait_for(|| {
+                tries += 1;
+                if tries == taken_at { Ok(()) } else { Err(LockError::PacketsHeld { holder: Holder(Some(holder)) }) }
+            });
+            assert_eq!((tries, outcome.is_ok()), (wanted, taken_at == wanted));
+        };
+        check(u32::MAX, 3, 3);
+        check(std::process::id(), 3, 1);
     }
 
     #[test]
