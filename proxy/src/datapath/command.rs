@@ -1,13 +1,19 @@
 //! Runs a command of the host that reads its orders from its input, within a limit of time.
+//!
+//! The input is a file in memory and not a pipe: if this process is killed, the command still reads all of it or nothing,
+//! and never the first half.
 
-use std::io::{self, Read, Write as _};
+use std::fs::File;
+use std::io::{self, Read, Seek as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
@@ -53,7 +59,7 @@ fn is_executable(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Runs `file` to its end with `input`. `started` gets the number of its process before it can have read anything.
+/// Runs `file` to its end with `input`. `started` gets the number of its process as soon as it has one.
 pub(super) fn run(
     file: &Path,
     arguments: &[&str],
@@ -64,10 +70,13 @@ pub(super) fn run(
     let mut command = Command::new(file);
     // Its words are parsed.
     command.args(arguments).env("LC_ALL", "C");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let input = in_memory(input).map_err(|error| CommandError::Talk(file.to_owned(), error))?;
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A wrapper may start the command as a child: all of them end together.
+    command.process_group(0);
     let mut child = command.spawn().map_err(|error| CommandError::Start(file.to_owned(), error))?;
     started(child.id());
-    let talked = talk(&mut child, input, limit);
+    let talked = talk(&mut child, limit);
     let status = child.wait().map_err(|error| CommandError::Talk(file.to_owned(), error))?;
     match talked {
         Ok(Some((stdout, stderr))) => Ok(Said { status, stdout, stderr }),
@@ -76,27 +85,27 @@ pub(super) fn run(
     }
 }
 
+/// A file that holds `input` and has no name.
+fn in_memory(input: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"input", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// What it writes until it ends; `None` if it had to be killed.
-fn talk(child: &mut Child, input: &[u8], limit: Duration) -> io::Result<Option<(Vec<u8>, String)>> {
+fn talk(child: &mut Child, limit: Duration) -> io::Result<Option<(Vec<u8>, String)>> {
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
         let (ended, end) = mpsc::channel::<()>();
         let watchdog = scope.spawn(move || match end.recv_timeout(limit) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => false,
             // The process is not reaped before this thread has ended, so the number is still its own.
-            Err(RecvTimeoutError::Timeout) => kill(pid, Signal::SIGKILL).is_ok(),
+            Err(RecvTimeoutError::Timeout) => killpg(pid, Signal::SIGKILL).is_ok(),
         });
         let said = scope.spawn(move || read(stdout));
         let complained = scope.spawn(move || read(stderr));
-        if let Some(mut stdin) = stdin {
-            // One that ends early says why.
-            let written = stdin.write_all(input);
-            drop(stdin);
-            if let Err(error) = written.as_ref() {
-                tracing::debug!(%error, "a command did not read its input to the end");
-            }
-        }
         let exited = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
         drop(ended);
         let killed = watchdog.join().unwrap_or_default();
@@ -136,8 +145,10 @@ mod tests {
 
     #[test]
     fn a_command_that_hangs_is_killed() {
-        let error = sh("exec sleep 1000", "", Duration::from_millis(50)).unwrap_err();
-        assert_eq!(error.to_string(), "/bin/sh did not end within 50ms and was killed");
+        for script in ["exec sleep 1000", "sleep 1000; echo of a child"] {
+            let error = sh(script, "", Duration::from_millis(50)).unwrap_err();
+            assert_eq!(error.to_string(), "/bin/sh did not end within 50ms and was killed");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// What serves packets, and what serves sockets before any packet is sent.
 struct Composed {
-    /// In the order in which they take a plan: packets first, so that what sockets leave to packets is served.
+    /// In the order in which they take a plan: sockets first, for they need less than a millisecond.
     parts: Vec<Box<dyn Datapath>>,
     /// With a path for packets, whose flows the kernel remembers.
     stale_flows: Option<StaleFlows>,
@@ -48,7 +48,7 @@ pub(super) fn over(
     };
     let (mut parts, mut adopted, mut reports, mut beside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let stale_flows = packets.is_some().then(StaleFlows::new);
-    for part in packets.into_iter().chain(sockets) {
+    for part in sockets.into_iter().chain(packets) {
         parts.push(part.path);
         adopted.push(part.adopted);
         reports.push(part.report);
