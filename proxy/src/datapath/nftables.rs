@@ -13,6 +13,7 @@ mod hooks;
 mod image;
 mod installed;
 mod keeper;
+mod leftovers;
 mod nft;
 mod probe;
 mod script;
@@ -28,13 +29,14 @@ use std::time::Instant;
 
 use shunt_model::Family;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::collection::{Collection, word};
 use self::difference::{Change, Counts, Image, Named, Wrong};
 use self::disturbance::Disturbances;
 pub(super) use self::door::{open, probe, remove};
 use self::installed::{Client, Installed, Maker};
+use self::leftovers::Leftovers;
 use self::nft::{Nft, NftError};
 use self::script::{Around, Script, TABLE, Unused, moved};
 use super::{Datapath, Number, NumberKind, PacketOptions, Report, SyncError, Synced};
@@ -83,8 +85,7 @@ struct Nftables {
     counts: Counts,
     /// By what the rules were made; `None` if what is installed is not known.
     rendering: Option<Rendering>,
-    /// What nothing refers to since the last transaction.
-    unused: BTreeSet<Unused>,
+    leftovers: Leftovers,
     refused: BTreeMap<PortKey, String>,
     tally: Tally,
     /// What other programs did to our tables.
@@ -122,7 +123,7 @@ impl Nftables {
             synced: Plan::default(),
             counts: Counts::default(),
             rendering: None,
-            unused: BTreeSet::new(),
+            leftovers: Leftovers::default(),
             refused: BTreeMap::new(),
             tally: Tally::default(),
             disturbances,
@@ -137,7 +138,7 @@ impl Nftables {
             let ip = word(*family);
             match self.nft.run(&["-j", "list", "table", ip, TABLE], "") {
                 Ok(listing) => installed.add(*family, &listing).map_err(|error| read_failed(error.into()))?,
-                Err(NftError::Refused { reason, .. }) if reason.contains("No such file or directory") => {}
+                Err(NftError::Refused { reason, .. }) if is_missing(&reason) => {}
                 Err(error) => return Err(read_failed(io::Error::other(error))),
             }
         }
@@ -160,9 +161,12 @@ impl Nftables {
         let (image, counts) = Image::of(plan, rendering);
         let around = Around { moved: moved_clients(&installed, &image.clients, around.replaced.clone()), ..around };
         let installed = without(installed, &around.replaced);
-        self.unused = installed.others.iter().cloned().collect();
+        let former = std::mem::take(&mut self.leftovers);
+        for other in &installed.others {
+            self.leftovers.put(other.clone(), Instant::now());
+        }
         let change = Change::from_installed(&installed, image);
-        let wrong = change.wrong();
+        let wrong = change.wrong(&former);
         let writes = self.commit(change, &around).map_err(|Failure { error, owner }| (write_failed(error), owner))?;
         self.counts = counts;
         Ok((writes, wrong))
@@ -211,31 +215,30 @@ impl Nftables {
         Ok(writes)
     }
 
-    /// Before 6.2 the kernel counts a chain as used for a moment after its last reference goes: chains are deleted in
-    /// a transaction of their own.
+    /// Chains are deleted in a transaction of their own, later.
     fn note_unused(&mut self, change: &Change) {
         let chains = change.chains.iter().map(|(name, step)| ("chain", name, step.new.is_none()));
         let clients = change.clients.iter().map(|(name, step)| ("set", name, step.new.is_none()));
+        let now = Instant::now();
         for (kind, (family, name), gone) in chains.chain(clients) {
             let thing = Unused { family: *family, kind, name: name.clone() };
             match gone {
-                true => self.unused.insert(thing),
-                false => self.unused.remove(&thing),
-            };
+                true => self.leftovers.put(thing, now),
+                false => self.leftovers.remove(&thing),
+            }
         }
     }
 
-    fn delete_unused(&mut self) {
-        let unused = std::mem::take(&mut self.unused);
-        if unused.is_empty() {
-            return;
-        }
-        if let Err(error) = self.nft.apply(&Script::delete(&unused)) {
-            warn!(
-                reason = shunt_model::with_causes(&error),
-                unused = unused.len(),
-                "chains and sets that nothing uses are not deleted; they do no harm, and the next start tries again"
-            );
+    fn delete_unused(&mut self, now: Instant) {
+        for batch in self.leftovers.take(now) {
+            let Err(error) = self.nft.apply(&Script::delete(&batch)) else { continue };
+            let is_gone = matches!(&error, NftError::Refused { reason, .. } if is_missing(reason));
+            if is_gone && batch.len() == 1 {
+                continue;
+            }
+            let (reason, unused) = (shunt_model::with_causes(&error), batch.len());
+            debug!(reason, unused, "chains and sets that nothing uses are not deleted; they do no harm: trying again");
+            self.leftovers.put_back(batch, now);
         }
     }
 
@@ -336,7 +339,7 @@ impl Datapath for Nftables {
             return Ok(0); // The next sync reads everything back.
         }
         let repaired = self.keep()?;
-        self.delete_unused();
+        self.delete_unused(Instant::now());
         Ok(repaired)
     }
 }
@@ -395,6 +398,11 @@ fn foreign(family: Family) -> String {
         "the table {ip} {TABLE} was not made by shunt, which needs a table of this name: look at it with `nft list table \
          {ip} {TABLE}`, and rename it or remove it with `nft delete table {ip} {TABLE}`"
     )
+}
+
+/// Whether nft says that a thing is not there.
+fn is_missing(reason: &str) -> bool {
+    reason.contains("No such file or directory")
 }
 
 fn read_failed(source: io::Error) -> SyncError {

@@ -12,6 +12,8 @@ use super::chain::SharedChain;
 use super::hooks::{MARKER, fixed_chains};
 use super::image::{self, Place, PortImage, port_image};
 use super::installed::Installed;
+use super::leftovers::Leftovers;
+use super::script::Unused;
 use crate::plan::{Plan, PortKey, PortPlan};
 
 /// A name in the table of a family.
@@ -258,11 +260,18 @@ impl Change {
         change
     }
 
-    /// What it repairs, if it leads from what is installed to what should be.
-    pub(super) fn wrong(&self) -> Wrong {
+    /// What it repairs, if it leads from what is installed to what should be. What waits to be deleted is not wrong.
+    pub(super) fn wrong(&self, leftovers: &Leftovers) -> Wrong {
         let rules = |rules: &Option<Vec<String>>| rules.as_ref().map(Vec::len);
-        let chains = self.chains.values().filter(|step| rules(&step.old) != rules(&step.new)).count();
-        Wrong { elements: self.elements.len(), chains, sets: self.clients.len() }
+        let waits = |kind, (family, name): &Named, needed: bool| {
+            !needed && leftovers.contains(&Unused { family: *family, kind, name: name.clone() })
+        };
+        let chains = self
+            .chains
+            .iter()
+            .filter(|(name, step)| rules(&step.old) != rules(&step.new) && !waits("chain", name, step.new.is_some()));
+        let sets = self.clients.iter().filter(|(name, step)| !waits("set", name, step.new.is_some()));
+        Wrong { elements: self.elements.len(), chains: chains.count(), sets: sets.count() }
     }
 
     /// How many elements, rules and chains it writes or removes. Chains that were there with as many rules do not count:

@@ -1,11 +1,14 @@
 //! Tables in the kernel, in a network namespace of the test's own: as root, with nft.
 #![expect(clippy::print_stderr, reason = "a test that is left out says why")]
 
+use std::time::Instant;
+
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::watch;
 
 use super::*;
 use crate::datapath::nftables::disturbance::{Disturbance, Disturbances};
+use crate::datapath::nftables::leftovers::{Leftovers, MOMENT};
 use crate::datapath::nftables::nft::Nft;
 use crate::datapath::nftables::{Nftables, door};
 use crate::datapath::{Datapath as _, Report};
@@ -49,7 +52,7 @@ fn check_in_place(path: &Nftables, plan: &Plan) {
         image.chains.iter().map(|(name, (rules, _))| (name.clone(), rules.len())).collect();
     let mut chains = installed.chains.clone();
     chains.retain(|(family, name), _| {
-        !path.unused.contains(&Unused { family: *family, kind: "chain", name: name.clone() })
+        !path.leftovers.contains(&Unused { family: *family, kind: "chain", name: name.clone() })
     });
     assert_eq!(chains, names);
     let change = Change::from_installed(&installed, image);
@@ -67,7 +70,8 @@ fn what_the_kernel_shows_is_what_was_written() {
         assert_eq!(first.sync(&plan).unwrap().writes, 0);
         // Another daemon finds all of it, and touches no element.
         let mut second = path(&command);
-        let wrong = Change::from_installed(&second.read().unwrap(), Image::of(&plan, &rendering(&plan)).0).wrong();
+        let wrong = Change::from_installed(&second.read().unwrap(), Image::of(&plan, &rendering(&plan)).0)
+            .wrong(&Leftovers::default());
         assert_eq!((wrong.elements, wrong.chains, wrong.sets), (0, 0, 0));
         second.sync(&plan).unwrap();
         check_in_place(&second, &plan);
@@ -91,8 +95,8 @@ fn random_changes_arrive_in_the_kernel() {
             let synced = path.sync(&plan).unwrap();
             assert_eq!(synced.refused, []);
             check_in_place(&path, &plan);
-            path.audit().unwrap();
-            assert!(path.unused.is_empty());
+            path.delete_unused(Instant::now() + MOMENT);
+            assert_eq!(path.leftovers, Leftovers::default());
             check_in_place(&path, &plan);
         }
         assert_eq!(path.tally.failures, 0);
@@ -120,6 +124,7 @@ fn what_others_changed_is_put_back_and_counted() {
             path.disturbances.put(Disturbance::By("nft".to_owned()));
             assert!(path.audit().unwrap() > 0, "{harm}");
             check_in_place(&path, &plan);
+            path.delete_unused(Instant::now() + MOMENT);
             let listed = nft(&command, "list table ip shunt");
             assert!(!listed.contains("foreign") && !listed.contains("10.96.77.77"), "after {harm}");
             assert_eq!(path.audit().unwrap(), 0);
@@ -183,7 +188,7 @@ fn clients_are_remembered_across_restarts_and_timeouts() {
         let mut last = path(&command);
         last.sync(&planned(500)).unwrap();
         last.sync(&Plan::default()).unwrap();
-        last.audit().unwrap();
+        last.delete_unused(Instant::now() + MOMENT);
         assert!(!nft(&command, "list table ip shunt").contains("clients/"));
     });
 }
