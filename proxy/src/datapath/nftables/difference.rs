@@ -293,6 +293,13 @@ impl Change {
     }
 }
 
+impl Counts {
+    /// Counts the first plan again, after a change to the second was not made.
+    pub(super) fn undo(&mut self, first: &Plan, second: &Plan, rendering: &Rendering) {
+        Change::between(second, first, self, rendering);
+    }
+}
+
 impl Image {
     /// All that the tables hold for a plan, and what its service ports have in common.
     pub(super) fn of(plan: &Plan, rendering: &Rendering) -> (Self, Counts) {

@@ -3,9 +3,9 @@
 use shunt_model::with_causes;
 use tracing::warn;
 
-use super::Nftables;
 use super::difference::Wrong;
 use super::disturbance::Disturbance;
+use super::{Nftables, write_failed};
 use crate::datapath::SyncError;
 
 impl Nftables {
@@ -19,7 +19,11 @@ impl Nftables {
         // Without it the next sync reads everything back.
         let Some(rendering) = self.rendering.take() else { return Ok(0) };
         let plan = self.synced.clone();
-        match self.write_all(&plan, &rendering, false) {
+        let installed = self.read();
+        let outcome = installed.and_then(|installed| {
+            self.write_all(&plan, &rendering, installed).map_err(|failure| write_failed(failure.error))
+        });
+        match outcome {
             Ok((_, wrong)) => {
                 self.rendering = Some(rendering);
                 let repaired = match (wrong.count(), &by) {
@@ -32,7 +36,7 @@ impl Nftables {
                 }
                 Ok(u64::try_from(repaired).unwrap_or(u64::MAX))
             }
-            Err((error, _)) => {
+            Err(error) => {
                 let reason = with_causes(&error);
                 self.tell_installed(Some(format!("nftables tables were changed and cannot be put back: {reason}")));
                 Err(error)
