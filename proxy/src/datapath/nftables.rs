@@ -46,6 +46,9 @@ use crate::plan::{NodePorts, Plan, PodInterface, PortKey};
 /// How many service ports are found at fault, and how many are tried again, in one sync: each costs a transaction.
 const AT_A_TIME: usize = 8;
 
+/// For so many lines the kernel's reports, one for each element, cost more than the change.
+const LARGE: usize = 2000;
+
 /// What rules depend on beside the service ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rendering {
@@ -209,7 +212,10 @@ impl Nftables {
     fn commit(&mut self, change: Change, around: &Around) -> Result<u64, Failure> {
         let script = Script::of(&change, around);
         self.tally.transactions += 1;
-        let outcome = self.nft.apply(&script);
+        let outcome = match script.lines() > LARGE {
+            true => self.disturbances.unheard(|| self.nft.apply(&script)),
+            false => self.nft.apply(&script),
+        };
         self.tally.failures += u64::from(outcome.is_err());
         self.tell_numbers();
         outcome.map_err(|error| {

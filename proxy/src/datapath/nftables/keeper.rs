@@ -34,6 +34,7 @@ impl Nftables {
                 if repaired > 0 {
                     self.restored(wrong, by.as_deref());
                 }
+                self.tell_installed(None);
                 Ok(u64::try_from(repaired).unwrap_or(u64::MAX))
             }
             Err(error) => {
@@ -50,12 +51,12 @@ impl Nftables {
         warn!(by, elements, chains, sets, "another program changed our nftables tables; they are as before");
         self.reports.send_modify(|report| {
             report.installed.restored = report.installed.restored.saturating_add(1);
-            report.installed.fault = None;
         });
     }
 
     /// Publishes whether all is in place.
     pub(super) fn tell_installed(&self, fault: Option<String>) {
+        let fault = fault.or_else(|| self.disturbances.deaf());
         self.reports.send_if_modified(|report| {
             let modified = report.installed.fault != fault;
             report.installed.fault = fault;

@@ -1,15 +1,17 @@
 //! Tables in the kernel, in a network namespace of the test's own: as root, with nft.
 #![expect(clippy::print_stderr, reason = "a test that is left out says why")]
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sched::{CloneFlags, unshare};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::datapath::nftables::disturbance::{Disturbance, Disturbances};
+use crate::datapath::nftables::disturbance::{Disturbance, Disturbances, Listener};
 use crate::datapath::nftables::leftovers::{Leftovers, MOMENT};
-use crate::datapath::nftables::nft::Nft;
+use crate::datapath::nftables::nft::{Nft, Ours};
 use crate::datapath::nftables::{Nftables, door};
 use crate::datapath::{Datapath as _, Report};
 
@@ -229,5 +231,34 @@ fn a_probe_changes_nothing() {
         let found = crate::datapath::nftables::probe::look(&command, &options).unwrap();
         assert_eq!(found.families, Family::BOTH.into_iter().collect());
         assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n}\n");
+    });
+}
+
+#[test]
+fn a_transaction_without_reports_hides_no_other() {
+    in_a_namespace(|command| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let disturbed = Arc::<Notify>::default();
+        let listener = Listener::open(Ours::default(), Arc::clone(&disturbed)).unwrap();
+        let disturbances = listener.disturbances();
+        let add = |chain: &str| command.run(&["add", "chain", "ip", "shunt", chain], "");
+        nft(&command, "add table ip other");
+        disturbances.unheard(|| command.run(&["add", "table", "ip", "shunt"], "")).unwrap();
+        assert_eq!(disturbances.take(), Disturbance::None);
+        disturbances.unheard(|| add("two").and_then(|_| add("three"))).unwrap();
+        assert_eq!(disturbances.take(), Disturbance::Unknown);
+        disturbances.unheard(|| add("-")).unwrap_err();
+        assert_eq!(disturbances.take(), Disturbance::None);
+        // It has heard nothing of these, and hears the next one.
+        add("four").unwrap();
+        drop(inside);
+        runtime.block_on(async {
+            tokio::select! {
+                () = listener.run(CancellationToken::new()) => {}
+                () = disturbed.notified() => {}
+            }
+        });
+        assert_eq!(disturbances.take(), Disturbance::By("nft".to_owned()));
     });
 }
