@@ -99,6 +99,8 @@ struct Nftables {
     tally: Tally,
     /// What other programs did to our tables.
     disturbances: Disturbances,
+    /// Until then no look at what others did.
+    rests_until: Option<Instant>,
     reports: watch::Sender<Report>,
 }
 
@@ -147,6 +149,7 @@ impl Nftables {
             retried: None,
             tally: Tally::default(),
             disturbances,
+            rests_until: None,
             reports,
         }
     }

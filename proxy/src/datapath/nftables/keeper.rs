@@ -1,5 +1,7 @@
 //! Puts back what other programs remove or change in our tables.
 
+use std::time::Instant;
+
 use shunt_model::with_causes;
 use tracing::warn;
 
@@ -7,10 +9,16 @@ use super::difference::Wrong;
 use super::disturbance::Disturbance;
 use super::{Nftables, write_failed};
 use crate::datapath::SyncError;
+use crate::datapath::packets::REST;
 
 impl Nftables {
     /// Compares the kernel with what the last sync wrote, if somebody may have changed it. Returns how much was wrong.
+    /// The first damage is repaired at once; what comes soon after it, after a rest.
     pub(super) fn keep(&mut self) -> Result<u64, SyncError> {
+        let started = Instant::now();
+        if self.rests_until.is_some_and(|until| started < until) {
+            return Ok(0); // A later look takes it in.
+        }
         let by = match self.disturbances.take() {
             Disturbance::None => return Ok(0),
             Disturbance::Unknown => None,
@@ -23,6 +31,7 @@ impl Nftables {
         let outcome = installed.and_then(|installed| {
             self.write_all(&plan, &rendering, installed).map_err(|failure| write_failed(failure.error))
         });
+        self.rests_until = Instant::now().checked_add(started.elapsed().saturating_mul(REST));
         match outcome {
             Ok((_, wrong)) => {
                 self.rendering = Some(rendering);

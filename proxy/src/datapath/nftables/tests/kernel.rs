@@ -2,7 +2,7 @@
 #![expect(clippy::print_stderr, reason = "a test that is left out says why")]
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::{Notify, watch};
@@ -130,8 +130,17 @@ fn what_others_changed_is_put_back_and_counted() {
             let listed = nft(&command, "list table ip shunt");
             assert!(!listed.contains("foreign") && !listed.contains("10.96.77.77"), "after {harm}");
             assert_eq!(path.audit().unwrap(), 0);
+            path.rests_until = None;
         }
         assert_eq!(path.reports.borrow().installed.restored, 8);
+        // One that comes at once again waits for the end of the rest.
+        nft(&command, "flush map ip shunt frontends");
+        path.disturbances.put(Disturbance::By("nft".to_owned()));
+        path.rests_until = Instant::now().checked_add(Duration::from_secs(3600));
+        assert_eq!(path.audit().unwrap(), 0);
+        path.rests_until = Some(Instant::now());
+        assert!(path.audit().unwrap() > 0);
+        check_in_place(&path, &plan);
     });
 }
 
