@@ -295,7 +295,7 @@ impl Nftables {
     }
 
     /// Leads from what is installed to a plan, without the service ports that are refused. What is installed is read
-    /// once: a transaction that is refused changes nothing.
+    /// once: a transaction that is refused changes nothing. Where many seem at fault, it may be the tables.
     fn write_without_refused(&mut self, plan: &mut Plan, rendering: &Rendering) -> Result<u64, SyncError> {
         let mut installed = self.read()?;
         let (mut blamed, mut anew) = (0_usize, false);
@@ -311,7 +311,7 @@ impl Nftables {
                     plan.ports.remove(&key);
                     self.refused.insert(key, shunt_model::with_causes(&error));
                 }
-                Cause::Refused if !anew => {
+                Cause::Port(_) | Cause::Refused if !anew => {
                     let reason = shunt_model::with_causes(&error);
                     warn!(reason, "the tables cannot be repaired: replacing them whole");
                     anew = true;

@@ -274,8 +274,8 @@ impl Change {
         Wrong { elements: self.elements.len(), chains: chains.count(), sets: sets.count() }
     }
 
-    /// How many elements, rules and chains it writes or removes. Chains that were there with as many rules do not count:
-    /// their rules are written again unread, in case somebody has edited them.
+    /// How many elements, rules and chains it writes or removes. Chains that were there with as many rules do not
+    /// count: their rules are written again unread, in case somebody has edited them.
     pub(super) fn writes(&self) -> u64 {
         let is_unread = |rules: &Vec<String>| rules.iter().all(String::is_empty);
         let rules = self.chains.values().map(|Step { old, new, owner: _ }| match (old, new) {

@@ -159,6 +159,28 @@ fn a_refused_change_is_repaired_in_the_same_sync() {
 }
 
 #[test]
+fn many_refused_service_ports_are_the_fault_of_their_table() {
+    in_a_namespace(|command| {
+        let names: Vec<String> = (0..20).map(|index| format!("web-{index}")).collect();
+        let services =
+            (1..).zip(&names).map(|(index, name)| service(name, &format!("ip=10.96.0.{index} port=http:80/tcp")));
+        let slices = names.iter().map(|name| slice(name, "x", "http:80/tcp", "e1:R"));
+        let (plan, _) = plan(&cluster(services, slices), &options());
+        nft(&command, "add table ip shunt");
+        nft(&command, "add chain ip shunt made-by-shunt-v1");
+        nft(&command, "add map ip shunt frontends { type ipv4_addr . inet_proto . inet_service : verdict; size 3; }");
+        let mut path = path(&command);
+        let first = path.sync(&plan).unwrap();
+        assert!(first.refused.len() < names.len(), "{:?}", first.refused);
+        for _ in 0..2 {
+            path.sync(&plan).unwrap();
+        }
+        assert_eq!(path.sync(&plan).unwrap().refused, []);
+        check_in_place(&path, &plan);
+    });
+}
+
+#[test]
 fn a_table_of_somebody_else_is_not_touched() {
     in_a_namespace(|command| {
         nft(&command, "add table ip shunt");
