@@ -18,7 +18,7 @@ mod sources;
 mod tests;
 mod tree;
 pub(super) mod walk;
-mod watch;
+pub(super) mod watch;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -13,6 +13,7 @@ mod hooks;
 mod image;
 mod installed;
 mod keeper;
+mod leftovers;
 mod nft;
 mod probe;
 mod script;
@@ -24,21 +25,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use shunt_model::Family;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::collection::{Collection, word};
 use self::difference::{Change, Counts, Image, Named, Wrong};
 use self::disturbance::Disturbances;
 pub(super) use self::door::{open, probe, remove};
 use self::installed::{Client, Installed, Maker};
+use self::leftovers::Leftovers;
 use self::nft::{Nft, NftError};
 use self::script::{Around, Script, TABLE, Unused, moved};
 use super::{Datapath, Number, NumberKind, PacketOptions, Report, SyncError, Synced};
 use crate::plan::{NodePorts, Plan, PodInterface, PortKey};
+
+/// How many service ports are found at fault, and how many are tried again, in one sync: each costs a transaction.
+const AT_A_TIME: usize = 8;
+
+/// For so many lines the kernel's reports, one for each element, cost more than the change.
+const LARGE: usize = 2000;
 
 /// What rules depend on beside the service ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,12 +92,15 @@ struct Nftables {
     counts: Counts,
     /// By what the rules were made; `None` if what is installed is not known.
     rendering: Option<Rendering>,
-    /// What nothing refers to since the last transaction.
-    unused: BTreeSet<Unused>,
+    leftovers: Leftovers,
     refused: BTreeMap<PortKey, String>,
+    /// The last one that was tried again.
+    retried: Option<PortKey>,
     tally: Tally,
     /// What other programs did to our tables.
     disturbances: Disturbances,
+    /// Until then no look at what others did.
+    rests_until: Option<Instant>,
     reports: watch::Sender<Report>,
 }
 
@@ -103,8 +115,18 @@ struct Tally {
 #[derive(Debug)]
 struct Failure {
     error: NftError,
-    /// The service port at fault, if one is.
-    owner: Option<PortKey>,
+    cause: Cause,
+}
+
+/// What a transaction failed for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Cause {
+    /// It was refused for this service port.
+    Port(PortKey),
+    /// It was refused.
+    Refused,
+    /// The command did not end by itself: the kernel may have taken the transaction.
+    Command,
 }
 
 impl Nftables {
@@ -122,10 +144,12 @@ impl Nftables {
             synced: Plan::default(),
             counts: Counts::default(),
             rendering: None,
-            unused: BTreeSet::new(),
+            leftovers: Leftovers::default(),
             refused: BTreeMap::new(),
+            retried: None,
             tally: Tally::default(),
             disturbances,
+            rests_until: None,
             reports,
         }
     }
@@ -137,7 +161,7 @@ impl Nftables {
             let ip = word(*family);
             match self.nft.run(&["-j", "list", "table", ip, TABLE], "") {
                 Ok(listing) => installed.add(*family, &listing).map_err(|error| read_failed(error.into()))?,
-                Err(NftError::Refused { reason, .. }) if reason.contains("No such file or directory") => {}
+                Err(NftError::Refused { reason, .. }) if is_missing(&reason) => {}
                 Err(error) => return Err(read_failed(io::Error::other(error))),
             }
         }
@@ -147,23 +171,19 @@ impl Nftables {
         }
     }
 
-    /// Leads from what is installed to a plan. What is right is not touched, unless all is to be made anew.
-    fn write_all(
-        &mut self,
-        plan: &Plan,
-        rendering: &Rendering,
-        anew: bool,
-    ) -> Result<(u64, Wrong), (SyncError, Option<PortKey>)> {
-        let mut installed = self.read().map_err(|error| (error, None))?;
-        installed.misplaced |= anew;
+    /// Leads from what is installed to a plan. What is right is not touched.
+    fn write_all(&mut self, plan: &Plan, rendering: &Rendering, installed: Installed) -> Result<(u64, Wrong), Failure> {
         let around = around(&installed, rendering);
         let (image, counts) = Image::of(plan, rendering);
         let around = Around { moved: moved_clients(&installed, &image.clients, around.replaced.clone()), ..around };
         let installed = without(installed, &around.replaced);
-        self.unused = installed.others.iter().cloned().collect();
+        let former = std::mem::take(&mut self.leftovers);
+        for other in &installed.others {
+            self.leftovers.put(other.clone(), Instant::now());
+        }
         let change = Change::from_installed(&installed, image);
-        let wrong = change.wrong();
-        let writes = self.commit(change, &around).map_err(|Failure { error, owner }| (write_failed(error), owner))?;
+        let wrong = change.wrong(&former);
+        let writes = self.commit(change, &around)?;
         self.counts = counts;
         Ok((writes, wrong))
     }
@@ -195,15 +215,20 @@ impl Nftables {
     fn commit(&mut self, change: Change, around: &Around) -> Result<u64, Failure> {
         let script = Script::of(&change, around);
         self.tally.transactions += 1;
-        let outcome = self.nft.apply(&script);
+        let outcome = match script.lines() > LARGE {
+            true => self.disturbances.unheard(|| self.nft.apply(&script)),
+            false => self.nft.apply(&script),
+        };
         self.tally.failures += u64::from(outcome.is_err());
         self.tell_numbers();
         outcome.map_err(|error| {
-            let line = match &error {
-                NftError::Refused { line, .. } => *line,
-                NftError::Command(_) => None,
+            let cause = match &error {
+                NftError::Refused { line, .. } => {
+                    line.and_then(|line| script.owner(line)).map_or(Cause::Refused, |key| Cause::Port(key.clone()))
+                }
+                NftError::Command(_) => Cause::Command,
             };
-            Failure { owner: line.and_then(|line| script.owner(line)).cloned(), error }
+            Failure { error, cause }
         })?;
         let writes = change.writes();
         self.note_unused(&change);
@@ -211,31 +236,30 @@ impl Nftables {
         Ok(writes)
     }
 
-    /// Before 6.2 the kernel counts a chain as used for a moment after its last reference goes: chains are deleted in
-    /// a transaction of their own.
+    /// Chains are deleted in a transaction of their own, later.
     fn note_unused(&mut self, change: &Change) {
         let chains = change.chains.iter().map(|(name, step)| ("chain", name, step.new.is_none()));
         let clients = change.clients.iter().map(|(name, step)| ("set", name, step.new.is_none()));
+        let now = Instant::now();
         for (kind, (family, name), gone) in chains.chain(clients) {
             let thing = Unused { family: *family, kind, name: name.clone() };
             match gone {
-                true => self.unused.insert(thing),
-                false => self.unused.remove(&thing),
-            };
+                true => self.leftovers.put(thing, now),
+                false => self.leftovers.remove(&thing),
+            }
         }
     }
 
-    fn delete_unused(&mut self) {
-        let unused = std::mem::take(&mut self.unused);
-        if unused.is_empty() {
-            return;
-        }
-        if let Err(error) = self.nft.apply(&Script::delete(&unused)) {
-            warn!(
-                reason = shunt_model::with_causes(&error),
-                unused = unused.len(),
-                "chains and sets that nothing uses are not deleted; they do no harm, and the next start tries again"
-            );
+    fn delete_unused(&mut self, now: Instant) {
+        for batch in self.leftovers.take(now) {
+            let Err(error) = self.nft.apply(&Script::delete(&batch)) else { continue };
+            let is_gone = matches!(&error, NftError::Refused { reason, .. } if is_missing(reason));
+            if is_gone && batch.len() == 1 {
+                continue;
+            }
+            let (reason, unused) = (shunt_model::with_causes(&error), batch.len());
+            debug!(reason, unused, "chains and sets that nothing uses are not deleted; they do no harm: trying again");
+            self.leftovers.put_back(batch, now);
         }
     }
 
@@ -261,46 +285,67 @@ impl Nftables {
                 Ok(writes) => return Ok((plan, writes)),
                 Err(Failure { error, .. }) => {
                     let reason = shunt_model::with_causes(&error);
-                    warn!(reason, "a change was refused, and nothing of it was done: reading back what is installed");
+                    warn!(reason, "a change failed: reading back what is installed");
                 }
             }
         }
         self.rendering = None;
-        let mut anew = false;
+        let writes = self.write_without_refused(&mut plan, rendering)?;
+        Ok((plan, writes))
+    }
+
+    /// Leads from what is installed to a plan, without the service ports that are refused. What is installed is read
+    /// once: a transaction that is refused changes nothing. Where many seem at fault, it may be the tables.
+    fn write_without_refused(&mut self, plan: &mut Plan, rendering: &Rendering) -> Result<u64, SyncError> {
+        let mut installed = self.read()?;
+        let (mut blamed, mut anew) = (0_usize, false);
         loop {
-            match self.write_all(&plan, rendering, anew) {
-                Ok((writes, _)) => return Ok((plan, writes)),
-                Err((error, Some(key))) if plan.ports.contains_key(&key) => {
+            let Failure { error, cause } = match self.write_all(plan, rendering, installed.clone()) {
+                Ok((writes, _)) => return Ok(writes),
+                Err(failure) => failure,
+            };
+            match cause {
+                // The next sync goes on without those that are known by then.
+                Cause::Port(key) if blamed < AT_A_TIME && plan.ports.contains_key(&key) => {
+                    blamed += 1;
                     plan.ports.remove(&key);
                     self.refused.insert(key, shunt_model::with_causes(&error));
                 }
-                Err((error @ SyncError::Write { .. }, _)) if !anew => {
+                Cause::Port(_) | Cause::Refused if !anew => {
                     let reason = shunt_model::with_causes(&error);
                     warn!(reason, "the tables cannot be repaired: replacing them whole");
                     anew = true;
+                    installed.misplaced = true;
                 }
-                Err((error, _)) => return Err(error),
+                Cause::Port(_) | Cause::Refused | Cause::Command => return Err(write_failed(error)),
             }
         }
     }
 
-    /// Tries again what was refused, each alone: it must not keep the others from their plan.
-    fn retry_refused(&mut self, plan: &Plan, rendering: &Rendering) -> u64 {
+    /// Tries again what was refused before, each alone: it must not keep the others from their plan. A few at a time,
+    /// in turn.
+    fn retry_refused(&mut self, former: &[PortKey], plan: &Plan, rendering: &Rendering) -> u64 {
         let mut written = 0_u64;
-        for key in self.refused.keys().cloned().collect::<Vec<_>>() {
-            let Some(port) = plan.ports.get(&key) else { continue };
-            let (mut with, counts) = (self.synced.clone(), self.counts.clone());
-            with.ports.insert(key.clone(), std::sync::Arc::clone(port));
-            let before = self.refused.remove(&key);
+        for key in in_turn(former, self.retried.as_ref()) {
+            self.retried = Some(key.clone());
+            let Some(port) = plan.ports.get(key) else { continue };
+            let Some(before) = self.refused.remove(key) else { continue };
+            let mut with = self.synced.clone();
+            with.ports.insert(key.clone(), Arc::clone(port));
             match self.write_difference(&with, rendering) {
-                Ok(writes) if !self.refused.contains_key(&key) => {
+                Ok(_) if self.refused.contains_key(key) => {}
+                Ok(writes) => {
                     written = written.saturating_add(writes);
                     self.synced = with;
                 }
-                Ok(_) => self.counts = counts,
-                Err(_) => {
-                    self.counts = counts;
-                    self.refused.extend(before.map(|reason| (key, reason)));
+                Err(Failure { cause, .. }) => {
+                    self.refused.insert(key.clone(), before);
+                    if cause == Cause::Command {
+                        // The next sync reads back what was done.
+                        self.rendering = None;
+                        break;
+                    }
+                    self.counts.undo(&self.synced, &with, rendering);
                 }
             }
         }
@@ -320,7 +365,7 @@ impl Datapath for Nftables {
         }
         (self.synced, self.rendering) = (written, Some(rendering.clone()));
         self.tell_installed(None);
-        let retried = if former.is_empty() { 0 } else { self.retry_refused(plan, &rendering) };
+        let retried = if former.is_empty() { 0 } else { self.retry_refused(&former, plan, &rendering) };
         let refused = self.refused.iter().map(|(key, reason)| (key.clone(), reason.clone())).collect();
         let writes = writes.saturating_add(retried);
         Ok(Synced { writes, refused, elapsed: started.elapsed(), ..Synced::default() })
@@ -336,15 +381,26 @@ impl Datapath for Nftables {
             return Ok(0); // The next sync reads everything back.
         }
         let repaired = self.keep()?;
-        self.delete_unused();
+        self.delete_unused(Instant::now());
         Ok(repaired)
     }
 }
 
 impl From<NftError> for Failure {
     fn from(error: NftError) -> Self {
-        Self { error, owner: None }
+        let cause = match &error {
+            NftError::Refused { .. } => Cause::Refused,
+            NftError::Command(_) => Cause::Command,
+        };
+        Self { error, cause }
     }
+}
+
+/// The next few of these service ports after the last one.
+fn in_turn<'a>(ports: &'a [PortKey], last: Option<&PortKey>) -> impl Iterator<Item = &'a PortKey> + use<'a> {
+    let start = ports.partition_point(|key| last.is_some_and(|last| key <= last));
+    let (first, next) = ports.split_at_checked(start).unwrap_or_default();
+    next.iter().chain(first).take(AT_A_TIME)
 }
 
 /// What must be declared before elements and rules are written.
@@ -395,6 +451,11 @@ fn foreign(family: Family) -> String {
         "the table {ip} {TABLE} was not made by shunt, which needs a table of this name: look at it with `nft list table \
          {ip} {TABLE}`, and rename it or remove it with `nft delete table {ip} {TABLE}`"
     )
+}
+
+/// Whether nft says that a thing is not there.
+fn is_missing(reason: &str) -> bool {
+    reason.contains("No such file or directory")
 }
 
 fn read_failed(source: io::Error) -> SyncError {

@@ -9,6 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::plan::{Empty, Frontend, List, PortPlan, Source};
 
+/// After a comparison of the tables with what they should be, the next one may wait so many times as long as it took:
+/// where others change large tables all the time, comparing must not take a whole processor.
+pub(super) const REST: u32 = 4;
+
 /// What a new flow gets at a frontend, by the kind of its source. Frontends with one shape share their rules; they
 /// differ in addresses alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

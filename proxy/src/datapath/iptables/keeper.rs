@@ -10,10 +10,7 @@ use super::dump::Found;
 use super::watch::{self, Seen};
 use super::{Iptables, failed, read_back};
 use crate::datapath::SyncError;
-
-/// After a comparison that found nothing wrong, the next one waits so many times as long as it took: where others
-/// change large tables all the time, comparing must not take a whole processor.
-const REST: u32 = 4;
+use crate::datapath::packets::REST;
 
 /// Whether nothing but these commits happened between two looks; of legacy tables the kernel keeps no count.
 pub(super) fn follows(before: Option<Seen>, commits: u32, after: Option<Seen>) -> bool {

@@ -34,11 +34,14 @@ pub(super) fn look(variant: Variant, family: Family) -> io::Result<Seen> {
             let [nat, filter] = Table::BOTH;
             Ok(Seen::Legacy([info(nat)?, info(filter)?]))
         }
-        Variant::Nft => {
-            let generation = Netlink::open(NETFILTER)?.get(GET_GENERATION, &REQUEST, generation)?;
-            generation.map(Seen::Nft).ok_or_else(|| io::Error::other("no generation of nftables was given"))
-        }
+        Variant::Nft => nftables_generation().map(Seen::Nft),
     }
+}
+
+/// The number of changes of nftables in this network namespace.
+pub(in crate::datapath) fn nftables_generation() -> io::Result<u32> {
+    let generation = Netlink::open(NETFILTER)?.get(GET_GENERATION, &REQUEST, generation)?;
+    generation.ok_or_else(|| io::Error::other("no generation of nftables was given"))
 }
 
 /// `NFTA_GEN_ID`, the first attribute of the answer.

@@ -12,6 +12,8 @@ use super::chain::SharedChain;
 use super::hooks::{MARKER, fixed_chains};
 use super::image::{self, Place, PortImage, port_image};
 use super::installed::Installed;
+use super::leftovers::Leftovers;
+use super::script::Unused;
 use crate::plan::{Plan, PortKey, PortPlan};
 
 /// A name in the table of a family.
@@ -258,15 +260,22 @@ impl Change {
         change
     }
 
-    /// What it repairs, if it leads from what is installed to what should be.
-    pub(super) fn wrong(&self) -> Wrong {
+    /// What it repairs, if it leads from what is installed to what should be. What waits to be deleted is not wrong.
+    pub(super) fn wrong(&self, leftovers: &Leftovers) -> Wrong {
         let rules = |rules: &Option<Vec<String>>| rules.as_ref().map(Vec::len);
-        let chains = self.chains.values().filter(|step| rules(&step.old) != rules(&step.new)).count();
-        Wrong { elements: self.elements.len(), chains, sets: self.clients.len() }
+        let waits = |kind, (family, name): &Named, needed: bool| {
+            !needed && leftovers.contains(&Unused { family: *family, kind, name: name.clone() })
+        };
+        let chains = self
+            .chains
+            .iter()
+            .filter(|(name, step)| rules(&step.old) != rules(&step.new) && !waits("chain", name, step.new.is_some()));
+        let sets = self.clients.iter().filter(|(name, step)| !waits("set", name, step.new.is_some()));
+        Wrong { elements: self.elements.len(), chains: chains.count(), sets: sets.count() }
     }
 
-    /// How many elements and rules it writes, removed elements and sets included. Chains that were there with as many
-    /// rules do not count: their rules are written again unread, in case somebody has edited them. Nor do chains that
+    /// How many elements and rules it writes, removed elements included. Chains that were there with as many rules do
+    /// not count: their rules are written again unread, in case somebody has edited them. Nor do chains and sets that
     /// nothing uses any more, which go later.
     pub(super) fn writes(&self) -> u64 {
         let is_unread = |rules: &Vec<String>| rules.iter().all(String::is_empty);
@@ -275,13 +284,21 @@ impl Change {
             (_, Some(new)) => new.len(),
             (_, None) => 0,
         });
-        let writes = rules.sum::<usize>().saturating_add(self.elements.len()).saturating_add(self.clients.len());
+        let sets = self.clients.values().filter(|step| step.new.is_some()).count();
+        let writes = rules.sum::<usize>().saturating_add(self.elements.len()).saturating_add(sets);
         u64::try_from(writes).unwrap_or(u64::MAX)
     }
 
     /// Whether there is nothing to write.
     pub(super) fn is_empty(&self) -> bool {
         self.elements.is_empty() && self.chains.is_empty() && self.clients.is_empty()
+    }
+}
+
+impl Counts {
+    /// Counts the first plan again, after a change to the second was not made.
+    pub(super) fn undo(&mut self, first: &Plan, second: &Plan, rendering: &Rendering) {
+        Change::between(second, first, self, rendering);
     }
 }
 

@@ -1,18 +1,22 @@
 //! Listens to the kernel's reports of nftables changes: what others did to our tables, and who.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::NetlinkBuffer;
 use rtnetlink::sys::{AsyncSocket as _, TokioSocket};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::nft::Ours;
 use super::script::TABLE;
+use crate::datapath::iptables::watch::nftables_generation;
 
 /// `NETLINK_NETFILTER`
 const NETFILTER: isize = 12;
@@ -32,9 +36,28 @@ const GENERAL: usize = 4;
 const RECEIVE_BUFFER: usize = 16 << 20;
 const RECEIVE: usize = 1 << 16;
 
+/// How long it is not tried again to listen.
+const DEAF: Duration = Duration::from_secs(1);
+
 /// What others did to our tables since it was last asked.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Disturbances(Arc<Mutex<Disturbance>>);
+#[derive(Clone, Default)]
+pub(super) struct Disturbances {
+    found: Arc<Mutex<Disturbance>>,
+    hearing: Arc<Mutex<Hearing>>,
+}
+
+/// Where reports come in.
+#[derive(Default)]
+enum Hearing {
+    /// Not listening, and nobody should.
+    #[default]
+    Off,
+    On(Arc<TokioSocket>),
+    /// The socket is there, but gets no reports.
+    Left(Arc<TokioSocket>),
+    /// There is no socket, for this reason.
+    Deaf(String),
+}
 
 /// What others did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,24 +71,84 @@ pub(super) enum Disturbance {
     By(String),
 }
 
+impl fmt::Debug for Disturbances {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Disturbances").field(&self.found).finish()
+    }
+}
+
 impl Disturbances {
     /// What happened since the last call.
     pub(super) fn take(&self) -> Disturbance {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.join() { found } else { Disturbance::Unknown }
     }
 
     pub(super) fn put(&self, found: Disturbance) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
             Disturbance::None | Disturbance::Unknown => *known = found,
             Disturbance::By(_) => {}
         }
     }
+
+    /// Why others are not noticed, if they are not.
+    pub(super) fn deaf(&self) -> Option<String> {
+        match &*self.hearing() {
+            Hearing::Deaf(reason) => Some(reason.clone()),
+            Hearing::Off | Hearing::On(_) | Hearing::Left(_) => None,
+        }
+    }
+
+    /// Makes one transaction of ours without reports of it: the kernel makes one for each element, and waits for the
+    /// reader of each. What others do meanwhile shows in the number of changes.
+    pub(super) fn unheard<T, E>(&self, transaction: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let before = nftables_generation().ok();
+        self.leave();
+        let outcome = transaction();
+        let joined = self.join();
+        let after = nftables_generation().ok();
+        if !joined || !is_alone(before, outcome.is_ok(), after) {
+            self.put(Disturbance::Unknown);
+        }
+        outcome
+    }
+
+    fn leave(&self) {
+        let mut hearing = self.hearing();
+        if let Hearing::On(socket) = &*hearing
+            && socket.socket_ref().drop_membership(GROUP).is_ok()
+        {
+            *hearing = Hearing::Left(Arc::clone(socket));
+        }
+    }
+
+    /// Whether there are reports again, if there should be.
+    fn join(&self) -> bool {
+        let mut hearing = self.hearing();
+        if let Hearing::Left(socket) = &*hearing {
+            if let Err(error) = socket.socket_ref().add_membership(GROUP) {
+                tracing::debug!(%error, "no reports of nftables changes; trying again before each look at the tables");
+                return false;
+            }
+            *hearing = Hearing::On(Arc::clone(socket));
+        }
+        true
+    }
+
+    fn hearing(&self) -> MutexGuard<'_, Hearing> {
+        self.hearing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether at most one transaction, which is ours, happened between two looks.
+fn is_alone(before: Option<u32>, done: bool, after: Option<u32>) -> bool {
+    before.is_some_and(|before| Some(before.wrapping_add(u32::from(done))) == after)
 }
 
 /// The socket that gets the reports of this network namespace.
 pub(super) struct Listener {
-    socket: TokioSocket,
+    socket: Arc<TokioSocket>,
     ours: Ours,
     disturbances: Disturbances,
     disturbed: Arc<Notify>,
@@ -76,16 +159,10 @@ pub(super) struct Listener {
 impl Listener {
     /// Listens from now on.
     pub(super) fn open(ours: Ours, disturbed: Arc<Notify>) -> io::Result<Self> {
-        let mut listening = TokioSocket::new(NETFILTER)?;
-        let socket = listening.socket_mut();
-        socket.bind_auto()?;
-        // Without CAP_NET_ADMIN it is as large as the host allows; then a large change of ours is read back once.
-        let forced = setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(io::Error::from);
-        if let Err(error) = forced.or_else(|_refused| socket.set_rx_buf_sz(RECEIVE_BUFFER)) {
-            tracing::debug!(%error, "the buffer for reports of nftables changes stays as it is");
-        }
-        socket.add_membership(GROUP)?;
-        Ok(Self { socket: listening, ours, disturbances: Disturbances::default(), disturbed, touched: false })
+        let socket = Arc::new(listen()?);
+        let disturbances = Disturbances::default();
+        *disturbances.hearing() = Hearing::On(Arc::clone(&socket));
+        Ok(Self { socket, ours, disturbances, disturbed, touched: false })
     }
 
     pub(super) fn disturbances(&self) -> Disturbances {
@@ -103,9 +180,35 @@ impl Listener {
                 Some(Ok(_)) => self.hear(&buffer),
                 Some(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => self.tell(Disturbance::Unknown),
                 Some(Err(error)) => {
-                    warn!(%error, "reading the kernel's reports of nftables changes failed; no more are read");
-                    return;
+                    warn!(%error, "reading the kernel's reports of nftables changes failed; opening them again");
+                    if stop.run_until_cancelled(self.reopen()).await.is_none() {
+                        return;
+                    }
                 }
+            }
+        }
+    }
+
+    /// Listens with another socket, as soon as there is one.
+    async fn reopen(&mut self) {
+        loop {
+            sleep(DEAF).await;
+            let opened = listen();
+            let is_open = opened.is_ok();
+            *self.disturbances.hearing() = match opened {
+                Ok(socket) => {
+                    self.socket = Arc::new(socket);
+                    self.touched = false;
+                    Hearing::On(Arc::clone(&self.socket))
+                }
+                Err(error) => Hearing::Deaf(format!(
+                    "the kernel's reports of nftables changes cannot be opened, so that what others do to our tables \
+                     is found late: {error}; trying again"
+                )),
+            };
+            self.tell(Disturbance::Unknown);
+            if is_open {
+                return;
             }
         }
     }
@@ -138,6 +241,20 @@ impl Listener {
             self.tell(Disturbance::By(name));
         }
     }
+}
+
+/// A socket that gets the reports.
+fn listen() -> io::Result<TokioSocket> {
+    let mut listening = TokioSocket::new(NETFILTER)?;
+    let socket = listening.socket_mut();
+    socket.bind_auto()?;
+    // Without CAP_NET_ADMIN it is as large as the host allows; then a change of others may be read back twice.
+    let forced = setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).map_err(io::Error::from);
+    if let Err(error) = forced.or_else(|_refused| socket.set_rx_buf_sz(RECEIVE_BUFFER)) {
+        tracing::debug!(%error, "the buffer for reports of nftables changes stays as it is");
+    }
+    socket.add_membership(GROUP)?;
+    Ok(listening)
 }
 
 /// The first attribute of this type, as text.
@@ -187,6 +304,15 @@ mod tests {
         listener.hear(&changes.chain([end]).flatten().collect::<Vec<_>>());
         assert_eq!(listener.disturbances().take(), *wanted);
         assert_eq!(listener.disturbances().take(), Disturbance::None);
+    }
+
+    #[test]
+    fn one_transaction_is_ours() {
+        assert!(is_alone(Some(7), true, Some(8)));
+        assert!(is_alone(Some(7), false, Some(7)));
+        assert!(!is_alone(Some(7), true, Some(9)));
+        assert!(!is_alone(Some(7), false, Some(8)));
+        assert!(!is_alone(None, true, None));
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use super::installed::{Installed, Maker};
 use super::nft::{Nft, NftError};
 use super::probe::{self, checks};
 use super::script::TABLE;
-use super::{Nftables, foreign};
+use super::{Nftables, foreign, is_missing};
 use crate::datapath::{Check, OpenedPart, Options, RemoveError, Removed, Report};
 
 /// Why the data path cannot be opened.
@@ -73,7 +73,7 @@ fn list(nft: &Nft, family: Family) -> Result<Option<Installed>, NftablesOpenErro
             installed.add(family, &listing)?;
             Ok(Some(installed))
         }
-        Err(NftError::Refused { reason, .. }) if reason.contains("No such file or directory") => Ok(None),
+        Err(NftError::Refused { reason, .. }) if is_missing(&reason) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

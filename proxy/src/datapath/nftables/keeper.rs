@@ -1,16 +1,24 @@
 //! Puts back what other programs remove or change in our tables.
 
+use std::time::Instant;
+
 use shunt_model::with_causes;
 use tracing::warn;
 
-use super::Nftables;
 use super::difference::Wrong;
 use super::disturbance::Disturbance;
+use super::{Nftables, write_failed};
 use crate::datapath::SyncError;
+use crate::datapath::packets::REST;
 
 impl Nftables {
     /// Compares the kernel with what the last sync wrote, if somebody may have changed it. Returns how much was wrong.
+    /// The first damage is repaired at once; what comes soon after it, after a rest.
     pub(super) fn keep(&mut self) -> Result<u64, SyncError> {
+        let started = Instant::now();
+        if self.rests_until.is_some_and(|until| started < until) {
+            return Ok(0); // A later look takes it in.
+        }
         let by = match self.disturbances.take() {
             Disturbance::None => return Ok(0),
             Disturbance::Unknown => None,
@@ -19,7 +27,12 @@ impl Nftables {
         // Without it the next sync reads everything back.
         let Some(rendering) = self.rendering.take() else { return Ok(0) };
         let plan = self.synced.clone();
-        match self.write_all(&plan, &rendering, false) {
+        let installed = self.read();
+        let outcome = installed.and_then(|installed| {
+            self.write_all(&plan, &rendering, installed).map_err(|failure| write_failed(failure.error))
+        });
+        self.rests_until = Instant::now().checked_add(started.elapsed().saturating_mul(REST));
+        match outcome {
             Ok((_, wrong)) => {
                 self.rendering = Some(rendering);
                 let repaired = match (wrong.count(), &by) {
@@ -30,9 +43,10 @@ impl Nftables {
                 if repaired > 0 {
                     self.restored(wrong, by.as_deref());
                 }
+                self.tell_installed(None);
                 Ok(u64::try_from(repaired).unwrap_or(u64::MAX))
             }
-            Err((error, _)) => {
+            Err(error) => {
                 let reason = with_causes(&error);
                 self.tell_installed(Some(format!("nftables tables were changed and cannot be put back: {reason}")));
                 Err(error)
@@ -46,12 +60,12 @@ impl Nftables {
         warn!(by, elements, chains, sets, "another program changed our nftables tables; they are as before");
         self.reports.send_modify(|report| {
             report.installed.restored = report.installed.restored.saturating_add(1);
-            report.installed.fault = None;
         });
     }
 
     /// Publishes whether all is in place.
     pub(super) fn tell_installed(&self, fault: Option<String>) {
+        let fault = fault.or_else(|| self.disturbances.deaf());
         self.reports.send_if_modified(|report| {
             let modified = report.installed.fault != fault;
             report.installed.fault = fault;

@@ -79,6 +79,10 @@ impl Script {
         owner.as_ref().map(|port| &port.key)
     }
 
+    pub(super) fn lines(&self) -> usize {
+        self.owners.len()
+    }
+
     fn line(&mut self, owner: Option<&Arc<PortPlan>>, text: std::fmt::Arguments<'_>) {
         // Writing to a string does not fail.
         self.text.write_fmt(text).unwrap_or_default();

@@ -8,17 +8,17 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 use shunt_model::Family;
 
-use super::Rendering;
 use super::chain::SharedChain;
 use super::difference::{Change, Counts, Image, Named, Step};
 use super::image::Place;
 use super::installed::Client;
 use super::script::{Around, Script, Unused, moved};
 use super::walk::{Reached, Walk};
+use super::{Rendering, in_turn};
 use crate::datapath::packets::cases::{PACKETS, in_words, packets, story};
 use crate::plan::fixture::{cluster, ip, options, service, slice};
 use crate::plan::properties::{any_cluster, any_options};
-use crate::plan::{Detect, Plan, PlanOptions, Source, Verdict, plan};
+use crate::plan::{Detect, Plan, PlanOptions, PortKey, Source, Verdict, plan};
 
 pub(super) fn rendering(plan: &Plan) -> Rendering {
     Rendering::of(plan, PACKETS, &Family::BOTH.into_iter().collect())
@@ -115,6 +115,9 @@ proptest! {
             held.apply(&change);
             prop_assert_eq!(&held, &Held::of(&plan));
             prop_assert_eq!(&counts, &Image::of(&plan, &rendering(&plan)).1);
+            let mut former = counts.clone();
+            former.undo(&before, &plan, &rendering(&plan));
+            prop_assert_eq!(&former, &Image::of(&before, &rendering(&plan)).1);
             prop_assert!(Change::between(&plan, &plan, &mut counts, &rendering(&plan)).is_empty());
             before = plan;
         }
@@ -267,6 +270,19 @@ fn what_is_unused_is_deleted_on_its_own() {
     let unused = |kind, name: &str| Unused { family: Family::V6, kind, name: name.to_owned() };
     let script = Script::delete(&[unused("chain", "tcp-pick-cluster-3"), unused("set", "clients/a")]);
     assert_eq!(script.text, "delete chain ip6 shunt tcp-pick-cluster-3\ndelete set ip6 shunt clients/a\n");
+}
+
+#[test]
+fn refused_service_ports_are_tried_in_turn() {
+    let (plan, _) = story();
+    let all: Vec<PortKey> = plan.ports.keys().cloned().collect();
+    let (mut last, mut tried) = (None, BTreeSet::new());
+    while tried.len() < all.len() {
+        let next: Vec<&PortKey> = in_turn(&all, last.as_ref()).collect();
+        assert!(next.iter().any(|key| !tried.contains(*key)), "{next:?} were tried before others");
+        last = next.last().map(|key| (*key).clone());
+        tried.extend(next.into_iter().cloned());
+    }
 }
 
 #[test]

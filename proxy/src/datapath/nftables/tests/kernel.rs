@@ -1,12 +1,17 @@
 //! Tables in the kernel, in a network namespace of the test's own: as root, with nft.
 #![expect(clippy::print_stderr, reason = "a test that is left out says why")]
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use nix::sched::{CloneFlags, unshare};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::datapath::nftables::disturbance::{Disturbance, Disturbances};
-use crate::datapath::nftables::nft::Nft;
+use crate::datapath::nftables::disturbance::{Disturbance, Disturbances, Listener};
+use crate::datapath::nftables::leftovers::{Leftovers, MOMENT};
+use crate::datapath::nftables::nft::{Nft, Ours};
 use crate::datapath::nftables::{Nftables, door};
 use crate::datapath::{Datapath as _, Report};
 
@@ -49,7 +54,7 @@ fn check_in_place(path: &Nftables, plan: &Plan) {
         image.chains.iter().map(|(name, (rules, _))| (name.clone(), rules.len())).collect();
     let mut chains = installed.chains.clone();
     chains.retain(|(family, name), _| {
-        !path.unused.contains(&Unused { family: *family, kind: "chain", name: name.clone() })
+        !path.leftovers.contains(&Unused { family: *family, kind: "chain", name: name.clone() })
     });
     assert_eq!(chains, names);
     let change = Change::from_installed(&installed, image);
@@ -67,7 +72,8 @@ fn what_the_kernel_shows_is_what_was_written() {
         assert_eq!(first.sync(&plan).unwrap().writes, 0);
         // Another daemon finds all of it, and touches no element.
         let mut second = path(&command);
-        let wrong = Change::from_installed(&second.read().unwrap(), Image::of(&plan, &rendering(&plan)).0).wrong();
+        let wrong = Change::from_installed(&second.read().unwrap(), Image::of(&plan, &rendering(&plan)).0)
+            .wrong(&Leftovers::default());
         assert_eq!((wrong.elements, wrong.chains, wrong.sets), (0, 0, 0));
         second.sync(&plan).unwrap();
         check_in_place(&second, &plan);
@@ -91,8 +97,8 @@ fn random_changes_arrive_in_the_kernel() {
             let synced = path.sync(&plan).unwrap();
             assert_eq!(synced.refused, []);
             check_in_place(&path, &plan);
-            path.audit().unwrap();
-            assert!(path.unused.is_empty());
+            path.delete_unused(Instant::now() + MOMENT);
+            assert_eq!(path.leftovers, Leftovers::default());
             check_in_place(&path, &plan);
         }
         assert_eq!(path.tally.failures, 0);
@@ -120,11 +126,21 @@ fn what_others_changed_is_put_back_and_counted() {
             path.disturbances.put(Disturbance::By("nft".to_owned()));
             assert!(path.audit().unwrap() > 0, "{harm}");
             check_in_place(&path, &plan);
+            path.delete_unused(Instant::now() + MOMENT);
             let listed = nft(&command, "list table ip shunt");
             assert!(!listed.contains("foreign") && !listed.contains("10.96.77.77"), "after {harm}");
             assert_eq!(path.audit().unwrap(), 0);
+            path.rests_until = None;
         }
         assert_eq!(path.reports.borrow().installed.restored, 8);
+        // One that comes at once again waits for the end of the rest.
+        nft(&command, "flush map ip shunt frontends");
+        path.disturbances.put(Disturbance::By("nft".to_owned()));
+        path.rests_until = Instant::now().checked_add(Duration::from_secs(3600));
+        assert_eq!(path.audit().unwrap(), 0);
+        path.rests_until = Some(Instant::now());
+        assert!(path.audit().unwrap() > 0);
+        check_in_place(&path, &plan);
     });
 }
 
@@ -139,6 +155,28 @@ fn a_refused_change_is_repaired_in_the_same_sync() {
         assert_eq!(path.sync(&story).unwrap().refused, []);
         check_in_place(&path, &story);
         assert_eq!(path.tally.failures, 1);
+    });
+}
+
+#[test]
+fn many_refused_service_ports_are_the_fault_of_their_table() {
+    in_a_namespace(|command| {
+        let names: Vec<String> = (0..20).map(|index| format!("web-{index}")).collect();
+        let services =
+            (1..).zip(&names).map(|(index, name)| service(name, &format!("ip=10.96.0.{index} port=http:80/tcp")));
+        let slices = names.iter().map(|name| slice(name, "x", "http:80/tcp", "e1:R"));
+        let (plan, _) = plan(&cluster(services, slices), &options());
+        nft(&command, "add table ip shunt");
+        nft(&command, "add chain ip shunt made-by-shunt-v1");
+        nft(&command, "add map ip shunt frontends { type ipv4_addr . inet_proto . inet_service : verdict; size 3; }");
+        let mut path = path(&command);
+        let first = path.sync(&plan).unwrap();
+        assert!(first.refused.len() < names.len(), "{:?}", first.refused);
+        for _ in 0..2 {
+            path.sync(&plan).unwrap();
+        }
+        assert_eq!(path.sync(&plan).unwrap().refused, []);
+        check_in_place(&path, &plan);
     });
 }
 
@@ -183,7 +221,7 @@ fn clients_are_remembered_across_restarts_and_timeouts() {
         let mut last = path(&command);
         last.sync(&planned(500)).unwrap();
         last.sync(&Plan::default()).unwrap();
-        last.audit().unwrap();
+        last.delete_unused(Instant::now() + MOMENT);
         assert!(!nft(&command, "list table ip shunt").contains("clients/"));
     });
 }
@@ -224,5 +262,34 @@ fn a_probe_changes_nothing() {
         let found = crate::datapath::nftables::probe::look(&command, &options).unwrap();
         assert_eq!(found.families, Family::BOTH.into_iter().collect());
         assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n}\n");
+    });
+}
+
+#[test]
+fn a_transaction_without_reports_hides_no_other() {
+    in_a_namespace(|command| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let disturbed = Arc::<Notify>::default();
+        let listener = Listener::open(Ours::default(), Arc::clone(&disturbed)).unwrap();
+        let disturbances = listener.disturbances();
+        let add = |chain: &str| command.run(&["add", "chain", "ip", "shunt", chain], "");
+        nft(&command, "add table ip other");
+        disturbances.unheard(|| command.run(&["add", "table", "ip", "shunt"], "")).unwrap();
+        assert_eq!(disturbances.take(), Disturbance::None);
+        disturbances.unheard(|| add("two").and_then(|_| add("three"))).unwrap();
+        assert_eq!(disturbances.take(), Disturbance::Unknown);
+        disturbances.unheard(|| add("-")).unwrap_err();
+        assert_eq!(disturbances.take(), Disturbance::None);
+        // It has heard nothing of these, and hears the next one.
+        add("four").unwrap();
+        drop(inside);
+        runtime.block_on(async {
+            tokio::select! {
+                () = listener.run(CancellationToken::new()) => {}
+                () = disturbed.notified() => {}
+            }
+        });
+        assert_eq!(disturbances.take(), Disturbance::By("nft".to_owned()));
     });
 }
