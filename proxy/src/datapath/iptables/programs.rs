@@ -13,7 +13,7 @@ use super::watch;
 use crate::datapath::command::{self, CommandError, Said};
 
 /// How long `iptables-restore` waits while another program holds the lock.
-const PATIENCE: &str = "5";
+const PATIENCE: &str = if cfg!(test) { "1" } else { "5" };
 /// What a program may take: 50,000 services in legacy tables need some seconds on a slow host.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Where that lock is, unless the environment says otherwise.
