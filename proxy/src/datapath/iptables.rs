@@ -108,8 +108,9 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
     let other = found.iter().find(|other| other.variant != programs.variant).cloned();
     info!(variant = %programs.variant, version = programs.version, "using iptables: {why}");
     let (reports, report) = channel::channel(Report { checked: true, ..Report::default() });
+    let served = served(&programs, options.packets.masquerade_mark);
     let mut chains = 0_usize;
-    for family in families().filter(|family| programs.variant.is_in_kernel(*family)) {
+    for family in served.iter().copied().filter(|family| programs.variant.is_in_kernel(*family)) {
         let read = |source| IptablesOpenError::Read { variant: programs.variant, source };
         let text = programs.save_used(family).map_err(read)?;
         chains = chains.saturating_add(Dump::parse(&text).chains());
@@ -118,13 +119,29 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
     let path = Iptables {
         programs,
         options: options.packets,
-        families: families().map(FamilyState::new).collect(),
+        families: served.into_iter().map(FamilyState::new).collect(),
         other,
         tally: Tally::default(),
         reports,
         without_affinity: Some(Plan::default()),
     };
     Ok(OpenedPart { path: Box::new(path), adopted, report, beside: Vec::new() })
+}
+
+/// The families of which the kernel takes the rules; those that this host has if that cannot be tried.
+fn served(programs: &Programs, mark: u32) -> Vec<Family> {
+    match probe::tried(programs, mark) {
+        Ok(tried) => {
+            if let Some(why) = tried.without_v6() {
+                warn!("IPv6 is not served: the kernel refuses {why}");
+            }
+            tried.families()
+        }
+        Err(why) => {
+            info!(why, "the matches and targets of the kernel are not tried; both families are taken to be served");
+            families().collect()
+        }
+    }
 }
 
 /// The families that this host has.
