@@ -13,7 +13,7 @@ use crate::datapath::iptables::family::{FamilyState, Tally};
 use crate::datapath::iptables::programs::{self, Programs, Variant};
 use crate::datapath::iptables::watch::{self, Seen};
 use crate::datapath::iptables::{Iptables, clear, keeper};
-use crate::datapath::{Datapath as _, Report};
+use crate::datapath::{Datapath as _, HostOptions, Options, Report};
 use crate::plan::fixture::{cluster, options, service, slice};
 use crate::plan::{Endpoint, PortPlan};
 
@@ -308,5 +308,25 @@ fn a_lock_that_another_program_holds_is_named_with_what_to_do() {
             }
         }
         assert_eq!(differences(programs, &image), Default::default());
+    });
+}
+
+#[test]
+fn an_open_path_serves_each_family_of_which_the_kernel_takes_the_rules() {
+    in_a_namespace(|programs| {
+        let host = HostOptions { cgroup_root: None, bpf_root: "/nowhere".into() };
+        let options = Options { host, object: None, bind_protection: false, packets: PACKETS };
+        // What others have decides about the variant.
+        run(&program(programs, Family::V4), "-t filter -A INPUT -j ACCEPT");
+        let mut opened = crate::datapath::iptables::open(&options, &Arc::default()).unwrap();
+        assert_eq!(opened.adopted, format!("0 chains of iptables ({})", programs.variant));
+        let (plan, _) = story();
+        opened.path.sync(&plan).unwrap();
+        for family in Family::BOTH {
+            assert_eq!(differences(programs, &Image::of(&plan, family, PACKETS)), Default::default());
+        }
+        assert_eq!(opened.path.audit().unwrap(), 0);
+        let numbers = opened.report.borrow().numbers.clone();
+        assert_eq!(numbers.iter().map(|number| number.value).collect::<Vec<_>>(), [2, 0]);
     });
 }
