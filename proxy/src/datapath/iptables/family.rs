@@ -172,14 +172,18 @@ impl FamilyState {
             let Some(port) = plan.ports.get(&key) else { continue };
             wanted.ports.insert(key.clone(), Arc::clone(port));
             let changes = image.update(&wanted);
+            let commits = written.commits;
             match pen.write(self.family, &changes, &changes.script(), written) {
                 Ok(()) => drop(self.refused.remove(&key)),
                 Err(error @ RunError::Refused { .. }) => {
                     wanted.ports.remove(&key);
-                    // A part of it may have been written; what leads back fits in any case.
                     let back = image.update(&wanted);
-                    let undone = pen.write(self.family, &back, &back.script(), written);
-                    undone.map_err(|error| failed(io::Error::other(error)))?;
+                    let nothing_written = error.names_lines() && written.commits == commits;
+                    if !nothing_written {
+                        // Whatever part of it was written, this leads back.
+                        let undone = pen.write(self.family, &back, &back.script(), written);
+                        undone.map_err(|error| failed(io::Error::other(error)))?;
+                    }
                     self.refused.insert(key.clone(), error.to_string());
                 }
                 Err(error @ (RunError::Command(_) | RunError::Locked { .. })) => {

@@ -98,6 +98,16 @@ pub(in crate::datapath) enum RunError {
     },
 }
 
+impl RunError {
+    /// Whether it is known which lines of the input are at fault; the tables that end before them are written.
+    pub(super) fn names_lines(&self) -> bool {
+        match self {
+            Self::Refused { lines, .. } => !lines.is_empty(),
+            Self::Command(_) | Self::Locked { .. } => false,
+        }
+    }
+}
+
 impl Programs {
     /// Those in PATH.
     pub(super) fn find(variant: Variant) -> Option<Self> {
