@@ -5,6 +5,7 @@
 
 mod change;
 mod dump;
+mod family;
 mod fixed;
 mod image;
 mod keeper;
@@ -20,26 +21,24 @@ mod tree;
 pub(super) mod walk;
 pub(super) mod watch;
 
-use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use imbl::ordmap::DiffItem;
 use shunt_model::Family;
 use tokio::sync::{Notify, watch as channel};
 use tracing::{info, warn};
 
-use self::change::{Changes, Script};
-use self::dump::{Dump, Found};
-use self::image::Image;
+use self::change::Changes;
+use self::dump::Dump;
+use self::family::{FamilyState, Pen, Tally, Written};
 pub(super) use self::probe::probe;
 use self::programs::{Programs, RunError, Variant};
 use self::rule::Table;
-use self::watch::Seen;
 use super::{Datapath, OpenedPart, Options, PacketOptions, RemoveError, Removed, Report, SyncError, Synced};
-use crate::plan::{Plan, PortKey};
+use crate::plan::Plan;
 
 /// In nat: from a frontend's address to what serves it.
 const SERVICES: &str = "SHUNT-SERVICES";
@@ -72,11 +71,6 @@ const UNUSED: &str = "SHUNT-UNUSED";
 /// In filter: accepts health checks.
 const HEALTH: &str = "SHUNT-HEALTH";
 
-/// How many service ports one sync may leave out, one after the other.
-const REFUSALS: usize = 16;
-/// What a sync writes.
-const RULES: &str = "the iptables rules";
-
 /// Why the data path cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum IptablesOpenError {
@@ -100,21 +94,10 @@ struct Iptables {
     families: Vec<FamilyState>,
     /// Those of the other variant, until what they hold of ours is removed.
     other: Option<Programs>,
-    refused: BTreeMap<PortKey, String>,
+    tally: Tally,
     reports: channel::Sender<Report>,
-    told_of_affinity: bool,
-}
-
-/// What is known of one family.
-#[derive(Debug)]
-struct FamilyState {
-    family: Family,
-    /// What is installed; unknown at the start and after a failure.
-    image: Option<Image>,
-    /// How the tables looked after it was written.
-    seen: Option<Seen>,
-    /// The tables are not compared before.
-    rests_until: Option<Instant>,
+    /// The last plan, until one has session affinity.
+    without_affinity: Option<Plan>,
 }
 
 /// Adopts what an earlier daemon left.
@@ -125,8 +108,9 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
     let other = found.iter().find(|other| other.variant != programs.variant).cloned();
     info!(variant = %programs.variant, version = programs.version, "using iptables: {why}");
     let (reports, report) = channel::channel(Report { checked: true, ..Report::default() });
+    let served = served(&programs, options.packets.masquerade_mark);
     let mut chains = 0_usize;
-    for family in families().filter(|family| programs.variant.is_in_kernel(*family)) {
+    for family in served.iter().copied().filter(|family| programs.variant.is_in_kernel(*family)) {
         let read = |source| IptablesOpenError::Read { variant: programs.variant, source };
         let text = programs.save_used(family).map_err(read)?;
         chains = chains.saturating_add(Dump::parse(&text).chains());
@@ -135,13 +119,29 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
     let path = Iptables {
         programs,
         options: options.packets,
-        families: families().map(|family| FamilyState { family, image: None, seen: None, rests_until: None }).collect(),
+        families: served.into_iter().map(FamilyState::new).collect(),
         other,
-        refused: BTreeMap::new(),
+        tally: Tally::default(),
         reports,
-        told_of_affinity: false,
+        without_affinity: Some(Plan::default()),
     };
     Ok(OpenedPart { path: Box::new(path), adopted, report, beside: Vec::new() })
+}
+
+/// The families of which the kernel takes the rules; those that this host has if that cannot be tried.
+fn served(programs: &Programs, mark: u32) -> Vec<Family> {
+    match probe::tried(programs, mark) {
+        Ok(tried) => {
+            if let Some(why) = tried.without_v6() {
+                warn!("IPv6 is not served: the kernel refuses {why}");
+            }
+            tried.families()
+        }
+        Err(why) => {
+            info!(why, "the matches and targets of the kernel are not tried; both families are taken to be served");
+            families().collect()
+        }
+    }
 }
 
 /// The families that this host has.
@@ -157,24 +157,31 @@ impl Datapath for Iptables {
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         let started = Instant::now();
         self.tell_of_affinity(plan);
-        let Self { programs, options, families, refused, .. } = self;
-        // Each sync tries them again.
-        refused.clear();
+        let Self { programs, options, families, tally, .. } = self;
         let before = watch::look(programs.variant, Family::V4).ok();
-        let (mut writes, mut commits) = (0_u64, 0_u32);
+        let mut written = Written::default();
+        let mut outcome = Ok(());
         for state in families.iter_mut() {
-            let written = state.bring(plan, programs, *options, refused)?;
-            writes = writes.saturating_add(written.lines);
-            commits = commits.saturating_add(written.commits);
+            let commits = written.commits;
+            let mut pen = Pen { programs, options: *options, tally };
+            // A family that fails keeps the other from nothing.
+            let brought = state.bring(plan, &mut pen, &mut written);
+            outcome = outcome.and(brought);
+            if written.commits > commits {
+                state.seen = None;
+            }
         }
-        let undisturbed = keeper::follows(before, commits, watch::look(programs.variant, Family::V4).ok());
-        for state in families.iter_mut() {
-            state.seen = watch::look(programs.variant, state.family).ok().filter(|_| undisturbed);
+        let after = watch::look(programs.variant, Family::V4).ok();
+        if keeper::follows(before, written.commits, after) {
+            families.iter_mut().for_each(|state| state.seen = after);
         }
+        self.tell_numbers();
+        outcome?;
         let elapsed = started.elapsed();
         self.remove_other_variant();
-        let refused = self.refused.iter().map(|(key, why)| (key.clone(), why.clone())).collect();
-        Ok(Synced { writes, refused, elapsed, ..Synced::default() })
+        let refused = self.families.iter().flat_map(|state| &state.refused);
+        let refused = refused.map(|(key, why)| (key.clone(), why.clone())).collect();
+        Ok(Synced { writes: written.lines, refused, elapsed, ..Synced::default() })
     }
 
     /// Only sockets notice when the node's own DNS closes.
@@ -185,94 +192,6 @@ impl Datapath for Iptables {
     fn audit(&mut self) -> Result<u64, SyncError> {
         self.keep()
     }
-}
-
-/// What was written.
-#[derive(Clone, Copy, Debug, Default)]
-struct Written {
-    lines: u64,
-    commits: u32,
-}
-
-impl FamilyState {
-    /// Writes what leads to the plan. A service port of which the kernel refuses a rule is left out.
-    fn bring(
-        &mut self,
-        plan: &Plan,
-        programs: &Programs,
-        options: PacketOptions,
-        refused: &mut BTreeMap<PortKey, String>,
-    ) -> Result<Written, SyncError> {
-        let mut written = Written::default();
-        for _ in 0..=REFUSALS {
-            let wanted = without(plan, refused);
-            let (image, changes) = match self.image.take() {
-                Some(mut image) => {
-                    let changes = image.update(&wanted);
-                    (image, changes)
-                }
-                None => {
-                    let image = Image::of(&wanted, self.family, options);
-                    let (changes, _) = read_back(programs, &image)?;
-                    (image, changes)
-                }
-            };
-            let script = changes.script();
-            written.commits = written.commits.saturating_add(changes.commits());
-            written.lines = written.lines.saturating_add(script.writes());
-            match write(programs, self.family, &changes, &script) {
-                Ok(()) => {
-                    self.image = Some(image);
-                    return Ok(written);
-                }
-                Err(error) => leave_out(error, &script, &image, refused)?,
-            }
-        }
-        Err(failed(io::Error::other("the kernel refuses the rules of too many service ports")))
-    }
-}
-
-fn failed(source: io::Error) -> SyncError {
-    SyncError::Write { object: RULES, source }
-}
-
-fn without(plan: &Plan, refused: &BTreeMap<PortKey, String>) -> Plan {
-    let mut plan = plan.clone();
-    for key in refused.keys() {
-        plan.ports.remove(key);
-    }
-    plan
-}
-
-/// Notes the service ports of the rules that were refused; fails if there is none.
-fn leave_out(
-    error: RunError,
-    script: &Script,
-    image: &Image,
-    refused: &mut BTreeMap<PortKey, String>,
-) -> Result<(), SyncError> {
-    let RunError::Refused { lines, .. } = &error else { return Err(failed(io::Error::other(error))) };
-    let chains = lines.iter().filter_map(|line| script.owner(*line));
-    let keys: Vec<PortKey> = chains.filter_map(|(table, name)| Some(image.owner(*table, name)?.key.clone())).collect();
-    if keys.is_empty() {
-        return Err(failed(io::Error::other(error)));
-    }
-    refused.extend(keys.into_iter().map(|key| (key, error.to_string())));
-    Ok(())
-}
-
-fn write(programs: &Programs, family: Family, changes: &Changes, script: &Script) -> Result<(), RunError> {
-    if changes.is_empty() { Ok(()) } else { programs.restore(family, script) }
-}
-
-/// What the kernel has, and what leads from there to the image.
-fn read_back(programs: &Programs, image: &Image) -> Result<(Changes, Found), SyncError> {
-    let save = |table| {
-        let text = programs.save(image.family(), table);
-        text.map_err(|error| SyncError::Read { object: RULES, source: io::Error::other(error) })
-    };
-    let (nat, filter) = (save(Table::Nat)?, save(Table::Filter)?);
-    Ok(dump::compare(image, Dump::parse(&nat), Dump::parse(&filter)))
 }
 
 impl Iptables {
@@ -293,12 +212,22 @@ impl Iptables {
         }
     }
 
+    fn tell_numbers(&self) {
+        self.reports.send_modify(|report| report.numbers = self.tally.numbers());
+    }
+
     /// Once: how many clients an endpoint remembers.
     fn tell_of_affinity(&mut self, plan: &Plan) {
-        if self.told_of_affinity || plan.ports.values().all(|port| port.affinity.is_none()) {
+        let Some(looked_at) = self.without_affinity.as_mut() else { return };
+        let before = std::mem::replace(looked_at, plan.clone());
+        let found = before.ports.diff(&plan.ports).any(|item| match item {
+            DiffItem::Add(_, port) | DiffItem::Update { old: _, new: (_, port) } => port.affinity.is_some(),
+            DiffItem::Remove(_, _) => false,
+        });
+        if !found {
             return;
         }
-        self.told_of_affinity = true;
+        self.without_affinity = None;
         let limit = std::fs::read_to_string("/sys/module/xt_recent/parameters/ip_list_tot");
         let limit = limit.map_or_else(|_| "100 unless configured otherwise".to_owned(), |text| text.trim().to_owned());
         info!(

@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 
 use super::rule::{Name, Rule, Table};
 
+/// Ends a table, and writes it.
+const COMMIT: &str = "COMMIT";
+
 /// What changes in both tables. The order of its parts is the order in which they are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
@@ -59,7 +62,7 @@ impl Changes {
         }
     }
 
-    /// The input of `iptables-restore`, and how many rules and chains it writes or removes.
+    /// The input of `iptables-restore`.
     pub(super) fn script(&self) -> Script {
         let mut script = Script::default();
         for (table, changes) in self.parts() {
@@ -103,7 +106,7 @@ impl TableChanges {
             return;
         }
         let Self { writes, removals, jumps, surplus } = self;
-        script.line(format_args!("*{}", table.as_str()), None);
+        script.frame(&format!("*{}", table.as_str()));
         // Declaring a chain makes it, or empties it.
         for name in writes.keys().chain(removals) {
             script.line(format_args!(":{name} - [0:0]"), Some((table, name)));
@@ -122,8 +125,7 @@ impl TableChanges {
         for name in removals {
             script.line(format_args!("-X {name}"), Some((table, name)));
         }
-        script.text.push_str("COMMIT\n");
-        script.owners.push(None);
+        script.frame(COMMIT);
     }
 }
 
@@ -133,6 +135,7 @@ pub(super) struct Script {
     pub(super) text: String,
     /// To which chain each line belongs.
     owners: Vec<Option<(Table, Name)>>,
+    writes: u64,
 }
 
 impl Script {
@@ -140,11 +143,25 @@ impl Script {
         // Writing to a String cannot fail.
         writeln!(self.text, "{text}").unwrap_or_default();
         self.owners.push(owner.map(|(table, name)| (table, name.clone())));
+        self.writes = self.writes.saturating_add(1);
     }
 
-    /// How many lines it has but for those that frame it.
+    /// Where a table begins or ends.
+    fn frame(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.text.push('\n');
+        self.owners.push(None);
+    }
+
+    /// How many rules and chains it declares, writes or removes.
     pub(super) fn writes(&self) -> u64 {
-        u64::try_from(self.owners.len()).unwrap_or(u64::MAX)
+        self.writes
+    }
+
+    /// How many tables end before a line, counted from 1.
+    pub(super) fn commits_before(&self, line: usize) -> u32 {
+        let lines = self.text.lines().take(line.saturating_sub(1));
+        lines.map(|line| u32::from(line == COMMIT)).sum()
     }
 
     /// The chain of a line, counted from 1.

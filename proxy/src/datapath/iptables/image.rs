@@ -17,7 +17,7 @@ use super::sources::{self, Answers, Kinds, Masquerade, answer_chain, mark_chain}
 use super::tree::{self, Key, Leaf, Looks, Tree};
 use super::{HAIRPIN, HEALTH, MARK, NODE_PORTS, SERVICES, UNMARK, UNSERVED, UNSERVED_NODE_PORTS};
 use crate::datapath::PacketOptions;
-use crate::plan::{AddressMeaning, NodePorts, Plan, PodSources, PortPlan};
+use crate::plan::{AddressMeaning, NodePorts, Plan, PodSources, PortKey, PortPlan};
 
 /// All chains of one family.
 #[derive(Clone, Debug)]
@@ -135,15 +135,14 @@ impl Image {
         self.fixed().into_iter().chain(trees).chain(ports)
     }
 
-    /// The service port to which a chain belongs, if it belongs to one alone.
-    pub(super) fn owner(&self, table: Table, name: &Name) -> Option<&PortPlan> {
-        self.ports().find(|port| {
-            let rules = self.rules_of(port);
-            match table {
-                Table::Nat => rules.nat.contains_key(name),
-                Table::Filter => rules.filter.contains_key(name),
-            }
-        })
+    /// The chains that belong to one service port alone, with it. This renders all of them.
+    pub(super) fn owners(&self) -> BTreeMap<(Table, Name), &PortKey> {
+        let chains = self.ports().flat_map(|port| {
+            let PortRules { nat, filter, .. } = self.rules_of(port);
+            let nat = nat.into_keys().map(|name| (Table::Nat, name));
+            nat.chain(filter.into_keys().map(|name| (Table::Filter, name))).map(|chain| (chain, &port.key))
+        });
+        chains.collect()
     }
 
     fn trees(&self) -> [(Table, &Tree); 6] {

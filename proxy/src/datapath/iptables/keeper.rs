@@ -6,18 +6,20 @@ use std::time::Instant;
 use shunt_model::with_causes;
 use tracing::warn;
 
+use super::Iptables;
 use super::dump::Found;
+use super::family::{failed, read_back};
+use super::image::Image;
 use super::watch::{self, Seen};
-use super::{Iptables, failed, read_back};
 use crate::datapath::SyncError;
 use crate::datapath::packets::REST;
 
-/// Whether nothing but these commits happened between two looks; of legacy tables the kernel keeps no count.
+/// Whether nothing but these commits happened between two looks. Of legacy tables the kernel keeps no count, so that
+/// nobody knows: they are compared once after each commit, which writes the whole table anyway.
 pub(super) fn follows(before: Option<Seen>, commits: u32, after: Option<Seen>) -> bool {
     match (before, after) {
         (Some(Seen::Nft(before)), Some(Seen::Nft(after))) => before.wrapping_add(commits) == after,
-        (Some(_), Some(_)) => true,
-        (_, _) => false,
+        (Some(_), Some(_)) | (_, None) | (None, _) => false,
     }
 }
 
@@ -52,10 +54,12 @@ impl Iptables {
         outcome.map(|()| repaired)
     }
 
-    fn repair(&self, image: &super::Image) -> Result<Found, SyncError> {
+    fn repair(&mut self, image: &Image) -> Result<Found, SyncError> {
         let (changes, found) = read_back(&self.programs, image)?;
         if found.count() > 0 {
             let restored = self.programs.restore(image.family(), &changes.script());
+            self.tally.count(&restored);
+            self.tell_numbers();
             restored.map_err(|error| failed(std::io::Error::other(error)))?;
             let Found { wrong, jumps, surplus, example } = &found;
             let example = example.as_deref().unwrap_or("a chain that nothing needs");

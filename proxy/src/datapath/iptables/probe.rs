@@ -48,30 +48,79 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 fn kernel(programs: &Programs, mark: u32) -> Check {
-    let tried = std::thread::scope(|scope| {
-        let trial = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no network namespace to try in: {error}"))?;
-            Ok(super::families().flat_map(|family| lacking(programs, family, mark)).collect::<Vec<String>>())
-        });
-        trial.join().unwrap_or_else(|_| Err("the trial ended by itself".to_owned()))
-    });
-    let (state, detail) = match tried {
-        Ok(lacking) if lacking.is_empty() => (CheckState::Ok, "has all matches and targets".to_owned()),
-        Ok(lacking) => (CheckState::Missing, format!("the kernel refuses {}", lacking.join("; "))),
+    let (state, detail) = match tried(programs, mark) {
+        Ok(tried) => tried.in_words(),
         Err(why) => (CheckState::Note, format!("not tried: {why}")),
     };
     Check { name: "iptables in the kernel", state, detail }
 }
 
+/// What the kernel refuses of each family that this host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tried(Vec<(Family, Vec<String>)>);
+
+impl Tried {
+    /// The families that are served. The path does not open without IPv4, whatever is tried.
+    pub(super) fn families(&self) -> Vec<Family> {
+        let Self(tried) = self;
+        let served = tried.iter().filter(|(family, refused)| *family == Family::V4 || refused.is_empty());
+        served.map(|(family, _)| *family).collect()
+    }
+
+    /// Why there is no IPv6, on a host that has it.
+    pub(super) fn without_v6(&self) -> Option<String> {
+        self.refused(Family::V6)
+    }
+
+    fn refused(&self, of: Family) -> Option<String> {
+        let Self(tried) = self;
+        let (_, refused) = tried.iter().find(|(family, refused)| *family == of && !refused.is_empty())?;
+        Some(refused.join("; "))
+    }
+
+    fn in_words(&self) -> (CheckState, String) {
+        match (self.refused(Family::V4), self.without_v6()) {
+            (None, None) => (CheckState::Ok, "has all matches and targets".to_owned()),
+            (None, Some(why)) => (
+                CheckState::Ok,
+                format!("has all matches and targets for IPv4; serves no IPv6, since it refuses {why}"),
+            ),
+            (Some(why), _) => (CheckState::Missing, format!("the kernel refuses {why}")),
+        }
+    }
+}
+
+/// Tries all matches and targets in a network namespace that goes at once.
+pub(super) fn tried(programs: &Programs, mark: u32) -> Result<Tried, String> {
+    std::thread::scope(|scope| {
+        let trial = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no network namespace to try in: {error}"))?;
+            let lacking = |family| lacking(programs, family, mark).map(|lacking| (family, lacking));
+            super::families().map(lacking).collect::<Result<_, _>>().map(Tried).map_err(|error| with_causes(&error))
+        });
+        trial.join().unwrap_or_else(|_| Err("the trial ended by itself".to_owned()))
+    })
+}
+
 /// What a family does not have, with what the kernel says.
-fn lacking(programs: &Programs, family: Family, mark: u32) -> Vec<String> {
+fn lacking(programs: &Programs, family: Family, mark: u32) -> Result<Vec<String>, RunError> {
     let samples = samples(family, mark);
     let all: Vec<&(&str, Table, Rule)> = samples.iter().collect();
     if attempt(programs, family, &all).is_ok() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let refused = samples.iter().filter_map(|sample| Some((sample.0, attempt(programs, family, &[sample]).err()?)));
-    refused.map(|(what, error)| format!("{what} ({family}): {}", with_causes(&error))).collect()
+    let mut lacking = Vec::new();
+    for sample in &samples {
+        match attempt(programs, family, &[sample]) {
+            Ok(()) => {}
+            Err(error @ RunError::Refused { .. }) => {
+                lacking.push(format!("{} ({family}): {}", sample.0, with_causes(&error)));
+            }
+            // A lock that is held says nothing about the kernel.
+            Err(error @ (RunError::Command(_) | RunError::Locked { .. })) => return Err(error),
+        }
+    }
+    Ok(lacking)
 }
 
 fn attempt(programs: &Programs, family: Family, samples: &[&(&str, Table, Rule)]) -> Result<(), RunError> {
@@ -107,4 +156,29 @@ fn samples(family: Family, mark: u32) -> Vec<(&'static str, Table, Rule)> {
     add("the target MASQUERADE", Table::Nat, Rule::all(Target::Masquerade));
     add("the target REJECT", Table::Filter, Rule::all(Target::Reject(family)));
     samples
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(v4: &[&str], v6: Option<&[&str]>, served: &[Family], state: CheckState, words: &str) {
+        let refused = |refused: &[&str]| refused.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let v6 = v6.map(|v6| (Family::V6, refused(v6)));
+        let tried = Tried([(Family::V4, refused(v4))].into_iter().chain(v6).collect());
+        assert_eq!(tried.families(), served);
+        assert_eq!(tried.in_words(), (state, words.to_owned()));
+    }
+
+    #[test]
+    fn without_ipv6_in_the_kernel_ipv4_is_served() {
+        use Family::{V4, V6};
+        check(&[], Some(&[]), &[V4, V6], CheckState::Ok, "has all matches and targets");
+        check(&[], None, &[V4], CheckState::Ok, "has all matches and targets");
+        let words =
+            "has all matches and targets for IPv4; serves no IPv6, since it refuses the target DNAT (IPv6): no; b";
+        check(&[], Some(&["the target DNAT (IPv6): no", "b"]), &[V4], CheckState::Ok, words);
+        check(&["a"], Some(&[]), &[V4, V6], CheckState::Missing, "the kernel refuses a");
+    }
 }

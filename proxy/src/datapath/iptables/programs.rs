@@ -13,7 +13,7 @@ use super::watch;
 use crate::datapath::command::{self, CommandError, Said};
 
 /// How long `iptables-restore` waits while another program holds the lock.
-const PATIENCE: &str = "5";
+const PATIENCE: &str = if cfg!(test) { "1" } else { "5" };
 /// What a program may take: 50,000 services in legacy tables need some seconds on a slow host.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Where that lock is, unless the environment says otherwise.
@@ -96,6 +96,16 @@ pub(in crate::datapath) enum RunError {
         /// The lines of its input that it names.
         lines: Vec<usize>,
     },
+}
+
+impl RunError {
+    /// Whether it is known which lines of the input are at fault; the tables that end before them are written.
+    pub(super) fn names_lines(&self) -> bool {
+        match self {
+            Self::Refused { lines, .. } => !lines.is_empty(),
+            Self::Command(_) | Self::Locked { .. } => false,
+        }
+    }
 }
 
 impl Programs {

@@ -9,11 +9,12 @@ use proptest::prelude::*;
 use shunt_model::Family;
 
 use super::change::Changes;
+use super::family::at_fault;
 use super::image::Image;
-use super::leave_out;
 use super::programs::RunError;
 use super::rule::{Name, Table};
 use super::walk::Walk;
+use crate::datapath::SyncError;
 use crate::datapath::packets::cases::{PACKETS, in_words, packets, story};
 use crate::plan::properties::{any_cluster, any_options};
 use crate::plan::{Plan, Source, Verdict, plan};
@@ -116,12 +117,15 @@ fn a_line_that_is_refused_costs_its_service_port_and_no_other() {
     let outcome = |part: &str| {
         let line = script.text.lines().position(|line| line.contains(part)).unwrap() + 1;
         let error = RunError::Refused { program: "iptables-restore".into(), said: "no".into(), lines: vec![line] };
-        let mut refused = BTreeMap::new();
-        leave_out(error, &script, &image, &mut refused)
-            .map(|()| refused.into_iter().map(|(key, why)| format!("{key}: {why}")).collect::<Vec<_>>())
+        let keys = at_fault(error, &script, &image)?;
+        Ok::<_, SyncError>(keys.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
-    assert_eq!(outcome("-m recent --set").unwrap(), ["default/sticky:http/tcp: iptables-restore: no"]);
-    assert_eq!(outcome("-s 198.51.100.0/24").unwrap(), ["default/ranges:http/tcp: iptables-restore: no"]);
+    assert_eq!(outcome("-m recent --set").unwrap(), ["default/sticky:http/tcp"]);
+    assert_eq!(outcome("-s 198.51.100.0/24").unwrap(), ["default/ranges:http/tcp"]);
     assert!(outcome("-A SHUNT-MASQ-NO").is_err(), "it belongs to all of them");
     assert!(outcome("*nat").is_err());
+    let framing = script.text.lines().filter(|line| line.starts_with('*') || *line == "COMMIT").count();
+    assert_eq!(usize::try_from(script.writes()).unwrap(), script.text.lines().count() - framing);
+    let last = script.text.lines().count();
+    assert_eq!((script.commits_before(last), script.commits_before(last + 1)), (2, 3));
 }

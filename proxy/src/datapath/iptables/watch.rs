@@ -2,15 +2,14 @@
 
 use std::io;
 
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use shunt_model::Family;
 
 use super::programs::Variant;
 use super::rule::Table;
-use crate::host::netlink::Netlink;
+use crate::host::netlink::{Netlink, attribute};
 use crate::sys::{TableInfo, table_info};
 
-/// `NETLINK_NETFILTER`
-const NETFILTER: isize = 12;
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETGEN`
 const GET_GENERATION: u16 = 10 << 8 | 16;
 /// `struct nfgenmsg`, of no family.
@@ -40,19 +39,15 @@ pub(super) fn look(variant: Variant, family: Family) -> io::Result<Seen> {
 
 /// The number of changes of nftables in this network namespace.
 pub(in crate::datapath) fn nftables_generation() -> io::Result<u32> {
-    let generation = Netlink::open(NETFILTER)?.get(GET_GENERATION, &REQUEST, generation)?;
+    let generation = Netlink::open(NETLINK_NETFILTER)?.get(GET_GENERATION, &REQUEST, generation)?;
     generation.ok_or_else(|| io::Error::other("no generation of nftables was given"))
 }
 
-/// `NFTA_GEN_ID`, the first attribute of the answer.
+/// `NFTA_GEN_ID` in the answer.
 fn generation(answer: &[u8]) -> io::Result<u32> {
     const NFTA_GEN_ID: u16 = 1;
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about nftables is cut short");
-    let attribute = answer.get(REQUEST.len()..).ok_or_else(malformed)?;
-    let kind = attribute.get(2..4).and_then(<[u8]>::first_chunk).ok_or_else(malformed)?;
-    let value = attribute.get(4..).and_then(<[u8]>::first_chunk).ok_or_else(malformed)?;
-    match u16::from_ne_bytes(*kind) {
-        NFTA_GEN_ID => Ok(u32::from_be_bytes(*value)),
-        _ => Err(malformed()),
-    }
+    let value = answer.get(REQUEST.len()..).and_then(|answer| attribute(answer, NFTA_GEN_ID));
+    let number = value.and_then(<[u8]>::first_chunk).ok_or_else(malformed)?;
+    Ok(u32::from_be_bytes(*number))
 }
