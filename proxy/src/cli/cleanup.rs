@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
-use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part, kube_proxy};
+use shunt_proxy::datapath::kube_proxy::{self, Retired};
+use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part};
 use shunt_proxy::made;
 
 use super::print;
@@ -56,9 +57,11 @@ fn remove_kube_proxys(running: Running) -> Result<ExitCode> {
         ),
         (Some(_), Running::Ignore) | (None, _) => {}
     }
-    let removed: Vec<String> = kube_proxy::remove()?.iter().map(|removed| format!("removed {removed}")).collect();
+    let Retired { removed, kept } = kube_proxy::remove()?;
+    let removed = removed.iter().map(|removed| format!("removed {removed}"));
+    let done: Vec<String> = removed.chain(kept).collect();
     let nothing = "nothing of kube-proxy is left".to_owned();
-    print(&if removed.is_empty() { nothing } else { removed.join("\n") })?;
+    print(&if done.is_empty() { nothing } else { done.join("\n") })?;
     Ok(ExitCode::SUCCESS)
 }
 
