@@ -8,6 +8,7 @@ use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::datapath::kube_proxy::{self, Retired};
 use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part};
+use shunt_proxy::host::sysctls;
 use shunt_proxy::made;
 
 use super::print;
@@ -93,12 +94,15 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
     };
     // Remove as much as possible, then report the failures.
     let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
+    // Rules guard it, and they go now.
+    let loopback = sysctls::end_route_localnet();
     let paths = Part::ALL.map(|part| datapath::remove(part, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let beside = made::Kind::ALL.map(|kind| runtime.block_on(kind.remove(control_socket)));
     let removed = paths.iter().flatten().flatten().map(ToString::to_string);
     let mut done: Vec<String> =
         removed.chain(beside.iter().flatten().flatten().cloned()).map(|removed| format!("removed {removed}")).collect();
+    done.extend(loopback.iter().flatten().map(ToString::to_string));
     if done.is_empty() && paths.iter().all(Result::is_ok) && beside.iter().all(Result::is_ok) {
         done.push("nothing of shunt is installed".to_owned());
     }
@@ -111,5 +115,6 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
     for removed in beside {
         removed?;
     }
+    loopback?;
     Ok(ExitCode::SUCCESS)
 }
