@@ -108,7 +108,7 @@ fn node_ports() -> Check {
 
 /// How this host treats packets of others.
 fn packets_of_others() -> Vec<Check> {
-    let faults = sysctls::faults();
+    let faults = [sysctls::faults(), kube_proxy::drops_of_iptables()].concat();
     if faults.is_empty() {
         let detail = "the kernel forwards them, and rules see those inside bridges".to_owned();
         return vec![Check { name: "packets of others", state: CheckState::Ok, detail }];

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use shunt_proxy::config::{BPF_ROOT, CONTROL_SOCKET};
-use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part, kube_proxy};
+use shunt_proxy::datapath::kube_proxy::{self, Retired};
+use shunt_proxy::datapath::{self, HostOptions, Lock, LockError, Part};
+use shunt_proxy::host::sysctls;
 use shunt_proxy::made;
 
 use super::print;
@@ -56,9 +58,11 @@ fn remove_kube_proxys(running: Running) -> Result<ExitCode> {
         ),
         (Some(_), Running::Ignore) | (None, _) => {}
     }
-    let removed: Vec<String> = kube_proxy::remove()?.iter().map(|removed| format!("removed {removed}")).collect();
+    let Retired { removed, kept } = kube_proxy::remove()?;
+    let removed = removed.iter().map(|removed| format!("removed {removed}"));
+    let done: Vec<String> = removed.chain(kept).collect();
     let nothing = "nothing of kube-proxy is left".to_owned();
-    print(&if removed.is_empty() { nothing } else { removed.join("\n") })?;
+    print(&if done.is_empty() { nothing } else { done.join("\n") })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -90,12 +94,15 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
     };
     // Remove as much as possible, then report the failures.
     let host = HostOptions { cgroup_root: None, bpf_root: bpf_root.to_owned() };
+    // Rules guard it, and they go now.
+    let loopback = sysctls::end_route_localnet();
     let paths = Part::ALL.map(|part| datapath::remove(part, &host));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let beside = made::Kind::ALL.map(|kind| runtime.block_on(kind.remove(control_socket)));
     let removed = paths.iter().flatten().flatten().map(ToString::to_string);
     let mut done: Vec<String> =
         removed.chain(beside.iter().flatten().flatten().cloned()).map(|removed| format!("removed {removed}")).collect();
+    done.extend(loopback.iter().flatten().map(ToString::to_string));
     if done.is_empty() && paths.iter().all(Result::is_ok) && beside.iter().all(Result::is_ok) {
         done.push("nothing of shunt is installed".to_owned());
     }
@@ -108,5 +115,6 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
     for removed in beside {
         removed?;
     }
+    loopback?;
     Ok(ExitCode::SUCCESS)
 }

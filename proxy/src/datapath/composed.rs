@@ -22,17 +22,17 @@ struct Composed {
     parts: Vec<Box<dyn Datapath>>,
     /// With a path for packets, whose flows the kernel remembers.
     stale_flows: Option<StaleFlows>,
-    /// Packets from loopback may leave the node, once rules guard it (TP-15).
     loopback: Loopback,
 }
 
-/// Whether packets serve node ports at loopback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Loopback {
-    /// No, or the kernel has been told.
-    Settled,
-    /// The kernel must be told when the rules are there.
-    Waits,
+/// Packets from loopback may leave the node, but only while rules guard it (TP-15).
+struct Loopback {
+    /// Packets are to serve node ports at loopback, if nodes have them there.
+    wanted: bool,
+    /// What the kernel has been told.
+    told: Option<bool>,
+    /// It refused, and that is logged.
+    failing: bool,
 }
 
 /// The parts as one path.
@@ -42,10 +42,8 @@ pub(super) fn over(
     options: PacketOptions,
     disturbed: Arc<Notify>,
 ) -> Opened {
-    let loopback = match packets.is_some() && options.loopback_node_ports {
-        true => Loopback::Waits,
-        false => Loopback::Settled,
-    };
+    let wanted = packets.is_some() && options.loopback_node_ports;
+    let loopback = Loopback { wanted, told: None, failing: false };
     let (mut parts, mut adopted, mut reports, mut beside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let stale_flows = packets.is_some().then(StaleFlows::new);
     for part in sockets.into_iter().chain(packets) {
@@ -58,16 +56,31 @@ pub(super) fn over(
     Opened { path, adopted: adopted.join("; "), reports, disturbed, beside }
 }
 
-impl Composed {
-    fn settle_loopback(&mut self, plan: &Plan) {
-        let accepts = || plan.addresses.get(&LOOPBACK).is_some_and(|meaning| meaning.node_ports.is_some());
-        if self.loopback == Loopback::Settled || !accepts() {
+impl Loopback {
+    fn served(&self, plan: &Plan) -> bool {
+        self.wanted && plan.addresses.get(&LOOPBACK).is_some_and(|meaning| meaning.node_ports.is_some())
+    }
+
+    /// Tells the kernel if it has not been told; the next sync tries again what it refuses.
+    fn tell(&mut self, served: bool) {
+        if self.told == Some(served) {
             return;
         }
-        self.loopback = Loopback::Settled;
-        match sysctls::route_localnet() {
-            Ok(told) => told.iter().for_each(Told::log),
-            Err(error) => warn!(reason = with_causes(&error), "this node does not reach its node ports at loopback"),
+        let told = if served { sysctls::route_localnet() } else { sysctls::end_route_localnet() };
+        match told {
+            Ok(told) => {
+                told.iter().for_each(Told::log);
+                (self.told, self.failing) = (Some(served), false);
+            }
+            Err(error) => {
+                let reason = with_causes(&error);
+                match (self.failing, served) {
+                    (true, _) => {}
+                    (false, true) => warn!(reason, "this node does not reach its node ports at loopback"),
+                    (false, false) => warn!(reason, "hosts of the same link may reach servers at 127.0.0.1"),
+                }
+                self.failing = true;
+            }
         }
     }
 }
@@ -75,19 +88,28 @@ impl Composed {
 impl Datapath for Composed {
     /// A part that fails does not keep the others from the plan.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
-        let mut outcome = Ok(Synced::default());
+        let served = self.loopback.served(plan);
+        if !served {
+            // Before the rules go that guard it.
+            self.loopback.tell(served);
+        }
+        let (mut outcome, mut flow_sweeps) = (Ok(Synced::default()), Vec::new());
+        let mut stale_flows = self.stale_flows.as_mut();
         for part in &mut self.parts {
-            outcome = match (outcome, part.sync(plan)) {
-                (Ok(before), Ok(synced)) => Ok(before.and(synced)),
+            let synced = part.sync(plan);
+            // The first part is the one for packets: what becomes of sockets does not change its rules.
+            if let (Ok(_), Some(stale_flows)) = (&synced, stale_flows.take()) {
+                flow_sweeps = stale_flows.after_sync(plan);
+                if served {
+                    self.loopback.tell(served);
+                }
+            }
+            outcome = match (outcome, synced) {
+                (Ok(before), Ok(synced)) => Ok(Synced::and(before, synced)),
                 (Err(error), _) | (Ok(_), Err(error)) => Err(error),
             };
         }
-        let mut synced = outcome?;
-        if let Some(stale_flows) = &mut self.stale_flows {
-            synced.flow_sweeps = stale_flows.after_sync(plan);
-        }
-        self.settle_loopback(plan);
-        Ok(synced)
+        Ok(Synced { flow_sweeps, ..outcome? })
     }
 
     fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {

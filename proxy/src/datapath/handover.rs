@@ -4,6 +4,7 @@
 mod tests;
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use shunt_model::with_causes;
 use tokio::sync::watch;
@@ -18,21 +19,30 @@ pub(super) struct Other {
     pub(super) remove: Box<dyn FnMut() -> Result<Vec<Removed>, RemoveError> + Send>,
 }
 
-/// The open path. After its first complete sync it removes what others left; after the next sync it
-/// retries a removal that failed.
+/// Syncs may follow one another closely, and a removal runs commands in their thread.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The open path. After its first complete sync it removes what others left; a sync some seconds later retries a
+/// removal that failed.
 pub(super) struct Handover {
     path: Box<dyn Datapath>,
     /// Those not yet removed.
     others: Vec<Other>,
+    /// How long after an attempt the next one may follow, and when the last one ended.
+    again: Duration,
+    tried: Option<Instant>,
     reports: watch::Sender<Report>,
 }
 
 impl Handover {
     pub(super) fn new(path: Box<dyn Datapath>, others: Vec<Other>, reports: watch::Sender<Report>) -> Self {
-        Self { path, others, reports }
+        Self { path, others, again: AGAIN, tried: None, reports }
     }
 
     fn remove_others(&mut self) {
+        if self.tried.is_some_and(|tried| tried.elapsed() < self.again) {
+            return;
+        }
         let mut leftovers = Vec::new();
         self.others.retain_mut(|Other { part, remove }| match remove() {
             Ok(removed) => {
@@ -46,9 +56,10 @@ impl Handover {
                 true
             }
         });
+        self.tried = Some(Instant::now());
         self.reports.send_if_modified(|report| {
             for reason in leftovers.iter().filter(|reason| !report.leftovers.contains(reason)) {
-                warn!(reason, "removing what another data path left failed; the next sync retries it");
+                warn!(reason, "removing what another data path left failed; a later sync retries it");
             }
             let modified = report.leftovers != leftovers;
             report.leftovers = leftovers;

@@ -6,6 +6,9 @@ mod retiring;
 mod rules;
 mod tools;
 
+use std::path::Path;
+
+use self::rules::Forward;
 use super::{RemoveError, Removed};
 use crate::host::netlink::links;
 
@@ -14,78 +17,127 @@ pub(super) use self::retiring::Retiring;
 
 /// kube-proxy makes it in IPVS mode, and gives it the addresses of all Services.
 const IPVS_INTERFACE: &str = "kube-ipvs0";
-/// Both families, as `iptables` calls them.
-const IPTABLES: [&str; 2] = ["iptables", "ip6tables"];
-/// As `nft` calls them.
+/// The families, as `nft` calls them.
 const NFTABLES: [&str; 2] = ["ip", "ip6"];
 const NFT_TABLE: &str = "kube-proxy";
 const SETS: &str = "KUBE-";
 
+/// What a removal came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retired {
+    /// What is gone.
+    pub removed: Vec<Removed>,
+    /// What stays on purpose, each with what to do.
+    pub kept: Vec<String>,
+}
+
 /// Removes what kube-proxy has left in the present network namespace. Missing tools are no error, and a failure does
 /// not keep it from the rest. What the kubelet has made stays.
-pub fn remove() -> Result<Vec<Removed>, RemoveError> {
-    let (mut removed, mut failures) = (Vec::new(), Vec::new());
-    let mut note = |outcome: Result<Vec<Removed>, tools::ToolError>| match outcome {
-        Ok(done) => removed.extend(done),
-        Err(error) => failures.push(shunt_model::with_causes(&error)),
+pub fn remove() -> Result<Retired, RemoveError> {
+    let (mut retired, mut failures) = (Retired::default(), Vec::new());
+    let mut note = |outcome: Result<(), tools::ToolError>| {
+        failures.extend(outcome.err().map(|error| shunt_model::with_causes(&error)));
     };
-    for family in IPTABLES {
-        for variant in tools::variants(family) {
-            note(remove_rules(&variant));
-        }
+    let variants = tools::variants();
+    let mut tables = String::new();
+    note(tools::nft_tables().map(|listed| tables = listed));
+    let forward = match served_by_nftables(&tables) {
+        true => Forward::KeepWhereDropped,
+        false => Forward::Remove,
+    };
+    for variant in &variants {
+        note(remove_rules(variant, forward, &mut retired));
     }
-    note(remove_tables());
+    note(remove_tables(&tables, &mut retired.removed));
     // Rules name them, so they go last.
-    note(remove_sets());
-    note(remove_interface());
+    note(remove_sets(&variants, &mut retired.removed));
+    note(remove_interface(&mut retired.removed));
     if failures.is_empty() {
-        return Ok(removed);
+        return Ok(retired);
     }
     Err(RemoveError { what: "what kube-proxy left", source: failures.join("; ").into() })
 }
 
-fn remove_rules(variant: &tools::Variant) -> Result<Vec<Removed>, tools::ToolError> {
+/// What rules of nftables cannot accept since iptables drops it, for each chain that does (TP-45); changes nothing.
+#[must_use]
+pub fn drops_of_iptables() -> Vec<String> {
+    let variants = tools::variants().into_iter();
+    let dropping = variants.filter(|variant| variant.save().is_ok_and(|saved| rules::drops_forwarded(&saved)));
+    dropping.map(|variant| dropped(&variant)).collect()
+}
+
+fn dropped(variant: &tools::Variant) -> String {
+    format!(
+        "the FORWARD chain of iptables drops what it does not accept: rules of nftables cannot accept packets to \
+         Services for it ({variant}); let your firewall accept packets that carry the masquerade mark and those of \
+         connections that are up, or take --proxy-mode iptables"
+    )
+}
+
+fn served_by_nftables(tables: &str) -> bool {
+    NFTABLES.iter().any(|family| has_table(tables, family, "shunt"))
+}
+
+fn has_table(tables: &str, family: &str, name: &str) -> bool {
+    tables.lines().any(|line| line.split_whitespace().eq(["table", family, name]))
+}
+
+fn remove_rules(variant: &tools::Variant, forward: Forward, retired: &mut Retired) -> Result<(), tools::ToolError> {
     let saved = variant.save()?;
-    let removals = rules::removals(&saved);
+    if rules::keeps_forward(&saved, forward) {
+        retired.kept.push(format!(
+            "the chain KUBE-FORWARD of {variant} stays: its chain FORWARD drops what it does not accept, and rules of \
+             nftables cannot accept it; `shunt check` says what to do"
+        ));
+    }
+    let removals = rules::removals(&saved, forward);
     if removals.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let script: String = removals.iter().map(|removal| removal.script.as_str()).collect();
     variant.restore(&script)?;
-    let removed = removals.into_iter().map(|removal| Removed {
+    retired.removed.extend(removals.into_iter().map(|removal| Removed {
         count: removal.chains,
         what: "chains of kube-proxy",
         place: format!("in table {} of {variant}", removal.table),
-    });
-    Ok(removed.collect())
+    }));
+    Ok(())
 }
 
-fn remove_tables() -> Result<Vec<Removed>, tools::ToolError> {
-    let Some(listed) = tools::run("nft", &["list", "tables"], "")? else { return Ok(Vec::new()) };
-    let mut removed = Vec::new();
-    for family in NFTABLES {
-        if listed.lines().any(|line| line.split_whitespace().eq(["table", family, NFT_TABLE])) {
-            tools::run("nft", &["delete", "table", family, NFT_TABLE], "")?;
-            let place = format!("{family} {NFT_TABLE} of nftables");
-            removed.push(Removed { count: 1, what: "table", place });
-        }
+fn remove_tables(listed: &str, removed: &mut Vec<Removed>) -> Result<(), tools::ToolError> {
+    for family in NFTABLES.into_iter().filter(|family| has_table(listed, family, NFT_TABLE)) {
+        tools::call("nft", &["delete", "table", family, NFT_TABLE])?;
+        let place = format!("{family} {NFT_TABLE} of nftables");
+        removed.push(Removed { count: 1, what: "table", place });
     }
-    Ok(removed)
+    Ok(())
 }
 
-fn remove_sets() -> Result<Vec<Removed>, tools::ToolError> {
-    let Some(listed) = tools::run("ipset", &["list", "-name"], "")? else { return Ok(Vec::new()) };
+/// Those that rules of others still name stay.
+fn remove_sets(variants: &[tools::Variant], removed: &mut Vec<Removed>) -> Result<(), tools::ToolError> {
+    // `ipset` fails where the kernel has no sets. The module has this folder when it is built in, too.
+    if Path::new("/sys/module").exists() && !Path::new("/sys/module/ip_set").exists() {
+        return Ok(());
+    }
+    let listed = tools::call("ipset", &["list", "-name"])?;
+    let sets: Vec<&str> = listed.lines().map(str::trim).filter(|name| name.starts_with(SETS)).collect();
+    if sets.is_empty() {
+        return Ok(());
+    }
+    let saved = variants.iter().map(tools::Variant::save).collect::<Result<String, _>>()?;
     let mut count = 0_usize;
-    for set in listed.lines().map(str::trim).filter(|name| name.starts_with(SETS)) {
-        tools::run("ipset", &["destroy", set], "")?;
+    for set in sets.into_iter().filter(|set| !saved.split_whitespace().any(|word| word == *set)) {
+        tools::call("ipset", &["destroy", set])?;
         count = count.saturating_add(1);
     }
-    let removed = Removed { count, what: "sets of kube-proxy", place: "in ipset".to_owned() };
-    Ok((count > 0).then_some(removed).into_iter().collect())
+    let gone = Removed { count, what: "sets of kube-proxy", place: "in ipset".to_owned() };
+    removed.extend((count > 0).then_some(gone));
+    Ok(())
 }
 
-fn remove_interface() -> Result<Vec<Removed>, tools::ToolError> {
+fn remove_interface(removed: &mut Vec<Removed>) -> Result<(), tools::ToolError> {
     let gone = links::remove(IPVS_INTERFACE).map_err(|source| tools::ToolError::Interface { source })?;
-    let removed = Removed { count: 1, what: "interface", place: IPVS_INTERFACE.to_owned() };
-    Ok(gone.then_some(removed).into_iter().collect())
+    let interface = Removed { count: 1, what: "interface", place: IPVS_INTERFACE.to_owned() };
+    removed.extend(gone.then_some(interface));
+    Ok(())
 }

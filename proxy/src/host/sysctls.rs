@@ -2,6 +2,7 @@
 
 mod conntrack;
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -32,6 +33,13 @@ pub enum Told {
     Done(String),
     /// It stays as it was; somebody should look.
     Left(String),
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Done(line) | Self::Left(line)) = self;
+        f.write_str(line)
+    }
 }
 
 impl Told {
@@ -138,10 +146,37 @@ fn apply_below(root: &Path, wanted: &Wanted) -> Result<Vec<Told>, SysctlError> {
 }
 
 /// Lets the node send packets from 127.0.0.0/8 to other hosts' endpoints, for node ports at loopback (TP-15, CT-37).
-/// The rules must guard it.
+/// The rules must guard it. What others have set stays theirs.
 pub fn route_localnet() -> Result<Option<Told>, SysctlError> {
-    let name = "net.ipv4.conf.all.route_localnet";
-    Setting { name, value: 1, kind: Kind::Sysctl, need: Need::Chosen }.apply(Path::new("/"))
+    route_localnet_below(Path::new("/"))
+}
+
+fn route_localnet_below(root: &Path) -> Result<Option<Told>, SysctlError> {
+    match loopback_routing(root) {
+        Some(found) if found != 0 => Ok(None),
+        Some(_) | None => ROUTE_LOCALNET.apply(root),
+    }
+}
+
+/// Takes back [`route_localnet`], before the rules that guard it go. What others have set stays.
+pub fn end_route_localnet() -> Result<Option<Told>, SysctlError> {
+    end_route_localnet_below(Path::new("/"))
+}
+
+fn end_route_localnet_below(root: &Path) -> Result<Option<Told>, SysctlError> {
+    match loopback_routing(root) {
+        Some(found) if found == ROUTE_LOCALNET.value => Setting { value: 0, ..ROUTE_LOCALNET }.apply(root),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// For the kernel every number but 0 means yes. Others write 1; by this one a later process knows that shunt wrote it,
+/// in each network namespace of its own and until the next boot, as the setting itself.
+const ROUTE_LOCALNET: Setting =
+    Setting { name: "net.ipv4.conf.all.route_localnet", value: 2, kind: Kind::Sysctl, need: Need::Chosen };
+
+fn loopback_routing(root: &Path) -> Option<u64> {
+    read(&ROUTE_LOCALNET.path(root)).ok()
 }
 
 /// Lets rules see packets between two ports of one bridge: an answer that they did not see would keep the endpoint's
@@ -259,6 +294,20 @@ mod tests {
         assert_eq!([MAX, ESTABLISHED, CLOSE_WAIT, HASH_SIZE].map(now), ["131072", "86400", "3600", "65536"]);
         // CT-36: what already has its value is not written.
         assert_eq!(apply_below(root.path(), &wanted).unwrap(), []);
+    }
+
+    #[test]
+    fn loopback_is_routed_as_long_as_it_is_ours() {
+        const PATH: &str = "proc/sys/net/ipv4/conf/all/route_localnet";
+        // What is found, what is there once node ports at loopback are served, and what when they end.
+        for (found, served, ended) in [("0", "2", "0"), ("1", "1", "1"), ("2", "2", "0")] {
+            let root = host(&[(PATH, found)]);
+            let now = || fs::read_to_string(root.path().join(PATH)).unwrap().trim().to_owned();
+            route_localnet_below(root.path()).unwrap();
+            assert_eq!(now(), served);
+            end_route_localnet_below(root.path()).unwrap();
+            assert_eq!(now(), ended);
+        }
     }
 
     #[test]

@@ -233,7 +233,8 @@ async fn ready(State(health): State<Health>) -> Response {
         (status.last_sync, Arc::clone(&status.source))
     };
     // An API server that is away must not take every node out of service at once: the data path stays in force.
-    let warnings: Vec<String> = source.warnings().cloned().chain(health.dns_warnings()).collect();
+    let foreign = health.path.report().foreign;
+    let warnings: Vec<String> = source.warnings().cloned().chain(health.dns_warnings()).chain(foreign).collect();
     let ready = reasons.is_empty();
     answer(ready, json!({ "ready": ready, "reasons": reasons, "warnings": warnings, "lastSync": last_sync }))
 }

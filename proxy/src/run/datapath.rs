@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::daemon::Parts;
 use crate::config::{Annotation, Config};
-use crate::datapath::{self, Chosen, Datapath, Opened, Options};
+use crate::datapath::{self, Chosen, Datapath, Opened, Options, PacketPath, kube_proxy};
 use crate::host::sysctls::{self, Told};
 use crate::plan::{Detect, PlanOptions};
 use crate::reconcile::Reconciler;
@@ -29,6 +29,11 @@ impl Parts {
             sysctls::apply(&conntrack)?.iter().for_each(Told::log);
             sysctls::show_bridged_packets().iter().for_each(Told::log);
             sysctls::faults().iter().for_each(|fault| warn!("{fault}"));
+        }
+        if chosen.packets == Some(PacketPath::Nftables) {
+            // Reading the rules of a large cluster takes its time, and nothing waits for it.
+            let told = || kube_proxy::drops_of_iptables().iter().for_each(|fault| warn!("{fault}"));
+            drop(tokio::task::spawn_blocking(told));
         }
         let opening = tokio::task::spawn_blocking(move || datapath::open(&serves, &options, &lock));
         // If this is dropped, the thread goes on: the end of the daemon waits for it.

@@ -60,7 +60,7 @@ fn check(path: &[&'static str], others: &[&[&'static str]], leftovers: &[&[&str]
     let path = FakePath { says: VecDeque::from(path.to_vec()), calls: Arc::clone(&made) };
     let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
     let others = others.iter().map(|says| other(says, &made)).collect();
-    let mut handover = Handover::new(Box::new(path), others, reports);
+    let mut handover = Handover { again: Duration::ZERO, ..Handover::new(Box::new(path), others, reports) };
     for wanted in leftovers {
         drop(handover.sync(&Plan::default()));
         let found = report.borrow().clone();
@@ -90,6 +90,19 @@ fn a_removal_that_fails_is_reported_and_tried_again_after_the_next_sync() {
     let calls = ["sync", "remove fails", "sync fails", "sync", "remove", "sync"];
     check(&["sync", "sync fails"], &[&["remove fails"]], &[&[BUSY], &[BUSY], &[], &[]], &calls);
     check(&[], &[&["remove fails"], &[]], &[&[BUSY], &[]], &["sync", "remove fails", "remove", "sync", "remove"]);
+}
+
+#[test]
+fn a_removal_that_fails_pauses() {
+    let calls = Calls::default();
+    let path = FakePath { says: VecDeque::new(), calls: Arc::clone(&calls) };
+    let others = vec![other(&["remove fails"], &calls)];
+    let mut handover = Handover::new(Box::new(path), others, watch::Sender::new(Report::default()));
+    handover.again = Duration::MAX;
+    for _ in 0..3 {
+        handover.sync(&Plan::default()).unwrap();
+    }
+    assert_eq!(*calls.lock().unwrap(), ["sync", "remove fails", "sync", "sync"]);
 }
 
 #[test]

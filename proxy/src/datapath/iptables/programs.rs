@@ -33,7 +33,7 @@ pub(in crate::datapath) enum Variant {
 }
 
 impl Variant {
-    pub(super) const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
+    pub(in crate::datapath) const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl Variant {
     }
 
     /// Whether the kernel can have rules of this variant now. Asking makes none.
-    pub(super) fn is_in_kernel(self, family: Family) -> bool {
+    pub(in crate::datapath) fn is_in_kernel(self, family: Family) -> bool {
         match (self, family) {
             (Self::Nft, _) => watch::look(self, family).is_ok(),
             (Self::Legacy, Family::V4) => Path::new("/proc/net/ip_tables_names").exists(),
@@ -157,7 +157,7 @@ impl Programs {
 }
 
 /// `iptables-nft-restore`, or `iptables-restore` where that is the same variant.
-fn in_path(variant: Variant, family: &str, what: &str) -> Option<PathBuf> {
+pub(in crate::datapath) fn in_path(variant: Variant, family: &str, what: &str) -> Option<PathBuf> {
     command::find(&format!("{family}-{variant}-{what}")).or_else(|| {
         let plain = command::find(&format!("{family}-{what}"))?;
         version_of(&plain)?.contains(variant.in_version()).then_some(plain)

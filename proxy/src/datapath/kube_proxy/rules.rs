@@ -32,10 +32,24 @@ pub(super) struct Removal {
     pub(super) script: String,
 }
 
+/// What becomes of the chain in which kube-proxy accepts forwarded packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Forward {
+    Remove,
+    /// It stays where all others are dropped and no chain takes its place: rules of nftables cannot (TP-45).
+    KeepWhereDropped,
+}
+
+const FORWARD: &str = "KUBE-FORWARD";
+/// Accepts the same, by this daemon.
+const OUR_FORWARD: &str = "SHUNT-FORWARD";
+
 /// A table as it was saved.
 #[derive(Debug, Default)]
 struct Table<'a> {
     name: &'a str,
+    /// The policy of the chain FORWARD.
+    drops: bool,
     built_in: BTreeSet<&'a str>,
     ours: BTreeSet<&'a str>,
     rules: Vec<Rule<'a>>,
@@ -51,8 +65,18 @@ struct Rule<'a> {
 }
 
 /// What of kube-proxy is to be removed, by table; none if there is nothing.
-pub(super) fn removals(saved: &str) -> Vec<Removal> {
-    tables(saved).iter().filter_map(Table::removal).collect()
+pub(super) fn removals(saved: &str, forward: Forward) -> Vec<Removal> {
+    tables(saved).iter().filter_map(|table| table.removal(forward)).collect()
+}
+
+/// Whether [`removals`] leaves the chain that accepts forwarded packets.
+pub(super) fn keeps_forward(saved: &str, forward: Forward) -> bool {
+    tables(saved).iter().any(|table| table.keeps_forward(forward))
+}
+
+/// Whether forwarded packets are dropped that neither a firewall nor this daemon accepts.
+pub(super) fn drops_forwarded(saved: &str) -> bool {
+    tables(saved).iter().any(Table::drops_forwarded)
 }
 
 fn tables(saved: &str) -> Vec<Table<'_>> {
@@ -68,6 +92,7 @@ fn tables(saved: &str) -> Vec<Table<'_>> {
             let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
             if policy != "-" {
                 table.built_in.insert(chain);
+                table.drops |= table.name == "filter" && chain == "FORWARD" && policy == "DROP";
             } else if is_kube_proxys(chain) {
                 table.ours.insert(chain);
             }
@@ -132,8 +157,17 @@ impl Table<'_> {
         self.ours.get(rule.target.as_deref()?).copied()
     }
 
-    fn removal(&self) -> Option<Removal> {
-        let used = self.used_by_others();
+    fn drops_forwarded(&self) -> bool {
+        self.drops && !self.rules.iter().any(|rule| rule.target.as_deref() == Some(OUR_FORWARD))
+    }
+
+    fn keeps_forward(&self, forward: Forward) -> bool {
+        forward == Forward::KeepWhereDropped && self.drops_forwarded() && self.ours.contains(FORWARD)
+    }
+
+    fn removal(&self, forward: Forward) -> Option<Removal> {
+        let mut used = self.used_by_others();
+        used.extend(self.keeps_forward(forward).then_some(FORWARD));
         let gone: BTreeSet<&str> = self.ours.difference(&used).copied().collect();
         if gone.is_empty() {
             return None;
@@ -162,7 +196,12 @@ mod tests {
 
     #[track_caller]
     fn check(saved: &str, scripts: &[&str]) {
-        let found: Vec<String> = removals(saved).into_iter().map(|removal| removal.script).collect();
+        check_with(saved, Forward::Remove, scripts);
+    }
+
+    #[track_caller]
+    fn check_with(saved: &str, forward: Forward, scripts: &[&str]) {
+        let found: Vec<String> = removals(saved, forward).into_iter().map(|removal| removal.script).collect();
         assert_eq!(found, scripts);
     }
 
@@ -227,6 +266,32 @@ COMMIT
                      :KUBE-POSTROUTING - [0:0]\n:KUBE-SERVICES - [0:0]\n-A POSTROUTING -j KUBE-POSTROUTING\n\
                      -A CNI-HOSTPORT-SETMARK -j KUBE-MARK-MASQ\n-A KUBE-SERVICES -j KUBE-MARK-MASQ\nCOMMIT\n";
         check(saved, &["*nat\n:KUBE-SERVICES - [0:0]\n-X KUBE-SERVICES\nCOMMIT\n"]);
+    }
+
+    #[test]
+    fn what_accepts_forwarded_packets_stays_where_nothing_else_does() {
+        let saved = |policy: &str, more: &str| {
+            format!(
+                "*filter\n:FORWARD {policy} [0:0]\n:KUBE-FORWARD - [0:0]\n:KUBE-SERVICES - [0:0]\n\
+                 -A FORWARD -j KUBE-FORWARD\n-A FORWARD -j KUBE-SERVICES\n{more}\
+                 -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT\nCOMMIT\n"
+            )
+        };
+        let rest = "*filter\n:KUBE-SERVICES - [0:0]\n-D FORWARD -j KUBE-SERVICES\n-X KUBE-SERVICES\nCOMMIT\n";
+        let all = "*filter\n:KUBE-FORWARD - [0:0]\n:KUBE-SERVICES - [0:0]\n-D FORWARD -j KUBE-FORWARD\n\
+                   -D FORWARD -j KUBE-SERVICES\n-X KUBE-FORWARD\n-X KUBE-SERVICES\nCOMMIT\n";
+        let ours = "-A FORWARD -j SHUNT-FORWARD\n";
+        for (policy, more, forward, script, drops) in [
+            ("DROP", "", Forward::KeepWhereDropped, rest, true),
+            ("DROP", "", Forward::Remove, all, true),
+            ("DROP", ours, Forward::KeepWhereDropped, all, false),
+            ("ACCEPT", "", Forward::KeepWhereDropped, all, false),
+        ] {
+            let saved = saved(policy, more);
+            check_with(&saved, forward, &[script]);
+            assert_eq!(keeps_forward(&saved, forward), script == rest);
+            assert_eq!(drops_forwarded(&saved), drops);
+        }
     }
 
     #[test]

@@ -1,20 +1,21 @@
-//! Runs the commands that read and change rules.
+//! The commands that read and change rules, by name.
 
 use std::fmt;
-use std::io::{self, Write as _};
-use std::process::{Command, Stdio};
-use std::thread;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use shunt_model::Family;
+
+use crate::datapath::command::{self, CommandError};
+use crate::datapath::iptables;
 
 /// Why what kube-proxy left is still there.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ToolError {
     /// It did not run to its end.
-    #[error("running {program}")]
-    Run {
-        program: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Run(#[from] CommandError),
     /// It failed.
     #[error("{program} {arguments}: {said}")]
     Failed { program: String, arguments: String, said: String },
@@ -26,59 +27,72 @@ pub(super) enum ToolError {
     },
 }
 
-/// What other programs hold the lock of iptables for: seconds.
+/// How long other programs may hold the lock of iptables: seconds.
 const LOCK: &str = "5";
+/// What a command may take: a large cluster has many rules.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// One of the two kinds of iptables, which do not see each other's rules, for one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Variant(String);
+pub(super) struct Variant {
+    family: &'static str,
+    kind: iptables::Variant,
+    save: PathBuf,
+    restore: PathBuf,
+}
 
 impl fmt::Display for Variant {
+    /// `ip6tables-legacy`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "{}-{}", self.family, self.kind)
     }
 }
 
-/// The kinds of iptables that are installed. Without a suffix it is the one or the other.
-pub(super) fn variants(family: &str) -> Vec<Variant> {
-    let installed = |name: &String| matches!(run(&format!("{name}-save"), &["--version"], ""), Ok(Some(_)));
-    let named: Vec<Variant> =
-        ["nft", "legacy"].map(|kind| format!("{family}-{kind}")).into_iter().filter(installed).map(Variant).collect();
-    if named.is_empty() { Some(family.to_owned()).filter(installed).map(Variant).into_iter().collect() } else { named }
+/// The kinds of iptables that are installed and of which the kernel can have rules now.
+pub(super) fn variants() -> Vec<Variant> {
+    let families = Family::BOTH.into_iter().flat_map(|family| iptables::Variant::BOTH.map(|kind| (family, kind)));
+    let of = |(family, kind): (Family, iptables::Variant)| {
+        let name = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        let program = |what| kind.is_in_kernel(family).then(|| iptables::in_path(kind, name, what)).flatten();
+        Some(Variant { family: name, kind, save: program("save")?, restore: program("restore")? })
+    };
+    families.filter_map(of).collect()
 }
 
 impl Variant {
     /// All rules that there are. It makes no table that is not there yet.
     pub(super) fn save(&self) -> Result<String, ToolError> {
-        Ok(run(&format!("{self}-save"), &[], "")?.unwrap_or_default())
+        run(&self.save, &[], "")
     }
 
     /// Changes rules: table by table, each at once or not at all.
     pub(super) fn restore(&self, script: &str) -> Result<(), ToolError> {
-        run(&format!("{self}-restore"), &["--noflush", "--wait", LOCK], script).map(drop)
+        run(&self.restore, &["--noflush", "--wait", LOCK], script).map(drop)
     }
 }
 
-/// What the program prints; `None` if it is not installed.
-pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> Result<Option<String>, ToolError> {
-    let failed = |source| ToolError::Run { program: program.to_owned(), source };
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = match command.spawn() {
-        Ok(child) => child,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let stdin = child.stdin.take();
-    let output = thread::scope(|scope| {
-        // A program that fails early does not read to the end; what it says counts.
-        scope.spawn(|| stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-        child.wait_with_output()
-    });
-    let output = output.map_err(failed)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
-        return Err(ToolError::Failed { program: program.to_owned(), arguments: arguments.join(" "), said });
+/// The tables of nftables, as `nft` names them. Without it or what it needs of the kernel there are none.
+pub(super) fn nft_tables() -> Result<String, ToolError> {
+    match command::find("nft").filter(|_| iptables::Variant::Nft.is_in_kernel(Family::V4)) {
+        Some(nft) => run(&nft, &["list", "tables"], ""),
+        None => Ok(String::new()),
     }
-    Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// What a command prints; nothing if it is not installed.
+pub(super) fn call(program: &str, arguments: &[&str]) -> Result<String, ToolError> {
+    command::find(program).map_or_else(|| Ok(String::new()), |file| run(&file, arguments, ""))
+}
+
+fn run(file: &Path, arguments: &[&str], input: &str) -> Result<String, ToolError> {
+    let said = command::run(file, arguments, input.as_bytes(), LIMIT, |_| {})?;
+    if !said.status.success() {
+        let program = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let words = said.stderr.trim().replace('\n', " ");
+        return Err(ToolError::Failed { program, arguments: arguments.join(" "), said: words });
+    }
+    Ok(String::from_utf8_lossy(&said.stdout).into_owned())
 }
