@@ -138,9 +138,17 @@ impl Programs {
     fn saved(&self, family: Family, arguments: &[&str]) -> Result<String, RunError> {
         let (_, program) = self.of(family);
         let output = run(program, arguments, "")?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => Err(refused(program, &output)),
+        if !output.status.success() {
+            return Err(refused(program, &output));
+        }
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        match hidden(&text) {
+            Some(line) => {
+                let said =
+                    format!("{line} Only nft can have made those rules: remove them, or use --proxy-mode nftables");
+                Err(RunError::Refused { program: program.display().to_string(), said, lines: Vec::new() })
+            }
+            None => Ok(text),
         }
     }
 
@@ -154,6 +162,12 @@ impl Programs {
             Some(_) | None => Err(refused(program, &output)),
         }
     }
+}
+
+/// What iptables prints in place of a table that it cannot show; it calls that a success.
+fn hidden(text: &str) -> Option<&str> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("# "));
+    lines.into_iter().find(|line| line.ends_with("is incompatible, use 'nft' tool."))
 }
 
 /// `iptables-nft-restore`, or `iptables-restore` where that is the same variant.

@@ -97,6 +97,7 @@ impl Installed {
     pub(super) fn add(&mut self, family: Family, listing: &[u8]) -> Result<(), serde_json::Error> {
         let Listing { nftables } = serde_json::from_slice(listing)?;
         let mut maker = Maker::Foreign;
+        let is_empty = !nftables.iter().any(|Object { chain, rule: _, set }| chain.is_some() || set.is_some());
         for Object { chain, rule, set } in nftables {
             if let Some(chain) = chain {
                 if chain.name == MARKER {
@@ -113,6 +114,12 @@ impl Installed {
             if let Some(set) = set {
                 self.add_set(family, set);
             }
+        }
+        // Somebody may have deleted the marker alone: nobody else makes maps of these names.
+        let has_ours =
+            [Collection::Frontends, Collection::NodePorts].map(|ours| self.collections.contains(&(family, ours)));
+        if maker == Maker::Foreign && (is_empty || has_ours == [true, true]) {
+            maker = Maker::Us;
         }
         self.tables.insert(family, maker);
         Ok(())

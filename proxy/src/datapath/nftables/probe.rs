@@ -58,6 +58,8 @@ pub(super) fn look(nft: &Nft, options: &Options) -> Result<Found, NftError> {
         let [major, minor, patch] = OLDEST;
         return Err(refused(format!("{version} is too old: {major}.{minor}.{patch} or later is needed")));
     }
+    // What is installed is read back as JSON, which nft can lack.
+    nft.run(&["-j", "list", "tables"], "")?;
     attempt(nft, Family::V4, options).map_err(refused)?;
     let without_v6 = attempt(nft, Family::V6, options).err();
     let families = Family::BOTH.into_iter().filter(|family| *family == Family::V4 || without_v6.is_none()).collect();

@@ -117,6 +117,8 @@ fn what_others_changed_is_put_back_and_counted() {
             "flush map ip shunt frontends",
             "flush chain ip shunt nat-prerouting",
             "delete chain ip shunt filter-forward",
+            "delete chain ip shunt made-by-shunt-v1",
+            "delete table ip shunt; add table ip shunt",
             "add chain ip shunt foreign",
             "add set ip shunt foreign { type ipv4_addr; }",
             "add element ip shunt cluster-ips { 10.96.77.77 }",
@@ -132,7 +134,7 @@ fn what_others_changed_is_put_back_and_counted() {
             assert_eq!(path.audit().unwrap(), 0);
             path.rests_until = None;
         }
-        assert_eq!(path.reports.borrow().installed.restored, 8);
+        assert_eq!(path.reports.borrow().installed.restored, 10);
         // One that comes at once again waits for the end of the rest.
         nft(&command, "flush map ip shunt frontends");
         path.disturbances.put(Disturbance::By("nft".to_owned()));
