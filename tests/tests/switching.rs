@@ -183,6 +183,13 @@ fn talk(connection: &mut Process) {
     connection.wait_for_line(PATIENCE, |line| line.contains("still there")).unwrap();
 }
 
+/// Links of programs at sockets are pinned, of whatever version.
+fn has_programs(daemon: &Daemon) -> bool {
+    let versions = daemon.bpf_root().read_dir().into_iter().flatten().flatten();
+    let mut links = versions.filter_map(|version| version.path().join("links").read_dir().ok());
+    links.any(|mut links| links.next().is_some())
+}
+
 /// Every client has made further connections since now, and none of all failed.
 fn check(clients: &mut [(&'static str, Client)], connections: &mut [Process]) {
     for (place, client) in clients {
@@ -257,6 +264,9 @@ fn the_rules_of_a_kube_proxy_that_runs_stay_until_it_stops() {
     let daemon = site.daemon("nftables");
     let named = format!("kube-proxy still runs (process {})", kube_proxy.pid());
     site.wait_for("the daemon to name it", || daemon.log().unwrap().contains(&named));
+    let ready = daemon.health("/readyz").unwrap();
+    let warns = ready.body.split_once("warnings").is_some_and(|(_, warnings)| warnings.contains(&named));
+    assert!(ready.status == 200 && warns, "{}", ready.body);
     assert!(site.has_rules_of_kube_proxy());
     let shunt = Binaries::find().unwrap().shunt().unwrap().display().to_string();
     let checked = site.run(&format!("{shunt} check || true")).join("\n");
@@ -277,12 +287,19 @@ fn data_paths_replace_one_another_without_a_failed_connection() {
     site.wait_for("the end of kube-proxy's rules", || !site.has_rules_of_kube_proxy());
     let (mut clients, mut connections) = (site.load(), site.connections());
     check(&mut clients, &mut connections);
-    for (mode, expected) in [("nftables", "nftables"), ("iptables", "iptables"), ("ebpf", "nftables")] {
+    // Without sockets, packets take over what programs served until then.
+    let steps: [(&[&str], &str, bool); 3] = [
+        (&["--proxy-mode", "nftables", "--socket-lb", "off"], "nftables", false),
+        (&["--proxy-mode", "iptables", "--socket-lb", "off"], "iptables", false),
+        (&["--proxy-mode", "ebpf"], "nftables", true),
+    ];
+    for (arguments, expected, sockets) in steps {
         daemon.stop().unwrap();
         check(&mut clients, &mut connections);
-        daemon.options().extra = ["--proxy-mode", mode].map(str::to_owned).into();
-        daemon.restart().unwrap_or_else(|error| panic!("{mode}: {error:#}\n{}", site.lab.logs()));
+        daemon.options().extra = arguments.iter().copied().map(str::to_owned).collect();
+        daemon.restart().unwrap_or_else(|error| panic!("{arguments:?}: {error:#}\n{}", site.lab.logs()));
         site.wait_for(&format!("rules of {expected} alone"), || site.rules_of_shunt() == [expected]);
+        site.wait_for(&format!("programs: {sockets}"), || has_programs(&daemon) == sockets);
         check(&mut clients, &mut connections);
     }
 }

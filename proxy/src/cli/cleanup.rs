@@ -75,8 +75,8 @@ pub(super) fn remove(bpf_root: &Path, control_socket: &Path, running: Running) -
         Ok(lock) => Some(lock),
         Err(LockError::PacketsHeld { holder }) => match running {
             Running::Refuse => bail!(
-                "{holder} serves the packets of this network namespace: stop it first. --force removes its rules all the \
-                 same, and it writes them again within a second, unless it hangs"
+                "{holder} serves the packets of this network namespace: stop it first. --force removes its rules all \
+                 the same, and it writes them again within a second, unless it hangs"
             ),
             Running::Ignore => None,
         },
