@@ -185,13 +185,13 @@ fn many_refused_service_ports_are_the_fault_of_their_table() {
 #[test]
 fn a_table_of_somebody_else_is_not_touched() {
     in_a_namespace(|command| {
-        nft(&command, "add table ip shunt");
+        nft(&command, "add table ip shunt; add chain ip shunt mine");
         let error = path(&command).sync(&Plan::default()).unwrap_err();
         let said = shunt_model::with_causes(&error);
         assert!(said.contains("the table ip shunt was not made by shunt"), "{said}");
         assert!(said.contains("nft delete table ip shunt"), "{said}");
         assert_eq!(door::remove().unwrap(), []);
-        assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n}\n");
+        assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n\tchain mine {\n\t}\n}\n");
     });
 }
 
@@ -263,7 +263,7 @@ fn a_probe_changes_nothing() {
         nft(&command, "add table ip shunt");
         let found = crate::datapath::nftables::probe::look(&command, &options).unwrap();
         assert_eq!(found.families, Family::BOTH.into_iter().collect());
-        assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n}\n");
+        assert_eq!(nft(&command, "list ruleset"), "table ip shunt {\n\tchain mine {\n\t}\n}\n");
     });
 }
 
