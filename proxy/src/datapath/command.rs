@@ -1,7 +1,7 @@
 //! Runs a command of the host that reads its orders from its input, within a limit of time.
 //!
-//! The input is a file in memory and not a pipe: if this process is killed, the command still reads all of it or nothing,
-//! and never the first half.
+//! The input is a file in memory and not a pipe: if this process is killed, the command still reads all of it or
+//! nothing, and never the first half.
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, Write as _};
