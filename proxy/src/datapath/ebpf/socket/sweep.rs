@@ -1,7 +1,8 @@
 //! Ends sockets that would go on with an endpoint that left, or past a Service, so that their owners connect anew.
 //!
-//! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
-//! connecting. Established TCP connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant
+//! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still connecting
+//! at the second look: at the first, the answer of an endpoint that leaves may be on its way. Established TCP connections
+//! stay (CT-6, UC-12), but for one that its endpoint accepts in the instant
 //! between the list and the order. Two kinds of sockets are found:
 //!
 //! - with a flow that has ended: the endpoint left, or the frontend leads to another service port (CT-3, CT-4). The
@@ -18,6 +19,7 @@ use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use proxy_abi::directory::at;
 use proxy_abi::lookup::{self, Meaning, Tables as _, V4, V6, Words as _};
@@ -39,6 +41,8 @@ const TCP: u8 = 6;
 
 /// A socket whose program has just run is in no list yet: the first look may miss it.
 const LOOKS: u8 = 2;
+/// Between two looks for one flow that count.
+pub(super) const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 /// What one sweep did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,12 +73,33 @@ pub(super) struct Sweeper {
     served: Served,
     /// How often an ended flow, by cookie and reference, has been looked for in all namespaces. After [`LOOKS`] it is
     /// known to need nothing more: its socket is destroyed, is connected elsewhere, or is an established connection.
-    looked: HashMap<(u64, u32), u8>,
+    looked: HashMap<(u64, u32), Looked>,
+}
+
+/// The looks for one flow.
+#[derive(Clone, Copy, Debug)]
+struct Looked {
+    looks: u8,
+    last: Instant,
+}
+
+impl Looked {
+    fn is_due(&self, now: Instant) -> bool {
+        now.duration_since(self.last) >= SECOND_LOOK
+    }
+}
+
+/// A flow that has ended.
+#[derive(Clone, Copy, Debug)]
+struct EndedFlow {
+    flow: Flow,
+    /// It had ended a while ago too: whoever still connects waits in vain.
+    for_long: bool,
 }
 
 /// What a sweep looks for in each namespace.
 struct Wanted<'a> {
-    ended: HashMap<u64, Flow>,
+    ended: HashMap<u64, EndedFlow>,
     older: Option<Older<'a>>,
 }
 
@@ -107,7 +132,8 @@ impl Sweeper {
     ) -> Swept {
         let failed =
             |error: io::Error| Swept { failed: vec![(0, format!("listing flows: {error}"))], ..Swept::default() };
-        let listed = self.ended().and_then(|ended| Ok(Wanted { ended, older: self.older(search)? }));
+        let began = Instant::now();
+        let listed = self.ended(began).and_then(|ended| Ok(Wanted { ended, older: self.older(search)? }));
         let wanted = match listed {
             Ok(wanted) => wanted,
             Err(error) => return failed(error),
@@ -135,9 +161,12 @@ impl Sweeper {
         }
         let Wanted { ended, older: _ } = wanted;
         if complete && swept.failed.is_empty() {
-            for (cookie, flow) in ended {
-                let looks = self.looked.entry((cookie, flow.reference)).or_default();
-                *looks = looks.saturating_add(1);
+            for (cookie, EndedFlow { flow, for_long: _ }) in ended {
+                let first = Looked { looks: 0, last: began };
+                let looked = self.looked.entry((cookie, flow.reference)).or_insert(first);
+                if looked.looks == 0 || looked.is_due(began) {
+                    *looked = Looked { looks: looked.looks.saturating_add(1), last: began };
+                }
             }
         }
         if let Some(error) = self.tables.take_failure() {
@@ -147,11 +176,16 @@ impl Sweeper {
     }
 
     /// The ended flows, without those of sockets that may go on.
-    fn ended(&mut self) -> io::Result<HashMap<u64, Flow>> {
-        let mut ended = listed(&self.lists.ended, &self.peers)?;
-        self.looked.retain(|(cookie, reference), _| ended.get(cookie).is_some_and(|flow| flow.reference == *reference));
-        ended.retain(|cookie, flow| self.looked.get(&(*cookie, flow.reference)).is_none_or(|looks| *looks < LOOKS));
-        Ok(ended)
+    fn ended(&mut self, now: Instant) -> io::Result<HashMap<u64, EndedFlow>> {
+        let listed = listed(&self.lists.ended, &self.peers)?;
+        self.looked
+            .retain(|(cookie, reference), _| listed.get(cookie).is_some_and(|flow| flow.reference == *reference));
+        let ended = listed.into_iter().filter_map(|(cookie, flow)| {
+            let looked = self.looked.get(&(cookie, flow.reference));
+            let for_long = looked.is_some_and(|looked| looked.is_due(now));
+            looked.is_none_or(|looked| looked.looks < LOOKS).then_some((cookie, EndedFlow { flow, for_long }))
+        });
+        Ok(ended.collect())
     }
 
     fn older(&self, search: Search) -> io::Result<Option<Older<'_>>> {
@@ -207,7 +241,7 @@ impl Wanted<'_> {
 
     /// The sockets of the present namespace among which there may be some to end.
     fn found_here(&self, diag: &mut Diag) -> io::Result<Vec<Socket>> {
-        let any = |excluded: u8| self.ended.values().any(|flow| flow.protocol() != excluded);
+        let any = |excluded: u8| self.ended.values().any(|ended| ended.flow.protocol() != excluded);
         let mut found = Vec::new();
         if self.older.is_some() || any(TCP) {
             found.extend(diag.connected()?);
@@ -220,7 +254,8 @@ impl Wanted<'_> {
 
     /// Whether the socket is still connected to an endpoint that it may not go on with: it may have connected again.
     fn has_ended(&self, socket: &Socket) -> bool {
-        self.ended.get(&socket.cookie()).is_some_and(|flow| backend(flow) == socket.destination())
+        let ended = self.ended.get(&socket.cookie()).filter(|ended| socket.is_udp() || ended.for_long);
+        ended.is_some_and(|ended| backend(&ended.flow) == socket.destination())
     }
 }
 

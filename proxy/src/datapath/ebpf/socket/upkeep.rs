@@ -21,7 +21,7 @@ use super::super::tables::kernel::{TableError, open};
 use super::super::tables::node::OptOuts;
 use super::foreign::{Foreign, foreign};
 use super::programs::FlowLists;
-use super::sweep::{Search, Sweeper, Swept};
+use super::sweep::{SECOND_LOOK, Search, Sweeper, Swept};
 use super::{coverage, selftest};
 use crate::datapath::SyncError;
 use crate::host::netns::{Inventory, Namespace, Scanner};
@@ -33,8 +33,6 @@ const CHECKUP: Duration = Duration::from_mins(1);
 const RECHECK: Duration = Duration::from_secs(2);
 /// How often a round searches for namespaces while something depends on them.
 const SCAN: Duration = Duration::from_secs(1);
-/// A program that ran when a backend left may still connect a socket to it: sweep a second time after this.
-const SECOND_LOOK: Duration = Duration::from_millis(100);
 /// Sweeps take at most a fifth of the time of one core.
 const REST: u32 = 4;
 
