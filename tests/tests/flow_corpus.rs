@@ -289,12 +289,17 @@ fn ask(
 ) -> anyhow::Result<Vec<(usize, Seen)>> {
     let mut questions: Vec<Vec<(Dialled, Question)>> =
         mine.iter().map(|(_, flow)| questions(cast, flow, sockets)).collect();
+    // netfilter lets each of several first flows of one client choose before any is remembered: one goes ahead.
+    let sticky = mine.iter().zip(&mut questions).filter(|((_, flow), _)| matches!(flow.expect, Expect::OneOf(_)));
+    for (dialled, question) in sticky.filter_map(|(_, questions)| questions.first_mut()) {
+        dialled.attempts = client.dial(&[Question { count: 1, ..*question }])?.into_iter().flatten().collect();
+    }
     let all: Vec<Question> = questions.iter().flatten().map(|(_, question)| *question).collect();
     let mut answers = client.dial(&all)?.into_iter();
     let mut seen = Vec::new();
     for ((index, flow), questions) in mine.iter().zip(&mut questions) {
         for ((dialled, _), attempts) in questions.iter_mut().zip(answers.by_ref()) {
-            dialled.attempts = attempts;
+            dialled.attempts.extend(attempts);
         }
         let dialled: Vec<Dialled> = questions.drain(..).map(|(dialled, _)| dialled).collect();
         seen.push((*index, flows::judge_sockets(cast, flow, &dialled)));
