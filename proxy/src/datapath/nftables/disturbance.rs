@@ -1,5 +1,6 @@
 //! Listens to the kernel's reports of nftables changes: what others did to our tables, and who.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -36,14 +37,27 @@ const GENERAL: usize = 4;
 const RECEIVE_BUFFER: usize = 16 << 20;
 const RECEIVE: usize = 1 << 16;
 
+/// How many processes are told apart.
+const PROCESSES: usize = 64;
 /// How long it is not tried again to listen.
 const DEAF: Duration = Duration::from_secs(1);
 
 /// What others did to our tables since it was last asked.
 #[derive(Clone, Default)]
 pub(super) struct Disturbances {
-    found: Arc<Mutex<Disturbance>>,
+    found: Arc<Mutex<Found>>,
+    ours: Ours,
     hearing: Arc<Mutex<Hearing>>,
+}
+
+/// What was found since it was last asked.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    /// Reports were lost.
+    lost: bool,
+    /// Processes that changed something, with their names. A report may come before it is known that its process is
+    /// one of ours: so that is asked again at the end.
+    by: BTreeMap<u32, String>,
 }
 
 /// Where reports come in.
@@ -80,16 +94,31 @@ impl fmt::Debug for Disturbances {
 impl Disturbances {
     /// What happened since the last call.
     pub(super) fn take(&self) -> Disturbance {
-        let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
-        if self.join() { found } else { Disturbance::Unknown }
+        let Found { lost, by } = std::mem::take(&mut *self.found());
+        let mut others = by.into_iter().filter(|(process, _)| !self.ours.contain(*process));
+        match (self.join(), others.next(), lost) {
+            (false, _, _) | (true, None, true) => Disturbance::Unknown,
+            (true, Some((_, name)), _) => Disturbance::By(name),
+            (true, None, false) => Disturbance::None,
+        }
     }
 
-    pub(super) fn put(&self, found: Disturbance) {
-        let mut known = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Disturbance::None | Disturbance::Unknown => *known = found,
-            Disturbance::By(_) => {}
+    /// Notes that reports were lost.
+    pub(super) fn put_lost(&self) {
+        self.found().lost = true;
+    }
+
+    /// Notes that a process changed something.
+    pub(super) fn put(&self, process: u32, name: String) {
+        let mut found = self.found();
+        match found.by.len() < PROCESSES {
+            true => drop(found.by.insert(process, name)),
+            false => found.lost = true,
         }
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why others are not noticed, if they are not.
@@ -109,7 +138,7 @@ impl Disturbances {
         let joined = self.join();
         let after = nftables_generation().ok();
         if !joined || !is_alone(before, outcome.is_ok(), after) {
-            self.put(Disturbance::Unknown);
+            self.put_lost();
         }
         outcome
     }
@@ -160,7 +189,7 @@ impl Listener {
     /// Listens from now on.
     pub(super) fn open(ours: Ours, disturbed: Arc<Notify>) -> io::Result<Self> {
         let socket = Arc::new(listen()?);
-        let disturbances = Disturbances::default();
+        let disturbances = Disturbances { ours: ours.clone(), ..Disturbances::default() };
         *disturbances.hearing() = Hearing::On(Arc::clone(&socket));
         Ok(Self { socket, ours, disturbances, disturbed, touched: false })
     }
@@ -178,7 +207,7 @@ impl Listener {
             match stop.run_until_cancelled(read).await {
                 None => return,
                 Some(Ok(_)) => self.hear(&buffer),
-                Some(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => self.tell(Disturbance::Unknown),
+                Some(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => self.tell_lost(),
                 Some(Err(error)) => {
                     warn!(%error, "reading the kernel's reports of nftables changes failed; opening them again");
                     if stop.run_until_cancelled(self.reopen()).await.is_none() {
@@ -206,15 +235,15 @@ impl Listener {
                      is found late: {error}; trying again"
                 )),
             };
-            self.tell(Disturbance::Unknown);
+            self.tell_lost();
             if is_open {
                 return;
             }
         }
     }
 
-    fn tell(&self, found: Disturbance) {
-        self.disturbances.put(found);
+    fn tell_lost(&self) {
+        self.disturbances.put_lost();
         self.disturbed.notify_one();
     }
 
@@ -223,22 +252,23 @@ impl Listener {
         while let Ok(message) = NetlinkBuffer::new_checked(rest) {
             let kind = message.message_type();
             // The number of a socket is that of its process, unless that is taken.
-            let ours = self.ours.contain(message.port_number());
-            if kind >> 8 == NFTABLES && !ours {
-                self.look(kind & 0xff, message.payload());
+            let process = message.port_number();
+            if kind >> 8 == NFTABLES && !self.ours.contain(process) {
+                self.look(kind & 0xff, process, message.payload());
             }
             let length = usize::try_from(message.length()).unwrap_or(usize::MAX);
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
     }
 
-    fn look(&mut self, kind: u16, payload: &[u8]) {
+    fn look(&mut self, kind: u16, process: u32, payload: &[u8]) {
         let attributes = payload.get(GENERAL..).unwrap_or_default();
         if kind != NEW_GENERATION {
             self.touched |= text(attributes, TABLE_NAME).is_some_and(|table| table == TABLE);
         } else if std::mem::take(&mut self.touched) {
             let name = text(attributes, PROCESS_NAME).unwrap_or_else(|| "a process".to_owned());
-            self.tell(Disturbance::By(name));
+            self.disturbances.put(process, name);
+            self.disturbed.notify_one();
         }
     }
 }
@@ -321,5 +351,26 @@ mod tests {
         check(&["filter", "shunt-other"], 7, &Disturbance::None);
         check(&["shunt"], 8, &Disturbance::None);
         check(&[], 7, &Disturbance::None);
+    }
+
+    #[test]
+    fn a_process_that_turns_out_to_be_ours_hides_no_other() {
+        let check = |changes: &[(u32, &str)], lost: bool, wanted: &Disturbance| {
+            let disturbances = Disturbances::default();
+            for (process, name) in changes {
+                disturbances.put(*process, (*name).to_owned());
+            }
+            if lost {
+                disturbances.put_lost();
+            }
+            disturbances.ours.add(8);
+            assert_eq!(disturbances.take(), *wanted, "{changes:?} {lost}");
+            assert_eq!(disturbances.take(), Disturbance::None);
+        };
+        check(&[(8, "nft")], false, &Disturbance::None);
+        check(&[(8, "nft")], true, &Disturbance::Unknown);
+        check(&[(8, "nft"), (9, "firewalld")], true, &Disturbance::By("firewalld".to_owned()));
+        let many: Vec<(u32, &str)> = (100..200).map(|process| (process, "a")).collect();
+        check(&many, false, &Disturbance::By("a".to_owned()));
     }
 }

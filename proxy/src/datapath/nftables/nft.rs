@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// So much of a script, about 400 services, gets another second, also on a slow host.
 const SECOND: usize = 64 << 10;
 /// How many of our processes are remembered: the kernel tells of a change soon after its process has made it.
-const REMEMBERED: usize = 64;
+const REMEMBERED: usize = 256;
 
 /// The command, and which of its processes were ours.
 #[derive(Clone, Debug)]

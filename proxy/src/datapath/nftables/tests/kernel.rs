@@ -125,7 +125,7 @@ fn what_others_changed_is_put_back_and_counted() {
         ];
         for harm in harms {
             nft(&command, harm);
-            path.disturbances.put(Disturbance::By("nft".to_owned()));
+            path.disturbances.put(1, "nft".to_owned());
             assert!(path.audit().unwrap() > 0, "{harm}");
             check_in_place(&path, &plan);
             path.delete_unused(Instant::now() + MOMENT);
@@ -137,7 +137,7 @@ fn what_others_changed_is_put_back_and_counted() {
         assert_eq!(path.reports.borrow().installed.restored, 10);
         // One that comes at once again waits for the end of the rest.
         nft(&command, "flush map ip shunt frontends");
-        path.disturbances.put(Disturbance::By("nft".to_owned()));
+        path.disturbances.put(1, "nft".to_owned());
         path.rests_until = Instant::now().checked_add(Duration::from_secs(3600));
         assert_eq!(path.audit().unwrap(), 0);
         path.rests_until = Some(Instant::now());
@@ -244,7 +244,7 @@ fn a_table_of_another_version_is_replaced() {
         nft(&command, "add table ip shunt");
         nft(&command, "add chain ip shunt made-by-shunt-v1");
         nft(&command, "add set ip shunt frontends { type ipv4_addr; }");
-        path.disturbances.put(Disturbance::Unknown);
+        path.disturbances.put_lost();
         assert!(path.audit().is_err());
         path.sync(&plan).unwrap();
         check_in_place(&path, &plan);
