@@ -409,7 +409,8 @@ fn around(installed: &Installed, rendering: &Rendering) -> Around {
         |(family, maker): (&Family, &Maker)| (*maker == Maker::OtherVersion || installed.misplaced).then_some(*family);
     let replaced: Vec<Family> = installed.tables.iter().filter_map(replace).collect();
     let families = rendering.families.iter().copied();
-    let tables = families.clone().filter(|family| !installed.tables.contains_key(family)).collect();
+    // Also those that are there: to add one again wakes it, if somebody has made it dormant, which no listing says.
+    let tables = families.clone().collect();
     let all = families.flat_map(|family| Collection::all().map(move |collection| (family, collection)));
     let is_there =
         |wanted: &(Family, Collection)| installed.collections.contains(wanted) && !replaced.contains(&wanted.0);

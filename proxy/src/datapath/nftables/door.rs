@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use shunt_model::Family;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -15,6 +16,7 @@ use super::probe::{self, checks};
 use super::script::TABLE;
 use super::{Nftables, foreign, is_missing};
 use crate::datapath::{Check, OpenedPart, Options, RemoveError, Removed, Report};
+use crate::host::netlink::{Netlink, push_attribute};
 
 /// Why the data path cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,12 @@ pub(in crate::datapath) enum NftablesOpenError {
     /// A table of our name is somebody else's.
     #[error("{0}")]
     Foreign(String),
+    /// A table is to be removed, and the command is missing.
+    #[error(
+        "the table {0} shunt is there and the command nft is not: install the package nftables and run this again, or \
+         reboot the node"
+    )]
+    Stays(&'static str),
 }
 
 /// Checks everything that [`open`] needs.
@@ -81,8 +89,7 @@ fn list(nft: &Nft, family: Family) -> Result<Option<Installed>, NftablesOpenErro
 /// Removes our tables.
 pub(in crate::datapath) fn remove() -> Result<Vec<Removed>, RemoveError> {
     let failed = |source: NftablesOpenError| RemoveError { what: "nftables tables", source: source.into() };
-    // Without the command nothing of ours is there.
-    let Some(nft) = Nft::find() else { return Ok(Vec::new()) };
+    let Some(nft) = Nft::find() else { return without_command().map(|()| Vec::new()).map_err(failed) };
     let mut removed = Vec::new();
     for family in Family::BOTH {
         let ip = word(family);
@@ -98,4 +105,28 @@ pub(in crate::datapath) fn remove() -> Result<Vec<Removed>, RemoveError> {
     let place = format!("({})", removed.join(", "));
     let tables = Removed { count: removed.len(), what: "nftables tables", place };
     Ok(Some(tables).filter(|tables| tables.count > 0).into_iter().collect())
+}
+
+/// The command may be in another place than the daemon was: the kernel knows whether there is something to remove.
+pub(super) fn without_command() -> Result<(), NftablesOpenError> {
+    match Family::BOTH.into_iter().find(|family| has_table(*family)) {
+        Some(family) => Err(NftablesOpenError::Stays(word(family))),
+        None => Ok(()),
+    }
+}
+
+/// Whether the kernel has a table of our name. One without nftables has none.
+fn has_table(family: Family) -> bool {
+    /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETTABLE`
+    const GET_TABLE: u16 = 10 << 8 | 1;
+    const NFTA_TABLE_NAME: u16 = 1;
+    let protocol = match family {
+        Family::V4 => libc::AF_INET,
+        Family::V6 => libc::AF_INET6,
+    };
+    // `struct nfgenmsg`
+    let mut request = vec![u8::try_from(protocol).unwrap_or_default(), 0, 0, 0];
+    push_attribute(&mut request, NFTA_TABLE_NAME, &[TABLE.as_bytes(), b"\0"].concat());
+    let asked = Netlink::open(NETLINK_NETFILTER).and_then(|mut kernel| kernel.get(GET_TABLE, &request, |_| Ok(())));
+    asked.is_ok_and(|found| found.is_some())
 }

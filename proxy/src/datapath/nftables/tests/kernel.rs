@@ -119,6 +119,7 @@ fn what_others_changed_is_put_back_and_counted() {
             "delete chain ip shunt filter-forward",
             "delete chain ip shunt made-by-shunt-v1",
             "delete table ip shunt; add table ip shunt",
+            "add table ip shunt { flags dormant; }",
             "add chain ip shunt foreign",
             "add set ip shunt foreign { type ipv4_addr; }",
             "add element ip shunt cluster-ips { 10.96.77.77 }",
@@ -130,11 +131,13 @@ fn what_others_changed_is_put_back_and_counted() {
             check_in_place(&path, &plan);
             path.delete_unused(Instant::now() + MOMENT);
             let listed = nft(&command, "list table ip shunt");
-            assert!(!listed.contains("foreign") && !listed.contains("10.96.77.77"), "after {harm}");
+            for left in ["foreign", "10.96.77.77", "dormant"] {
+                assert!(!listed.contains(left), "after {harm}");
+            }
             assert_eq!(path.audit().unwrap(), 0);
             path.rests_until = None;
         }
-        assert_eq!(path.reports.borrow().installed.restored, 10);
+        assert_eq!(path.reports.borrow().installed.restored, 11);
         // One that comes at once again waits for the end of the rest.
         nft(&command, "flush map ip shunt frontends");
         path.disturbances.put(1, "nft".to_owned());
@@ -179,6 +182,18 @@ fn many_refused_service_ports_are_the_fault_of_their_table() {
         }
         assert_eq!(path.sync(&plan).unwrap().refused, []);
         check_in_place(&path, &plan);
+    });
+}
+
+#[test]
+fn a_table_that_cannot_be_removed_without_the_command_is_named() {
+    in_a_namespace(|command| {
+        door::without_command().unwrap();
+        for ip in ["ip6", "ip"] {
+            nft(&command, &format!("add table {ip} shunt"));
+            let said = door::without_command().unwrap_err().to_string();
+            assert!(said.starts_with(&format!("the table {ip} shunt is there and the command nft is not")), "{said}");
+        }
     });
 }
 
