@@ -12,6 +12,7 @@ mod resolve;
 mod sctp;
 mod serve;
 mod socket;
+mod stray;
 mod turns;
 mod upstream;
 
@@ -64,6 +65,11 @@ enum PeerCommand {
         /// The server.
         to: SocketAddr,
     },
+    /// Send segments from outside of the window of a connection to its client.
+    Stray {
+        /// Where the server listens.
+        server: SocketAddr,
+    },
     /// Use one UDP socket, connected and not connected in turn.
     Turns(TurnArguments),
     /// Ask a DNS server.
@@ -109,6 +115,7 @@ impl Peer {
             PeerCommand::Load(arguments) => load::load(&arguments),
             PeerCommand::Probe(arguments) => probe::probe(&arguments),
             PeerCommand::Hold { to } => probe::hold(to),
+            PeerCommand::Stray { server } => stray::send(server),
             PeerCommand::Turns(arguments) => turns::take(&arguments),
             PeerCommand::Resolve(arguments) => print(&resolve(&arguments)?),
             PeerCommand::HttpGet { address, path } => {
