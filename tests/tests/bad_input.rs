@@ -289,6 +289,7 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     fs::copy(Binaries::find().unwrap().shunt().unwrap(), &binary).unwrap();
     let shunt = CommandLine { place, binary };
     let places = "--bpf-root DIR/bpf --control-socket DIR/socket";
+    let toolless = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /usr/sbin && exec \"$@\"", "sh"];
     let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
 
     shunt.check(&format!("run {places}"), 2, &["--manifests"]);
@@ -305,6 +306,14 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     let cgroup = format!("run {places} --manifests DIR/manifests --cgroup-root DIR");
     shunt.check(&cgroup, 1, &["DIR is not a directory of a cgroup2", "--cgroup-root"]);
     shunt.check_as(&nobody, &format!("run {places} --manifests DIR/manifests"), 1, &["must be root"]);
+    for (mode, parts) in [
+        ("nftables", ["--proxy-mode nftables was asked for", "no command nft in PATH", "install the package nftables"]),
+        ("iptables", ["--proxy-mode iptables was asked for", "iptables-legacy-restore", "install the package iptables"]),
+        ("auto", ["no data path can work here", "install the package nftables", "install the package iptables"]),
+    ] {
+        let flags = "--dns=false --socket-lb off --proxy-mode";
+        shunt.check_as(&toolless, &format!("run {places} --manifests DIR/manifests {flags} {mode}"), 1, &parts);
+    }
     shunt.check_as(&nobody, "cleanup --bpf-root DIR/bpf", 1, &["must be root"]);
     shunt.check("cleanup --bpf-root DIR/bpf", 0, &[]);
     assert!(!shunt.place.path().join("bpf").exists(), "a run that fails early leaves no pins");

@@ -51,11 +51,14 @@ impl Offer {
         self.checks.iter().filter(|check| check.state == CheckState::Missing)
     }
 
-    /// `sockets (cgroup v2: not mounted)`
+    /// `sockets (cgroup v2: not mounted)`, `nftables (no command nft)`
     fn refusal(&self) -> String {
-        let missing: Vec<String> =
-            self.missing().map(|Check { name, detail, .. }| format!("{name}: {detail}")).collect();
-        format!("{} ({})", self.part, missing.join("; "))
+        let part = self.part.to_string();
+        let missing = self.missing().map(|Check { name, detail, .. }| match *name == part {
+            true => detail.clone(),
+            false => format!("{name}: {detail}"),
+        });
+        format!("{part} ({})", missing.collect::<Vec<_>>().join("; "))
     }
 }
 
