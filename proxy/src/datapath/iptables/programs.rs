@@ -84,8 +84,8 @@ pub(in crate::datapath) enum RunError {
     Command(#[from] CommandError),
     /// Another program holds the lock.
     #[error(
-        "another program has held the lock {lock} for {PATIENCE} s; `fuser -v {lock}` names it, and the next sync \
-         tries again"
+        "another program has held the lock {lock} for {PATIENCE} s; `fuser -v {lock}` names it; nothing is written until \
+         it lets go"
     )]
     Locked { lock: String },
     /// It refuses.
