@@ -84,7 +84,7 @@ pub(in crate::datapath) enum RunError {
     Command(#[from] CommandError),
     /// Another program holds the lock.
     #[error(
-        "another program has held the lock {lock} for {PATIENCE} s; `fuser -v {lock}` names it; nothing is written until \
+        "another program has held the lock {lock} for {PATIENCE} s; `fuser -v {lock}` names it; nothing changes until \
          it lets go"
     )]
     Locked { lock: String },
