@@ -308,7 +308,10 @@ fn a_wrong_command_line_or_host_is_named_in_one_line() {
     shunt.check_as(&nobody, &format!("run {places} --manifests DIR/manifests"), 1, &["must be root"]);
     for (mode, parts) in [
         ("nftables", ["--proxy-mode nftables was asked for", "no command nft in PATH", "install the package nftables"]),
-        ("iptables", ["--proxy-mode iptables was asked for", "iptables-legacy-restore", "install the package iptables"]),
+        (
+            "iptables",
+            ["--proxy-mode iptables was asked for", "iptables-legacy-restore", "install the package iptables"],
+        ),
         ("auto", ["no data path can work here", "install the package nftables", "install the package iptables"]),
     ] {
         let flags = "--dns=false --socket-lb off --proxy-mode";

@@ -60,12 +60,7 @@ fn receive(socket: &UdpSocket, port: u16) -> io::Result<Option<(IpAddr, TcpHeade
 }
 
 /// A host that knows nothing of the connection resets it, and with numbers that its server believes.
-fn outside_of_the_window(
-    server: SocketAddr,
-    client: IpAddr,
-    last: &TcpHeader,
-    offset: u32,
-) -> anyhow::Result<Vec<u8>> {
+fn outside_of_the_window(server: SocketAddr, client: IpAddr, last: &TcpHeader, offset: u32) -> anyhow::Result<Vec<u8>> {
     let sequence = last.acknowledgment_number.wrapping_add(offset);
     let mut header = TcpHeader::new(server.port(), last.source_port, sequence, 1024);
     header.ack = true;
