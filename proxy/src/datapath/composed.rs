@@ -16,12 +16,17 @@ use crate::plan::Plan;
 /// As a plan has it, for 127.0.0.0/8.
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// What serves packets, and what serves sockets before any packet is sent.
+/// What serves packets, and what serves sockets before any packet is sent. Sockets take a plan first, for they need
+/// less than a millisecond.
 struct Composed {
-    /// In the order in which they take a plan: sockets first, for they need less than a millisecond.
-    parts: Vec<Box<dyn Datapath>>,
-    /// With a path for packets, whose flows the kernel remembers.
-    stale_flows: Option<StaleFlows>,
+    sockets: Option<Box<dyn Datapath>>,
+    packets: Option<Packets>,
+}
+
+/// A path for packets, with what goes with its rules, whatever they are made of.
+struct Packets {
+    path: Box<dyn Datapath>,
+    stale_flows: StaleFlows,
     loopback: Loopback,
 }
 
@@ -42,17 +47,19 @@ pub(super) fn over(
     options: PacketOptions,
     disturbed: Arc<Notify>,
 ) -> Opened {
-    let wanted = packets.is_some() && options.loopback_node_ports;
-    let loopback = Loopback { wanted, told: None, failing: false };
-    let (mut parts, mut adopted, mut reports, mut beside) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let stale_flows = packets.is_some().then(StaleFlows::new);
-    for part in sockets.into_iter().chain(packets) {
-        parts.push(part.path);
+    let (mut adopted, mut reports, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    let mut take = |part: OpenedPart| {
         adopted.push(part.adopted);
         reports.push(part.report);
         beside.extend(part.beside);
-    }
-    let path = Box::new(Composed { parts, stale_flows, loopback });
+        part.path
+    };
+    let sockets = sockets.map(&mut take);
+    let packets = packets.map(&mut take).map(|path| {
+        let loopback = Loopback { wanted: options.loopback_node_ports, told: None, failing: false };
+        Packets { path, stale_flows: StaleFlows::new(), loopback }
+    });
+    let path = Box::new(Composed { sockets, packets });
     Opened { path, adopted: adopted.join("; "), reports, disturbed, beside }
 }
 
@@ -85,46 +92,45 @@ impl Loopback {
     }
 }
 
-impl Datapath for Composed {
-    /// A part that fails does not keep the others from the plan.
+impl Packets {
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         let served = self.loopback.served(plan);
         if !served {
             // Before the rules go that guard it.
             self.loopback.tell(served);
         }
-        let (mut outcome, mut flow_sweeps) = (Ok(Synced::default()), Vec::new());
-        let mut stale_flows = self.stale_flows.as_mut();
-        for part in &mut self.parts {
-            let synced = part.sync(plan);
-            // The first part is the one for packets: what becomes of sockets does not change its rules.
-            if let (Ok(_), Some(stale_flows)) = (&synced, stale_flows.take()) {
-                flow_sweeps = stale_flows.after_sync(plan);
-                if served {
-                    self.loopback.tell(served);
-                }
-            }
-            outcome = match (outcome, synced) {
-                (Ok(before), Ok(synced)) => Ok(Synced::and(before, synced)),
-                (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-            };
+        let synced = self.path.sync(plan)?;
+        // Only now: a flow that ends before the rules have changed begins again by the old ones.
+        let flow_sweeps = self.stale_flows.after_sync(plan);
+        if served {
+            self.loopback.tell(served);
         }
-        Ok(Synced { flow_sweeps, ..outcome? })
+        Ok(Synced { flow_sweeps, ..synced })
+    }
+}
+
+impl Composed {
+    fn parts(&mut self) -> impl Iterator<Item = &mut dyn Datapath> {
+        let packets = self.packets.as_mut().map(|packets| &mut packets.path);
+        self.sockets.iter_mut().chain(packets).map(|part| &mut **part as &mut dyn Datapath)
+    }
+}
+
+impl Datapath for Composed {
+    /// A part that fails does not keep the other from the plan.
+    fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
+        let sockets = self.sockets.as_mut().map_or_else(|| Ok(Synced::default()), |sockets| sockets.sync(plan));
+        let packets = self.packets.as_mut().map_or_else(|| Ok(Synced::default()), |packets| packets.sync(plan));
+        Ok(sockets?.and(packets?))
     }
 
     fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {
-        self.parts.iter_mut().try_for_each(|part| part.mark_own_dns(sockets))
+        self.parts().try_for_each(|part| part.mark_own_dns(sockets))
     }
 
     fn audit(&mut self) -> Result<u64, SyncError> {
-        let mut repaired = Ok(0);
-        for part in &mut self.parts {
-            repaired = match (repaired, part.audit()) {
-                (Ok(before), Ok(more)) => Ok(u64::saturating_add(before, more)),
-                (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-            };
-        }
-        repaired
+        let audited: Vec<Result<u64, SyncError>> = self.parts().map(|part| part.audit()).collect();
+        audited.into_iter().try_fold(0, |repaired: u64, audited| Ok(repaired.saturating_add(audited?)))
     }
 }
 
