@@ -17,6 +17,10 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
+/// Reading a large rule set takes seconds. What takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(120);
+/// So much of an input, about 400 services, gets another second, also on a slow host.
+const SECOND: usize = 64 << 10;
 /// Where commands of administrators are, also where PATH does not say so.
 const ALSO: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 
@@ -57,6 +61,11 @@ pub(super) fn find(name: &str) -> Option<PathBuf> {
 fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// How long a command for rules may take for its input.
+pub(super) fn limit(input: &str) -> Duration {
+    LIMIT.saturating_add(Duration::from_secs(u64::try_from(input.len() / SECOND).unwrap_or(u64::MAX)))
 }
 
 /// Runs `file` to its end with `input`. `started` gets the number of its process as soon as it has one.
@@ -149,6 +158,12 @@ mod tests {
             let error = sh(script, "", Duration::from_millis(50)).unwrap_err();
             assert_eq!(error.to_string(), "/bin/sh did not end within 50ms and was killed");
         }
+    }
+
+    #[test]
+    fn a_long_input_gets_more_time() {
+        let seconds = |bytes| limit(&" ".repeat(bytes)).as_secs();
+        assert_eq!([0, 1000, 1 << 20, 16 << 20].map(seconds), [120, 120, 136, 376]);
     }
 
     #[test]

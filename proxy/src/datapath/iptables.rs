@@ -263,7 +263,7 @@ fn clear(programs: &Programs) -> Result<Vec<Removed>, RunError> {
             continue;
         }
         let changes = Changes { nat: nat.removal(), filter: filter.removal(), ..Changes::default() };
-        programs.restore(family, &changes.script())?;
+        programs.restore(family, &changes.script(programs.pieces()))?;
         let count = nat.chains().saturating_add(filter.chains());
         let family = if family == Family::V4 { "iptables" } else { "ip6tables" };
         removed.push(Removed { count, what: "chains", place: format!("of {family} ({})", programs.variant) });

@@ -92,10 +92,14 @@ pub(super) fn compare<'a>(image: &Image, mut nat: Dump<'a>, mut filter: Dump<'a>
             Table::Filter => &mut filter,
         };
         let installed = dump.chains.remove(&*name);
-        if !installed.is_some_and(|installed| are_same(&rules, &installed, &mut text)) {
-            found.wrong = found.wrong.saturating_add(1);
-            found.example.get_or_insert_with(|| format!("chain {name} of table {}", table.as_str()));
-            changes.table(table).write(name, rules);
+        if installed.as_ref().is_some_and(|installed| are_same(&rules, installed, &mut text)) {
+            continue;
+        }
+        found.wrong = found.wrong.saturating_add(1);
+        found.example.get_or_insert_with(|| format!("chain {name} of table {}", table.as_str()));
+        match installed.is_none_or(|installed| installed.is_empty()) {
+            true => changes.table(table).write_fresh(name, rules),
+            false => changes.table(table).write(name, rules),
         }
     }
     for (table, dump) in [(Table::Nat, nat), (Table::Filter, filter)] {

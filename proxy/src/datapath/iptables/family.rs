@@ -74,20 +74,14 @@ impl Tally {
 }
 
 impl Pen<'_> {
-    fn write(
-        &mut self,
-        family: Family,
-        changes: &Changes,
-        script: &Script,
-        written: &mut Written,
-    ) -> Result<(), RunError> {
-        if changes.is_empty() {
+    fn write(&mut self, family: Family, script: &Script, written: &mut Written) -> Result<(), RunError> {
+        if script.is_empty() {
             return Ok(());
         }
         let outcome = self.programs.restore(family, script);
         self.tally.count(&outcome);
         let (lines, commits) = match &outcome {
-            Ok(()) => (script.writes(), changes.commits()),
+            Ok(()) => (script.writes(), script.commits()),
             Err(RunError::Refused { lines, .. }) => {
                 (0, lines.iter().min().map_or(0, |line| script.commits_before(*line)))
             }
@@ -143,8 +137,8 @@ impl FamilyState {
         };
         let mut culprits = Vec::new();
         loop {
-            let script = changes.script();
-            let Err(error) = pen.write(self.family, &changes, &script, written) else { break };
+            let script = changes.script(pen.programs.pieces());
+            let Err(error) = pen.write(self.family, &script, written) else { break };
             let reason = error.to_string();
             let named = at_fault(error, &script, &image)?;
             if let [culprit] = named.as_slice() {
@@ -173,7 +167,7 @@ impl FamilyState {
             wanted.ports.insert(key.clone(), Arc::clone(port));
             let changes = image.update(&wanted);
             let commits = written.commits;
-            match pen.write(self.family, &changes, &changes.script(), written) {
+            match pen.write(self.family, &changes.script(pen.programs.pieces()), written) {
                 Ok(()) => drop(self.refused.remove(&key)),
                 Err(error @ RunError::Refused { .. }) => {
                     wanted.ports.remove(&key);
@@ -181,7 +175,7 @@ impl FamilyState {
                     let nothing_written = error.names_lines() && written.commits == commits;
                     if !nothing_written {
                         // Whatever part of it was written, this leads back.
-                        let undone = pen.write(self.family, &back, &back.script(), written);
+                        let undone = pen.write(self.family, &back.script(pen.programs.pieces()), written);
                         undone.map_err(|error| failed(io::Error::other(error)))?;
                     }
                     self.refused.insert(key.clone(), error.to_string());

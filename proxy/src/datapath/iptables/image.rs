@@ -109,8 +109,11 @@ impl Image {
         self.apply(edits, &mut changes);
         let fixed = self.fixed();
         for (table, name, rules) in &fixed {
-            if !fixed_before.iter().any(|(before, known, same)| before == table && known == name && same == rules) {
-                changes.table(*table).writes.insert(Arc::clone(name), rules.clone());
+            let before = fixed_before.iter().find(|(of, known, _)| of == table && known == name);
+            match before {
+                Some((_, _, same)) if same == rules => {}
+                Some(_) => changes.table(*table).write(Arc::clone(name), rules.clone()),
+                None => changes.table(*table).write_fresh(Arc::clone(name), rules.clone()),
             }
         }
         for (table, name, _) in fixed_before {
@@ -202,12 +205,8 @@ impl Image {
             let rules = |port: Option<&Arc<PortPlan>>| port.map(|port| self.rules_of(port)).unwrap_or_default();
             let (old, new) = (rules(old), rules(new));
             changes.nat.follow(&old.nat, &new.nat);
-            for (name, rules) in new.filter.iter().filter(|(name, rules)| old.filter.get(*name) != Some(*rules)) {
-                changes.filter_before.write(name.clone(), rules.clone());
-            }
-            for name in old.filter.keys().filter(|name| !new.filter.contains_key(*name)) {
-                changes.filter.remove(name.clone());
-            }
+            changes.filter_before.come(&old.filter, &new.filter);
+            changes.filter.leave(&old.filter, &new.filter);
             gone.push(old);
             come.push(new);
         }
@@ -413,7 +412,8 @@ impl TableChanges {
         for place in places {
             match (before.get(&place), tree.rules(&place)) {
                 (Some(before), Some(after)) if *before == after => {}
-                (_, Some(after)) => self.write(tree.name(&place), after),
+                (Some(_), Some(after)) => self.write(tree.name(&place), after),
+                (None, Some(after)) => self.write_fresh(tree.name(&place), after),
                 (Some(_), None) => self.remove(tree.name(&place)),
                 (None, None) => {}
             }

@@ -57,7 +57,7 @@ impl Iptables {
     fn repair(&mut self, image: &Image) -> Result<Found, SyncError> {
         let (changes, found) = read_back(&self.programs, image)?;
         if found.count() > 0 {
-            let restored = self.programs.restore(image.family(), &changes.script());
+            let restored = self.programs.restore(image.family(), &changes.script(self.programs.pieces()));
             self.tally.count(&restored);
             self.tell_numbers();
             restored.map_err(|error| failed(std::io::Error::other(error)))?;

@@ -128,7 +128,7 @@ fn attempt(programs: &Programs, family: Family, samples: &[&(&str, Table, Rule)]
     for (index, (_, table, rule)) in samples.iter().enumerate() {
         changes.table(*table).write(format!("SHUNT-TRY-{index}").into(), vec![rule.clone()]);
     }
-    programs.restore(family, &changes.script())
+    programs.restore(family, &changes.script(programs.pieces()))
 }
 
 /// Each match and target that rules use.

@@ -3,19 +3,16 @@
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use shunt_model::Family;
 
-use super::change::Script;
+use super::change::{Pieces, Script};
 use super::rule::{OURS, Table};
 use super::watch;
 use crate::datapath::command::{self, CommandError, Said};
 
 /// How long `iptables-restore` waits while another program holds the lock.
 const PATIENCE: &str = if cfg!(test) { "1" } else { "5" };
-/// What a program may take: 50,000 services in legacy tables need some seconds on a slow host.
-const LIMIT: Duration = Duration::from_secs(120);
 /// Where that lock is, unless the environment says otherwise.
 const LOCK: &str = "/run/xtables.lock";
 /// So many lines of a message are looked at: one bad rule may be named with all that come after it.
@@ -117,6 +114,14 @@ impl Programs {
         version.contains(variant.in_version()).then_some(Self { variant, paths, version })
     }
 
+    /// How they write tables at the least cost.
+    pub(super) fn pieces(&self) -> Pieces {
+        match self.variant {
+            Variant::Nft => Pieces::Many,
+            Variant::Legacy => Pieces::One,
+        }
+    }
+
     fn of(&self, family: Family) -> &(PathBuf, PathBuf) {
         let [v4, v6] = &self.paths;
         match family {
@@ -188,7 +193,7 @@ fn version_of(program: &Path) -> Option<String> {
 }
 
 fn run(program: &Path, arguments: &[&str], input: &str) -> Result<Said, RunError> {
-    Ok(command::run(program, arguments, input.as_bytes(), LIMIT, |_| {})?)
+    Ok(command::run(program, arguments, input.as_bytes(), command::limit(input), |_| {})?)
 }
 
 fn refused(program: &Path, said: &Said) -> RunError {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use shunt_model::Family;
 
-use super::change::Changes;
+use super::change::{Changes, Pieces};
 use super::family::at_fault;
 use super::image::Image;
 use super::programs::RunError;
@@ -100,6 +100,53 @@ proptest! {
     }
 }
 
+/// What the kernel has after a script, transaction by transaction: each names only chains that are there.
+fn restore(chains: &mut Chains, script: &str) {
+    for section in script.split_inclusive("COMMIT\n") {
+        let (first, rest) = section.split_once('\n').unwrap();
+        let table = *Table::BOTH.iter().find(|table| first[1..] == *table.as_str()).unwrap();
+        for line in rest.lines().filter(|line| *line != "COMMIT") {
+            if let Some(declared) = line.strip_prefix(':') {
+                chains.insert((table, declared.split(' ').next().unwrap().into()), Vec::new());
+            } else if let Some(rule) = line.strip_prefix("-A ") {
+                let (name, rule) = rule.split_once(' ').unwrap();
+                let target = rule.split(' ').next_back().unwrap();
+                assert!(!target.starts_with("SHUNT-") || chains.contains_key(&(table, target.into())), "{line}");
+                chains.get_mut(&(table, name.into())).unwrap().push(rule.to_owned());
+            } else if let Some(name) = line.strip_prefix("-X ") {
+                assert_eq!(chains.remove(&(table, name.into())), Some(Vec::new()), "{line}");
+                let leads = |rule: &String| rule.ends_with(&format!(" {name}"));
+                assert!(!chains.iter().any(|((of, _), rules)| *of == table && rules.iter().any(leads)), "{line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pieces_lead_to_the_same_chains_as_one_transaction() {
+    let (whole, _) = story();
+    let half = Plan {
+        ports: whole.ports.iter().step_by(2).map(|(key, port)| (key.clone(), port.clone())).collect(),
+        ..whole.clone()
+    };
+    for family in Family::BOTH {
+        let mut image = Image::new(family, PACKETS);
+        let (mut chains, mut pieces) = (of_image(&image), 0);
+        for plan in [&whole, &half, &whole, &Plan::default(), &half] {
+            let changes = image.update(plan);
+            let (one, many) = (changes.script(Pieces::One), changes.script(Pieces::Many));
+            pieces += many.commits() - one.commits();
+            let before = chains.clone();
+            restore(&mut chains, &many.text);
+            let mut at_once = before;
+            restore(&mut at_once, &one.text);
+            assert_eq!(chains, at_once);
+            assert_eq!(chains, of_image(&image));
+        }
+        assert!(pieces > 8, "{pieces} transactions more prove little");
+    }
+}
+
 #[test]
 fn names_fit_into_the_kernel() {
     let (plan, _) = story();
@@ -113,7 +160,7 @@ fn names_fit_into_the_kernel() {
 fn a_line_that_is_refused_costs_its_service_port_and_no_other() {
     let (plan, _) = story();
     let mut image = Image::new(Family::V4, PACKETS);
-    let script = image.update(&plan).script();
+    let script = image.update(&plan).script(Pieces::One);
     let outcome = |part: &str| {
         let line = script.text.lines().position(|line| line.contains(part)).unwrap() + 1;
         let error = RunError::Refused { program: "iptables-restore".into(), said: "no".into(), lines: vec![line] };

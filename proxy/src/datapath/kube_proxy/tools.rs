@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use shunt_model::Family;
 
@@ -29,8 +28,6 @@ pub(super) enum ToolError {
 
 /// How long other programs may hold the lock of iptables: seconds.
 const LOCK: &str = "5";
-/// What a command may take: a large cluster has many rules.
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// One of the two kinds of iptables, which do not see each other's rules, for one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +85,7 @@ pub(super) fn call(program: &str, arguments: &[&str]) -> Result<String, ToolErro
 }
 
 fn run(file: &Path, arguments: &[&str], input: &str) -> Result<String, ToolError> {
-    let said = command::run(file, arguments, input.as_bytes(), LIMIT, |_| {})?;
+    let said = command::run(file, arguments, input.as_bytes(), command::limit(input), |_| {})?;
     if !said.status.success() {
         let program = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let words = said.stderr.trim().replace('\n', " ");

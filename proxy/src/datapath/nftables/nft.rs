@@ -3,15 +3,10 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::script::Script;
 use crate::datapath::command::{self, CommandError, Said};
 
-/// Reading a large rule set takes seconds. What takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(120);
-/// So much of a script, about 400 services, gets another second, also on a slow host.
-const SECOND: usize = 64 << 10;
 /// How many of our processes are remembered: the kernel tells of a change soon after its process has made it.
 const REMEMBERED: usize = 256;
 
@@ -84,14 +79,11 @@ impl Nft {
     /// What nft prints with these arguments.
     pub(super) fn run(&self, arguments: &[&str], input: &str) -> Result<Vec<u8>, NftError> {
         let Said { status, stdout, stderr } =
-            command::run(&self.file, arguments, input.as_bytes(), limit(input), |process| self.ours.add(process))?;
+            command::run(&self.file, arguments, input.as_bytes(), command::limit(input), |process| {
+                self.ours.add(process)
+            })?;
         if status.success() { Ok(stdout) } else { Err(refusal(&stderr)) }
     }
-}
-
-/// How long nft may take for a script.
-fn limit(input: &str) -> Duration {
-    LIMIT.saturating_add(Duration::from_secs(u64::try_from(input.len() / SECOND).unwrap_or(u64::MAX)))
 }
 
 /// `/dev/stdin:3:34-53: Error: Could not process rule: File exists`, and below it the line with the place underlined.
@@ -113,12 +105,6 @@ mod tests {
             NftError::Refused { reason: found, line: at } => assert_eq!((found.as_str(), at), (reason, line)),
             NftError::Command(error) => panic!("{error}"),
         }
-    }
-
-    #[test]
-    fn a_long_script_gets_more_time() {
-        let seconds = |bytes| limit(&" ".repeat(bytes)).as_secs();
-        assert_eq!([0, 1000, 1 << 20, 16 << 20].map(seconds), [120, 120, 136, 376]);
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn differences(programs: &Programs, image: &Image) -> (Changes, Found) {
 
 fn install(programs: &Programs, image: &Image) -> Found {
     let (changes, found) = differences(programs, image);
-    programs.restore(image.family(), &changes.script()).unwrap();
+    programs.restore(image.family(), &changes.script(programs.pieces())).unwrap();
     found
 }
 
@@ -91,11 +91,12 @@ fn random_changes_arrive_in_the_kernel() {
                 let options = any_options().new_tree(&mut runner).unwrap().current();
                 let before = watch::look(programs.variant, family).ok();
                 let changes = image.update(&plan(&snapshot, &options).0);
-                programs.restore(family, &changes.script()).unwrap();
+                let script = changes.script(programs.pieces());
+                programs.restore(family, &script).unwrap();
                 let after = watch::look(programs.variant, family).ok();
                 // Of legacy tables nobody knows.
                 let known = programs.variant == Variant::Nft;
-                assert_eq!(keeper::follows(before, changes.commits(), after), known, "{before:?} {after:?}");
+                assert_eq!(keeper::follows(before, script.commits(), after), known, "{before:?} {after:?}");
                 assert_eq!(differences(programs, &image), Default::default());
             }
         }
@@ -178,7 +179,7 @@ fn lists_of_clients_stay_while_their_endpoints_do() {
         let written: Vec<&str> = changes.nat.writes.keys().map(|name| &**name).collect();
         assert!(written.iter().filter(|name| name.starts_with("SHUNT-EP-")).count() == 1, "{written:?}");
         assert!(changes.filter.is_empty() && changes.filter_before.is_empty());
-        programs.restore(Family::V4, &changes.script()).unwrap();
+        programs.restore(Family::V4, &changes.script(programs.pieces())).unwrap();
         assert_eq!(differences(programs, &image), Default::default());
     });
 }
@@ -301,7 +302,7 @@ fn a_lock_that_another_program_holds_is_named_with_what_to_do() {
         lock.lock().unwrap();
         let image = Image::of(&story().0, Family::V4, PACKETS);
         let (changes, _) = differences(programs, &image);
-        let outcome = programs.restore(Family::V4, &changes.script());
+        let outcome = programs.restore(Family::V4, &changes.script(programs.pieces()));
         match programs.variant {
             Variant::Nft => outcome.unwrap(),
             Variant::Legacy => {
@@ -309,7 +310,7 @@ fn a_lock_that_another_program_holds_is_named_with_what_to_do() {
                 assert!(error.contains("held the lock /run/xtables.lock for 1 s"), "{error}");
                 assert!(error.contains("`fuser -v /run/xtables.lock` names it"), "{error}");
                 drop(lock);
-                programs.restore(Family::V4, &changes.script()).unwrap();
+                programs.restore(Family::V4, &changes.script(programs.pieces())).unwrap();
             }
         }
         assert_eq!(differences(programs, &image), Default::default());
