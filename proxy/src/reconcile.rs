@@ -27,6 +27,8 @@ use summary::Summary;
 
 /// How often a part of the kernel is compared with what was written to it.
 const AUDIT: Duration = Duration::from_secs(1);
+/// A sync of more writes leaves much memory behind that was needed for it alone.
+const LARGE: u64 = 10_000;
 
 /// What the kernel is to serve.
 #[derive(Clone, Debug, Default)]
@@ -170,6 +172,7 @@ impl Reconciler {
         // The first sync and the one after a failure read the kernel back.
         let full = self.status.last_sync.is_none() || self.status.error.is_some();
         self.sinks.durations.synced(full, elapsed);
+        let writes_before = self.status.writes;
         self.status.syncs += 1;
         self.status.planned = self.planner.plan().clone();
         self.status.conflicts = self.planner.conflicts().cloned().collect();
@@ -184,6 +187,10 @@ impl Reconciler {
         self.publish();
         if self.status.error.is_none() {
             self.sinks.pending.end();
+        }
+        if full || self.status.writes.saturating_sub(writes_before) > LARGE {
+            // All tables or rules were there a second time, to be written.
+            crate::sys::trim();
         }
         if complete {
             self.backoff.reset();

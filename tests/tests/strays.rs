@@ -1,7 +1,12 @@
 //! Packets that a host should not get: segments from outside of a connection's window, and what a neighbour sends to
 //! loopback. On each path for packets.
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is tests")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed, its helpers included")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed, its helpers included"
+)]
 
 mod cluster;
 mod support;

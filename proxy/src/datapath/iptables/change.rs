@@ -52,10 +52,6 @@ impl Changes {
         [(Table::Filter, &self.filter_before), (Table::Nat, &self.nat), (Table::Filter, &self.filter)]
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.parts().iter().all(|(_, changes)| changes.is_empty())
-    }
-
     /// What comes to a table, before the other.
     pub(super) fn table(&mut self, table: Table) -> &mut TableChanges {
         match table {

@@ -78,10 +78,9 @@ impl Nft {
 
     /// What nft prints with these arguments.
     pub(super) fn run(&self, arguments: &[&str], input: &str) -> Result<Vec<u8>, NftError> {
-        let Said { status, stdout, stderr } =
-            command::run(&self.file, arguments, input.as_bytes(), command::limit(input), |process| {
-                self.ours.add(process)
-            })?;
+        let (limit, input) = (command::limit(input), input.as_bytes());
+        let said = command::run(&self.file, arguments, input, limit, |process| self.ours.add(process))?;
+        let Said { status, stdout, stderr } = said;
         if status.success() { Ok(stdout) } else { Err(refusal(&stderr)) }
     }
 }
