@@ -1,7 +1,7 @@
 //! Which addresses and ports a process of the node cannot bind, because connections to them go to a Service (TP-7).
 
 use crate::lookup::{Family, Tables, V4, V6, address_value};
-use crate::{Address6, Port, same, unmapped};
+use crate::{Address6, Port, same, scope, unmapped};
 
 /// Whether connections to `address` and `port` are taken as those to a node port, and a process that binds them would
 /// wait in vain. The unspecified address stands for all addresses of the family (see
@@ -9,7 +9,8 @@ use crate::{Address6, Port, same, unmapped};
 #[inline(always)]
 pub fn is_node_port<F: Family, T: Tables>(tables: &T, address: F::Address, port: Port, protocol: u8) -> bool {
     // Most ports are none, so the address is looked at last.
-    F::lead(tables, None, port, protocol).is_some() && address_value(tables, &F::listed(address)).takes_node_ports()
+    F::lead(tables, None, port, protocol, scope::ANY).is_some()
+        && address_value(tables, &F::listed(address)).takes_node_ports()
 }
 
 /// As [`is_node_port`] for an IPv6 socket, which holds IPv4 addresses in mapped form. Bound to `::` it takes IPv4 as

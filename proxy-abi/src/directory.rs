@@ -121,15 +121,17 @@ pub struct Terms(pub u64);
 
 impl Terms {
     const KEEPS_DESTINATION: u64 = 1 << 24;
+    const SILENT: u64 = 1 << 25;
     const TIMEOUT: u64 = (1 << 24) - 1;
 
     /// Terms of the service port that entry `port` stands for. `timeout`: of session affinity in seconds, 0 without.
     /// `keeps_destination`: under policy Local without an endpoint on this node, a socket's flow keeps its destination
-    /// if true, and is refused if false.
+    /// if true, and is refused if false. `silent`: there, packets are dropped if true, and refused if false.
     #[must_use]
-    pub const fn new(port: u32, timeout: u32, keeps_destination: bool) -> Self {
+    pub const fn new(port: u32, timeout: u32, keeps_destination: bool, silent: bool) -> Self {
         let keeps_destination = if keeps_destination { Self::KEEPS_DESTINATION } else { 0 };
-        Self(((port as u64) << 32) | keeps_destination | (timeout as u64 & Self::TIMEOUT))
+        let silent = if silent { Self::SILENT } else { 0 };
+        Self(((port as u64) << 32) | keeps_destination | silent | (timeout as u64 & Self::TIMEOUT))
     }
 
     /// The entry that stands for the service port.
@@ -151,6 +153,13 @@ impl Terms {
     #[must_use]
     pub const fn keeps_destination(self) -> bool {
         self.0 & Self::KEEPS_DESTINATION != 0
+    }
+
+    /// See [`Terms::new`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn silent(self) -> bool {
+        self.0 & Self::SILENT != 0
     }
 }
 
@@ -205,8 +214,11 @@ mod tests {
 
     #[test]
     fn terms_and_ranges_give_back_their_parts() {
-        let terms = Terms::new(u32::MAX, 86_400, true);
-        assert_eq!((terms.port(), terms.timeout(), terms.keeps_destination()), (u32::MAX, 86_400, true));
+        for (keeps_destination, silent) in [(false, false), (false, true), (true, false), (true, true)] {
+            let terms = Terms::new(u32::MAX, 86_400, keeps_destination, silent);
+            assert_eq!((terms.port(), terms.timeout()), (u32::MAX, 86_400));
+            assert_eq!((terms.keeps_destination(), terms.silent()), (keeps_destination, silent));
+        }
         assert_eq!(Terms::default().timeout(), 0);
         let ranges = RangesWord::new(7, true);
         assert_eq!((ranges.id(), ranges.node(), RangesWord::new(7, false).node()), (7, true, false));

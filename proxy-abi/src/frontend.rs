@@ -15,7 +15,7 @@ pub struct FrontendKey4 {
     pub port: Port,
     /// IP protocol number.
     pub protocol: u8,
-    /// Always 0; reserved for scopes.
+    /// Which clients it is for: see [`scope`].
     pub scope: u8,
 }
 
@@ -29,8 +29,16 @@ pub struct FrontendKey6 {
     pub port: Port,
     /// IP protocol number.
     pub protocol: u8,
-    /// Always 0; reserved for scopes.
+    /// Which clients it is for: see [`scope`].
     pub scope: u8,
+}
+
+/// The clients that a frontend is for.
+pub mod scope {
+    /// All, unless there is an element of another scope for them.
+    pub const ANY: u8 = 0;
+    /// Packets from outside of the cluster, where another list of endpoints serves them than serves its pods.
+    pub const OUTSIDE: u8 = 1;
 }
 
 const PRIME: u32 = 0x9e37_79b1;
@@ -74,7 +82,7 @@ impl FrontendKey6 {
 /// Where a frontend leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lead {
-    /// Index into the service directory, below 2^29.
+    /// Index into the service directory, below 2^27.
     pub service: u32,
     /// Only the endpoints on this node serve: the first [`local`](crate::Extent::local) slots.
     pub local: bool,
@@ -83,10 +91,35 @@ pub struct Lead {
     /// While the node's own DNS does not [serve](crate::Config::dns_serves), the endpoints behind the local ones serve,
     /// if there are any.
     pub falls_back: bool,
+    /// Whose packets get an address of this node as their source.
+    pub source_nat: SourceNat,
+}
+
+/// The clients whose packets get an address of this node as their source on their way to an endpoint (TP-20, TP-40).
+/// Sockets have no packets yet whose source could be another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceNat(u8);
+
+impl SourceNat {
+    const PODS: u8 = 1;
+    const OUTSIDE: u8 = 2;
+
+    /// Of pods of this node, and of all other sources.
+    #[must_use]
+    pub const fn new(pods: bool, outside: bool) -> Self {
+        Self(if pods { Self::PODS } else { 0 } | if outside { Self::OUTSIDE } else { 0 })
+    }
+
+    /// Whether it is for clients outside, or for pods.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_for(self, outside: bool) -> bool {
+        self.0 & (if outside { Self::OUTSIDE } else { Self::PODS }) != 0
+    }
 }
 
 /// Value of both frontend maps: fingerprint of the key in the upper 32 bits; below, from the top: `local` 1,
-/// `filtered` 1, `falls_back` 1, service id 29 bits.
+/// `filtered` 1, `falls_back` 1, source NAT of clients outside 1, of pods 1, service id 27 bits.
 ///
 /// A preallocated hash element can be recycled for another key while a program still holds the pointer, so the
 /// program compares the fingerprint after its one 64-bit load; a mismatch is a miss.
@@ -97,7 +130,8 @@ pub struct FrontendValue(pub u64);
 const LOCAL: u64 = 1 << 31;
 const FILTERED: u64 = 1 << 30;
 const FALLS_BACK: u64 = 1 << 29;
-const SERVICE: u64 = FALLS_BACK - 1;
+const SOURCE_NAT: u32 = 27;
+const SERVICE: u64 = (1 << SOURCE_NAT) - 1;
 
 impl FrontendValue {
     /// The value that makes the key with this fingerprint lead to `lead`.
@@ -106,7 +140,9 @@ impl FrontendValue {
         let local = if lead.local { LOCAL } else { 0 };
         let filtered = if lead.filtered { FILTERED } else { 0 };
         let falls_back = if lead.falls_back { FALLS_BACK } else { 0 };
-        Self(((fingerprint as u64) << 32) | local | filtered | falls_back | (lead.service as u64 & SERVICE))
+        let source_nat = (lead.source_nat.0 as u64) << SOURCE_NAT;
+        let flags = local | filtered | falls_back | source_nat;
+        Self(((fingerprint as u64) << 32) | flags | (lead.service as u64 & SERVICE))
     }
 
     /// Fingerprint of the key this value was written for.
@@ -125,6 +161,7 @@ impl FrontendValue {
             local: self.0 & LOCAL != 0,
             filtered: self.0 & FILTERED != 0,
             falls_back: self.0 & FALLS_BACK != 0,
+            source_nat: SourceNat((self.0 >> SOURCE_NAT) as u8 & (SourceNat::PODS | SourceNat::OUTSIDE)),
         }
     }
 }
@@ -142,9 +179,11 @@ mod tests {
 
     #[test]
     fn a_value_gives_back_both_halves() {
-        for at in 0..8 {
+        for at in 0..32 {
             let (local, filtered, falls_back) = (at & 1 != 0, at & 2 != 0, at & 4 != 0);
-            let lead = Lead { service: (1 << 29) - 1, local, filtered, falls_back };
+            let source_nat = SourceNat::new(at & 8 != 0, at & 16 != 0);
+            assert_eq!([false, true].map(|outside| source_nat.is_for(outside)), [at & 8 != 0, at & 16 != 0]);
+            let lead = Lead { service: (1 << 27) - 1, local, filtered, falls_back, source_nat };
             let value = FrontendValue::new(0xdead_beef, lead);
             assert_eq!((value.fingerprint(), value.lead()), (0xdead_beef, lead));
         }

@@ -26,7 +26,7 @@ pub use affinity::{AffinityKey, AffinityValue};
 pub use backend::{Backend4, Backend6, BackendRef, Standing};
 pub use config::{Config, Namespace};
 pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
-pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead};
+pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead, SourceNat, scope};
 pub use range::{RangeKey, RangePrefix};
 pub use slot::Slot;
 pub use socket::{DatagramFlows, Flow, FurtherFlows, ListedFlow};

@@ -7,7 +7,7 @@
 use crate::directory::at;
 use crate::{
     Address4, Address6, AddressValue, AffinityKey, AffinityValue, Backend4, Backend6, BackendRef, Extent, FrontendKey4,
-    FrontendKey6, FrontendValue, Lead, MAPPED_PREFIX, Port, RangeKey, RangesWord, Slot, Standing, Terms, mapped,
+    FrontendKey6, FrontendValue, Lead, MAPPED_PREFIX, Port, RangeKey, RangesWord, Slot, Standing, Terms, mapped, scope,
 };
 
 /// The words of one element of a table.
@@ -49,6 +49,10 @@ pub trait Tables {
 pub trait Caller {
     /// The client is in the node's own network namespace.
     fn is_of_node(&self) -> bool;
+    /// It makes a call at a socket of this node; else it has sent a packet.
+    fn is_socket(&self) -> bool;
+    /// The client is neither this node nor one of its pods. Only packets can be from there.
+    fn is_outside(&self) -> bool;
     /// The client's pod has opted out: nothing is a frontend for it.
     fn has_opted_out(&self) -> bool;
     /// The client's source address, IPv4-mapped for `ipv4`; `None` if it is not known. The lookup does not need it for
@@ -87,10 +91,10 @@ pub struct Target<A> {
 /// Why a flow gets no endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoEndpoint {
-    /// The service port has no endpoint for it (NE-1, NE-2).
-    Refused,
-    /// No endpoint on this node, under policy Local, and the operator wants such flows to keep their destination.
-    KeepsDestination,
+    /// The service port has no endpoint (NE-1).
+    Nowhere,
+    /// No endpoint on this node, under policy Local: by these terms (NE-2, NE-3).
+    NotHere(Terms),
     /// The source is outside of the Service's source ranges (TP-31).
     Denied,
 }
@@ -105,7 +109,8 @@ pub trait Family {
     /// The address that a call reaches which names `address`: see [`reached4`] and [`reached6`].
     fn reached(address: Self::Address) -> Self::Address;
     /// Where a frontend leads; `None` for the address is a node port.
-    fn lead<T: Tables>(tables: &T, address: Option<Self::Address>, port: Port, protocol: u8) -> Option<Lead>;
+    fn lead<T: Tables>(tables: &T, address: Option<Self::Address>, port: Port, protocol: u8, scope: u8)
+    -> Option<Lead>;
     /// The address as `ADDRESSES` has it: all of IPv4 loopback is one.
     fn listed(address: Self::Address) -> Address6;
     /// The endpoint behind a reference, unless its backend has died.
@@ -163,28 +168,47 @@ pub fn meaning<F: Family, T: Tables, C: Caller>(
     protocol: u8,
 ) -> Meaning {
     let address = F::reached(address);
-    if let Some(lead) = F::lead(tables, Some(address), port, protocol) {
+    if let Some(lead) = lead_for::<F, T, C>(tables, client, Some(address), port, protocol) {
         return unless_opted_out(client, Meaning::Frontend(lead));
     }
     let value = address_value(tables, &F::listed(address));
     if value.takes_node_ports()
-        && let Some(lead) = F::lead(tables, None, port, protocol)
+        && let Some(lead) = lead_for::<F, T, C>(tables, client, None, port, protocol)
         && (!value.for_node_only() || client.is_of_node())
     {
         return unless_opted_out(client, Meaning::Frontend(lead));
     }
-    if value.refuses_other_ports() && !is_route_probe(port, protocol) {
+    if value.refuses_other_ports() && !is_route_probe(client, port, protocol) {
         return unless_opted_out(client, Meaning::Undefined);
     }
     Meaning::Foreign
 }
 
-/// Where a frontend leads, for whichever client.
+/// Where a frontend leads this client.
+#[inline(always)]
+fn lead_for<F: Family, T: Tables, C: Caller>(
+    tables: &T,
+    client: &C,
+    address: Option<F::Address>,
+    port: Port,
+    protocol: u8,
+) -> Option<Lead> {
+    if client.is_outside()
+        && let Some(lead) = F::lead(tables, address, port, protocol, scope::OUTSIDE)
+    {
+        return Some(lead);
+    }
+    F::lead(tables, address, port, protocol, scope::ANY)
+}
+
+/// Where a frontend leads, for clients at sockets.
 #[inline(always)]
 pub fn lead<F: Family, T: Tables>(tables: &T, address: F::Address, port: Port, protocol: u8) -> Option<Lead> {
-    match F::lead(tables, Some(address), port, protocol) {
+    match F::lead(tables, Some(address), port, protocol, scope::ANY) {
         Some(lead) => Some(lead),
-        None if address_value(tables, &F::listed(address)).takes_node_ports() => F::lead(tables, None, port, protocol),
+        None if address_value(tables, &F::listed(address)).takes_node_ports() => {
+            F::lead(tables, None, port, protocol, scope::ANY)
+        }
         None => None,
     }
 }
@@ -248,8 +272,8 @@ pub fn has_ended<F: Family, T: Tables>(
 /// Whether the call asks only for the route to an address: resolvers connect a socket to port 0 (glibc), or to UDP port
 /// 65535 (musl), and send no packet (DP-11).
 #[inline(always)]
-const fn is_route_probe(port: Port, protocol: u8) -> bool {
-    port == 0 || (port == u16::MAX && protocol == UDP)
+fn is_route_probe<C: Caller>(client: &C, port: Port, protocol: u8) -> bool {
+    port == 0 || (port == u16::MAX && protocol == UDP && client.is_socket())
 }
 
 /// The endpoint for a new flow along `lead`: a random one, or with session affinity the one that the client had last.
@@ -259,7 +283,7 @@ pub fn endpoint<F: Family, T: Tables, C: Caller>(
     client: &C,
     lead: Lead,
 ) -> Result<Target<F::Address>, NoEndpoint> {
-    let Some(entry) = tables.directory(lead.service) else { return Err(NoEndpoint::Refused) };
+    let Some(entry) = tables.directory(lead.service) else { return Err(NoEndpoint::Nowhere) };
     if lead.filtered && !is_inside(tables, client, RangesWord(entry.word(at::RANGES)), F::IPV4) {
         return Err(NoEndpoint::Denied);
     }
@@ -292,14 +316,10 @@ pub fn choose<F: Family, T: Tables>(
         let extent = Extent(entry.word(at::EXTENT));
         let (skipped, count) = part(tables, extent, lead);
         if count == 0 {
-            return Err(if lead.local && terms.keeps_destination() {
-                NoEndpoint::KeepsDestination
-            } else {
-                NoEndpoint::Refused
-            });
+            return Err(if lead.local { NoEndpoint::NotHere(terms) } else { NoEndpoint::Nowhere });
         }
         let Some(slot) = tables.slot(extent.choice(count, seed).wrapping_add(skipped)) else {
-            return Err(NoEndpoint::Refused);
+            return Err(NoEndpoint::Nowhere);
         };
         let slot = Slot(slot.word(0));
         // A slot that is not local where only local ones were: the extent is stale (see `Slot::local`).
@@ -310,7 +330,7 @@ pub fn choose<F: Family, T: Tables>(
             return Ok(target);
         }
     }
-    Err(NoEndpoint::Refused)
+    Err(NoEndpoint::Nowhere)
 }
 
 /// How many slots are skipped along `lead`, and among how many of the next the endpoint is chosen.
@@ -382,8 +402,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn lead<T: Tables>(tables: &T, address: Option<Address4>, port: Port, protocol: u8) -> Option<Lead> {
-        let key = FrontendKey4 { address: address.unwrap_or(0), port, protocol, scope: 0 };
+    fn lead<T: Tables>(tables: &T, address: Option<Address4>, port: Port, protocol: u8, scope: u8) -> Option<Lead> {
+        let key = FrontendKey4 { address: address.unwrap_or(0), port, protocol, scope };
         lead_of(tables.frontend4(&key)?, key.fingerprint())
     }
 
@@ -421,8 +441,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn lead<T: Tables>(tables: &T, address: Option<Address6>, port: Port, protocol: u8) -> Option<Lead> {
-        let key = FrontendKey6 { address: address.unwrap_or([0; 4]), port, protocol, scope: 0 };
+    fn lead<T: Tables>(tables: &T, address: Option<Address6>, port: Port, protocol: u8, scope: u8) -> Option<Lead> {
+        let key = FrontendKey6 { address: address.unwrap_or([0; 4]), port, protocol, scope };
         lead_of(tables.frontend6(&key)?, key.fingerprint())
     }
 

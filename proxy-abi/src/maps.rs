@@ -17,7 +17,7 @@ impl Lifetime {
     #[must_use]
     pub const fn version(self) -> u32 {
         match self {
-            Self::Tables => 4,
+            Self::Tables => 5,
             Self::Flows => 1,
         }
     }
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn layouts_of_these_versions() {
-        assert_eq!((Lifetime::Tables.version(), Lifetime::Flows.version()), (4, 1));
+        assert_eq!((Lifetime::Tables.version(), Lifetime::Flows.version()), (5, 1));
         check(FRONTENDS4, 8, 8);
         check(FRONTENDS6, 20, 8);
         check(ADDRESSES, 16, 8);

@@ -42,6 +42,16 @@ impl Caller for Socket<'_> {
     }
 
     #[inline(always)]
+    fn is_socket(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn is_outside(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn has_opted_out(&self) -> bool {
         config(Config::FLAGS) & Config::OPT_OUTS != 0
             && self.namespace().is_some_and(|namespace| namespace.flags & Namespace::OPTED_OUT != 0)

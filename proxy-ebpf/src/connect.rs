@@ -69,8 +69,8 @@ fn connect_mapped(ctx: &SockAddrContext, address: Address4, port: Port, protocol
 #[inline(always)]
 fn end_connect(ctx: &SockAddrContext, why: NoEndpoint, address: &Address6, port: Port) -> i32 {
     match why {
-        NoEndpoint::KeepsDestination => leave(ctx, address, port),
-        NoEndpoint::Refused | NoEndpoint::Denied => end(why),
+        NoEndpoint::NotHere(terms) if terms.keeps_destination() => leave(ctx, address, port),
+        NoEndpoint::NotHere(_) | NoEndpoint::Nowhere | NoEndpoint::Denied => end(why),
     }
 }
 

@@ -118,8 +118,8 @@ pub(crate) fn refuse() -> i32 {
 #[inline(always)]
 pub(crate) fn end(why: NoEndpoint) -> i32 {
     match why {
-        NoEndpoint::Refused => refuse(),
-        NoEndpoint::KeepsDestination => PROCEED,
+        NoEndpoint::NotHere(terms) if terms.keeps_destination() => PROCEED,
+        NoEndpoint::NotHere(_) | NoEndpoint::Nowhere => refuse(),
         // A hook that denies gives EPERM, as does a firewall on the node.
         NoEndpoint::Denied => DENY,
     }

@@ -4,29 +4,40 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use proxy_abi::SourceNat;
 use shunt_model::{Family, ObjectKey, Protocol};
 
 use super::SELF_TEST;
 use super::layout::{Access, FrontendKey, Sources, Target};
-use crate::plan::{EmptyAtSocket, Endpoint, Frontend, List, PortKey, PortPlan};
+use crate::plan::{Empty, EmptyAtSocket, Endpoint, Frontend, List, PortKey, PortPlan, Rule};
 
 /// What the tables hold for a service port; `None` if it has no frontend.
 ///
-/// Only pods and the node itself dial from a socket of this node, and their namespace says which. DT-1 has the same
-/// rule for both, so each frontend has one access.
+/// A socket of this node is the node's or a pod's, and DT-1 has the same rule for both. Packets are from pods or from
+/// outside, and where another list serves those, the frontend has a second element for them.
 #[must_use]
 pub(super) fn target(port: &PortPlan) -> Option<Target<'_>> {
     if port.frontends.is_empty() {
         return None;
     }
-    let frontends = port.frontends.iter().map(|frontend| (key(port, frontend), access(frontend))).collect();
+    let frontends = port.frontends.iter().flat_map(|frontend| {
+        let (key, access) = (key(port, frontend), access(frontend));
+        let outside = Access { list: frontend.from_outside.list, falls_back: false, ..access };
+        let differs = outside.list != access.list;
+        [Some((key, access)), differs.then(|| (key.outside(), outside))].into_iter().flatten()
+    });
+    let drops = |frontend: &Frontend| {
+        let Rule { list, empty, masquerade: _ } = frontend.from_outside;
+        list == List::Local && empty == Empty::Drop
+    };
     Some(Target {
-        frontends,
+        frontends: frontends.collect(),
         cluster: &port.cluster,
         local: &port.local,
         draining: port.draining_at_sockets(),
         affinity: port.affinity.map_or(0, std::num::NonZero::get),
         keeps_destination: port.empty_local_at_sockets == EmptyAtSocket::Pass,
+        silent: port.frontends.iter().any(drops),
         ranges: port.source_ranges.as_ref().map(|ranges| Sources { prefixes: &ranges.ranges, node: ranges.node }),
     })
 }
@@ -39,7 +50,9 @@ fn key(port: &PortPlan, frontend: &Frontend) -> FrontendKey {
 }
 
 fn access(frontend: &Frontend) -> Access {
-    Access { list: frontend.at_sockets, filtered: frontend.filtered, falls_back: frontend.falls_back }
+    let Frontend { falls_back, filtered, at_sockets, from_pods, from_outside, .. } = frontend;
+    let source_nat = SourceNat::new(from_pods.masquerade, from_outside.masquerade);
+    Access { list: *at_sockets, filtered: *filtered, falls_back: *falls_back, source_nat }
 }
 
 /// The service ports that the self-test dials: owner, frontend, and the loopback address it leads to.
@@ -59,6 +72,7 @@ pub(super) fn self_test() -> impl Iterator<Item = (PortKey, FrontendKey, Endpoin
 
 /// What the tables hold for the self-test.
 pub(super) fn self_test_target(frontend: FrontendKey, endpoint: &[Endpoint]) -> Target<'_> {
-    let access = Access { list: List::Cluster, filtered: false, falls_back: false };
+    let source_nat = SourceNat::default();
+    let access = Access { list: List::Cluster, filtered: false, falls_back: false, source_nat };
     Target { frontends: vec![(frontend, access)], cluster: endpoint, ..Target::default() }
 }

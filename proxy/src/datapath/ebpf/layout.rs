@@ -24,7 +24,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use proxy_abi::{Extent, Lead, RangesWord, Shape, Terms, capacity};
+use proxy_abi::{Extent, Lead, RangesWord, Shape, SourceNat, Terms, capacity};
 use shunt_model::Family;
 
 use self::backends::Backends;
@@ -89,6 +89,8 @@ pub(crate) struct Target<'a> {
     /// What a socket's flow under policy Local gets without an endpoint on this node: it keeps its address if true, and
     /// is refused if false.
     pub keeps_destination: bool,
+    /// There, packets are dropped if true, and refused if false.
+    pub silent: bool,
     /// The sources that may dial the filtered frontends.
     pub ranges: Option<Sources<'a>>,
 }
@@ -102,6 +104,8 @@ pub(crate) struct Access {
     pub filtered: bool,
     /// While the node's own DNS is closed, the endpoints that are not local serve.
     pub falls_back: bool,
+    /// Whose packets get an address of this node as their source.
+    pub source_nat: SourceNat,
 }
 
 /// The sources that filtered frontends take.

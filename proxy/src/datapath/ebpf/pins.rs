@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn the_newest_other_version_with_links_is_the_former_one() {
         assert_eq!(PinFolder::new(&[]).former(), None);
-        assert_eq!(PinFolder::new(&["v2/maps/SLOTS", "v4/links/connect4", "other/links/connect4"]).former(), None);
+        assert_eq!(PinFolder::new(&["v2/maps/SLOTS", "v5/links/connect4", "other/links/connect4"]).former(), None);
         assert_eq!(PinFolder::new(&["v1/links/connect4", "v2/links/connect4"]).former(), Some(2));
         assert_eq!(PinFolder::new(&["v1/links/connect4", "v2/maps/SLOTS"]).former(), Some(1));
     }
@@ -393,44 +393,44 @@ mod tests {
     fn links_are_shared_and_an_interrupted_takeover_is_known_by_them() {
         let found = PinFolder::new(&["v2/links/connect4", "v2/links/connect6", "v2/programs/connect4"]);
         let former = found.pins.former().unwrap().unwrap();
-        found.make("v4/links/sendmsg4");
-        found.make("v4/links/connect4-new");
+        found.make("v5/links/sendmsg4");
+        found.make("v5/links/connect4-new");
         assert!(!found.pins.shares_links_with(&former).unwrap(), "these were made anew");
-        std::fs::hard_link(found.root.path().join("v2/links/connect4"), found.root.path().join("v4/links/connect4"))
+        std::fs::hard_link(found.root.path().join("v2/links/connect4"), found.root.path().join("v5/links/connect4"))
             .unwrap();
         assert!(found.pins.shares_links_with(&former).unwrap());
         found.pins.adopt_links(&former).unwrap();
-        assert_eq!(found.holds("v4/links/connect6").as_deref(), Some("v2/links/connect6"));
-        assert_eq!(found.holds("v4/programs/connect4").as_deref(), Some("v2/programs/connect4"));
+        assert_eq!(found.holds("v5/links/connect6").as_deref(), Some("v2/links/connect6"));
+        assert_eq!(found.holds("v5/programs/connect4").as_deref(), Some("v2/programs/connect4"));
         assert_eq!(found.pins.remove_other_versions().unwrap(), 2);
         assert_eq!((found.former(), found.holds("v2/links/connect4")), (None, None));
-        assert_eq!(found.holds("v4/links/connect4").as_deref(), Some("v2/links/connect4"), "ours stay");
+        assert_eq!(found.holds("v5/links/connect4").as_deref(), Some("v2/links/connect4"), "ours stay");
     }
 
     #[test]
     fn maps_that_only_an_earlier_release_read_are_removed() {
         let found =
-            PinFolder::new(&["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v4/maps/SLOTS", "v4/maps/STRAY"]);
+            PinFolder::new(&["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v5/maps/SLOTS", "v5/maps/STRAY"]);
         found.pins.remove_other_versions().unwrap();
-        let held = ["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v4/maps/SLOTS", "v4/maps/STRAY"];
+        let held = ["flows-v1/maps/CONNECTED", "flows-v1/maps/PEER", "v5/maps/SLOTS", "v5/maps/STRAY"];
         assert_eq!(held.map(|file| found.holds(file).is_some()), [false, true, true, false]);
     }
 
     #[test]
     fn links_at_hooks_that_are_not_used_any_more_are_removed() {
         let found =
-            PinFolder::new(&["v4/links/bind4", "v4/links/post_bind4", "v4/programs/bind4", "v4/programs/post_bind4"]);
+            PinFolder::new(&["v5/links/bind4", "v5/links/post_bind4", "v5/programs/bind4", "v5/programs/post_bind4"]);
         assert_eq!(found.pins.remove_other_hooks(&["bind4", "bind6"]).unwrap(), 1);
-        assert_eq!((found.holds("v4/links/post_bind4"), found.holds("v4/programs/post_bind4")), (None, None));
-        assert_eq!(found.holds("v4/links/bind4").as_deref(), Some("v4/links/bind4"));
-        assert_eq!(found.holds("v4/programs/bind4").as_deref(), Some("v4/programs/bind4"));
+        assert_eq!((found.holds("v5/links/post_bind4"), found.holds("v5/programs/post_bind4")), (None, None));
+        assert_eq!(found.holds("v5/links/bind4").as_deref(), Some("v5/links/bind4"));
+        assert_eq!(found.holds("v5/programs/bind4").as_deref(), Some("v5/programs/bind4"));
         assert_eq!(found.pins.remove_other_hooks(&["bind4", "bind6"]).unwrap(), 0);
     }
 
     #[test]
     fn tables_are_there_only_if_all_of_them_are() {
         let names =
-            maps::ALL.iter().filter(|map| map.lifetime == Lifetime::Tables).map(|map| format!("v4/maps/{}", map.name));
+            maps::ALL.iter().filter(|map| map.lifetime == Lifetime::Tables).map(|map| format!("v5/maps/{}", map.name));
         let all: Vec<String> = names.collect();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         assert!(PinFolder::new(&all).pins.maps.has_tables());

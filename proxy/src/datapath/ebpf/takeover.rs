@@ -44,8 +44,9 @@ impl Taken {
     pub(super) fn read(former: &Former) -> Result<Self, TakeoverError> {
         match former.version {
             2 => Ok(from_v2(Self::found(former)?, v2::is_silent(&former.maps)?)),
-            // No frontend of version 3 falls back, and its programs are at other hooks of `bind()`.
-            3 => Self::found(former),
+            // No frontend of version 3 falls back, and its programs are at other hooks of `bind()`. Version 4 says nothing
+            // of packets.
+            3 | 4 => Self::found(former),
             unknown => Err(TakeoverError::Unknown(unknown)),
         }
     }
@@ -78,7 +79,7 @@ fn from_v2(found: Taken, silent: bool) -> Taken {
         if let Some(terms) = words.get_mut(at::TERMS) {
             let former = Terms(*terms);
             let timeout = u32::try_from(former.timeout()).unwrap_or(u32::MAX);
-            *terms = Terms::new(former.port(), timeout, former.keeps_destination() && silent).0;
+            *terms = Terms::new(former.port(), timeout, former.keeps_destination() && silent, false).0;
         }
     }
     for (_, meaning) in addresses.iter_mut().filter(|(address, _)| address.is_loopback()) {
@@ -94,7 +95,7 @@ mod tests {
     /// What this version makes of the terms of a service port under version 2.
     #[track_caller]
     fn check_terms(marked: bool, silent: bool, wanted: bool) {
-        let entry = |keeps| [7, 8, Terms::new(5, 10_800, keeps).0, 9];
+        let entry = |keeps| [7, 8, Terms::new(5, 10_800, keeps, false).0, 9];
         let found = Taken {
             dump: Dump { directory: vec![(5, entry(marked))], ..Dump::default() },
             namespaces: BTreeMap::from([(3, Namespace { flags: Namespace::OPTED_OUT, ..Namespace::default() })]),

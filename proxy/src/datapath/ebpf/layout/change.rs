@@ -62,7 +62,7 @@ struct Reserved {
 
 /// The terms of the service port that `main` stands for.
 pub(super) fn terms(main: u32, target: &Target<'_>) -> Terms {
-    Terms::new(main, target.affinity, target.keeps_destination)
+    Terms::new(main, target.affinity, target.keeps_destination, target.silent)
 }
 
 impl Slots {
@@ -116,13 +116,13 @@ impl Port {
     }
 
     fn lead(&self, access: Access) -> Lead {
-        let Access { list, filtered, falls_back } = access;
+        let Access { list, filtered, falls_back, source_nat } = access;
         let (service, local) = match (list, &self.second) {
             (List::Cluster, _) => (self.main, false),
             (List::Local, Some((second, _))) => (*second, true),
             (List::Local, None) => (self.main, true),
         };
-        Lead { service, local, filtered, falls_back }
+        Lead { service, local, filtered, falls_back, source_nat }
     }
 }
 

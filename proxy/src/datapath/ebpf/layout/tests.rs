@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use proxy_abi::{BackendRef, Slot, Standing};
+use proxy_abi::{BackendRef, Slot, SourceNat, Standing};
 use shunt_model::{ObjectKey, Protocol};
 
 use super::pool::GRACE;
@@ -88,10 +88,11 @@ fn step() -> impl Strategy<Value = StoryStep> {
     let place = prop_oneof![4 => Just(InLists::Usual), 1 => Just(InLists::OnlyLocal)];
     let ends = proptest::collection::btree_map(0..24_u8, (any::<bool>(), place), 0..12);
     let ends = prop_oneof![5 => ends.prop_map(Some), 1 => Just(None)];
-    let access = (any::<bool>(), any::<bool>()).prop_map(|(local, filtered)| Access {
+    let access = any::<[bool; 4]>().prop_map(|[local, filtered, pods, outside]| Access {
         list: if local { List::Local } else { List::Cluster },
         filtered,
         falls_back: false,
+        source_nat: SourceNat::new(pods, outside),
     });
     let fronts = proptest::collection::btree_map(0..3_u8, access, 1..3);
     let draining = proptest::collection::btree_set(0..24_u8, 0..4);
@@ -149,7 +150,8 @@ impl Wanted {
                 .map(|(front, access)| {
                     let filtered = access.filtered && step.ranges.is_some();
                     let list = if falls_back { List::Local } else { access.list };
-                    (frontend(step.number * 4 + front, family), Access { list, filtered, falls_back })
+                    let access = Access { list, filtered, falls_back, source_nat: access.source_nat };
+                    (frontend(step.number * 4 + front, family), access)
                 })
                 .collect(),
             cluster,
@@ -168,6 +170,7 @@ impl Wanted {
             draining: self.draining.clone(),
             affinity: self.affinity,
             keeps_destination: false,
+            silent: false,
             ranges: self.prefixes.as_ref().map(|prefixes| Sources { prefixes, node: true }),
         }
     }
@@ -377,7 +380,8 @@ impl Wanted {
     }
 }
 
-const PLAIN: Access = Access { list: List::Cluster, filtered: false, falls_back: false };
+const PLAIN: Access =
+    Access { list: List::Cluster, filtered: false, falls_back: false, source_nat: SourceNat::new(false, false) };
 
 fn ends(list: &[(u8, bool)]) -> Vec<Endpoint> {
     list.iter().map(|(number, local)| endpoint(*number, *local, Family::V4)).collect()

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use proxy_abi::maps::{self, Map};
 use proxy_abi::{
     Address4, Address6, Backend4, Backend6, BackendRef, Extent, FrontendKey4, FrontendKey6, FrontendValue, Lead,
-    RangeKey, RangePrefix, RangesWord, Shape, Slot, Standing, Terms,
+    RangeKey, RangePrefix, RangesWord, Shape, Slot, Standing, Terms, scope,
 };
 use shunt_model::{Family, Protocol};
 use zerocopy::transmute;
@@ -119,8 +119,17 @@ impl FrontendKey {
     pub(crate) fn new(address: IpAddr, port: NonZeroU16, protocol: Protocol) -> Self {
         let (port, protocol) = (port.get().to_be(), protocol.number());
         match address {
-            IpAddr::V4(four) => Self::V4(FrontendKey4 { address: address4(four), port, protocol, scope: 0 }),
-            IpAddr::V6(six) => Self::V6(FrontendKey6 { address: address6(six), port, protocol, scope: 0 }),
+            IpAddr::V4(four) => Self::V4(FrontendKey4 { address: address4(four), port, protocol, scope: scope::ANY }),
+            IpAddr::V6(six) => Self::V6(FrontendKey6 { address: address6(six), port, protocol, scope: scope::ANY }),
+        }
+    }
+
+    /// The key of the same for packets from outside.
+    #[must_use]
+    pub(crate) fn outside(self) -> Self {
+        match self {
+            Self::V4(key) => Self::V4(FrontendKey4 { scope: scope::OUTSIDE, ..key }),
+            Self::V6(key) => Self::V6(FrontendKey6 { scope: scope::OUTSIDE, ..key }),
         }
     }
 
@@ -305,6 +314,8 @@ pub(crate) fn backend(family: Family, address: SocketAddr, reference: BackendRef
 
 #[cfg(test)]
 mod tests {
+    use proxy_abi::SourceNat;
+
     use super::*;
 
     #[test]
@@ -327,7 +338,8 @@ mod tests {
             let key = FrontendKey::node_port(family, port(30080), Protocol::Tcp);
             assert_eq!(key.to_string(), "node port 30080/tcp");
         }
-        let lead = Lead { service: 3, local: false, filtered: false, falls_back: false };
+        let source_nat = SourceNat::default();
+        let lead = Lead { service: 3, local: false, filtered: false, falls_back: false, source_nat };
         assert_eq!(Write::Frontend { key: frontend("10.96.0.10"), lead }.to_string(), "frontend 10.96.0.10:53/udp");
         let standing = Standing::new(77, 3, true, false);
         for text in ["10.244.1.2:8080", "[fd00::1:2]:53"] {

@@ -306,6 +306,14 @@ impl lookup::Caller for Client<'_> {
         self.0.own
     }
 
+    fn is_socket(&self) -> bool {
+        true
+    }
+
+    fn is_outside(&self) -> bool {
+        false
+    }
+
     /// The sweep asks before.
     fn has_opted_out(&self) -> bool {
         false

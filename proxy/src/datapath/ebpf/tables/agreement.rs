@@ -10,6 +10,7 @@ use shunt_model::{Family, Protocol, Snapshot};
 
 use super::memory::Memory;
 use crate::datapath::caller::{Caller, Outcome};
+use crate::datapath::packets::{PacketOutcome, cases};
 use crate::plan::fixture::{ip, options};
 use crate::plan::properties::{NODE_ADDRESSES, any_cluster};
 use crate::plan::{
@@ -105,6 +106,33 @@ proptest! {
         for (client, to, protocol) in flows(&plan) {
             let found = memory.outcome(client, to, protocol);
             prop_assert_eq!(found, wanted(&plan, client, to, protocol), "{:?} to {}/{}", client, to, protocol);
+        }
+    }
+}
+
+proptest! {
+    /// Of packets, from pods and from outside: NE-12 apart, which no element of these tables is about.
+    #[test]
+    fn a_packet_finds_the_verdict_in_the_tables(snapshot in any_cluster(), exclusive in any::<bool>()) {
+        let plan = planned(&snapshot, false, exclusive, EmptyLocal::Pass);
+        let memory = Memory::of(&plan).unwrap();
+        for packet in cases::packets(&plan).into_iter().filter(|packet| packet.source != Source::Node) {
+            let Packet { source, source_address, destination, port, protocol } = packet;
+            let (outside, from) = (source == Source::Outside, source_address.unwrap());
+            let to = SocketAddr::new(destination, port);
+            let (found, source_nat) = memory.packet_outcome(outside, from, to, protocol);
+            let reason = plan.decide(&packet).reason.map(|reason| reason.meeting);
+            if reason == Some(Meeting::UnusedAddress) {
+                prop_assert_eq!(found, PacketOutcome::Pass, "{:?}", packet);
+                continue;
+            }
+            let masquerades = match reason {
+                Some(Meeting::Frontend(met)) => met.rule.masquerade,
+                _ => false,
+            };
+            prop_assert_eq!(&found, &cases::in_words(&plan, &packet), "{:?}", packet);
+            let served = matches!(found, PacketOutcome::Endpoints { .. });
+            prop_assert_eq!(source_nat, served && masquerades, "{:?}", packet);
         }
     }
 }

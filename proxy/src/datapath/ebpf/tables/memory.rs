@@ -9,7 +9,7 @@ use proxy_abi::directory::at;
 use proxy_abi::lookup::{self, Meaning, NoEndpoint, V4, V6, Words};
 use proxy_abi::{
     Address4, Address6, AffinityKey, AffinityValue, Backend4, Backend6, Directory, Extent, FrontendKey4, FrontendKey6,
-    FrontendValue, Port, RangeKey, Terms,
+    FrontendValue, Port, RangeKey, SourceNat, Terms,
 };
 #[cfg(test)]
 use proxy_abi::{BackendRef, Lead, Slot, bind};
@@ -24,6 +24,8 @@ use super::super::layout::write::{address, address_of};
 use super::super::layout::{Capacity, FrontendKey, Full, Layout, Write};
 use super::addresses::{self, Addresses};
 use crate::datapath::caller::{Caller, Outcome};
+#[cfg(test)]
+use crate::datapath::packets::PacketOutcome;
 use crate::plan::Plan;
 
 /// The tables.
@@ -45,6 +47,9 @@ pub(crate) struct Memory {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::datapath::ebpf) struct Call {
     pub(in crate::datapath::ebpf) caller: Caller,
+    /// It is no pod of this node, but a client outside with that address.
+    pub(in crate::datapath::ebpf) outside: bool,
+    pub(in crate::datapath::ebpf) at_socket: bool,
     pub(in crate::datapath::ebpf) left_alone: bool,
     pub(in crate::datapath::ebpf) random: u32,
     pub(in crate::datapath::ebpf) now: u64,
@@ -53,13 +58,21 @@ pub(in crate::datapath::ebpf) struct Call {
 impl Call {
     /// A call at time 0.
     pub(in crate::datapath::ebpf) fn by(caller: Caller) -> Self {
-        Self { caller, left_alone: false, random: 0, now: 0 }
+        Self { caller, outside: false, at_socket: true, left_alone: false, random: 0, now: 0 }
     }
 }
 
 impl lookup::Caller for Call {
     fn is_of_node(&self) -> bool {
         self.caller == Caller::Node
+    }
+
+    fn is_socket(&self) -> bool {
+        self.at_socket
+    }
+
+    fn is_outside(&self) -> bool {
+        self.outside
     }
 
     fn has_opted_out(&self) -> bool {
@@ -88,6 +101,20 @@ impl lookup::Caller for Call {
     fn now(&self) -> u64 {
         self.now
     }
+}
+
+/// The endpoints for a flow.
+struct Served {
+    addresses: BTreeSet<SocketAddr>,
+    sticky: bool,
+    source_nat: SourceNat,
+}
+
+/// Why there are none.
+enum Unserved {
+    Foreign,
+    Undefined,
+    Without(NoEndpoint),
 }
 
 /// The words of an element, padded with zeros.
@@ -186,32 +213,72 @@ impl Memory {
     /// What a socket of `caller` gets that dials `to`, over all random numbers and clients.
     #[must_use]
     pub(crate) fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
-        let (call, port, protocol) = (Call::by(caller), to.port().to_be(), protocol.number());
-        match to.ip().to_canonical() {
-            IpAddr::V4(_) => self.outcome_in::<V4>(call, v4(to.ip()), port, protocol),
-            IpAddr::V6(six) => self.outcome_in::<V6>(call, address(six.into()), port, protocol),
+        match self.read(Call::by(caller), to, protocol) {
+            Ok(Served { addresses, sticky, source_nat: _ }) => Outcome::Endpoints { addresses, sticky },
+            Err(Unserved::Foreign) => Outcome::Foreign,
+            Err(Unserved::Without(NoEndpoint::NotHere(terms))) if terms.keeps_destination() => {
+                Outcome::KeepsDestination
+            }
+            Err(Unserved::Undefined | Unserved::Without(NoEndpoint::NotHere(_) | NoEndpoint::Nowhere)) => {
+                Outcome::Refused
+            }
+            Err(Unserved::Without(NoEndpoint::Denied)) => Outcome::Denied,
         }
     }
 
-    fn outcome_in<F: Readable>(&self, call: Call, address: F::Address, port: Port, protocol: u8) -> Outcome {
+    /// What a new flow of packets gets from a pod or, if `outside`, from elsewhere, and whether its source becomes an
+    /// address of this node.
+    #[cfg(test)]
+    pub(in crate::datapath::ebpf) fn packet_outcome(
+        &self,
+        outside: bool,
+        from: IpAddr,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> (PacketOutcome, bool) {
+        let call = Call { outside, at_socket: false, ..Call::by(Caller::Pod(from)) };
+        let outcome = match self.read(call, to, protocol) {
+            Ok(Served { addresses, sticky, source_nat }) => {
+                return (PacketOutcome::Endpoints { addresses, sticky }, source_nat.is_for(outside));
+            }
+            Err(Unserved::Foreign) => PacketOutcome::Pass,
+            Err(Unserved::Without(NoEndpoint::NotHere(terms))) if terms.silent() => PacketOutcome::Drop,
+            Err(Unserved::Undefined | Unserved::Without(NoEndpoint::NotHere(_) | NoEndpoint::Nowhere)) => {
+                PacketOutcome::Reject
+            }
+            Err(Unserved::Without(NoEndpoint::Denied)) => PacketOutcome::Drop,
+        };
+        (outcome, false)
+    }
+
+    fn read(&self, call: Call, to: SocketAddr, protocol: Protocol) -> Result<Served, Unserved> {
+        let (port, protocol) = (to.port().to_be(), protocol.number());
+        match to.ip().to_canonical() {
+            IpAddr::V4(_) => self.read_in::<V4>(call, v4(to.ip()), port, protocol),
+            IpAddr::V6(six) => self.read_in::<V6>(call, address(six.into()), port, protocol),
+        }
+    }
+
+    fn read_in<F: Readable>(
+        &self,
+        call: Call,
+        address: F::Address,
+        port: Port,
+        protocol: u8,
+    ) -> Result<Served, Unserved> {
         let lead = match lookup::meaning::<F, _, _>(self, &call, address, port, protocol) {
             Meaning::Frontend(lead) => lead,
-            Meaning::Undefined => return Outcome::Refused,
-            Meaning::Foreign => return Outcome::Foreign,
+            Meaning::Undefined => return Err(Unserved::Undefined),
+            Meaning::Foreign => return Err(Unserved::Foreign),
         };
-        match lookup::endpoint::<F, _, _>(self, &call, lead) {
-            Ok(_) => {}
-            Err(NoEndpoint::Refused) => return Outcome::Refused,
-            Err(NoEndpoint::KeepsDestination) => return Outcome::KeepsDestination,
-            Err(NoEndpoint::Denied) => return Outcome::Denied,
-        }
+        lookup::endpoint::<F, _, _>(self, &call, lead).map_err(Unserved::Without)?;
         let entry = self.entry(lead.service);
         let (extent, terms) = (Extent(word(entry, at::EXTENT)), Terms(word(entry, at::TERMS)));
         let (_, count) = lookup::part(self, extent, lead);
         let seed = |nth: u32| u32::try_from((u64::from(nth) << 32) / u64::from(count) + 1).unwrap_or(u32::MAX);
         let choose = |nth| lookup::choose::<F, _>(self, Element(entry), lead, terms, seed(nth)).ok();
         let addresses = (0..count).filter_map(choose).map(F::socket_address).collect();
-        Outcome::Endpoints { addresses, sticky: terms.timeout() != 0 }
+        Ok(Served { addresses, sticky: terms.timeout() != 0, source_nat: lead.source_nat })
     }
 
     /// The same tables with the node's own DNS closed.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
-use proxy_abi::{BackendRef, Standing, Terms};
+use proxy_abi::{BackendRef, SourceNat, Standing, Terms};
 use shunt_model::{Family, Protocol};
 use zerocopy::IntoBytes as _;
 
@@ -90,7 +90,7 @@ impl Kernel {
                 let standing = Standing::new(reference.generation(), service, true, true);
                 kernel.write(&backend(family, ip.parse().unwrap(), reference, standing));
             }
-            kernel.write(&Write::Terms { service, terms: Terms::new(service, 0, false) });
+            kernel.write(&Write::Terms { service, terms: Terms::new(service, 0, false, false) });
         }
         Some(kernel)
     }
@@ -105,7 +105,10 @@ impl Kernel {
         let to: SocketAddr = frontend.parse().unwrap();
         let key = FrontendKey::new(to.ip(), to.port().try_into().unwrap(), Protocol::Udp);
         self.write(&Write::Extent { service, extent: Extent::new(0, 1, 0) });
-        self.write(&Write::Frontend { key, lead: Lead { service, local: false, filtered: false, falls_back: false } });
+        self.write(&Write::Frontend {
+            key,
+            lead: Lead { service, local: false, filtered: false, falls_back: false, source_nat: SourceNat::default() },
+        });
     }
 
     /// What the programs write at `connect()`.
