@@ -132,23 +132,23 @@ fn links_and_pins_that_another_program_removes_are_back() {
     let Some(cluster) = Cluster::alone("vanished") else { return };
     let shop = Shop::open(&cluster, "shop", &[PodState::Ready]);
     let root = cluster.bpf_root();
-    let links = root.join("v4/links");
+    let links = root.join("v5/links");
     let lose = |what: &str, remove: &dyn Fn()| {
         let before = restored(&cluster);
         remove();
         wait_until_restored(&cluster, before);
         check_served(&shop);
         let found = |directory: &str| fs::read_dir(root.join(directory)).unwrap().count();
-        assert_eq!((found("v4/links"), found("v4/programs")), (11, 11), "after {what}");
-        assert!(found("v4/maps") > 5 && found("flows-v1/maps") > 3, "after {what}");
+        assert_eq!((found("v5/links"), found("v5/programs")), (11, 11), "after {what}");
+        assert!(found("v5/maps") > 5 && found("flows-v1/maps") > 3, "after {what}");
     };
     lose("the loss of one link", &|| fs::remove_file(links.join("connect4")).unwrap());
     lose("the loss of all", &|| fs::remove_dir_all(&root).unwrap_or_else(|error| panic!("{error}")));
-    lose("the loss of programs' pins", &|| fs::remove_dir_all(root.join("v4/programs")).unwrap());
-    lose("the loss of maps' pins", &|| fs::remove_dir_all(root.join("v4/maps")).unwrap());
+    lose("the loss of programs' pins", &|| fs::remove_dir_all(root.join("v5/programs")).unwrap());
+    lose("the loss of maps' pins", &|| fs::remove_dir_all(root.join("v5/maps")).unwrap());
     let before = restored(&cluster);
-    lose("the loss of one program's pin", &|| fs::remove_file(root.join("v4/programs/connect4")).unwrap());
-    lose("the loss of one map's pin", &|| fs::remove_file(root.join("v4/maps/SLOTS")).unwrap());
+    lose("the loss of one program's pin", &|| fs::remove_file(root.join("v5/programs/connect4")).unwrap());
+    lose("the loss of one map's pin", &|| fs::remove_file(root.join("v5/maps/SLOTS")).unwrap());
     assert_eq!(restored(&cluster), before + 2, "each is put back once");
     if cluster.node.spawn(&["bpftool", "version"]).is_ok_and(|tool| tool.finish(SOON).is_ok()) {
         let pin = links.join("connect6").display().to_string();
@@ -280,7 +280,7 @@ fn a_start_that_fails_takes_back_what_it_made_and_cleanup_leaves_nothing() {
 
     // What an earlier daemon has left serves, so it stays.
     cluster.daemon().restart().unwrap();
-    let (before, links) = (on_lo(&cluster), cluster.bpf_root().join("v4/links"));
+    let (before, links) = (on_lo(&cluster), cluster.bpf_root().join("v5/links"));
     assert_eq!(before.len(), 2);
     assert!(cluster.daemon().stop().unwrap().success());
     let (code, _, said) = finish(cluster.node.spawn(&failing).unwrap());

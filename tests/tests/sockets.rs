@@ -231,7 +231,7 @@ fn an_element_that_a_stray_hand_removed_is_repaired() {
     let IpAddr::V4(ip) = to.ip() else { panic!("the first is IPv4") };
     let [a, b, c, d] = ip.octets();
     let key = format!("{a} {b} {c} {d} 0 80 6 0");
-    let map = cluster.bpf_root().join("v4/maps/FRONTENDS4").display().to_string();
+    let map = cluster.bpf_root().join("v5/maps/FRONTENDS4").display().to_string();
     let words = ["map", "delete", "pinned", &map, "key"];
     let Ok(status) = std::process::Command::new("bpftool").args(words).args(key.split(' ')).status() else {
         eprintln!("SKIPPED: bpftool is not installed");
