@@ -45,6 +45,13 @@ impl AddressValue {
         (self.0 >> 32) as u32 == digest(address)
     }
 
+    /// The map has the address. It is then of this node or of a Service.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_known(self) -> bool {
+        self.0 != 0
+    }
+
     /// The address takes connections to node ports.
     #[inline(always)]
     #[must_use]

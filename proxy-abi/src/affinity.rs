@@ -53,7 +53,7 @@ impl AffinityKey {
 
 /// Each bit of the input changes each bit of the output about half the time (the finalizer of `MurmurHash3`).
 #[inline(always)]
-const fn mixed(mut bits: u64) -> u64 {
+pub(crate) const fn mixed(mut bits: u64) -> u64 {
     bits ^= bits >> 33;
     bits = bits.wrapping_mul(0xff51_afd7_ed55_8ccd);
     bits ^= bits >> 33;

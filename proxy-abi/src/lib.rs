@@ -13,10 +13,13 @@ pub mod affinity;
 pub mod backend;
 pub mod bind;
 pub mod config;
+pub mod connection;
+pub mod device;
 pub mod directory;
 pub mod frontend;
 pub mod lookup;
 pub mod maps;
+pub mod packet;
 pub mod range;
 pub mod slot;
 pub mod socket;
@@ -25,6 +28,7 @@ pub use address::{AddressValue, NodePorts};
 pub use affinity::{AffinityKey, AffinityValue};
 pub use backend::{Backend4, Backend6, BackendRef, Standing};
 pub use config::{Config, Namespace};
+pub use device::Device;
 pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
 pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead, SourceNat, scope};
 pub use range::{RangeKey, RangePrefix};
@@ -58,6 +62,12 @@ pub mod capacity {
     pub const RANGES: u32 = 65_536;
     /// Network namespaces that the daemon knows.
     pub const NAMESPACES: u32 = 16_384;
+    /// Devices with packet programs.
+    pub const DEVICES: u32 = 4096;
+    /// Flows of packets; the longest unused is forgotten first.
+    pub const CONNECTIONS: u32 = 131_072;
+    /// Those of TCP whose client has sent one packet so far.
+    pub const OPENINGS: u32 = 16_384;
 }
 
 /// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0`, as it lies in a packet.

@@ -374,7 +374,7 @@ fn is_inside<T: Tables, C: Caller>(tables: &T, client: &C, ranges: RangesWord, i
 
 /// What `ADDRESSES` says; an element that is recycled for another address this instant does not count.
 #[inline(always)]
-pub(crate) fn address_value<T: Tables>(tables: &T, address: &Address6) -> AddressValue {
+pub fn address_value<T: Tables>(tables: &T, address: &Address6) -> AddressValue {
     let Some(element) = tables.address(address) else { return AddressValue::default() };
     let value = AddressValue(element.word(0));
     if value.is_of(address) { value } else { AddressValue::default() }

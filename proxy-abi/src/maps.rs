@@ -103,6 +103,25 @@ macro_rules! for_each_map {
     };
 }
 
+/// Hands the list of the maps that only the packet programs have to a macro, as [`for_each_map`].
+#[macro_export]
+macro_rules! for_each_packet_map {
+    ($consumer:ident) => {
+        $consumer! {
+            /// The devices that packets come in and leave by, by index.
+            Hash DEVICES: u32 => $crate::Device, $crate::capacity::DEVICES, Tables;
+            /// Flows, by the ends of their clients' packets.
+            Lru CONNECTIONS: $crate::packet::Ends => $crate::connection::Connection, $crate::capacity::CONNECTIONS, Flows;
+            /// What leads back to them.
+            Lru TRANSLATIONS: $crate::packet::Ends => $crate::connection::Translation, 2 * $crate::capacity::CONNECTIONS, Flows;
+            /// Connections of TCP whose client has sent one packet so far: a flood of those removes no other.
+            Lru OPENINGS: $crate::packet::Ends => $crate::connection::Connection, $crate::capacity::OPENINGS, Flows;
+            /// What leads back to those.
+            Lru OPENING_TRANSLATIONS: $crate::packet::Ends => $crate::connection::Translation, 2 * $crate::capacity::OPENINGS, Flows;
+        }
+    };
+}
+
 /// The size of a key as the kernel has it: a prefix has its length in front.
 const fn key_size(kind: Kind, size: usize) -> u32 {
     let before = match kind {
@@ -130,12 +149,19 @@ macro_rules! describe {
                 lifetime: Lifetime::$lifetime,
             };
         )*
-        /// Every map.
+        /// All maps of this list.
         pub const ALL: &[Map] = &[$($name),*];
     };
 }
 
 for_each_map!(describe);
+
+/// The maps that only the packet programs have.
+pub mod packets {
+    use super::{Kind, Lifetime, Map, bytes, key_size};
+
+    for_each_packet_map!(describe);
+}
 
 #[cfg(test)]
 mod tests {
@@ -166,5 +192,9 @@ mod tests {
         check(FURTHER, 4, 1412);
         check(OWN_DNS, 4, 8);
         assert_eq!(ALL.len(), 15);
+        check(packets::DEVICES, 4, 24);
+        check(packets::CONNECTIONS, 40, 56);
+        check(packets::TRANSLATIONS, 40, 32);
+        assert_eq!(packets::ALL.len(), 5);
     }
 }

@@ -1,0 +1,302 @@
+//! `CONNECTIONS` and `TRANSLATIONS`: what the packet programs remember of a flow.
+//!
+//! A flow has one element of `CONNECTIONS`, under the ends of its client's packets as they come in. `TRANSLATIONS` only
+//! lead back to it: from the ends between client and endpoint, and from those between this node and the endpoint if the
+//! node's address stands for the client. They hold nothing that cannot be made again from the connection.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::packet::{Ends, Packet, protocol};
+use crate::{Address6, BackendRef, Port, same};
+
+/// Value of `CONNECTIONS`: 56 bytes, no padding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Connection {
+    /// The endpoint.
+    pub endpoint: Address6,
+    /// The address of this node that stands for the client; 0 without.
+    pub source: Address6,
+    /// The endpoint's port.
+    pub endpoint_port: Port,
+    /// The port that stands for the client's: another one only if two of the client's flows to one endpoint would
+    /// else be one.
+    pub client_port: Port,
+    /// The port of this node that stands for the client's; 0 without.
+    pub source_port: Port,
+    /// See [`State`].
+    pub state: u8,
+    /// See [`Connection::SOURCE_NAT`].
+    pub flags: u8,
+    /// The backend's reference, raw ([`BackendRef`]).
+    pub reference: u32,
+    /// The directory entry that leads to the endpoint.
+    pub service: u32,
+    /// When its last packet came, in seconds of the monotonic clock.
+    pub seen: u32,
+    /// When its first packet came.
+    pub begun: u32,
+}
+
+impl Connection {
+    /// A flag: an address of this node stands for the client.
+    pub const SOURCE_NAT: u8 = 1;
+
+    /// The backend's reference.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reference(&self) -> BackendRef {
+        BackendRef(self.reference)
+    }
+
+    /// The ends of the client's packets between the two hooks: its destination is the endpoint already.
+    #[inline(always)]
+    #[must_use]
+    pub const fn inner(&self, client: &Ends) -> Ends {
+        let Ends { from, protocol, .. } = *client;
+        Ends {
+            from,
+            to: self.endpoint,
+            from_port: self.client_port,
+            to_port: self.endpoint_port,
+            protocol,
+            padding: [0; 3],
+        }
+    }
+
+    /// The ends of the packets to the endpoint that this node sends in the client's place.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_node(&self, protocol: u8) -> Ends {
+        let (from, to) = (self.source, self.endpoint);
+        let (from_port, to_port) = (self.source_port, self.endpoint_port);
+        Ends { from, to, from_port, to_port, protocol, padding: [0; 3] }
+    }
+}
+
+/// Value of `TRANSLATIONS`: 32 bytes, no padding. Its key says which of the two it is: see [`Key`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Translation {
+    /// Between client and endpoint: what the client dialled. Between node and endpoint: the client.
+    pub address: Address6,
+    /// The port that goes with it.
+    pub port: Port,
+    /// Between client and endpoint: the client's own port. Between node and endpoint: the port that stands for it.
+    pub client_port: Port,
+    /// When the connection was last told of a packet, in seconds of the monotonic clock.
+    pub seen: u32,
+    /// See the constants.
+    pub flags: u32,
+    /// Always 0.
+    pub padding: u32,
+}
+
+impl Translation {
+    /// A flag: it is between this node and the endpoint.
+    pub const OF_NODE: u32 = 1;
+    /// A flag: the client, or the node, is the first end of the key.
+    pub const CLIENT_FIRST: u32 = 2;
+    /// A flag: an address of this node stands for the client.
+    pub const SOURCE_NAT: u32 = 4;
+
+    /// Whether a packet with this key comes from the client, or from the node in its place.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_from_client(&self, key: &Key) -> bool {
+        (self.flags & Self::CLIENT_FIRST != 0) != key.reversed
+    }
+
+    /// Whether both lead to the same flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn leads_as(&self, other: &Self) -> bool {
+        same(&self.address, &other.address) && self.port == other.port && self.client_port == other.client_port
+    }
+}
+
+/// The key of a translation: the ends in an order that does not depend on the direction of a packet, so that one
+/// look-up serves both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// As the table has it.
+    pub ends: Ends,
+    /// The packet goes from the second end to the first.
+    pub reversed: bool,
+}
+
+impl Key {
+    /// The key of a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(ends: &Ends) -> Self {
+        let reversed = is_greater(&ends.from, ends.from_port, &ends.to, ends.to_port);
+        Self { ends: if reversed { ends.reversed() } else { *ends }, reversed }
+    }
+}
+
+/// Whether one end comes after another, in any order that is the same on all processors of a host.
+#[inline(always)]
+const fn is_greater(left: &Address6, left_port: Port, right: &Address6, right_port: Port) -> bool {
+    let ([a, b, c, d], [e, f, g, h]) = (*left, *right);
+    if !same(left, right) {
+        return if a != e {
+            a > e
+        } else if b != f {
+            b > f
+        } else if c != g {
+            c > g
+        } else {
+            d > h
+        };
+    }
+    left_port > right_port
+}
+
+/// How far a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum State {
+    /// Its client has sent its first packet, and nothing since.
+    Opening = 0,
+    /// Packets go both ways, or the client has sent more than one.
+    Open = 1,
+    /// The client has closed its direction.
+    ClientClosed = 2,
+    /// The endpoint has closed its direction.
+    EndpointClosed = 3,
+    /// Both have, or one has reset it.
+    Closed = 4,
+}
+
+impl State {
+    /// The state of this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(number: u8) -> Self {
+        match number {
+            0 => Self::Opening,
+            1 => Self::Open,
+            2 => Self::ClientClosed,
+            3 => Self::EndpointClosed,
+            _ => Self::Closed,
+        }
+    }
+
+    /// The state after a packet of the client, or else of the endpoint.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, from_client: bool, packet: &Packet) -> Self {
+        if packet.ends.protocol != protocol::TCP {
+            return Self::Open;
+        }
+        if packet.flags & Packet::RST != 0 {
+            return Self::Closed;
+        }
+        if packet.flags & Packet::FIN != 0 {
+            return match (self, from_client) {
+                (Self::EndpointClosed | Self::Closed, true) | (Self::ClientClosed | Self::Closed, false) => {
+                    Self::Closed
+                }
+                (_, true) => Self::ClientClosed,
+                (_, false) => Self::EndpointClosed,
+            };
+        }
+        match self {
+            Self::Opening if from_client && !packet.opens() => Self::Open,
+            _ => self,
+        }
+    }
+
+    /// How many seconds a flow without a packet stays. TCP as kube-proxy sets it for the kernel (CT-32, CT-33).
+    #[must_use]
+    pub const fn timeout(self, protocol: u8) -> u32 {
+        match (self, protocol) {
+            (Self::Opening, protocol::TCP) => 60,
+            (Self::Open, protocol::TCP) => 86_400,
+            (Self::ClientClosed | Self::EndpointClosed, protocol::TCP) => 3600,
+            (Self::Closed, _) => 10,
+            (_, protocol::UDP) => 120,
+            (_, _) => 600,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapped;
+
+    fn ends(from: u8, from_port: u16, to: u8, to_port: u16) -> Ends {
+        let address = |last| mapped(u32::from_ne_bytes([10, 0, 0, last]));
+        let (from, to, protocol) = (address(from), address(to), protocol::TCP);
+        Ends { from, to, from_port: from_port.to_be(), to_port: to_port.to_be(), protocol, padding: [0; 3] }
+    }
+
+    fn packet(flags: u8) -> Packet {
+        Packet { ends: ends(1, 40_000, 9, 80), flags, ..Packet::default() }
+    }
+
+    #[test]
+    fn both_directions_have_one_key() {
+        for (from, to) in [((1, 40_000), (2, 80)), ((2, 80), (1, 40_000)), ((1, 80), (1, 81)), ((1, 7), (1, 7))] {
+            let there = ends(from.0, from.1, to.0, to.1);
+            let (key, answer) = (Key::of(&there), Key::of(&there.reversed()));
+            assert_eq!(key.ends, answer.ends);
+            assert!(key.reversed != answer.reversed || from == to);
+        }
+    }
+
+    #[test]
+    fn a_connection_knows_the_ends_of_all_its_packets() {
+        let client = ends(1, 40_000, 9, 80);
+        let endpoint = ends(0, 0, 2, 8080);
+        let mut connection = Connection {
+            endpoint: endpoint.to,
+            endpoint_port: endpoint.to_port,
+            client_port: client.from_port,
+            ..Connection::default()
+        };
+        assert_eq!(connection.inner(&client), ends(1, 40_000, 2, 8080));
+        connection.source = ends(0, 0, 5, 0).to;
+        connection.source_port = 50_000_u16.to_be();
+        assert_eq!(connection.of_node(protocol::TCP), ends(5, 50_000, 2, 8080));
+    }
+
+    #[test]
+    fn a_connection_of_tcp_opens_and_closes_as_its_packets_say() {
+        const SYN: u8 = Packet::SYN;
+        const ACK: u8 = Packet::ACK;
+        const FIN: u8 = Packet::FIN | Packet::ACK;
+        const RST: u8 = Packet::RST;
+        let check = |packets: &[(bool, u8)], wanted| {
+            let state = packets.iter().fold(State::Opening, |state, (client, flags)| {
+                let next = state.after(*client, &packet(*flags));
+                assert_eq!(State::of(next as u8), next);
+                next
+            });
+            assert_eq!(state, wanted, "{packets:?}");
+        };
+        check(&[(true, SYN)], State::Opening);
+        check(&[(true, SYN), (true, SYN), (false, SYN | ACK)], State::Opening);
+        check(&[(true, SYN), (false, SYN | ACK), (true, ACK)], State::Open);
+        check(&[(true, ACK), (true, FIN)], State::ClientClosed);
+        check(&[(true, ACK), (true, FIN), (true, FIN), (false, ACK)], State::ClientClosed);
+        check(&[(true, ACK), (false, FIN), (true, ACK)], State::EndpointClosed);
+        check(&[(true, ACK), (false, FIN), (true, FIN)], State::Closed);
+        check(&[(true, ACK), (true, FIN), (false, FIN), (true, ACK)], State::Closed);
+        check(&[(true, SYN), (false, RST)], State::Closed);
+        check(&[(true, ACK), (true, RST), (true, ACK)], State::Closed);
+    }
+
+    #[test]
+    fn other_protocols_are_open_after_the_second_packet_and_time_out_sooner() {
+        let mut datagram = packet(Packet::FIN | Packet::RST);
+        datagram.ends.protocol = protocol::UDP;
+        assert_eq!(State::Opening.after(true, &datagram), State::Open);
+        assert_eq!(State::Open.timeout(protocol::UDP), 120);
+        assert_eq!(State::Open.timeout(protocol::TCP), 86_400);
+        assert_eq!(State::ClientClosed.timeout(protocol::TCP), 3600);
+        assert!(State::Opening.timeout(protocol::TCP) < State::Open.timeout(protocol::SCTP));
+    }
+}

@@ -1,0 +1,126 @@
+//! A packet leaves: its source becomes what its receiver dialled, or an address of this node in the client's place.
+
+use proxy_abi::connection::{Key, State, Translation};
+use proxy_abi::packet::{Ends, Packet};
+use proxy_abi::{Address6, Device, mapped};
+
+use crate::flows::{self, Tables};
+use crate::rewrite::{self, Side};
+use crate::sender::seconds;
+use crate::skb::Skb;
+use crate::tracked::{DEVICES, Scratch, scratch};
+use crate::{DROP, NEXT};
+
+/// How many ports of this node are tried for a flow.
+const TRIES: u32 = 32;
+/// Ports that neither sockets of this node nor node ports use by default.
+const FIRST: u32 = 1024;
+const COUNT: u32 = 30_000 - FIRST;
+
+#[inline(always)]
+pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
+    let Some(packet) = skb.read(NETWORK) else { return NEXT };
+    if packet.fragment != 0 {
+        return NEXT;
+    }
+    let key = Key::of(&packet.ends);
+    let Some(place) = flows::translation(&key) else { return NEXT };
+    // SAFETY: an element that was found stays readable.
+    let translation = unsafe { place.read() };
+    if translation.flags & Translation::OF_NODE != 0 {
+        return NEXT;
+    }
+    let result = match translation.is_from_client(&key) {
+        false => answer(*skb, &packet, &translation, place),
+        true if translation.flags & Translation::SOURCE_NAT != 0 => masquerade(*skb, &packet, &translation),
+        true => Ok(()),
+    };
+    if result.is_ok() { NEXT } else { DROP }
+}
+
+/// The ends of the client's packets as they come in.
+#[inline(always)]
+fn dialled(client: Address6, translation: &Translation, protocol: u8) -> Ends {
+    Ends {
+        from: client,
+        to: translation.address,
+        from_port: translation.client_port,
+        to_port: translation.port,
+        protocol,
+        padding: [0; 3],
+    }
+}
+
+/// A packet of the endpoint's to the client.
+#[inline(always)]
+fn answer(
+    skb: Skb,
+    packet: &Packet,
+    translation: &Translation,
+    place: *mut Translation,
+) -> Result<(), rewrite::Failed> {
+    let now = seconds();
+    if translation.seen != now || packet.flags & (Packet::FIN | Packet::RST) != 0 {
+        // SAFETY: an element that was found stays writable; the stamp may as well be another processor's.
+        unsafe { (*place).seen = now };
+        let client = dialled(packet.ends.to, translation, packet.ends.protocol);
+        if let Some((connection, _)) = flows::connection(&client) {
+            // SAFETY: as above.
+            unsafe {
+                (*connection).state = State::of((*connection).state).after(false, packet) as u8;
+                (*connection).seen = now;
+            }
+        }
+    }
+    if translation.client_port != packet.ends.to_port {
+        rewrite::set(skb, packet, Side::Destination, &packet.ends.to, translation.client_port)?;
+    }
+    rewrite::set(skb, packet, Side::Source, &translation.address, translation.port)
+}
+
+/// A packet of the client's for which this node stands.
+#[inline(always)]
+fn masquerade(skb: Skb, packet: &Packet, translation: &Translation) -> Result<(), rewrite::Failed> {
+    let scratch = scratch().ok_or(rewrite::Failed)?;
+    scratch.client = dialled(packet.ends.from, translation, packet.ends.protocol);
+    let (place, tables) = flows::connection(&scratch.client).ok_or(rewrite::Failed)?;
+    // SAFETY: an element that was found stays readable.
+    scratch.connection = unsafe { place.read() };
+    if scratch.connection.source_port == 0 {
+        scratch.connection.source = source(skb, packet).ok_or(rewrite::Failed)?;
+        take_port(scratch, tables).ok_or(rewrite::Failed)?;
+        // SAFETY: as above.
+        unsafe {
+            (*place).source = scratch.connection.source;
+            (*place).source_port = scratch.connection.source_port;
+        }
+    }
+    rewrite::set(skb, packet, Side::Source, &scratch.connection.source, scratch.connection.source_port)
+}
+
+/// The address of the device by which the packet leaves.
+#[inline(always)]
+fn source(skb: Skb, packet: &Packet) -> Option<Address6> {
+    // SAFETY: an element is replaced and not rewritten.
+    let Device { address4, address6, .. } = *unsafe { DEVICES.get(&skb.device()) }?;
+    let (address, exists) =
+        if packet.ipv4 { (mapped(address4), address4 != 0) } else { (address6, address6 != [0; 4]) };
+    exists.then_some(address)
+}
+
+/// Takes a port of this node for a flow: its answers must be no other flow's.
+#[inline(always)]
+fn take_port(scratch: &mut Scratch, tables: Tables) -> Option<()> {
+    let digest = scratch.client.digest(1);
+    for attempt in 0..TRIES {
+        scratch.connection.source_port = ((FIRST + digest.wrapping_add(attempt) % COUNT) as u16).to_be();
+        scratch.key = Key::of(&scratch.connection.of_node(scratch.client.protocol));
+        scratch.translation = flows::for_client(&scratch.client, &scratch.connection, &scratch.key);
+        if flows::translation(&scratch.key).is_none()
+            && flows::put_translation(tables, &scratch.key, &scratch.translation, true)
+        {
+            return Some(());
+        }
+    }
+    None
+}

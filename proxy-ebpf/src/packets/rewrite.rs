@@ -1,0 +1,128 @@
+//! Changes an address and a port of a packet, with all checksums.
+
+use core::mem::size_of;
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
+use proxy_abi::packet::{Packet, protocol};
+use proxy_abi::{Address6, Port};
+
+use crate::skb::Skb;
+
+/// Which end of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Destination,
+}
+
+/// Where fields are in their headers.
+mod at {
+    pub(super) const CHECKSUM4: u32 = 10;
+    pub(super) const SOURCE4: u32 = 12;
+    pub(super) const DESTINATION4: u32 = 16;
+    pub(super) const SOURCE6: u32 = 8;
+    pub(super) const DESTINATION6: u32 = 24;
+    pub(super) const SOURCE_PORT: u32 = 0;
+    pub(super) const DESTINATION_PORT: u32 = 2;
+    pub(super) const TCP_CHECKSUM: u32 = 16;
+    pub(super) const UDP_CHECKSUM: u32 = 6;
+}
+
+/// A helper refused; nothing that was changed before is right any more.
+pub(crate) struct Failed;
+
+fn done(result: i64) -> Result<(), Failed> {
+    if result == 0 { Ok(()) } else { Err(Failed) }
+}
+
+/// Gives one end of a packet another address and port.
+#[inline(always)]
+pub(crate) fn set(skb: Skb, packet: &Packet, side: Side, address: &Address6, port: Port) -> Result<(), Failed> {
+    let (old, old_port) = match side {
+        Side::Source => (&packet.ends.from, packet.ends.from_port),
+        Side::Destination => (&packet.ends.to, packet.ends.to_port),
+    };
+    let checksum = match packet.ends.protocol {
+        protocol::TCP => Some((packet.transport + at::TCP_CHECKSUM, 0)),
+        // A sum of 0 says that there is none.
+        protocol::UDP => Some((packet.transport + at::UDP_CHECKSUM, BPF_F_MARK_MANGLED_0 as u64)),
+        _ => None,
+    };
+    if port != old_port {
+        let place = match side {
+            Side::Source => packet.transport + at::SOURCE_PORT,
+            Side::Destination => packet.transport + at::DESTINATION_PORT,
+        };
+        if let Some((checksum, flags)) = checksum {
+            // SAFETY: the context is valid, as in all calls below; the helper checks the offset.
+            done(unsafe { bpf_l4_csum_replace(skb.0, checksum, old_port.into(), port.into(), flags | 2) })?;
+        }
+        store(skb, place, &port, 0)?;
+    }
+    if packet.ipv4 {
+        set4(skb, packet, side, (old, address), checksum)
+    } else {
+        set6(skb, packet, side, (old, address), checksum)
+    }
+}
+
+#[inline(always)]
+fn set4(
+    skb: Skb,
+    packet: &Packet,
+    side: Side,
+    ([_, _, _, old], [_, _, _, new]): (&Address6, &Address6),
+    checksum: Option<(u32, u64)>,
+) -> Result<(), Failed> {
+    if old == new {
+        return Ok(());
+    }
+    if let Some((checksum, flags)) = checksum {
+        let flags = flags | BPF_F_PSEUDO_HDR as u64 | 4;
+        done(unsafe { bpf_l4_csum_replace(skb.0, checksum, (*old).into(), (*new).into(), flags) })?;
+    }
+    let header = packet.network + at::CHECKSUM4;
+    done(unsafe { bpf_l3_csum_replace(skb.0, header, (*old).into(), (*new).into(), 4) })?;
+    let place = match side {
+        Side::Source => packet.network + at::SOURCE4,
+        Side::Destination => packet.network + at::DESTINATION4,
+    };
+    store(skb, place, new, 0)
+}
+
+/// A header of IPv6 has no checksum that takes up the change, so the sum over the whole packet, where a device gave one,
+/// is kept right by `BPF_F_RECOMPUTE_CSUM`: it takes back what `BPF_F_PSEUDO_HDR` does to it for IPv4.
+#[inline(always)]
+fn set6(
+    skb: Skb,
+    packet: &Packet,
+    side: Side,
+    (old, new): (&Address6, &Address6),
+    checksum: Option<(u32, u64)>,
+) -> Result<(), Failed> {
+    if proxy_abi::same(old, new) {
+        return Ok(());
+    }
+    if let Some((checksum, flags)) = checksum {
+        let (mut before, mut after) = (*old, *new);
+        let size = size_of::<Address6>() as u32;
+        let difference = unsafe { bpf_csum_diff(before.as_mut_ptr(), size, after.as_mut_ptr(), size, 0) };
+        if difference < 0 {
+            return Err(Failed);
+        }
+        let flags = flags | BPF_F_PSEUDO_HDR as u64;
+        done(unsafe { bpf_l4_csum_replace(skb.0, checksum, 0, difference as u64, flags) })?;
+    }
+    let place = match side {
+        Side::Source => packet.network + at::SOURCE6,
+        Side::Destination => packet.network + at::DESTINATION6,
+    };
+    store(skb, place, new, BPF_F_RECOMPUTE_CSUM as u64)
+}
+
+#[inline(always)]
+fn store<T>(skb: Skb, at: u32, value: &T, flags: u64) -> Result<(), Failed> {
+    let (from, length) = (core::ptr::from_ref(value).cast(), size_of::<T>() as u32);
+    done(unsafe { bpf_skb_store_bytes(skb.0, at, from, length, flags) })
+}

@@ -1,0 +1,127 @@
+//! A packet as the kernel hands it to a program.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data};
+use aya_ebpf::programs::TcContext;
+use proxy_abi::packet::{Bytes, Packet, Read, read};
+
+/// So many bytes of a packet hold all headers that are read, with most options and extensions.
+const HEADERS: u32 = 128;
+/// `ETH_P_IP` and `ETH_P_IPV6`, as they lie in a packet.
+const IPV4: u32 = 0x0800_u16.to_be() as u32;
+const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// A packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
+
+/// The part of it that can be read without a call.
+#[derive(Clone, Copy)]
+struct Head {
+    skb: Skb,
+    start: usize,
+    end: usize,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn of(ctx: &TcContext) -> Self {
+        Self(ctx.skb.skb)
+    }
+
+    /// The index of the device.
+    #[inline(always)]
+    pub(crate) fn device(self) -> u32 {
+        // SAFETY: the kernel hands over a valid context.
+        unsafe { (*self.0).ifindex }
+    }
+
+    #[inline(always)]
+    fn head(self) -> Head {
+        // SAFETY: as above.
+        let (start, end) = unsafe { ((*self.0).data, (*self.0).data_end) };
+        Head { skb: self, start: start as usize, end: end as usize }
+    }
+
+    /// Reads the packet, if it is one of IP with ports.
+    #[inline(always)]
+    pub(crate) fn read(self, network: u32) -> Option<Packet> {
+        // SAFETY: as above.
+        let (protocol, length) = unsafe { ((*self.0).protocol, (*self.0).len) };
+        if protocol != IPV4 && protocol != IPV6 {
+            return None;
+        }
+        let head = self.head();
+        if let Read::Packet(packet) = read(&head, network) {
+            return Some(packet);
+        }
+        // Some drivers leave all but a few bytes where a program cannot read them.
+        let readable = (head.end - head.start) as u32;
+        let wanted = if length < HEADERS { length } else { HEADERS };
+        if readable >= wanted {
+            return None;
+        }
+        // SAFETY: the context is valid; pointers into the packet are taken anew below.
+        if unsafe { bpf_skb_pull_data(self.0, wanted) } != 0 {
+            return None;
+        }
+        match read(&self.head(), network) {
+            Read::Packet(packet) => Some(packet),
+            Read::Fragment(_) | Read::Other => None,
+        }
+    }
+}
+
+impl Head {
+    #[inline(always)]
+    fn at<T: Copy>(&self, at: u32) -> Option<T> {
+        let place = self.start + at as usize;
+        if place + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: inside of the packet, as the verifier checks; a packet has no alignment.
+        Some(unsafe { (place as *const T).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(&self, at: u32) -> Option<T> {
+        let mut value = T::default();
+        // SAFETY: the context is valid, and there is room for so many bytes.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.skb.0.cast(), at, core::ptr::from_mut(&mut value).cast(), size_of::<T>() as u32)
+        };
+        (result == 0).then_some(value)
+    }
+}
+
+impl Bytes for Head {
+    #[inline(always)]
+    fn byte(&self, at: u32) -> Option<u8> {
+        self.at(at)
+    }
+
+    #[inline(always)]
+    fn two(&self, at: u32) -> Option<u16> {
+        self.at(at)
+    }
+
+    #[inline(always)]
+    fn four(&self, at: u32) -> Option<u32> {
+        self.at(at)
+    }
+
+    #[inline(always)]
+    fn any_byte(&self, at: u32) -> Option<u8> {
+        self.load(at)
+    }
+
+    #[inline(always)]
+    fn any_two(&self, at: u32) -> Option<u16> {
+        self.load(at)
+    }
+
+    #[inline(always)]
+    fn any_four(&self, at: u32) -> Option<u32> {
+        self.load(at)
+    }
+}
