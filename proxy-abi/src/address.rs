@@ -5,7 +5,7 @@ use crate::frontend::digest;
 
 /// Value of `ADDRESSES`, whose key is an [`Address6`]: fingerprint of the key in the upper 32 bits (see
 /// [`FrontendValue`](crate::FrontendValue)); bit 0: takes node ports, bit 1: refuses ports that it does not define,
-/// bit 2: takes node ports from the node itself only. The unspecified address of a family, which nobody dials, takes
+/// bit 2: takes node ports from the node itself only; bit 3: always set. The unspecified address of a family, which nobody dials, takes
 /// node ports if any address of the family does: for it a process asks that binds all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
@@ -24,6 +24,7 @@ impl AddressValue {
     const NODE: u64 = 1;
     const REFUSES: u64 = 2;
     const FROM_NODE: u64 = 4;
+    const KNOWN: u64 = 8;
 
     /// The value of `address`. `refuses`: it is a cluster IP, and ports that no Service defines there are refused
     /// (NE-11).
@@ -35,7 +36,7 @@ impl AddressValue {
             None => 0,
         };
         let refuses = if refuses { Self::REFUSES } else { 0 };
-        Self(((digest(address) as u64) << 32) | node | refuses)
+        Self(((digest(address) as u64) << 32) | Self::KNOWN | node | refuses)
     }
 
     /// The value was written for `address`.
@@ -49,7 +50,7 @@ impl AddressValue {
     #[inline(always)]
     #[must_use]
     pub const fn is_known(self) -> bool {
-        self.0 != 0
+        self.0 & Self::KNOWN != 0
     }
 
     /// The address takes connections to node ports.

@@ -119,12 +119,12 @@ impl Workspace {
         &self.metadata.packages
     }
 
-    /// `cargo` of the tool chain that runs us, started in the workspace, told where the BPF object is if need be.
+    /// `cargo` of the tool chain that runs us, started in the workspace, told where the BPF objects are if need be.
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = cargo(arguments);
         command.current_dir(self.root());
         if !self.target_is_default() {
-            command.env("SHUNT_BPF_OBJECT", self.bpf_objects().join("shunt-socket.o"));
+            command.env("SHUNT_BPF_OBJECTS", self.bpf_objects());
         }
         command
     }

@@ -8,6 +8,7 @@ mod image;
 mod keeper;
 pub(super) mod layout;
 mod orders;
+mod packets;
 mod pins;
 mod probe;
 pub(super) mod socket;

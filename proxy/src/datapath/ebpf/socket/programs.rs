@@ -16,7 +16,7 @@ use aya::programs::{
     CgroupAttachMode, CgroupSock, CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, ProgramInfo, loaded_programs,
 };
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
-use proxy_abi::maps;
+use proxy_abi::maps::{self, Map};
 
 use super::super::pins::Pins;
 use super::super::tables::kernel::{TableError, verify};
@@ -133,7 +133,7 @@ impl Loaded {
     /// attached: a kernel that refuses one keeps what it had.
     pub(in crate::datapath::ebpf) fn load(object: &[u8], pins: &Pins) -> Result<Self, ProgramsError> {
         let btf = Btf::from_sys_fs().map_err(|error| ProgramsError::Types(Box::new(error)))?;
-        let mut ebpf = load_object(object, pins, &btf)?;
+        let mut ebpf = load_object(object, pins, &btf, &[])?;
         for (_, name) in PROGRAMS {
             let loaded = program(&mut ebpf, name)?.load();
             accepted(loaded, name)?;
@@ -234,13 +234,19 @@ pub(in crate::datapath::ebpf) fn our_programs(links: &Path) -> Vec<u32> {
     programs.filter_map(|link| bpf::cgroup_link(link).ok()).map(|link| link.program).collect()
 }
 
-fn load_object(object: &[u8], pins: &Pins, btf: &Btf) -> Result<Ebpf, ProgramsError> {
+/// Loads an object on pinned maps of the list and on these, which are made if they are missing.
+pub(in crate::datapath::ebpf) fn load_object(
+    object: &[u8],
+    pins: &Pins,
+    btf: &Btf,
+    further: &[Map],
+) -> Result<Ebpf, ProgramsError> {
     if object.is_empty() {
         return Err(ProgramsError::Missing);
     }
     let mut loader = EbpfLoader::new();
     loader.btf(Some(btf));
-    for map in maps::ALL {
+    for map in maps::ALL.iter().chain(further) {
         let pin = pins.maps.of(map);
         if pin.exists() {
             verify(&pin, map)?;
@@ -318,7 +324,10 @@ fn list<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Iter, Prog
     found.try_into().map_err(kernel("reading", name))
 }
 
-fn accepted(loaded: Result<(), ProgramError>, name: &'static str) -> Result<(), ProgramsError> {
+pub(in crate::datapath::ebpf) fn accepted(
+    loaded: Result<(), ProgramError>,
+    name: &'static str,
+) -> Result<(), ProgramsError> {
     match loaded {
         Ok(()) => Ok(()),
         Err(ProgramError::LoadError { io_error, verifier_log }) => {
@@ -335,7 +344,7 @@ fn tail(log: &str) -> String {
     shown.map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
-fn kernel<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+pub(in crate::datapath::ebpf) fn kernel<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     doing: &'static str,
     program: &'static str,
 ) -> impl FnOnce(E) -> ProgramsError {

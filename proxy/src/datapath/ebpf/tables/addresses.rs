@@ -68,12 +68,12 @@ impl Wildcards {
         *count = count.saturating_add(usize::from(after)).saturating_sub(usize::from(before));
     }
 
-    fn meaning(self, family: Family) -> Meaning {
+    fn meaning(self, family: Family) -> Option<Meaning> {
         let count = match family {
             Family::V4 => self.four,
             Family::V6 => self.six,
         };
-        Meaning { node_ports: (count > 0).then_some(NodePorts::FromAnywhere), refuses: false }
+        (count > 0).then_some(Meaning { node_ports: Some(NodePorts::FromAnywhere), refuses: false })
     }
 }
 
@@ -106,12 +106,12 @@ impl Addresses {
         self.planned.clone_from(planned);
     }
 
-    /// What the map should say of an address.
-    fn meaning(&self, address: &IpAddr) -> Meaning {
+    /// What the map should say of an address, if it has it: packets are looked at only if they are sent to one of these.
+    fn meaning(&self, address: &IpAddr) -> Option<Meaning> {
         match self.planned.get(address) {
-            Some(planned) => Meaning::planned(*planned),
+            Some(planned) => Some(Meaning::planned(*planned)),
             None if address.is_unspecified() => self.wildcards.meaning(Family::of(address)),
-            None => Meaning::default(),
+            None => None,
         }
     }
 
@@ -119,13 +119,10 @@ impl Addresses {
     pub(in crate::datapath::ebpf) fn take_changes(&mut self) -> (Vec<(IpAddr, Meaning)>, Vec<IpAddr>) {
         let (mut set, mut gone) = (Vec::new(), Vec::new());
         for address in std::mem::take(&mut self.touched) {
-            let meaning = self.meaning(&address);
-            if meaning == Meaning::default() {
-                if self.held.remove(&address).is_some() {
-                    gone.push(address);
-                }
-            } else if self.held.insert(address, meaning) != Some(meaning) {
-                set.push((address, meaning));
+            match self.meaning(&address) {
+                None => gone.extend(self.held.remove(&address).map(|_| address)),
+                Some(meaning) if self.held.insert(address, meaning) != Some(meaning) => set.push((address, meaning)),
+                Some(_) => {}
             }
         }
         (set, gone)
@@ -161,7 +158,11 @@ mod tests {
         ];
         addresses.follow(&planned.into_iter().collect());
         let (set, gone) = addresses.take_changes();
-        let wanted = [(ip("0.0.0.0"), node(NodePorts::FromAnywhere)), (ip("127.0.0.1"), node(NodePorts::FromNodeOnly))];
+        let wanted = [
+            (ip("0.0.0.0"), node(NodePorts::FromAnywhere)),
+            (ip("127.0.0.1"), node(NodePorts::FromNodeOnly)),
+            (ip("192.0.2.1"), Meaning::default()),
+        ];
         assert_eq!(set, wanted, "what is there already is not written");
         assert_eq!(gone, [ip("10.96.0.1")], "the plan does not have it");
         assert_eq!(addresses.take_changes(), (vec![], vec![]));
