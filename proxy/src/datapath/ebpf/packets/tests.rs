@@ -1,32 +1,38 @@
 //! Packets through the programs by the kernel's test-run, byte for byte; these need root.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
-use proxy_abi::{Device, maps};
-use shunt_model::Family;
+use proptest::strategy::{Strategy as _, ValueTree as _};
+use proptest::test_runner::TestRunner;
+use proxy_abi::{Config, Device, maps};
+use shunt_model::{Family, Protocol};
 
 use super::super::layout::{Capacity, Layout};
 use super::super::tables::addresses::Addresses;
 use super::super::tables::kernel::Tables;
 use super::super::{image, pins};
 use super::*;
+use crate::datapath::packets::{PacketOutcome, cases};
 use crate::host::netns::tests::is_root;
 use crate::plan::fixture::{cluster, ip, options, service, set_node, slice};
-use crate::plan::properties::NODE_ADDRESSES;
-use crate::plan::{Plan, plan};
+use crate::plan::properties::{NODE_ADDRESSES, any_cluster, any_options};
+use crate::plan::{Meeting, Packet, Plan, Source, plan};
 use crate::sys::bpf;
 
 /// `lo`, by which packets of a test-run come in and leave.
 const DEVICE: u32 = 1;
 const NEXT: u32 = u32::MAX;
+const DROP: u32 = 2;
 
 /// The programs on the tables of a plan.
 struct Node {
     root: PathBuf,
+    pins: Pins,
     loaded: Loaded,
 }
 
@@ -52,16 +58,21 @@ impl Node {
         tables.flush().unwrap();
         addresses.follow(&plan.addresses);
         tables.set_addresses(&addresses.take_changes().0).unwrap();
-        let node = Self { root, loaded };
-        node.set_device(&pins, 0);
+        // The node's own DNS is open.
+        let config = Config { flags: Config::next_generation(0, 0) | Config::DNS_SERVES, ..Config::default() };
+        let map = bpf::open_pin(&pins.maps.of(&maps::CONFIG)).unwrap();
+        let element: [u8; size_of::<Config>()] = zerocopy::transmute!(config);
+        bpf::update(map.as_fd(), &0_u32.to_ne_bytes(), &element).unwrap();
+        let node = Self { root, pins, loaded };
+        node.set_device(0);
         Some(node)
     }
 
-    fn set_device(&self, pins: &Pins, flags: u32) {
+    fn set_device(&self, flags: u32) {
         let [v4, v6] = NODE_ADDRESSES.map(ip);
         let address4 = super::super::layout::write::address(v4)[3];
         let device = Device { flags, address4, address6: super::super::layout::write::address(v6) };
-        let map = bpf::open_pin(&pins.maps.of(&maps::packets::DEVICES)).unwrap();
+        let map = bpf::open_pin(&self.pins.maps.of(&maps::packets::DEVICES)).unwrap();
         let element: [u8; size_of::<Device>()] = zerocopy::transmute!(device);
         bpf::update(map.as_fd(), &DEVICE.to_ne_bytes(), &element).unwrap();
     }
@@ -245,4 +256,53 @@ fn what_is_not_ours_goes_on_as_it_came() {
             assert_eq!(node.run(program, &frame), (NEXT, frame.clone()), "{:?}", seen(&frame));
         }
     }
+}
+
+/// The first packet of a flow.
+fn first_packet(packet: &Packet) -> Option<Vec<u8>> {
+    let from = at(packet.source_address?, 40_000);
+    let to = at(packet.destination, packet.port);
+    match packet.protocol {
+        Protocol::Tcp => Some(syn(&from, &to)),
+        Protocol::Udp => Some(udp(&from, &to)),
+        Protocol::Sctp => None,
+    }
+}
+
+/// Everything that a plan names gets from the programs what the plan says: NE-12 apart.
+#[test]
+fn packets_get_what_the_plan_says() {
+    let mut runner = TestRunner::deterministic();
+    let mut met = HashSet::new();
+    let mut plans = vec![cases::story().0];
+    for _ in 0..8 {
+        let snapshot = any_cluster().new_tree(&mut runner).unwrap().current();
+        let options = any_options().new_tree(&mut runner).unwrap().current();
+        plans.push(plan(&snapshot, &options).0);
+    }
+    for (turn, plan) in plans.into_iter().enumerate() {
+        let Some(mut node) = Node::with(&format!("plan-{turn}"), &plan) else { return };
+        for source in [Source::Outside, Source::Pod] {
+            node.set_device(if source == Source::Pod { Device::PODS } else { 0 });
+            for packet in cases::packets(&plan).iter().filter(|packet| packet.source == source) {
+                let Some(frame) = first_packet(packet) else { continue };
+                let (verdict, after) = node.run("shunt_ingress", &frame);
+                let is_unused = plan.decide(packet).reason.is_some_and(|why| why.meeting == Meeting::UnusedAddress);
+                let wanted = if is_unused { PacketOutcome::Pass } else { cases::in_words(&plan, packet) };
+                met.insert(std::mem::discriminant(&wanted));
+                match wanted {
+                    PacketOutcome::Endpoints { addresses, .. } => {
+                        assert_eq!(verdict, NEXT, "{packet:?}");
+                        let (from, to) = seen(&after);
+                        assert!(addresses.contains(&to), "{packet:?} to {to}");
+                        // Another port stands for the client's if it reaches the endpoint by another frontend too.
+                        assert_eq!(from.ip(), seen(&frame).0.ip(), "{packet:?}");
+                    }
+                    PacketOutcome::Pass => assert_eq!((verdict, after), (NEXT, frame), "{packet:?}"),
+                    PacketOutcome::Reject | PacketOutcome::Drop => assert_eq!(verdict, DROP, "{packet:?}"),
+                }
+            }
+        }
+    }
+    assert_eq!(met.len(), 4, "{met:?}");
 }
