@@ -1,8 +1,8 @@
 //! Ends sockets that would go on with an endpoint that left, or past a Service, so that their owners connect anew.
 //!
-//! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still connecting.
-//! Established TCP connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant between the list
-//! and the order. Two kinds of sockets are found:
+//! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
+//! connecting. Established TCP connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant
+//! between the list and the order. Two kinds of sockets are found:
 //!
 //! - with a flow that has ended: the endpoint left, or the frontend leads to another service port (CT-3, CT-4). The
 //!   programs keep the flow of a socket in its storage; a program lists those that have ended, of all namespaces. Only
