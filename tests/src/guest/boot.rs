@@ -15,7 +15,7 @@ use crate::signals;
 
 /// Enough for the archive, the same again unpacked, and a lab.
 const MEMORY: &str = "2G";
-const CONSOLE_LINES: usize = 40;
+const CONSOLE_LINES: usize = 100;
 /// How often a wait looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(100);
 
