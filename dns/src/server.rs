@@ -28,7 +28,7 @@ use crate::forward::{ForwardConfig, Forwarder, TlsError};
 use crate::hosts::Hosts;
 use crate::metrics::{Exporter, Metrics};
 use crate::request::Transport;
-use crate::sockets::{Kept, datagram_socket, listen};
+use crate::sockets::{Before, Kept, datagram_socket, listen};
 use crate::stats::Stats;
 use crate::upstream::{Ignored, ResolvConf, Upstream, UpstreamError, Upstreams, names_no_server};
 use crate::zone::{View, Zone, ZoneConfig};
@@ -349,7 +349,9 @@ fn bind(address: SocketAddr, all: &[SocketAddr], kept: &mut Kept) -> Result<Boun
         // open.
         let mut before = kept.take_datagram(chosen, only_v6);
         let more = workers.saturating_sub(before.len());
-        let udp: io::Result<Vec<std::net::UdpSocket>> = (0..more).map(|_| datagram_socket(chosen, only_v6)).collect();
+        let alone = |number| if address.port() == 0 && number == 0 { Before::None } else { Before::Some };
+        let udp: io::Result<Vec<std::net::UdpSocket>> =
+            (0..more).map(|number| datagram_socket(chosen, only_v6, alone(number))).collect();
         let udp = udp.map(|more| {
             before.extend(more);
             before

@@ -32,12 +32,22 @@ pub(crate) fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListen
     TcpListener::from_std(socket.into())
 }
 
+/// Which sockets of UDP may have the port before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Those of this kind: an address that was asked for.
+    Some,
+    /// None: a port that the kernel chose for TCP may still be one of UDP for a server that ends.
+    None,
+}
+
 /// One of any number of sockets of a port for UDP.
-pub(crate) fn datagram_socket(address: SocketAddr, only_v6: bool) -> io::Result<std::net::UdpSocket> {
+pub(crate) fn datagram_socket(address: SocketAddr, only_v6: bool, before: Before) -> io::Result<std::net::UdpSocket> {
     let socket = socket(address, only_v6, Type::DGRAM, Protocol::UDP)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(before == Before::Some)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     socket.bind(&address.into())?;
+    socket.set_reuse_port(true)?; // for those that come after it
     Ok(socket.into())
 }
 
@@ -90,8 +100,8 @@ mod tests {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let tcp = std::net::TcpListener::bind(any).unwrap();
         let address = tcp.local_addr().unwrap();
-        let udp = [(); 2].map(|()| datagram_socket(address, false).unwrap());
-        let other = datagram_socket(any, false).unwrap();
+        let udp = [(); 2].map(|()| datagram_socket(address, false, Before::Some).unwrap());
+        let other = datagram_socket(any, false, Before::None).unwrap();
         let other_address = other.local_addr().unwrap();
         let [first, second] = udp;
         let mut kept = Kept::new(vec![tcp.into(), first.into(), other.into(), second.into()]);
@@ -104,14 +114,28 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_may_ask_for_a_port_that_no_other_has() {
+        let first = datagram_socket(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false, Before::None).unwrap();
+        let address = first.local_addr().unwrap();
+        let second = datagram_socket(address, false, Before::Some).unwrap();
+        for _ in 0..2 {
+            let refused = datagram_socket(address, false, Before::None).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        }
+        drop(first);
+        assert!(datagram_socket(address, false, Before::None).is_err(), "the second one still has it");
+        drop(second);
+    }
+
+    #[test]
     fn a_socket_of_other_families_is_not_taken() {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let both = datagram_socket(any, false).unwrap();
+        let both = datagram_socket(any, false, Before::None).unwrap();
         let address = both.local_addr().unwrap();
         let mut kept = Kept::new(vec![both.into()]);
         assert_eq!(kept.take_datagram(address, true).len(), 0);
         assert_eq!(kept.take_datagram(address, false).len(), 1);
-        let one = datagram_socket(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), false).unwrap();
+        let one = datagram_socket(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), false, Before::None).unwrap();
         let address = one.local_addr().unwrap();
         assert_eq!(Kept::new(vec![one.into()]).take_datagram(address, false).len(), 1);
     }

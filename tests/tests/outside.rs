@@ -13,7 +13,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ const SERVER: u16 = 7000;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an endpoint is out of the Service.
 const TURN: Duration = Duration::from_millis(20);
+/// As often at least the endpoints change under the load, however soon it is done.
+const CHANGES: usize = 10;
 /// On one connection that is kept.
 const KEEP: usize = 50;
 const EXTERNAL: [Service; 2] = [
@@ -125,10 +127,10 @@ impl World {
         }
     }
 
-    /// Sends requests to all frontends while one pod after the other leaves the Services for a moment. Says how often
-    /// that happened.
+    /// Sends at least so many requests to all frontends while one pod after the other leaves the Services for a moment.
+    /// Says how often that happened.
     fn load_while_endpoints_churn(&self, requests: usize) -> (Vec<LoadLine>, usize) {
-        let (done, to) = (AtomicBool::new(false), self.frontends());
+        let (done, changes, to) = (AtomicBool::new(false), AtomicUsize::new(0), self.frontends());
         let list = to.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let each = (requests / 2 / to.len()).to_string();
         let (pods, manifests, outside) = (&self.pods, &self.manifests, &self.lab.outside);
@@ -139,19 +141,21 @@ impl World {
         };
         thread::scope(|scope| {
             let churn = scope.spawn(|| {
-                let mut changes = 0;
                 while !done.load(Ordering::Relaxed) {
-                    put_all_but(changes % (pods.len() + 1), pods, manifests);
-                    changes += 1;
+                    put_all_but(changes.load(Ordering::Relaxed) % (pods.len() + 1), pods, manifests);
+                    changes.fetch_add(1, Ordering::Relaxed);
                     sleep(TURN);
                 }
-                changes
             });
-            let kept = scope.spawn(|| load(KEEP));
-            let mut lines = load(1);
-            lines.extend(kept.join().unwrap());
+            let mut lines = Vec::new();
+            while lines.is_empty() || (changes.load(Ordering::Relaxed) < CHANGES && !churn.is_finished()) {
+                let kept = scope.spawn(|| load(KEEP));
+                lines.extend(load(1));
+                lines.extend(kept.join().unwrap());
+            }
             done.store(true, Ordering::Relaxed);
-            (lines, churn.join().unwrap())
+            churn.join().unwrap();
+            (lines, changes.load(Ordering::Relaxed))
         })
     }
 }

@@ -53,6 +53,28 @@ fn a_connected_udp_client_of_a_removed_endpoint_gets_another_at_once() {
     }
 }
 
+/// Whether some TCP socket of a place waits for the answer to its first segment.
+fn connects(place: &Place) -> bool {
+    const SYN_SENT: &str = "02";
+    let read = || Ok(fs::read_to_string("/proc/thread-self/net/tcp")?);
+    let table = place.in_netns(read).unwrap();
+    table.lines().skip(1).any(|line| line.split_whitespace().nth(3) == Some(SYN_SENT))
+}
+
+#[test]
+fn a_client_that_still_connects_to_an_endpoint_that_left_is_told() {
+    let Some(cluster) = Cluster::alone("connects") else { return };
+    let mut shop = Shop::open(&cluster, "connects", &[PodState::Ready]);
+    let down = shop.pod(0).spawn(&["ip", "link", "set", "eth0", "down"]).unwrap();
+    assert!(down.finish(Duration::from_secs(10)).unwrap().status.success());
+    let further = ["--count", "1", "--timeout", "60000"];
+    let mut client = shop.client.connect_in_background(shop.addresses()[0], Mode::Tcp, &further).unwrap();
+    cluster.wait_for("the client to connect", || connects(&shop.client));
+    shop.set(0, PodState::Unready);
+    let told = client.wait_for(0, "an error", |attempt| attempt.error.is_some()).unwrap();
+    assert_eq!(told.error, Some(CallError::Aborted));
+}
+
 #[test]
 fn sockets_of_endpoints_that_stay_and_established_connections_are_left_alone() {
     let Some(cluster) = Cluster::alone("leftalone") else { return };

@@ -15,7 +15,7 @@ use crate::signals;
 
 /// Enough for the archive, the same again unpacked, and a lab.
 const MEMORY: &str = "2G";
-const CONSOLE_LINES: usize = 40;
+const CONSOLE_LINES: usize = 100;
 /// How often a wait looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -84,13 +84,14 @@ fn said(lines: &[String]) -> String {
     format!("the script's last lines: {last:?}")
 }
 
-/// The first serial line is the kernel's console, the second one what the script prints. A panic reboots, and a reboot
+/// Without an HPET, whose timer may be lost under emulation: a kernel that had just switched to it never went on. The
+/// first serial line is the kernel's console, the second one what the script prints. A panic reboots, and a reboot
 /// ends qemu.
 fn qemu(kernel: &Kernel, archive: &Path, console: &Path) -> Command {
     let mut command = Command::new("setpriv");
     // Killed with the thread that waits for it, however that ends.
     command.args(["--pdeathsig", "KILL"]).arg(kernel.qemu());
-    command.args(["-machine", "pc", "-cpu", "max", "-smp", "2", "-m", MEMORY, "-accel", "tcg,thread=multi"]);
+    command.args(["-machine", "pc,hpet=off", "-cpu", "max", "-smp", "2", "-m", MEMORY, "-accel", "tcg,thread=multi"]);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     command.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(archive);

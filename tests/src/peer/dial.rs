@@ -13,7 +13,7 @@ use super::connect::{Attempt, timed};
 use super::socket::DialTarget;
 use super::{CallError, Mode, print};
 
-/// The source ports of datagrams; none of a server and no node port is among them.
+/// The source ports of flows; none of a server and no node port is among them.
 const FLOW_PORTS: Range<u16> = 40_000..61_000;
 
 /// Connect so often.
@@ -57,7 +57,7 @@ fn attempts(question: &Question) -> Vec<Attempt> {
     for number in 0..count {
         let mut one = DialTarget { to, mode, timeout: Duration::from_millis(timeout), bind: bind(to, mode, source) };
         let mut attempt = timed(&one, number, None);
-        while attempt.error == Some(CallError::InUse) && mode != Mode::Tcp {
+        while attempt.error == Some(CallError::InUse) {
             one.bind = bind(to, mode, source);
             attempt = timed(&one, number, None);
         }
@@ -70,8 +70,9 @@ fn attempts(question: &Question) -> Vec<Attempt> {
     attempts
 }
 
-/// What a socket is bound to. Each flow of datagrams gets the next port: the kernel's choice could be that of a flow
-/// some seconds ago, which conntrack remembers and would go on with.
+/// What a socket is bound to. Each flow gets the next port: the kernel's choice could be that of a flow some seconds
+/// ago, which conntrack remembers and would go on with. Of TCP, that is one that got no answer before there was a
+/// Service.
 fn bind(to: SocketAddr, mode: Mode, source: Option<IpAddr>) -> Option<SocketAddr> {
     static FLOWS: AtomicU32 = AtomicU32::new(0);
     let port = || {
@@ -80,9 +81,9 @@ fn bind(to: SocketAddr, mode: Mode, source: Option<IpAddr>) -> Option<SocketAddr
     };
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     match mode {
-        Mode::Udp | Mode::UdpUnconnected | Mode::SctpInit => Some(SocketAddr::new(source.unwrap_or(any), port())),
-        Mode::Tcp | Mode::Http | Mode::TcpFastopen | Mode::Mptcp | Mode::Sctp => {
-            source.map(|source| SocketAddr::new(source, 0))
+        Mode::Tcp | Mode::Udp | Mode::UdpUnconnected | Mode::SctpInit => {
+            Some(SocketAddr::new(source.unwrap_or(any), port()))
         }
+        Mode::Http | Mode::TcpFastopen | Mode::Mptcp | Mode::Sctp => source.map(|source| SocketAddr::new(source, 0)),
     }
 }

@@ -1,12 +1,12 @@
 //! Ends sockets that would go on with an endpoint that left, or past a Service, so that their owners connect anew.
 //!
-//! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still connecting
-//! at the second look: at the first, the answer of an endpoint that leaves may be on its way. Established TCP
-//! connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant between the list and the order.
-//! Two kinds of sockets are found:
+//! It ends only connected UDP sockets, which would wait for answers for ever, and TCP sockets that are still
+//! connecting. Established TCP connections stay (CT-6, UC-12), but for one that its endpoint accepts in the instant
+//! between the list and the order. Two kinds of sockets are found:
 //!
 //! - with a flow that has ended: the endpoint left, or the frontend leads to another service port (CT-3, CT-4). The
-//!   programs keep the flow of a socket in its storage; a program lists those that have ended, of all namespaces.
+//!   programs keep the flow of a socket in its storage; a program lists those that have ended, of all namespaces. Only
+//!   the second look ends them: at the first, the answer of an endpoint that leaves may be on its way.
 //! - older than their frontend: they are connected to the very address of a Service, from a time at which it was none
 //!   (CT-5). They have no flow, so the sockets of each namespace are compared with the tables.
 //!
@@ -41,7 +41,7 @@ const TCP: u8 = 6;
 
 /// A socket whose program has just run is in no list yet: the first look may miss it.
 const LOOKS: u8 = 2;
-/// Between two looks for one flow that count.
+/// How long after the first look for a flow the second one comes.
 pub(super) const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 /// What one sweep did.
@@ -71,21 +71,23 @@ pub(super) struct Sweeper {
     peers: OwnedFd,
     tables: Reader,
     served: Served,
-    /// How often an ended flow, by cookie and reference, has been looked for in all namespaces. After [`LOOKS`] it is
-    /// known to need nothing more: its socket is destroyed, is connected elsewhere, or is an established connection.
+    /// The ended flows that were listed, by cookie and reference.
     looked: HashMap<(u64, u32), Looked>,
 }
 
-/// The looks for one flow.
+/// What is known of an ended flow.
 #[derive(Clone, Copy, Debug)]
 struct Looked {
+    /// When it was listed first.
+    since: Instant,
+    /// How often it has been looked for in all namespaces. After [`LOOKS`] it is known to need nothing more: its socket
+    /// is destroyed, is connected elsewhere, or is an established connection.
     looks: u8,
-    last: Instant,
 }
 
 impl Looked {
-    fn is_due(&self, now: Instant) -> bool {
-        now.duration_since(self.last) >= SECOND_LOOK
+    fn for_long(&self, now: Instant) -> bool {
+        now.duration_since(self.since) >= SECOND_LOOK
     }
 }
 
@@ -93,7 +95,7 @@ impl Looked {
 #[derive(Clone, Copy, Debug)]
 struct EndedFlow {
     flow: Flow,
-    /// It had ended a while ago too: whoever still connects waits in vain.
+    /// It had ended a while ago too: whoever still waits for an answer waits in vain.
     for_long: bool,
 }
 
@@ -159,14 +161,11 @@ impl Sweeper {
                 Err(error) => swept.failed.push((namespace.cookie, error.to_string())),
             }
         }
-        let Wanted { ended, older: _ } = wanted;
-        if complete && swept.failed.is_empty() {
-            for (cookie, EndedFlow { flow, for_long: _ }) in ended {
-                let first = Looked { looks: 0, last: began };
-                let looked = self.looked.entry((cookie, flow.reference)).or_insert(first);
-                if looked.looks == 0 || looked.is_due(began) {
-                    *looked = Looked { looks: looked.looks.saturating_add(1), last: began };
-                }
+        let complete = complete && swept.failed.is_empty();
+        for (cookie, EndedFlow { flow, for_long }) in wanted.ended {
+            let looked = self.looked.entry((cookie, flow.reference)).or_insert(Looked { since: began, looks: 0 });
+            if complete && (looked.looks == 0 || for_long) {
+                looked.looks = looked.looks.saturating_add(1);
             }
         }
         if let Some(error) = self.tables.take_failure() {
@@ -182,7 +181,7 @@ impl Sweeper {
             .retain(|(cookie, reference), _| listed.get(cookie).is_some_and(|flow| flow.reference == *reference));
         let ended = listed.into_iter().filter_map(|(cookie, flow)| {
             let looked = self.looked.get(&(cookie, flow.reference));
-            let for_long = looked.is_some_and(|looked| looked.is_due(now));
+            let for_long = looked.is_some_and(|looked| looked.for_long(now));
             looked.is_none_or(|looked| looked.looks < LOOKS).then_some((cookie, EndedFlow { flow, for_long }))
         });
         Ok(ended.collect())
@@ -254,7 +253,7 @@ impl Wanted<'_> {
 
     /// Whether the socket is still connected to an endpoint that it may not go on with: it may have connected again.
     fn has_ended(&self, socket: &Socket) -> bool {
-        let ended = self.ended.get(&socket.cookie()).filter(|ended| socket.is_udp() || ended.for_long);
+        let ended = self.ended.get(&socket.cookie()).filter(|ended| ended.for_long);
         ended.is_some_and(|ended| backend(&ended.flow) == socket.destination())
     }
 }

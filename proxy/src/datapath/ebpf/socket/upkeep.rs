@@ -222,6 +222,7 @@ impl Upkeep {
             ended,
             destroyed,
             namespaces = self.inventory.namespaces.len(),
+            unreadable = self.inventory.unreadable,
             search = ?self.search,
             "looked for sockets of endpoints that left"
         );
