@@ -32,15 +32,16 @@ use tokio_util::sync::CancellationToken;
 
 use self::handover::{Handover, Other};
 pub use self::lock::{Holder, Lock, LockError};
+use self::offer::RulePath;
 pub use self::offer::{Check, CheckState, ChooseError, Chosen, Offer, PacketPath, Requested, Wanted, choose};
 pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
-use crate::plan::{Plan, PortKey};
+use crate::plan::{Plan, PodDetection, PortKey};
 
 /// The data paths by the names that operators use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// BPF programs at sockets, over rules for packets.
+    /// BPF programs at sockets, over rules or programs for packets.
     Ebpf,
     /// nftables rules for packets.
     Nftables,
@@ -71,6 +72,8 @@ impl fmt::Display for Mode {
 pub enum Part {
     /// BPF programs at the sockets of this node.
     Sockets,
+    /// BPF programs at the network devices of this node, for packets.
+    Programs,
     /// nftables rules, for packets.
     Nftables,
     /// iptables rules, for packets.
@@ -79,13 +82,14 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the order in which they are preferred.
-    pub const ALL: [Self; 3] = [Self::Sockets, Self::Nftables, Self::Iptables];
+    pub const ALL: [Self; 4] = [Self::Sockets, Self::Programs, Self::Nftables, Self::Iptables];
 
     /// The word for logs and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sockets => "sockets",
+            Self::Programs => "programs",
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
         }
@@ -96,6 +100,7 @@ impl Part {
     pub const fn description(self) -> &'static str {
         match self {
             Self::Sockets => "eBPF programs at sockets",
+            Self::Programs => "eBPF programs for packets",
             Self::Nftables => "nftables rules for packets",
             Self::Iptables => "iptables rules for packets",
         }
@@ -128,6 +133,11 @@ pub struct Options {
     pub bind_protection: bool,
     /// How packets are treated.
     pub packets: PacketOptions,
+    /// Programs at network devices serve packets, if they can. While they do not serve all that rules serve, only this
+    /// makes them a path.
+    pub packet_programs: bool,
+    /// How packets of pods are known; of these, programs follow an interface, and know pods by their devices else.
+    pub pods: PodDetection,
 }
 
 /// What the operator chose for packets; the paths for packets have these in common.
@@ -163,7 +173,7 @@ pub struct Opened {
 struct OpenedPart {
     path: Box<dyn Datapath>,
     adopted: String,
-    report: watch::Receiver<Report>,
+    reports: Vec<watch::Receiver<Report>>,
     beside: Vec<Beside>,
 }
 
@@ -265,15 +275,18 @@ pub struct RemoveError {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// What each part can do on this host, in the order of [`Part::ALL`]. Probing changes nothing.
+/// What each part can do on this host, in the order of [`Part::ALL`], but for programs for packets that the options do
+/// not ask for. Probing changes nothing.
 #[must_use]
 pub fn probe(options: &Options) -> Vec<Offer> {
     let checks = |part| match part {
         Part::Sockets => ebpf::probe(options),
+        Part::Programs => ebpf::probe_packets(options),
         Part::Nftables => nftables::probe(options),
         Part::Iptables => iptables::probe(options),
     };
-    Part::ALL.into_iter().map(|part| Offer { part, checks: checks(part) }).collect()
+    let parts = Part::ALL.into_iter().filter(|part| *part != Part::Programs || options.packet_programs);
+    parts.map(|part| Offer { part, checks: checks(part) }).collect()
 }
 
 /// Opens what was chosen and adopts what an earlier daemon left of it. What balances traffic now stays as it is until
@@ -281,11 +294,11 @@ pub fn probe(options: &Options) -> Vec<Offer> {
 /// holds `lock` too.
 pub fn open(chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<Opened, OpenError> {
     let disturbed = Arc::new(Notify::new());
-    let open = |part| open_part(part, options, lock, &disturbed);
-    let sockets = chosen.sockets.then(|| open(Part::Sockets)).transpose()?;
-    let packets = chosen.packets.map(|path| open(path.part())).transpose()?;
+    let (programs, rules) = (chosen.programs(), chosen.rules());
+    let programs = programs.map(|part| open_programs(part, chosen, options, lock)).transpose()?;
+    let rules = rules.map(|part| open_rules(part, options, &disturbed)).transpose()?;
     let (leftovers, left) = watch::channel(Report { checked: true, ..Report::default() });
-    let mut opened = composed::over(sockets, packets, options.packets, disturbed);
+    let mut opened = composed::over(programs, rules, options.packets, disturbed);
     opened.reports.push(left);
     opened.path = Box::new(Handover::new(opened.path, replaced(chosen, &options.host), leftovers));
     // Without a path for packets, clients outside of this node need kube-proxy's rules.
@@ -297,18 +310,20 @@ pub fn open(chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<Open
     Ok(opened)
 }
 
-fn open_part(
-    part: Part,
-    options: &Options,
-    lock: &Arc<Lock>,
-    disturbed: &Arc<Notify>,
-) -> Result<OpenedPart, OpenError> {
-    let failed = |source| OpenError { part, source };
-    match part {
-        Part::Sockets => ebpf::open(options, Arc::clone(lock)).map_err(|error| failed(error.into())),
-        Part::Nftables => nftables::open(options, disturbed).map_err(|error| failed(error.into())),
-        Part::Iptables => iptables::open(options, disturbed).map_err(|error| failed(error.into())),
-    }
+/// Opens the tables and programs of eBPF. `part` stands for them in an error.
+fn open_programs(part: Part, chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<OpenedPart, OpenError> {
+    let opened = ebpf::open(chosen, options, Arc::clone(lock));
+    opened.map_err(|error| OpenError { part, source: error.into() })
+}
+
+fn open_rules(path: RulePath, options: &Options, disturbed: &Arc<Notify>) -> Result<OpenedPart, OpenError> {
+    let (part, opened) = match path {
+        RulePath::Nftables => {
+            (Part::Nftables, nftables::open(options, disturbed).map_err(Box::<dyn Error + Send + Sync>::from))
+        }
+        RulePath::Iptables => (Part::Iptables, iptables::open(options, disturbed).map_err(Into::into)),
+    };
+    opened.map_err(|source| OpenError { part, source })
 }
 
 /// The parts whose leftovers must go once the chosen ones serve.
@@ -324,8 +339,10 @@ fn replaced(chosen: &Chosen, host: &HostOptions) -> Vec<Other> {
 pub fn remove(part: Part, host: &HostOptions) -> Result<Vec<Removed>, RemoveError> {
     match part {
         Part::Sockets => {
-            ebpf::remove(host).map_err(|error| RemoveError { what: "programs and maps", source: error.into() })
+            ebpf::remove_sockets(host).map_err(|error| RemoveError { what: "programs and maps", source: error.into() })
         }
+        Part::Programs => ebpf::remove_packets(host)
+            .map_err(|error| RemoveError { what: "programs for packets", source: error.into() }),
         Part::Nftables => nftables::remove(),
         Part::Iptables => iptables::remove(),
     }

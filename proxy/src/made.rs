@@ -80,6 +80,7 @@ impl Made {
             Self::DnsAddress(address) => addresses::take_back(*address).await.map_err(MadeError::Address),
             Self::BpfRoot(root) => {
                 let host = HostOptions { cgroup_root: None, bpf_root: root.clone() };
+                datapath::remove(Part::Programs, &host)?;
                 datapath::remove(Part::Sockets, &host)?;
                 Ok(())
             }

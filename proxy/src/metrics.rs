@@ -108,6 +108,7 @@ impl Collector for PathNumbers {
             for part in Part::ALL {
                 let (name, help) = match part {
                     Part::Sockets => ("serves_sockets", "1 if programs at sockets serve this node's connections"),
+                    Part::Programs => ("serves_packets_by_programs", "1 if programs at network devices serve packets"),
                     Part::Nftables => ("serves_packets_by_nftables", "1 if nftables rules serve packets"),
                     Part::Iptables => ("serves_packets_by_iptables", "1 if iptables rules serve packets"),
                 };

@@ -15,6 +15,7 @@ use shunt_proxy::datapath::{
 };
 use shunt_proxy::host::local_ports::LocalPorts;
 use shunt_proxy::host::{privileges, sysctls};
+use shunt_proxy::plan::PodDetection;
 
 use super::print;
 
@@ -38,7 +39,14 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let CheckArguments { cgroup_root, bpf_root, control_socket } = arguments;
     let host = HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() };
     let treatment = config::packets(&KubeProxyConfiguration::default());
-    let offers = datapath::probe(&Options { host, object: None, bind_protection: true, packets: treatment });
+    let offers = datapath::probe(&Options {
+        host,
+        object: None,
+        bind_protection: true,
+        packets: treatment,
+        packet_programs: false,
+        pods: PodDetection::default(),
+    });
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
     let used = datapath::choose(Requested { mode: None, sockets: Wanted::Auto }, &offers).ok().filter(|_| allowed);

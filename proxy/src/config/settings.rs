@@ -67,6 +67,9 @@ pub struct Settings {
     /// Whether programs at sockets serve the connections of this node, before any packet is sent [default: auto]
     #[arg(long)]
     pub socket_lb: Option<SocketLb>,
+    /// eBPF programs at network devices serve packets instead of rules [default: false]
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub packet_programs: Option<bool>,
     /// Run the bundled DNS server [default: true]
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub dns: Option<bool>,
@@ -195,6 +198,7 @@ impl Settings {
             empty_local: self.empty_local.or(file.empty_local),
             proxy_mode: self.proxy_mode.or(file.proxy_mode),
             socket_lb: self.socket_lb.or(file.socket_lb),
+            packet_programs: self.packet_programs.or(file.packet_programs),
             dns: self.dns.or(file.dns),
             dns_bind_address: self.dns_bind_address.or(file.dns_bind_address),
             cluster_dns: self.cluster_dns.or(file.cluster_dns),

@@ -1,4 +1,4 @@
-//! Programs at sockets over a path for packets: both take every plan.
+//! Programs over rules for packets: both take every plan.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -16,15 +16,15 @@ use crate::plan::Plan;
 /// As a plan has it, for 127.0.0.0/8.
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// What serves packets, and what serves sockets before any packet is sent. Sockets take a plan first, for they need
-/// less than a millisecond.
+/// Programs, which serve sockets before any packet is sent, packets as they come in, or both; and rules for packets, if
+/// programs do not serve these. Programs take a plan first, for they need less than a millisecond.
 struct Composed {
-    sockets: Option<Box<dyn Datapath>>,
-    packets: Option<Packets>,
+    programs: Option<Box<dyn Datapath>>,
+    rules: Option<Rules>,
 }
 
-/// A path for packets, with what goes with its rules, whatever they are made of.
-struct Packets {
+/// A path by rules, with what goes with them, whatever they are made of.
+struct Rules {
     path: Box<dyn Datapath>,
     stale_flows: StaleFlows,
     loopback: Loopback,
@@ -42,24 +42,24 @@ struct Loopback {
 
 /// The parts as one path.
 pub(super) fn over(
-    sockets: Option<OpenedPart>,
-    packets: Option<OpenedPart>,
+    programs: Option<OpenedPart>,
+    rules: Option<OpenedPart>,
     options: PacketOptions,
     disturbed: Arc<Notify>,
 ) -> Opened {
     let (mut adopted, mut reports, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     let mut take = |part: OpenedPart| {
         adopted.push(part.adopted);
-        reports.push(part.report);
+        reports.extend(part.reports);
         beside.extend(part.beside);
         part.path
     };
-    let sockets = sockets.map(&mut take);
-    let packets = packets.map(&mut take).map(|path| {
+    let programs = programs.map(&mut take);
+    let rules = rules.map(&mut take).map(|path| {
         let loopback = Loopback { wanted: options.loopback_node_ports, told: None, failing: false };
-        Packets { path, stale_flows: StaleFlows::new(), loopback }
+        Rules { path, stale_flows: StaleFlows::new(), loopback }
     });
-    let path = Box::new(Composed { sockets, packets });
+    let path = Box::new(Composed { programs, rules });
     Opened { path, adopted: adopted.join("; "), reports, disturbed, beside }
 }
 
@@ -92,7 +92,7 @@ impl Loopback {
     }
 }
 
-impl Packets {
+impl Rules {
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
         let served = self.loopback.served(plan);
         if !served {
@@ -111,17 +111,17 @@ impl Packets {
 
 impl Composed {
     fn parts(&mut self) -> impl Iterator<Item = &mut dyn Datapath> {
-        let packets = self.packets.as_mut().map(|packets| &mut packets.path);
-        self.sockets.iter_mut().chain(packets).map(|part| &mut **part as &mut dyn Datapath)
+        let rules = self.rules.as_mut().map(|rules| &mut rules.path);
+        self.programs.iter_mut().chain(rules).map(|part| &mut **part as &mut dyn Datapath)
     }
 }
 
 impl Datapath for Composed {
     /// A part that fails does not keep the other from the plan.
     fn sync(&mut self, plan: &Plan) -> Result<Synced, SyncError> {
-        let sockets = self.sockets.as_mut().map_or_else(|| Ok(Synced::default()), |sockets| sockets.sync(plan));
-        let packets = self.packets.as_mut().map_or_else(|| Ok(Synced::default()), |packets| packets.sync(plan));
-        Ok(sockets?.and(packets?))
+        let programs = self.programs.as_mut().map_or_else(|| Ok(Synced::default()), |programs| programs.sync(plan));
+        let rules = self.rules.as_mut().map_or_else(|| Ok(Synced::default()), |rules| rules.sync(plan));
+        Ok(programs?.and(rules?))
     }
 
     fn mark_own_dns(&mut self, sockets: &[OwnedFd]) -> Result<(), SyncError> {

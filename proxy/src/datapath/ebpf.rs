@@ -1,4 +1,5 @@
-//! The socket data path: tables of frontends and backends, and programs at the cgroup that read them at `connect()`.
+//! The eBPF data path: tables of frontends and backends, and the programs that read them, at the cgroup for sockets and
+//! at network devices for packets.
 //!
 //! Flow: plan of a service port → `image` (pure) → [`layout::Layout`] (pure) → `tables` (thin).
 
@@ -28,10 +29,11 @@ use shunt_model::Protocol;
 use tracing::{info, warn};
 
 use self::difference::Difference;
-pub(super) use self::door::{make_root, open, probe, remove};
+pub(super) use self::door::{make_root, open, probe, probe_packets, remove_packets, remove_sockets};
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;
+use self::packets::follow::{FollowError, Follower};
 use self::pins::{Former, PinError, Pins};
 use self::socket::programs::{self, FlowLists, Links, ProgramsError};
 use self::tables::addresses::Addresses;
@@ -42,7 +44,7 @@ use self::tables::node::{NodeWords, OptOuts, OwnDns};
 use self::takeover::Taken;
 use super::{Datapath, SyncError, Synced};
 use crate::host::cgroup::CgroupError;
-use crate::plan::{Plan, PortKey, PortPlan};
+use crate::plan::{Plan, PodInterface, PortKey, PortPlan};
 
 /// What the self-test dials: addresses that are reserved for documentation, at a port that no service uses. They lead
 /// to the loopback addresses, and the self-test sends no packet.
@@ -57,16 +59,32 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sh
 /// [`super::Options`], and the cgroup that they lead to.
 #[derive(Clone, Debug)]
 struct EbpfOptions {
-    /// The directory of the cgroup v2 tree below which all pods and the node's own processes are.
-    cgroup_root: PathBuf,
-    /// The operator did not choose it, so every pod of the node should be below it.
-    cgroup_discovered: bool,
+    /// Programs serve sockets.
+    sockets: Option<SocketOptions>,
+    /// Programs serve packets.
+    packets: Option<PacketOptions>,
     /// Where pins are kept, on a BPF file system.
     bpf_root: PathBuf,
     /// Load the programs from this file and not from the binary; for development.
     object: Option<PathBuf>,
+}
+
+/// What concerns programs at sockets alone.
+#[derive(Clone, Debug)]
+struct SocketOptions {
+    /// The directory of the cgroup v2 tree below which all pods and the node's own processes are.
+    cgroup_root: PathBuf,
+    /// The operator did not choose it, so every pod of the node should be below it.
+    cgroup_discovered: bool,
     /// A process of the node cannot bind a node port in use.
     bind_protection: bool,
+}
+
+/// What concerns programs at network devices alone.
+#[derive(Clone, Debug)]
+struct PacketOptions {
+    /// By which the operator knows pods.
+    interface: Option<PodInterface>,
 }
 
 /// Why the data path cannot start.
@@ -93,6 +111,9 @@ pub(super) enum EbpfOpenError {
     /// The maps.
     #[error(transparent)]
     Tables(#[from] TableError),
+    /// The network devices.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
     /// What an earlier daemon left.
     #[error(transparent)]
     Read(#[from] SyncError),
@@ -106,11 +127,22 @@ pub(super) enum EbpfOpenError {
 struct Adopted {
     /// What the tables hold.
     usage: Usage,
-    /// The links.
-    links: Links,
+    /// The links to the cgroup, if there are to be any.
+    links: Option<Links>,
+    /// The links to network devices, if there are to be any.
+    devices: Option<Links>,
 }
 
-/// The socket data path of this node.
+/// What works beside the tables.
+#[derive(Debug)]
+struct Beside {
+    /// For upkeep, if sockets are served.
+    sockets: Option<(OptOuts, FlowLists)>,
+    /// If packets are served.
+    devices: Option<Follower>,
+}
+
+/// The eBPF data path of this node.
 #[derive(Debug)]
 struct Ebpf {
     tables: Tables,
@@ -134,11 +166,14 @@ struct Ebpf {
 impl Ebpf {
     /// Loads the programs or adopts those that run, opens the tables and reads what is in them. Nothing that balances
     /// traffic now is changed before the first [`Datapath::sync`].
-    fn open(options: &EbpfOptions) -> Result<(Self, OptOuts, FlowLists, Adopted), EbpfOpenError> {
-        let object = object(options)?;
+    fn open(options: &EbpfOptions) -> Result<(Self, Beside, Adopted), EbpfOpenError> {
         let pins = Pins::create(&options.bpf_root)?;
         let former = former(&pins)?;
-        let mut loaded = programs::Loaded::load(&object, &pins)?;
+        let sockets = options.sockets.as_ref();
+        let loaded = sockets.map(|_| programs::Loaded::load(&object(options)?, &pins).map_err(EbpfOpenError::from));
+        let loaded = loaded.transpose()?;
+        let packets = options.packets.as_ref();
+        let for_devices = packets.map(|_| packets::Loaded::load(packets::OBJECT, &pins)).transpose()?;
         let (mut tables, mut opt_outs) = (Tables::open(&pins.maps)?, OptOuts::open(&pins.maps)?);
         if let Some((former, taken)) = former {
             let services = taken.write(&mut tables, &mut opt_outs)?;
@@ -149,12 +184,11 @@ impl Ebpf {
         let words = NodeWords::open(&pins.maps)?;
         words.write(cookie, flags(options))?;
         let own_dns = OwnDns::open(words, &pins.maps)?;
-        let lists = loaded.flow_lists()?;
-        let links = loaded.attach(&pins, &options.cgroup_root)?;
-        match pins.remove_other_hooks(&programs::hooks().collect::<Vec<_>>())? {
-            0 => {}
-            former => info!(links = former, "removed the links of hooks that this version does not use"),
-        }
+        let attached = loaded.zip(sockets).map(|(loaded, options)| attach_to_sockets(loaded, &pins, options));
+        let (lists, links) = attached.transpose()?.unzip();
+        let interface = packets.and_then(|packets| packets.interface.clone());
+        let followed = for_devices.map(|loaded| Follower::open(loaded, &pins, interface)).transpose()?;
+        let (devices, device_links) = followed.unzip();
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let addresses = Addresses::restored(tables.addresses()?);
         let usage = layout.usage();
@@ -172,7 +206,8 @@ impl Ebpf {
             own_dns,
             started: Instant::now(),
         };
-        Ok((ebpf, opt_outs, lists, Adopted { usage, links }))
+        let beside = Beside { sockets: lists.map(|lists| (opt_outs, lists)), devices };
+        Ok((ebpf, beside, Adopted { usage, links, devices: device_links }))
     }
 
     /// The layout's clock.
@@ -290,9 +325,25 @@ impl Ebpf {
     }
 }
 
+/// Attaches the programs at sockets, and removes those that another build has attached elsewhere.
+fn attach_to_sockets(
+    mut loaded: programs::Loaded,
+    pins: &Pins,
+    options: &SocketOptions,
+) -> Result<(FlowLists, Links), EbpfOpenError> {
+    let lists = loaded.flow_lists()?;
+    let links = loaded.attach(pins, &options.cgroup_root)?;
+    let used: Vec<&str> = programs::hooks().chain(packets::PROGRAMS).collect();
+    match pins.remove_other_hooks(&used)? {
+        0 => {}
+        former => info!(links = former, "removed the links of hooks that this version does not use"),
+    }
+    Ok((lists, links))
+}
+
 /// The flags in `CONFIG`.
 fn flags(options: &EbpfOptions) -> u64 {
-    if !options.bind_protection {
+    if !options.sockets.as_ref().is_some_and(|sockets| sockets.bind_protection) {
         return 0;
     }
     let v6only = if socket::v6only::is_where_programs_look() { Config::KNOWS_V6ONLY } else { 0 };

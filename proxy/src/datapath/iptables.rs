@@ -126,7 +126,7 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
         reports,
         without_affinity: Some(Plan::default()),
     };
-    Ok(OpenedPart { path: Box::new(path), adopted, report, beside: Vec::new() })
+    Ok(OpenedPart { path: Box::new(path), adopted, reports: vec![report], beside: Vec::new() })
 }
 
 /// The families of which the kernel takes the rules; those that this host has if that cannot be tried.

@@ -113,7 +113,7 @@ pub struct Lock {
 impl Lock {
     /// Locks what the chosen parts work with. Only if pins are made below `root`, it is made too.
     pub fn take(root: &Path, chosen: &Chosen) -> Result<Self, LockError> {
-        let (made, directory) = match chosen.sockets {
+        let (made, directory) = match chosen.programs().is_some() {
             true => (make(root)?, Some(lock(root)?)),
             false => (false, lock_existing(root)?),
         };

@@ -86,6 +86,8 @@ pub enum Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PacketPath {
+    /// eBPF programs at network devices.
+    Programs,
     /// nftables rules.
     Nftables,
     /// iptables rules.
@@ -97,6 +99,7 @@ impl PacketPath {
     #[must_use]
     pub const fn part(self) -> Part {
         match self {
+            Self::Programs => Part::Programs,
             Self::Nftables => Part::Nftables,
             Self::Iptables => Part::Iptables,
         }
@@ -104,10 +107,18 @@ impl PacketPath {
 
     const fn mode(self) -> Mode {
         match self {
+            Self::Programs => Mode::Ebpf,
             Self::Nftables => Mode::Nftables,
             Self::Iptables => Mode::Iptables,
         }
     }
+}
+
+/// A path for packets that is made of rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RulePath {
+    Nftables,
+    Iptables,
 }
 
 /// What serves; at least one part. Its JSON is part of that of `shunt services`.
@@ -129,7 +140,21 @@ impl Chosen {
     pub fn has(&self, part: Part) -> bool {
         match part {
             Part::Sockets => self.sockets,
-            Part::Nftables | Part::Iptables => self.packets.is_some_and(|path| path.part() == part),
+            Part::Programs | Part::Nftables | Part::Iptables => self.packets.is_some_and(|path| path.part() == part),
+        }
+    }
+
+    /// The first part that is made of eBPF programs, if one is.
+    pub(super) fn programs(&self) -> Option<Part> {
+        [Part::Sockets, Part::Programs].into_iter().find(|part| self.has(*part))
+    }
+
+    /// What the rules for packets are made of, if rules serve them.
+    pub(super) fn rules(&self) -> Option<RulePath> {
+        match self.packets? {
+            PacketPath::Programs => None,
+            PacketPath::Nftables => Some(RulePath::Nftables),
+            PacketPath::Iptables => Some(RulePath::Iptables),
         }
     }
 }
@@ -165,11 +190,13 @@ pub enum ChooseError {
 }
 
 /// What serves: what was asked for by name, or it is an error; else sockets wherever they work, over the first path for
-/// packets that works.
+/// packets that works. Programs are such a path only if they are offered.
 pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseError> {
     let Requested { mode, sockets: wanted } = requested;
     let sockets = match (wanted, mode) {
-        (Wanted::Off, Some(Mode::Ebpf)) => return Err(ChooseError::Contradiction),
+        (Wanted::Off, Some(Mode::Ebpf)) if !offers.iter().any(|offer| offer.part == Part::Programs) => {
+            return Err(ChooseError::Contradiction);
+        }
         (Wanted::Off, _) => Err(None),
         (Wanted::On | Wanted::Auto, _) => possible(Part::Sockets, offers).map_err(Some),
     };
@@ -188,7 +215,11 @@ pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseEr
             Ok(()) => (Some(path), Vec::new()),
             Err(refusal) => return Err(not_possible(&format!("--proxy-mode {}", path.mode()), &refusal)),
         },
-        None => first_of([PacketPath::Nftables, PacketPath::Iptables], offers),
+        None => {
+            let mut paths = vec![PacketPath::Programs, PacketPath::Nftables, PacketPath::Iptables];
+            paths.retain(|path| offers.iter().any(|offer| offer.part == path.part()));
+            first_of(&paths, offers)
+        }
     };
     without.extend(sockets.as_ref().err().cloned().flatten());
     let mode = match (&sockets, named, packets) {
@@ -204,9 +235,9 @@ fn not_possible(asked: &str, refusal: &str) -> ChooseError {
 }
 
 /// The first of these that can work, and what those before it lack.
-fn first_of(paths: [PacketPath; 2], offers: &[Offer]) -> (Option<PacketPath>, Vec<String>) {
+fn first_of(paths: &[PacketPath], offers: &[Offer]) -> (Option<PacketPath>, Vec<String>) {
     let mut without = Vec::new();
-    for path in paths {
+    for &path in paths {
         match possible(path.part(), offers) {
             Ok(()) => return (Some(path), without),
             Err(refusal) => without.push(refusal),

@@ -26,6 +26,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Interfaces change their addresses in groups; read once for each.
 const SETTLE: Duration = Duration::from_millis(20);
 
+const ADDRESSES: [MulticastGroup; 2] = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+const INTERFACES: [MulticastGroup; 3] = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+
 /// The addresses without those of loopback and link-local ones. The first value is complete.
 pub async fn watch() -> io::Result<watch::Receiver<Arc<BTreeSet<IpAddr>>>> {
     // Subscribe before the first read, so that no change is lost in between.
@@ -70,9 +73,10 @@ async fn look(changes: &mut Changes) -> io::Result<BTreeSet<IpAddr>> {
     read().await
 }
 
-/// What the kernel reports of changed addresses. If the kernel lost a report because we were too slow, that arrives as
+/// What the kernel reports of changes. If the kernel lost a report because we were too slow, that arrives as
 /// a change too.
 pub(crate) struct Changes {
+    groups: &'static [MulticastGroup],
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     /// The connection ends when its last handle is dropped, so one is kept here.
     _handle: Handle,
@@ -80,11 +84,24 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Changes from now on.
+    /// Changes of addresses from now on.
     pub(crate) fn listen() -> io::Result<Self> {
-        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        Ok(Self { messages, _handle: handle, connection: tokio::spawn(connection) })
+        Self::of(&ADDRESSES)
+    }
+
+    /// Changes of addresses and interfaces from now on.
+    pub(crate) fn of_interfaces() -> io::Result<Self> {
+        Self::of(&INTERFACES)
+    }
+
+    fn of(groups: &'static [MulticastGroup]) -> io::Result<Self> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(groups)?;
+        Ok(Self { groups, messages, _handle: handle, connection: tokio::spawn(connection) })
+    }
+
+    /// Waits for a change, or for the end of the connection, which the next [`Changes::skip`] finds out.
+    pub(crate) async fn change(&mut self) {
+        self.messages.next().await;
     }
 
     /// Waits until it is time to read: at a change, or when the last read is long ago or failed.
@@ -104,12 +121,12 @@ impl Changes {
 
     /// Drops the reports that wait. If the connection has ended, it opens a new one and returns an error, since changes
     /// may be lost.
-    fn skip(&mut self) -> io::Result<()> {
+    pub(crate) fn skip(&mut self) -> io::Result<()> {
         loop {
             match self.messages.try_recv() {
                 Ok(_) => {}
                 Err(end) if end.is_closed() => {
-                    *self = Self::listen()?;
+                    *self = Self::of(self.groups)?;
                     return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the netlink connection ended"));
                 }
                 Err(_) => return Ok(()),

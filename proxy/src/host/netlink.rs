@@ -1,7 +1,9 @@
 //! Netlink requests that wait for their answer, for work inside other network namespaces, where no runtime is.
 
 pub(crate) mod addresses;
+pub(crate) mod filters;
 pub(crate) mod links;
+pub(crate) mod routes;
 
 use std::io;
 

@@ -27,7 +27,9 @@ impl Parts {
         if chosen.packets.is_some() {
             let conntrack = sysctls::Wanted::new(&self.config.kube_proxy.conntrack, sysctls::cores());
             sysctls::apply(&conntrack)?.iter().for_each(Told::log);
-            sysctls::show_bridged_packets().iter().for_each(Told::log);
+            if chosen.packets != Some(PacketPath::Programs) {
+                sysctls::show_bridged_packets().iter().for_each(Told::log);
+            }
             sysctls::faults().iter().for_each(|fault| warn!("{fault}"));
         }
         if chosen.packets == Some(PacketPath::Nftables) {

@@ -26,6 +26,8 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
         packets: config.packets,
+        packet_programs: config.packet_programs == Wanted::On,
+        pods: config.pods.clone(),
     };
     // Whoever names it wants programs there: to serve by packets alone instead would hide the mistake.
     if let Some(root) = config.cgroup_root.as_deref().filter(|_| config.mode.sockets != Wanted::Off) {

@@ -126,6 +126,21 @@ pub struct CgroupLink {
     padding2: u32,
 }
 
+/// What the kernel says about a link to a network device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceLink {
+    kind: u32,
+    /// The link's id.
+    pub id: u32,
+    /// The id of the program it runs.
+    pub program: u32,
+    padding: u32,
+    /// The index of the device; 0 once the device is gone.
+    pub device: u32,
+    attach_type: u32,
+}
+
 /// Calls bpf(2).
 ///
 /// # Safety
@@ -290,6 +305,19 @@ pub fn cgroup_link(link: impl AsFd) -> io::Result<CgroupLink> {
     let mut attr = InfoAttr {
         fd: raw(link.as_fd()),
         length: length(size_of::<CgroupLink>())?,
+        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    // SAFETY: `info` has the stated length, any bytes are a valid value of it, and it outlives the call.
+    unsafe { call(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// What the kernel says about a link to a network device. Kernel: 6.6.
+pub fn device_link(link: impl AsFd) -> io::Result<DeviceLink> {
+    let mut info = DeviceLink::default();
+    let mut attr = InfoAttr {
+        fd: raw(link.as_fd()),
+        length: length(size_of::<DeviceLink>())?,
         info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
     };
     // SAFETY: `info` has the stated length, any bytes are a valid value of it, and it outlives the call.

@@ -9,45 +9,71 @@ use tracing::warn;
 
 use super::keeper::Keeper;
 use super::layout::Usage;
-use super::pins::{self, PinError, RemovedPins};
-use super::probe::checks;
+use super::pins::{self, Owner, PinError, RemovedPins};
+use super::probe::{checks, packet_checks};
 use super::socket::programs::Links;
 use super::socket::upkeep::Upkeep;
-use super::{Adopted, Ebpf, EbpfOpenError, EbpfOptions};
+use super::{Adopted, Beside, Ebpf, EbpfOpenError, EbpfOptions, PacketOptions, SocketOptions, packets};
 use crate::datapath::lock::Lock;
-use crate::datapath::{Check, HostOptions, OpenedPart, Options, Removed, Report};
+use crate::datapath::{self, Check, Chosen, HostOptions, OpenedPart, Options, Part, Removed, Report};
 use crate::host::cgroup::{self, CgroupError};
+use crate::plan::PodDetection;
 
 /// Checks everything that [`open`] needs.
 pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
     checks(options)
 }
 
-/// Opens tables and programs, with upkeep to run beside them.
-pub(in crate::datapath) fn open(options: &Options, lock: Arc<Lock>) -> Result<OpenedPart, EbpfOpenError> {
-    let (reports, report) = watch::channel(Report::default());
-    let Options { host, object, bind_protection, packets: _ } = options;
-    let options = EbpfOptions {
-        cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
-        cgroup_discovered: host.cgroup_root.is_none(),
+/// Checks what programs at network devices need beyond that of programs at sockets; some of it both need.
+pub(in crate::datapath) fn probe_packets(options: &Options) -> Vec<Check> {
+    packet_checks(options)
+}
+
+/// Opens tables and the programs that `chosen` has, with what runs beside them.
+pub(in crate::datapath) fn open(
+    chosen: &Chosen,
+    options: &Options,
+    lock: Arc<Lock>,
+) -> Result<OpenedPart, EbpfOpenError> {
+    let options = ebpf_options(chosen, options)?;
+    let (ebpf, Beside { sockets, devices }, adopted) = Ebpf::open(&options)?;
+    let mut beside: Vec<datapath::Beside> = Vec::new();
+    // Only upkeep tests whether programs at sockets are in effect.
+    let (reports, report) = watch::channel(Report { checked: sockets.is_none(), ..Report::default() });
+    let mut all = vec![report];
+    if let (Some(served), Some(options)) = (sockets, &options.sockets) {
+        let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins, served)?;
+        let (orders, reports) = (ebpf.orders.subscribe(), reports.clone());
+        beside.push(Box::new(|stop| Handle::current().block_on(upkeep.run(orders, reports, stop))));
+    }
+    if let Some(follower) = devices {
+        let (reports, report) = watch::channel(Report::default());
+        all.push(report);
+        beside.push(Box::new(|stop| Handle::current().block_on(follower.run(reports, stop))));
+    }
+    let keeper = Keeper::new(options, ebpf.pins.clone(), lock)?;
+    beside.push(Box::new(|stop| Handle::current().block_on(keeper.run(reports, stop))));
+    Ok(OpenedPart { path: Box::new(ebpf), adopted: adopted.to_string(), reports: all, beside })
+}
+
+fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, CgroupError> {
+    let Options { host, object, bind_protection, packets: _, packet_programs: _, pods } = options;
+    let sockets = || {
+        Ok(SocketOptions {
+            cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
+            cgroup_discovered: host.cgroup_root.is_none(),
+            bind_protection: *bind_protection,
+        })
+    };
+    let interface = match pods {
+        PodDetection::Interface(interface) => Some(interface.clone()),
+        PodDetection::Node | PodDetection::Networks(_) => None,
+    };
+    Ok(EbpfOptions {
+        sockets: chosen.has(Part::Sockets).then(sockets).transpose()?,
+        packets: chosen.has(Part::Programs).then_some(PacketOptions { interface }),
         bpf_root: host.bpf_root.clone(),
         object: object.clone(),
-        bind_protection: *bind_protection,
-    };
-    let (ebpf, opt_outs, lists, adopted) = Ebpf::open(&options)?;
-
-    let upkeep = Upkeep::open(&options.cgroup_root, options.cgroup_discovered, &ebpf.pins, (opt_outs, lists))?;
-    let keeper = Keeper::new(options, ebpf.pins.clone(), lock)?;
-    let orders = ebpf.orders.subscribe();
-    let kept = reports.clone();
-    Ok(OpenedPart {
-        path: Box::new(ebpf),
-        adopted: adopted.to_string(),
-        report,
-        beside: vec![
-            Box::new(|stop| Handle::current().block_on(upkeep.run(orders, reports, stop))),
-            Box::new(|stop| Handle::current().block_on(keeper.run(kept, stop))),
-        ],
     })
 }
 
@@ -65,9 +91,15 @@ fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {
 
 impl std::fmt::Display for Adopted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { usage: Usage { services, frontends, backends }, links: Links { kept, replaced, attached } } = self;
-        write!(f, "{services} services, {frontends} frontends and {backends} backends in the tables; ")?;
-        write!(f, "{kept} programs kept, {replaced} replaced, {attached} attached")
+        let Self { usage: Usage { services, frontends, backends }, links, devices } = self;
+        write!(f, "{services} services, {frontends} frontends and {backends} backends in the tables")?;
+        if let Some(Links { kept, replaced, attached }) = links {
+            write!(f, "; {kept} programs kept, {replaced} replaced, {attached} attached")?;
+        }
+        if let Some(Links { kept, replaced, attached }) = devices {
+            write!(f, "; at network devices {kept} programs kept, {replaced} replaced, {attached} attached")?;
+        }
+        Ok(())
     }
 }
 
@@ -76,9 +108,34 @@ pub(in crate::datapath) fn make_root(root: &Path) -> Result<bool, PinError> {
     pins::make_root(root)
 }
 
-/// Removes every pin; programs stop with their links.
-pub(in crate::datapath) fn remove(host: &HostOptions) -> Result<Vec<Removed>, PinError> {
-    let RemovedPins { links, programs, maps } = pins::remove(&host.bpf_root)?;
+/// Removes the programs at sockets, which stop with their links, and the tables unless packets are served by them.
+pub(in crate::datapath) fn remove_sockets(host: &HostOptions) -> Result<Vec<Removed>, PinError> {
+    remove(host, Owner::Sockets)
+}
+
+/// Removes the programs at network devices, and the tables unless sockets are served by them.
+pub(in crate::datapath) fn remove_packets(host: &HostOptions) -> Result<Vec<Removed>, PacketsRemoveError> {
+    let filters = packets::remove_filters().map_err(PacketsRemoveError::Filters)?;
+    let mut removed = remove(host, Owner::Devices)?;
+    if filters > 0 {
+        removed.push(Removed { count: filters, what: "filters", place: "of network devices".to_owned() });
+    }
+    Ok(removed)
+}
+
+/// The programs at network devices are not removed, or not all of them.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::datapath) enum PacketsRemoveError {
+    /// The pins.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// The filters.
+    #[error("removing the filters of network devices")]
+    Filters(#[source] std::io::Error),
+}
+
+fn remove(host: &HostOptions, owner: Owner) -> Result<Vec<Removed>, PinError> {
+    let RemovedPins { links, programs, maps } = pins::remove(&host.bpf_root, owner)?;
     let place = format!("below {}", host.bpf_root.display());
     let removed = [(links, "links"), (programs, "programs"), (maps, "maps")];
     let removed = removed.into_iter().filter(|(count, _)| *count > 0);

@@ -19,7 +19,7 @@ use tracing::warn;
 use super::pins::{PinError, Pins};
 use super::socket::programs::{self, Links, ProgramsError};
 use super::tables::kernel::{TableError, open};
-use super::{EbpfOpenError, EbpfOptions, object};
+use super::{EbpfOpenError, EbpfOptions, SocketOptions, object};
 use crate::datapath::lock::{Lock, LockError};
 use crate::datapath::report::{Installed, Report};
 use crate::sys::bpf;
@@ -98,7 +98,9 @@ impl std::fmt::Display for Lost {
 impl Keeper {
     /// Holds the maps that are pinned now.
     pub(super) fn new(options: EbpfOptions, pins: Pins, lock: Arc<Lock>) -> Result<Self, TableError> {
-        let maps = maps::ALL.iter().map(|map| Ok((map, open(&pins.maps, map)?))).collect::<Result<_, TableError>>()?;
+        let further = if options.packets.is_some() { maps::packets::ALL } else { &[] };
+        let all = maps::ALL.iter().chain(further);
+        let maps = all.map(|map| Ok((map, open(&pins.maps, map)?))).collect::<Result<_, TableError>>()?;
         Ok(Self { options, pins, maps, lock, installed: Installed::default() })
     }
 
@@ -149,16 +151,20 @@ impl Keeper {
     }
 
     fn lost(&self) -> Lost {
-        let hooks = programs::detached(&self.pins.links, self.cgroup());
         let missing = |path: PathBuf| !path.exists();
-        let programs = programs::hooks().filter(|hook| missing(self.pins.programs.join(hook))).count();
+        let (mut hooks, mut programs) = (Vec::new(), 0);
+        if let Some(cgroup) = self.cgroup() {
+            hooks = programs::detached(&self.pins.links, cgroup);
+            programs = programs::hooks().filter(|hook| missing(self.pins.programs.join(hook))).count();
+        }
         let maps = self.maps.iter().filter(|(map, _)| missing(self.pins.maps.of(map))).count();
         Lost { hooks, pins: programs.saturating_add(maps) }
     }
 
-    /// The id of the cgroup; one that was made again under the same name has another.
-    fn cgroup(&self) -> u64 {
-        std::fs::metadata(&self.options.cgroup_root).map(|found| found.ino()).unwrap_or_default()
+    /// The id of the cgroup, if sockets are served; one that was made again under the same name has another.
+    fn cgroup(&self) -> Option<u64> {
+        let SocketOptions { cgroup_root, .. } = self.options.sockets.as_ref()?;
+        Some(std::fs::metadata(cgroup_root).map(|found| found.ino()).unwrap_or_default())
     }
 
     /// Pins the maps first: the programs are loaded on what is pinned. While all are attached there is nothing to load.
@@ -171,12 +177,15 @@ impl Keeper {
                 bpf::pin(held, &path).map_err(|source| KeepError::Map { map: map.name, source })?;
             }
         }
+        let (Some(options), Some(cgroup)) = (&self.options.sockets, self.cgroup()) else {
+            return Ok(Links::default());
+        };
         if lost.hooks.is_empty() {
-            return Ok(programs::pin_attached(&pins, self.cgroup())?);
+            return Ok(programs::pin_attached(&pins, cgroup)?);
         }
         let object = object(&self.options).map_err(Box::new)?;
         let loaded = programs::Loaded::load(&object, &pins)?;
-        Ok(loaded.attach(&pins, &self.options.cgroup_root)?)
+        Ok(loaded.attach(&pins, &options.cgroup_root)?)
     }
 }
 

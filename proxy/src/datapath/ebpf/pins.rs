@@ -1,7 +1,7 @@
 //! What outlives the daemon: the directory tree of pins on the BPF file system, made and removed.
 //!
-//! `<bpf root>/v<version of the tables>/{maps,programs,links}/<name>` and `<bpf root>/flows-v<version>/maps/<name>`:
-//! flows outlive a change of the tables.
+//! `<bpf root>/v<version of the tables>/{maps,programs,links,devices}/<name>` and
+//! `<bpf root>/flows-v<version>/maps/<name>`: flows outlive a change of the tables. `links` are those to cgroups.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 use proxy_abi::maps::{self, Kind, Lifetime, Map};
+
+use super::packets;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -76,6 +78,8 @@ pub(super) struct Pins {
     pub(super) maps: MapPins,
     pub(super) programs: PathBuf,
     pub(super) links: PathBuf,
+    /// Links to network devices.
+    pub(super) devices: PathBuf,
 }
 
 /// Another version of the tables with programs that are attached.
@@ -85,6 +89,7 @@ pub(super) struct Former {
     pub(super) maps: MapPins,
     programs: PathBuf,
     links: PathBuf,
+    devices: PathBuf,
 }
 
 /// The last version of the tables that had its flows beside them.
@@ -104,23 +109,35 @@ impl Pins {
             maps: MapPins { tables: version.join("maps"), flows: flows(root).join("maps") },
             programs: version.join("programs"),
             links: version.join("links"),
+            devices: version.join("devices"),
             version,
         };
-        for path in [&pins.maps.tables, &pins.maps.flows, &pins.programs, &pins.links] {
+        pins.make()?;
+        Ok(pins)
+    }
+
+    /// Makes the directories that are missing.
+    pub(super) fn make(&self) -> Result<(), PinError> {
+        for path in [&self.maps.tables, &self.maps.flows, &self.programs, &self.links, &self.devices] {
             let failed = |source| PinError::File { doing: "making the directory", path: path.clone(), source };
             std::fs::create_dir_all(path).map_err(failed)?;
         }
-        Ok(pins)
+        Ok(())
     }
 
     /// Whether a link of `former` is one of ours too: an earlier start was interrupted while it shared them.
     pub(super) fn shares_links_with(&self, former: &Former) -> Result<bool, PinError> {
         let inode = |path: &Path| std::fs::metadata(path).ok().map(|found| found.ino());
-        let shared = |theirs: &PathBuf| {
-            let ours = theirs.file_name().map(|name| self.links.join(name));
-            ours.and_then(|ours| inode(&ours)).is_some_and(|ours| inode(theirs) == Some(ours))
-        };
-        Ok(list(&former.links)?.iter().any(shared))
+        for (theirs, ours) in [(&former.links, &self.links), (&former.devices, &self.devices)] {
+            let shared = |theirs: &PathBuf| {
+                let ours = theirs.file_name().map(|name| ours.join(name));
+                ours.and_then(|ours| inode(&ours)).is_some_and(|ours| inode(theirs) == Some(ours))
+            };
+            if list(theirs)?.iter().any(shared) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The newest other version whose programs are attached.
@@ -128,13 +145,13 @@ impl Pins {
         let mut found = None;
         for path in list(&self.root)?.into_iter().filter(|path| *path != self.version) {
             let Some(version) = number(&path, "v") else { continue };
-            let links = path.join("links");
+            let (links, devices) = (path.join("links"), path.join("devices"));
             let newer = found.as_ref().is_none_or(|known: &Former| known.version < version);
-            if newer && !list(&links)?.is_empty() {
+            if newer && !(list(&links)?.is_empty() && list(&devices)?.is_empty()) {
                 let tables = path.join("maps");
                 let flows = if version <= LAST_WITH_FLOWS { tables.clone() } else { self.maps.flows.clone() };
-                found =
-                    Some(Former { version, maps: MapPins { tables, flows }, programs: path.join("programs"), links });
+                let (maps, programs) = (MapPins { tables, flows }, path.join("programs"));
+                found = Some(Former { version, maps, programs, links, devices });
             }
         }
         Ok(found)
@@ -151,7 +168,7 @@ impl Pins {
     }
 
     fn discard(&self, lifetime: Lifetime) -> Result<(), PinError> {
-        for map in maps::ALL.iter().filter(|map| map.lifetime == lifetime) {
+        for map in all_maps().filter(|map| map.lifetime == lifetime) {
             let path = self.maps.of(map);
             match std::fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -179,7 +196,8 @@ impl Pins {
 
     /// Shares the links of `former`; they run its programs until the programs are replaced.
     pub(super) fn adopt_links(&self, former: &Former) -> Result<(), PinError> {
-        for (from, to) in [(&former.programs, &self.programs), (&former.links, &self.links)] {
+        let all = [(&former.programs, &self.programs), (&former.links, &self.links), (&former.devices, &self.devices)];
+        for (from, to) in all {
             for pin in list(from)? {
                 if let Some(name) = pin.file_name() {
                     share(&pin, &to.join(name))?;
@@ -207,7 +225,7 @@ impl Pins {
     /// Returns how many links that were.
     pub(super) fn remove_other_versions(&self) -> Result<usize, PinError> {
         for path in list(&self.maps.flows)?.into_iter().chain(list(&self.maps.tables)?) {
-            if maps::ALL.iter().all(|map| path != self.maps.of(map)) {
+            if all_maps().all(|map| path != self.maps.of(map)) {
                 remove_file(&path)?;
             }
         }
@@ -215,6 +233,11 @@ impl Pins {
         let others = list(&self.root)?.into_iter().filter(|path| is_version(path) && !ours.contains(&path));
         Ok(remove_versions(&others.collect::<Vec<_>>())?.links)
     }
+}
+
+/// Those of the packet programs too.
+pub(super) fn all_maps() -> impl Iterator<Item = &'static Map> {
+    maps::ALL.iter().chain(maps::packets::ALL)
 }
 
 fn flows(root: &Path) -> PathBuf {
@@ -268,22 +291,71 @@ pub(super) struct RemovedPins {
     pub(super) maps: usize,
 }
 
-/// Removes every pin below `root`, of all versions, links first: programs stop before their tables go. What is not
-/// there counts as removed. Only directories laid out by us are touched.
-pub(super) fn remove(root: &Path) -> Result<RemovedPins, PinError> {
+/// Programs that share the tables with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// At sockets.
+    Sockets,
+    /// At network devices.
+    Devices,
+}
+
+/// Removes the pins of one owner below `root`, of all versions, links first: programs stop before their tables go. The
+/// tables stay as long as the other owner has links or programs. What is not there counts as removed. Only directories
+/// laid out by us are touched.
+pub(super) fn remove(root: &Path, owner: Owner) -> Result<RemovedPins, PinError> {
     if !on_bpf(root) {
         return Ok(RemovedPins::default());
     }
+    remove_from(root, owner)
+}
+
+fn remove_from(root: &Path, owner: Owner) -> Result<RemovedPins, PinError> {
     let versions: Vec<PathBuf> = list(root)?.into_iter().filter(|path| is_version(path)).collect();
+    let mut shared = false;
+    for version in &versions {
+        shared |= match owner {
+            Owner::Sockets => !list(&version.join("devices"))?.is_empty() || packets::are_left(version),
+            Owner::Devices => !list(&version.join("links"))?.is_empty(),
+        };
+    }
+    if shared {
+        return remove_of(owner, &versions);
+    }
     let removed = remove_versions(&versions)?;
     remove_directory(root)?;
+    Ok(removed)
+}
+
+/// Removes what belongs to one owner alone.
+fn remove_of(owner: Owner, versions: &[PathBuf]) -> Result<RemovedPins, PinError> {
+    let mut removed = RemovedPins::default();
+    for version in versions {
+        let links = match owner {
+            Owner::Sockets => "links",
+            Owner::Devices => "devices",
+        };
+        removed.links = removed.links.saturating_add(remove_files(&version.join(links))?);
+        let of_devices = |path: &PathBuf| packets::PROGRAMS.iter().any(|name| path.ends_with(name));
+        for pin in list(&version.join("programs"))?.iter().filter(|pin| of_devices(pin) == (owner == Owner::Devices)) {
+            remove_file(pin)?;
+            removed.programs = removed.programs.saturating_add(1);
+        }
+        let of_devices = |path: &PathBuf| maps::packets::ALL.iter().any(|map| path.ends_with(map.name));
+        for pin in list(&version.join("maps"))?.iter().filter(|pin| owner == Owner::Devices && of_devices(pin)) {
+            remove_file(pin)?;
+            removed.maps = removed.maps.saturating_add(1);
+        }
+    }
     Ok(removed)
 }
 
 fn remove_versions(versions: &[PathBuf]) -> Result<RemovedPins, PinError> {
     let mut removed = RemovedPins::default();
     for version in versions {
-        removed.links = removed.links.saturating_add(remove_files(&version.join("links"))?);
+        for links in ["links", "devices"] {
+            removed.links = removed.links.saturating_add(remove_files(&version.join(links))?);
+        }
     }
     for version in versions {
         removed.programs = removed.programs.saturating_add(remove_files(&version.join("programs"))?);
@@ -438,5 +510,31 @@ mod tests {
         let found = PinFolder::new(&all);
         found.pins.discard_tables().unwrap();
         assert_eq!(found.holds(all[0]), None);
+    }
+
+    #[test]
+    fn each_owner_takes_its_own_and_the_last_one_takes_the_tables() {
+        let of_sockets = ["v5/links/connect4", "v5/programs/connect4"];
+        let of_devices = ["v5/devices/2-ingress", "v5/programs/shunt_ingress"];
+        let own_maps = ["v5/maps/DEVICES", "flows-v1/maps/CONNECTIONS"];
+        let shared = ["v5/maps/SLOTS", "flows-v1/maps/PEER"];
+        let check = |owner, counts: [usize; 3], left: &[&str]| {
+            let found = PinFolder::new(&[of_sockets, of_devices, own_maps, shared].concat());
+            let removed = remove_from(found.root.path(), owner).unwrap();
+            assert_eq!([removed.links, removed.programs, removed.maps], counts, "{owner:?}");
+            let all = [of_sockets, of_devices, own_maps, shared].concat();
+            let held: Vec<&str> = all.into_iter().filter(|file| found.holds(file).is_some()).collect();
+            assert_eq!(held, left, "{owner:?}");
+            found
+        };
+        let found = check(Owner::Devices, [1, 1, 2], &[of_sockets, shared].concat());
+        remove_from(found.root.path(), Owner::Sockets).unwrap();
+        assert!(!found.root.path().exists());
+        let found = check(Owner::Sockets, [1, 1, 0], &[of_devices, own_maps, shared].concat());
+        // By filters: no link is pinned, but the programs are.
+        std::fs::remove_file(found.root.path().join("v5/devices/2-ingress")).unwrap();
+        assert_eq!(remove_from(found.root.path(), Owner::Sockets).unwrap().maps, 0);
+        remove_from(found.root.path(), Owner::Devices).unwrap();
+        assert!(!found.root.path().exists());
     }
 }

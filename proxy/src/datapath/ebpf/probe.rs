@@ -40,6 +40,23 @@ pub(super) fn checks(options: &Options) -> Vec<Check> {
     vec![kernel(), btf(), program_type(), helpers(), maps(), tree, files, object(options.object.as_deref()), packets()]
 }
 
+/// Checks what programs at network devices need.
+#[must_use]
+pub(super) fn packet_checks(options: &Options) -> Vec<Check> {
+    let found = match is_program_supported(ProgramType::SchedClassifier) {
+        Ok(true) => check("packet programs", CheckState::Ok, "the kernel loads them"),
+        Ok(false) => check("packet programs", CheckState::Missing, "the kernel has none (CONFIG_NET_CLS_ACT)"),
+        Err(error) => {
+            check("packet programs", CheckState::Missing, format!("cannot be asked for: {}", with_causes(&error)))
+        }
+    };
+    let built = match super::packets::OBJECT.len() {
+        0 => check("packet object", CheckState::Missing, super::ProgramsError::Missing.to_string()),
+        bytes => check("packet object", CheckState::Ok, format!("{bytes} bytes, in this binary")),
+    };
+    vec![kernel(), btf(), found, bpf_file_system(&options.host.bpf_root), built]
+}
+
 fn check(name: &'static str, state: CheckState, detail: impl Into<String>) -> Check {
     Check { name, state, detail: detail.into() }
 }

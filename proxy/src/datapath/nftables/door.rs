@@ -70,7 +70,7 @@ pub(in crate::datapath) fn open(options: &Options, disturbed: &Arc<Notify>) -> R
     let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
     let path = Nftables::new(nft, options.packets, families, listener.disturbances(), reports);
     let beside = Box::new(|stop| Handle::current().block_on(listener.run(stop)));
-    Ok(OpenedPart { path: Box::new(path), adopted, report, beside: vec![beside] })
+    Ok(OpenedPart { path: Box::new(path), adopted, reports: vec![report], beside: vec![beside] })
 }
 
 /// What there is of a table, without the elements of its sets; `None` if there is none.

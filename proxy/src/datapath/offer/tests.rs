@@ -3,16 +3,18 @@
 use super::*;
 
 const SOCKETS: &str = "eBPF programs at sockets";
+const PROGRAMS: &str = "eBPF programs for packets";
 const NFT: &str = "nftables rules for packets";
 const IPT: &str = "iptables rules for packets";
 
 /// Offers of sockets, nftables and iptables: for each the check that is missing, "" if none is.
 fn offers(missing: [&'static str; 3]) -> Vec<Offer> {
-    let offer = |(part, name): (Part, &'static str)| {
-        let state = if name.is_empty() { CheckState::Ok } else { CheckState::Missing };
-        Offer { part, checks: vec![Check { name, state, detail: "as seen".to_owned() }] }
-    };
-    Part::ALL.into_iter().zip(missing).map(offer).collect()
+    [Part::Sockets, Part::Nftables, Part::Iptables].into_iter().zip(missing).map(offer).collect()
+}
+
+fn offer((part, name): (Part, &'static str)) -> Offer {
+    let state = if name.is_empty() { CheckState::Ok } else { CheckState::Missing };
+    Offer { part, checks: vec![Check { name, state, detail: "as seen".to_owned() }] }
 }
 
 /// Flags as `auto off`: mode, then sockets.
@@ -66,4 +68,23 @@ fn a_path_asked_for_by_name_serves_or_is_an_error() {
     refused("nftables on", ["btf", "", ""], &refusal("--socket-lb on", "sockets (btf: as seen)"));
     let contradiction = choose(requested("ebpf off"), &offers(["", "", ""])).unwrap_err();
     assert_eq!(contradiction, ChooseError::Contradiction);
+}
+
+/// With an offer of programs for packets, which lacks something or ("") nothing.
+#[track_caller]
+fn check_programs(flags: &str, lacking: &'static str, missing: [&'static str; 3], mode: Mode, parts: &[&str]) {
+    let mut all = offers(missing);
+    all.push(offer((Part::Programs, lacking)));
+    let chosen = choose(requested(flags), &all).unwrap();
+    assert_eq!((chosen.mode, chosen.to_string()), (mode, parts.join(" and ")));
+}
+
+#[test]
+fn programs_serve_packets_where_they_are_offered_and_no_rules_are_asked_for() {
+    check_programs("auto auto", "", ["", "", ""], Mode::Ebpf, &[SOCKETS, PROGRAMS]);
+    check_programs("auto off", "", ["", "nft", "lock"], Mode::Ebpf, &[PROGRAMS]);
+    check_programs("ebpf off", "", ["", "", ""], Mode::Ebpf, &[PROGRAMS]);
+    check_programs("auto auto", "btf", ["", "", ""], Mode::Ebpf, &[SOCKETS, NFT]);
+    check_programs("auto off", "btf", ["", "", ""], Mode::Nftables, &[NFT]);
+    check_programs("nftables auto", "", ["", "", ""], Mode::Nftables, &[SOCKETS, NFT]);
 }

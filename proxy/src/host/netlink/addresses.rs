@@ -24,6 +24,10 @@ pub(crate) struct InterfaceAddress {
     pub(crate) secondary: bool,
     /// Duplicate address detection has not ended, or has found another holder: it cannot be used.
     pub(crate) tentative: bool,
+    /// How many bits all addresses of its subnet share.
+    pub(crate) prefix: u8,
+    /// It is not to be the source of anything new.
+    pub(crate) deprecated: bool,
 }
 
 impl InterfaceAddress {
@@ -35,6 +39,8 @@ impl InterfaceAddress {
             interface: message.header.index,
             secondary: flags.contains(AddressHeaderFlags::Secondary),
             tentative: flags.intersects(AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed),
+            prefix: message.header.prefix_len,
+            deprecated: flags.contains(AddressHeaderFlags::Deprecated),
         })
     }
 }
@@ -48,7 +54,11 @@ pub(crate) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
 
 /// All addresses in the calling thread's network namespace, in the kernel's order.
 pub(crate) fn list() -> io::Result<Vec<InterfaceAddress>> {
-    let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+    list_by(&mut Netlink::open(NETLINK_ROUTE)?)
+}
+
+/// The same by an open socket, in its network namespace.
+pub(crate) fn list_by(netlink: &mut Netlink) -> io::Result<Vec<InterfaceAddress>> {
     netlink.dump(RTM_GETADDR, &ANY, |entry| {
         Ok(InterfaceAddress::of(&AddressMessage::parse(entry).map_err(io::Error::other)?))
     })
@@ -57,10 +67,15 @@ pub(crate) fn list() -> io::Result<Vec<InterfaceAddress>> {
 /// The addresses at which others may reach a namespace: interface by interface in the kernel's order, secondary ones
 /// after all others.
 pub(crate) fn reachable(mut found: Vec<InterfaceAddress>) -> Vec<IpAddr> {
-    found.retain(|assigned| match assigned.address {
-        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
-        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
-    });
+    found.retain(|assigned| is_reachable(assigned.address));
     found.sort_by_key(|assigned| (assigned.secondary, assigned.interface));
     found.into_iter().map(|assigned| assigned.address).collect()
+}
+
+/// Whether others may reach a namespace at an address of this kind.
+pub(crate) fn is_reachable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    }
 }

@@ -90,6 +90,8 @@ fn addresses_are_ordered_by_interface_with_secondary_ones_last() {
                 interface: interface.parse().unwrap(),
                 secondary: mark == "secondary",
                 tentative: false,
+                prefix: 24,
+                deprecated: false,
             }
         };
         let found = addresses::reachable(listed.split_whitespace().map(parse).collect());

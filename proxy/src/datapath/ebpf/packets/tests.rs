@@ -101,7 +101,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // Nothing is done about a failure: what is left shows by its name.
-        drop(pins::remove(&self.root));
+        drop(pins::remove(&self.root, pins::Owner::Devices));
     }
 }
 

@@ -18,6 +18,7 @@ use aya::programs::{
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use proxy_abi::maps::{self, Map};
 
+use super::super::packets;
 use super::super::pins::Pins;
 use super::super::tables::kernel::{TableError, verify};
 use crate::sys::bpf;
@@ -168,7 +169,7 @@ impl Loaded {
             let mut program = program(&mut self.0, name)?;
             let pin = pins.links.join(hook);
             match existing(&pin, cgroup_id, name)? {
-                Some(link) if same_program(link.program, &program, name)? => {
+                Some(link) if runs_as(link.program, &program, name)? => {
                     links.kept = links.kept.saturating_add(1);
                     pin_running(&pins.programs.join(hook), link.program, name)?;
                     continue;
@@ -188,8 +189,8 @@ impl Loaded {
     }
 }
 
-/// Whether a program that one of our links runs reads our tables: then they are in charge, and hold more than another
-/// version knows.
+/// Whether a program that one of our links runs, or one at a device, reads our tables: then they are in charge, and
+/// hold more than another version knows.
 pub(in crate::datapath::ebpf) fn are_in_charge(pins: &Pins) -> Result<bool, ProgramsError> {
     const NAME: &str = "shunt_connect4";
     let Ok(directory) = MapInfo::from_pin(pins.maps.of(&maps::DIRECTORY)) else { return Ok(false) };
@@ -199,7 +200,7 @@ pub(in crate::datapath::ebpf) fn are_in_charge(pins: &Pins) -> Result<bool, Prog
             return Ok(true);
         }
     }
-    Ok(false)
+    packets::are_in_charge(pins, &directory)
 }
 
 /// The hooks at which this version has programs, by their names as pins.
@@ -362,17 +363,31 @@ fn existing(pin: &Path, cgroup_id: u64, name: &'static str) -> Result<Option<bpf
     Ok((link.cgroup == cgroup_id).then_some(link))
 }
 
+fn runs_as(running: u32, program: &Hook<'_>, name: &'static str) -> Result<bool, ProgramsError> {
+    let new = program.info().map_err(kernel("asking about", name))?;
+    is_same(running, &new, name, &BTreeSet::new())
+}
+
 /// Whether the running program has the same instructions (the kernel's tag) as the one just loaded, and reads the same
 /// maps, of which the tag says nothing: after a change of the tables the same code may run on those of another version.
-fn same_program(running: u32, program: &Hook<'_>, name: &'static str) -> Result<bool, ProgramsError> {
-    let new = program.info().map_err(kernel("asking about", name))?;
+/// `own`: maps that the new program alone has, since nothing in them outlives it.
+pub(in crate::datapath::ebpf) fn is_same(
+    running: u32,
+    new: &ProgramInfo,
+    name: &'static str,
+    own: &BTreeSet<u32>,
+) -> Result<bool, ProgramsError> {
     let Some(old) = loaded_programs().filter_map(Result::ok).find(|found| found.id() == running) else {
         return Ok(false);
     };
-    Ok(old.tag() == new.tag() && map_ids(&old, name)? == map_ids(&new, name)?)
+    let (held, wanted) = (map_ids(&old, name)?, map_ids(new, name)?);
+    Ok(old.tag() == new.tag() && wanted.difference(own).all(|map| held.contains(map)))
 }
 
-fn map_ids(program: &ProgramInfo, name: &'static str) -> Result<BTreeSet<u32>, ProgramsError> {
+pub(in crate::datapath::ebpf) fn map_ids(
+    program: &ProgramInfo,
+    name: &'static str,
+) -> Result<BTreeSet<u32>, ProgramsError> {
     let ids = program.map_ids().map_err(kernel("asking about the maps of", name))?;
     Ok(ids.unwrap_or_default().into_iter().collect())
 }
@@ -410,7 +425,7 @@ fn pin_running(pin: &Path, id: u32, name: &'static str) -> Result<(), ProgramsEr
     bpf::pin(&fd, pin).map_err(kernel("pinning", name))
 }
 
-fn remove(pin: &Path, name: &'static str) -> Result<(), ProgramsError> {
+pub(in crate::datapath::ebpf) fn remove(pin: &Path, name: &'static str) -> Result<(), ProgramsError> {
     match std::fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(kernel("removing the old pin of", name)(error)),
         Ok(()) | Err(_) => Ok(()),

@@ -321,7 +321,14 @@ fn a_lock_that_another_program_holds_is_named_with_what_to_do() {
 fn an_open_path_serves_each_family_of_which_the_kernel_takes_the_rules() {
     in_a_namespace(|programs| {
         let host = HostOptions { cgroup_root: None, bpf_root: "/nowhere".into() };
-        let options = Options { host, object: None, bind_protection: false, packets: PACKETS };
+        let options = Options {
+            host,
+            object: None,
+            bind_protection: false,
+            packets: PACKETS,
+            packet_programs: false,
+            pods: crate::plan::PodDetection::default(),
+        };
         // What others have decides about the variant.
         run(&program(programs, Family::V4), "-t filter -A INPUT -j ACCEPT");
         let mut opened = crate::datapath::iptables::open(&options, &Arc::default()).unwrap();
@@ -332,7 +339,7 @@ fn an_open_path_serves_each_family_of_which_the_kernel_takes_the_rules() {
             assert_eq!(differences(programs, &Image::of(&plan, family, PACKETS)), Default::default());
         }
         assert_eq!(opened.path.audit().unwrap(), 0);
-        let numbers = opened.report.borrow().numbers.clone();
+        let numbers = opened.reports[0].borrow().numbers.clone();
         assert_eq!(numbers.iter().map(|number| number.value).collect::<Vec<_>>(), [2, 0]);
     });
 }

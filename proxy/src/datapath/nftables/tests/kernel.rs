@@ -274,6 +274,8 @@ fn a_probe_changes_nothing() {
             object: None,
             bind_protection: false,
             packets: PACKETS,
+            packet_programs: false,
+            pods: crate::plan::PodDetection::default(),
         };
         nft(&command, "add table ip shunt");
         let found = crate::datapath::nftables::probe::look(&command, &options).unwrap();

@@ -152,7 +152,7 @@ impl Kernel {
 
 impl Drop for Kernel {
     fn drop(&mut self) {
-        pins::remove(&self.root).unwrap();
+        pins::remove(&self.root, pins::Owner::Sockets).unwrap();
     }
 }
 
