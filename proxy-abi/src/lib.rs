@@ -17,10 +17,12 @@ pub mod connection;
 pub mod device;
 pub mod directory;
 pub mod frontend;
+pub mod icmp;
 pub mod lookup;
 pub mod maps;
 pub mod packet;
 pub mod range;
+pub mod refusal;
 pub mod slot;
 pub mod socket;
 

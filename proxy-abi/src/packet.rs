@@ -27,6 +27,9 @@ pub mod protocol {
 /// Behind options and extensions a place is known only as the packet is read. The kernel's verifier takes a check of
 /// such a place badly, so that programs ask for it in another way.
 pub trait Bytes {
+    /// They may end behind the ports, as where a message quotes the beginning of a packet.
+    const QUOTED: bool = false;
+
     /// One byte at a fixed place.
     fn byte(&self, at: u32) -> Option<u8>;
     /// Two bytes at a fixed place.
@@ -91,6 +94,8 @@ pub enum Read {
     /// A fragment behind the first one, which has no ports. Its ports are those of the first with the same
     /// identification, source, destination and protocol.
     Fragment(Packet),
+    /// A message of ICMP in one piece, in the version of its family. It has no ports.
+    Message(Packet),
     /// Neither: another protocol, or it ends too early or says what cannot be.
     Other,
 }
@@ -217,6 +222,9 @@ fn address<B: Bytes + ?Sized>(bytes: &B, at: u32) -> Option<Address6> {
 #[inline(always)]
 fn finish<B: Bytes + ?Sized>(bytes: &B, mut packet: Packet, later: bool) -> Option<Read> {
     let protocol = packet.ends.protocol;
+    if protocol == if packet.ipv4 { protocol::ICMP } else { protocol::ICMPV6 } {
+        return if packet.fragment == 0 { Some(Read::Message(packet)) } else { None };
+    }
     if protocol != protocol::TCP && protocol != protocol::UDP && protocol != protocol::SCTP {
         return None;
     }
@@ -235,13 +243,13 @@ fn finish<B: Bytes + ?Sized>(bytes: &B, mut packet: Packet, later: bool) -> Opti
     packet.ends.from_port = u16::from_ne_bytes([a, b]);
     packet.ends.to_port = u16::from_ne_bytes([c, d]);
     if protocol == protocol::TCP {
-        packet.flags = flags?;
+        packet.flags = if B::QUOTED { 0 } else { flags? };
     }
     Some(Read::Packet(packet))
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     extern crate std;
 
     use std::vec::Vec;
@@ -274,10 +282,10 @@ mod tests {
         }
     }
 
-    const TCP: [u8; 20] = [0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
+    pub(crate) const TCP: [u8; 20] = [0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
 
     /// An IPv4 packet with options of so many words.
-    fn v4(protocol: u8, options: u8, place: u16, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn v4(protocol: u8, options: u8, place: u16, payload: &[u8]) -> Vec<u8> {
         let mut packet = Vec::from([0x45 + options, 0, 0, 0, 0x12, 0x34]);
         packet.extend(place.to_be_bytes());
         packet.extend([64, protocol, 0, 0, 192, 0, 2, 1, 10, 96, 0, 1]);
@@ -287,7 +295,7 @@ mod tests {
     }
 
     /// An IPv6 packet with these headers before its protocol, each with its number.
-    fn v6(extensions: &[(u8, &[u8])], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn v6(extensions: &[(u8, &[u8])], protocol: u8, payload: &[u8]) -> Vec<u8> {
         let numbers = extensions.iter().map(|(number, _)| *number).chain([protocol]);
         let mut numbers = numbers.collect::<Vec<_>>().into_iter();
         let mut packet = Vec::from([0x60, 0, 0, 0, 0, 0, numbers.next().unwrap(), 64]);
@@ -305,7 +313,7 @@ mod tests {
     fn packet(bytes: &[u8]) -> Packet {
         match read(bytes, 0) {
             Read::Packet(packet) => packet,
-            other => panic!("{other:?}"),
+            other @ (Read::Fragment(_) | Read::Message(_) | Read::Other) => panic!("{other:?}"),
         }
     }
 
@@ -378,8 +386,10 @@ mod tests {
     #[test]
     fn what_is_no_packet_of_a_service_is_left_alone() {
         for other in [
-            v4(protocol::ICMP, 0, 0, &TCP),
-            v6(&[], protocol::ICMPV6, &TCP),
+            v4(protocol::ICMPV6, 0, 0, &TCP),
+            v4(protocol::ICMP, 0, 0x2000, &TCP),
+            v4(protocol::ICMP, 0, 1, &TCP),
+            v6(&[], protocol::ICMP, &TCP),
             v6(&[], 59, &TCP),
             Vec::from([0x44; 60]),
             Vec::from([0; 60]),
@@ -388,6 +398,19 @@ mod tests {
             assert_eq!(read(&other[..], 0), Read::Other);
         }
         assert!(!packet(&v4(protocol::UDP, 0, 0, &TCP)).opens());
+    }
+
+    #[test]
+    fn a_message_is_read_in_its_family_behind_options_and_extensions() {
+        for (bytes, transport) in [
+            (v4(protocol::ICMP, 0, 0x4000, &TCP), 20),
+            (v4(protocol::ICMP, 3, 0, &TCP), 32),
+            (v6(&[], protocol::ICMPV6, &TCP), 40),
+            (v6(&[(HOP_BY_HOP, &[0; 7])], protocol::ICMPV6, &TCP), 48),
+        ] {
+            let Read::Message(message) = read(&bytes[..], 0) else { panic!("{bytes:?}") };
+            assert_eq!((message.transport, message.ends.from_port, message.fragment), (transport, 0, 0));
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! A packet leaves: its source becomes what its receiver dialled, or an address of this node in the client's place.
 
 use proxy_abi::connection::{Key, State, Translation};
-use proxy_abi::packet::{Ends, Packet};
+use proxy_abi::packet::{Ends, Packet, Read};
 use proxy_abi::{Address6, Device, mapped};
 
+use crate::errors;
 use crate::flows::{self, Tables};
 use crate::rewrite::{self, Side};
 use crate::sender::seconds;
@@ -19,20 +20,33 @@ const COUNT: u32 = 30_000 - FIRST;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
-    let Some(packet) = skb.read(NETWORK) else { return NEXT };
+    let packet = match skb.read(NETWORK) {
+        Read::Packet(packet) => packet,
+        Read::Message(message) => return errors::leave(*skb, &message),
+        Read::Fragment(_) | Read::Other => return NEXT,
+    };
     if packet.fragment != 0 {
         return NEXT;
     }
     let key = Key::of(&packet.ends);
     let Some(place) = flows::translation(&key) else { return NEXT };
+    let Some(scratch) = scratch() else { return NEXT };
+    (scratch.packet, scratch.key) = (packet, key);
+    serve(*skb, scratch, place)
+}
+
+/// The verdict on the packet of the scratch, which `place` leads back from. Not inlined: see that of ingress.
+#[inline(never)]
+fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     // SAFETY: an element that was found stays readable.
-    let translation = unsafe { place.read() };
+    scratch.translation = unsafe { place.read() };
+    let translation = &scratch.translation;
     if translation.flags & Translation::OF_NODE != 0 {
         return NEXT;
     }
-    let result = match translation.is_from_client(&key) {
-        false => answer(*skb, &packet, &translation, place),
-        true if translation.flags & Translation::SOURCE_NAT != 0 => masquerade(*skb, &packet, &translation),
+    let result = match translation.is_from_client(&scratch.key) {
+        false => answer(skb, scratch, place),
+        true if translation.flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
         true => Ok(()),
     };
     if result.is_ok() { NEXT } else { DROP }
@@ -40,7 +54,7 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
 
 /// The ends of the client's packets as they come in.
 #[inline(always)]
-fn dialled(client: Address6, translation: &Translation, protocol: u8) -> Ends {
+pub(crate) fn dialled(client: Address6, translation: &Translation, protocol: u8) -> Ends {
     Ends {
         from: client,
         to: translation.address,
@@ -53,18 +67,14 @@ fn dialled(client: Address6, translation: &Translation, protocol: u8) -> Ends {
 
 /// A packet of the endpoint's to the client.
 #[inline(always)]
-fn answer(
-    skb: Skb,
-    packet: &Packet,
-    translation: &Translation,
-    place: *mut Translation,
-) -> Result<(), rewrite::Failed> {
+fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<(), rewrite::Failed> {
+    let Scratch { packet, translation, client, .. } = scratch;
     let now = seconds();
     if translation.seen != now || packet.flags & (Packet::FIN | Packet::RST) != 0 {
         // SAFETY: an element that was found stays writable; the stamp may as well be another processor's.
         unsafe { (*place).seen = now };
-        let client = dialled(packet.ends.to, translation, packet.ends.protocol);
-        if let Some((connection, _)) = flows::connection(&client) {
+        *client = dialled(packet.ends.to, translation, packet.ends.protocol);
+        if let Some((connection, _)) = flows::connection(client) {
             // SAFETY: as above.
             unsafe {
                 (*connection).state = State::of((*connection).state).after(false, packet) as u8;
@@ -80,14 +90,14 @@ fn answer(
 
 /// A packet of the client's for which this node stands.
 #[inline(always)]
-fn masquerade(skb: Skb, packet: &Packet, translation: &Translation) -> Result<(), rewrite::Failed> {
-    let scratch = scratch().ok_or(rewrite::Failed)?;
-    scratch.client = dialled(packet.ends.from, translation, packet.ends.protocol);
+fn masquerade(skb: Skb, scratch: &mut Scratch) -> Result<(), rewrite::Failed> {
+    let ends = &scratch.packet.ends;
+    scratch.client = dialled(ends.from, &scratch.translation, ends.protocol);
     let (place, tables) = flows::connection(&scratch.client).ok_or(rewrite::Failed)?;
     // SAFETY: an element that was found stays readable.
     scratch.connection = unsafe { place.read() };
     if scratch.connection.source_port == 0 {
-        scratch.connection.source = source(skb, packet).ok_or(rewrite::Failed)?;
+        scratch.connection.source = source(skb, &scratch.packet).ok_or(rewrite::Failed)?;
         take_port(scratch, tables).ok_or(rewrite::Failed)?;
         // SAFETY: as above.
         unsafe {
@@ -95,7 +105,7 @@ fn masquerade(skb: Skb, packet: &Packet, translation: &Translation) -> Result<()
             (*place).source_port = scratch.connection.source_port;
         }
     }
-    rewrite::set(skb, packet, Side::Source, &scratch.connection.source, scratch.connection.source_port)
+    rewrite::set(skb, &scratch.packet, Side::Source, &scratch.connection.source, scratch.connection.source_port)
 }
 
 /// The address of the device by which the packet leaves.

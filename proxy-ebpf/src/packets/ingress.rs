@@ -2,7 +2,7 @@
 
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, meaning};
-use proxy_abi::packet::{Packet, protocol};
+use proxy_abi::packet::{Packet, Read, protocol};
 use proxy_abi::{Address6, BackendRef, Device, Lead, mapped, same};
 
 use crate::rewrite::{self, Side};
@@ -10,11 +10,18 @@ use crate::sender::{Sender, seconds};
 use crate::skb::Skb;
 use crate::tables::Kernel;
 use crate::tracked::{DEVICES, Scratch, scratch};
-use crate::{DROP, NEXT, flows};
+use crate::{DROP, NEXT, errors, flows, refuse};
+
+/// No verdict of the kernel's: the packet is to be refused.
+const REFUSE: i32 = -2;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
-    let Some(packet) = skb.read(NETWORK) else { return NEXT };
+    let packet = match skb.read(NETWORK) {
+        Read::Packet(packet) => packet,
+        Read::Message(message) => return errors::come_in(*skb, &message),
+        Read::Fragment(_) | Read::Other => return NEXT,
+    };
     if packet.fragment != 0 {
         return NEXT;
     }
@@ -24,30 +31,40 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     }
     let Some(scratch) = scratch() else { return NEXT };
     scratch.packet = packet;
+    match serve(*skb, scratch, value.takes_node_ports()) {
+        REFUSE => refuse::refuse::<NETWORK>(*skb, &scratch.packet),
+        verdict => verdict,
+    }
+}
+
+/// The verdict on the packet of the scratch, or [`REFUSE`]. Not inlined: all calls of a program share 512 bytes of
+/// stack, but calls after each other use the same ones.
+#[inline(never)]
+fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
     if let Some((place, tables)) = flows::connection(&scratch.packet.ends) {
         // SAFETY: an element that was found stays readable.
         let closed = State::of(unsafe { (*place).state }) == State::Closed;
         if !(closed && scratch.packet.opens()) {
             flows::note(scratch, place, tables);
             if scratch.packet.ends.protocol == protocol::TCP || serves(&scratch.packet, &scratch.connection) {
-                return forward(*skb, scratch);
+                return forward(skb, scratch);
             }
         }
-    } else if value.takes_node_ports() {
+    } else if to_node {
         scratch.key = Key::of(&scratch.packet.ends);
         if let Some(place) = flows::translation(&scratch.key) {
             // SAFETY: as above.
             scratch.translation = unsafe { place.read() };
             let Scratch { packet, translation, .. } = scratch;
             if translation.flags & Translation::OF_NODE != 0 {
-                return finish(rewrite::set(*skb, packet, Side::Destination, &translation.address, translation.port));
+                return finish(rewrite::set(skb, packet, Side::Destination, &translation.address, translation.port));
             }
         }
     }
     if scratch.packet.ends.protocol == protocol::TCP && !scratch.packet.opens() {
         return NEXT;
     }
-    begin(*skb, scratch)
+    begin(skb, scratch)
 }
 
 /// Whether the endpoint of a flow of datagrams is still there.
@@ -78,22 +95,26 @@ fn forward(skb: Skb, scratch: &Scratch) -> i32 {
 /// The first packet of a flow.
 #[inline(always)]
 fn begin(skb: Skb, scratch: &mut Scratch) -> i32 {
-    // SAFETY: an element is replaced and not rewritten.
-    let device = unsafe { DEVICES.get(&skb.device()) };
-    let outside = device.is_none_or(|device| device.flags & Device::PODS == 0);
-    let chosen = choose(scratch, outside);
+    let chosen = choose(scratch, is_outside(skb));
     match chosen {
         Some(Ok(())) => {}
         Some(Err(NoEndpoint::NotHere(terms))) if terms.silent() => return DROP,
         Some(Err(NoEndpoint::Denied)) => return DROP,
-        // To be refused.
-        Some(Err(NoEndpoint::NotHere(_) | NoEndpoint::Nowhere)) => return DROP,
+        Some(Err(NoEndpoint::NotHere(_) | NoEndpoint::Nowhere)) => return REFUSE,
         None => return NEXT,
     }
     if !flows::begin(scratch) {
         return DROP;
     }
     forward(skb, scratch)
+}
+
+/// Whether packets that come in by its device are not of pods of this node.
+#[inline(always)]
+pub(crate) fn is_outside(skb: Skb) -> bool {
+    // SAFETY: an element is replaced and not rewritten.
+    let device = unsafe { DEVICES.get(&skb.device()) };
+    device.is_none_or(|device| device.flags & Device::PODS == 0)
 }
 
 /// Chooses the endpoint of the flow of the scratch; `None` if it is none of ours.

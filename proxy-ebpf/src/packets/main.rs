@@ -6,10 +6,13 @@
 #![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 
 mod egress;
+mod errors;
 mod flows;
 mod ingress;
 #[path = "../maps.rs"]
 mod maps;
+mod quoted;
+mod refuse;
 mod rewrite;
 mod sender;
 mod skb;

@@ -16,44 +16,74 @@ pub(crate) enum Side {
     Destination,
 }
 
+impl Side {
+    /// This end of a packet.
+    #[inline(always)]
+    pub(crate) fn of(self, packet: &Packet) -> (&Address6, Port) {
+        match self {
+            Self::Source => (&packet.ends.from, packet.ends.from_port),
+            Self::Destination => (&packet.ends.to, packet.ends.to_port),
+        }
+    }
+
+    /// Where its address is.
+    #[inline(always)]
+    pub(crate) fn address(self, packet: &Packet) -> u32 {
+        packet.network
+            + match (self, packet.ipv4) {
+                (Self::Source, true) => at::SOURCE4,
+                (Self::Destination, true) => at::DESTINATION4,
+                (Self::Source, false) => at::SOURCE6,
+                (Self::Destination, false) => at::DESTINATION6,
+            }
+    }
+
+    /// Where its port is.
+    #[inline(always)]
+    pub(crate) fn port(self, packet: &Packet) -> u32 {
+        packet.transport
+            + match self {
+                Self::Source => at::SOURCE_PORT,
+                Self::Destination => at::DESTINATION_PORT,
+            }
+    }
+}
+
 /// Where fields are in their headers.
-mod at {
-    pub(super) const CHECKSUM4: u32 = 10;
-    pub(super) const SOURCE4: u32 = 12;
-    pub(super) const DESTINATION4: u32 = 16;
-    pub(super) const SOURCE6: u32 = 8;
-    pub(super) const DESTINATION6: u32 = 24;
-    pub(super) const SOURCE_PORT: u32 = 0;
-    pub(super) const DESTINATION_PORT: u32 = 2;
-    pub(super) const TCP_CHECKSUM: u32 = 16;
-    pub(super) const UDP_CHECKSUM: u32 = 6;
+pub(crate) mod at {
+    pub(crate) const CHECKSUM4: u32 = 10;
+    pub(crate) const SOURCE4: u32 = 12;
+    pub(crate) const DESTINATION4: u32 = 16;
+    pub(crate) const SOURCE6: u32 = 8;
+    pub(crate) const DESTINATION6: u32 = 24;
+    pub(crate) const SOURCE_PORT: u32 = 0;
+    pub(crate) const DESTINATION_PORT: u32 = 2;
+    pub(crate) const TCP_CHECKSUM: u32 = 16;
+    pub(crate) const UDP_CHECKSUM: u32 = 6;
+    pub(crate) const ICMP_CHECKSUM: u32 = proxy_abi::icmp::CHECKSUM;
 }
 
 /// A helper refused; nothing that was changed before is right any more.
 pub(crate) struct Failed;
 
-fn done(result: i64) -> Result<(), Failed> {
+pub(crate) fn done(result: i64) -> Result<(), Failed> {
     if result == 0 { Ok(()) } else { Err(Failed) }
 }
 
 /// Gives one end of a packet another address and port.
 #[inline(always)]
 pub(crate) fn set(skb: Skb, packet: &Packet, side: Side, address: &Address6, port: Port) -> Result<(), Failed> {
-    let (old, old_port) = match side {
-        Side::Source => (&packet.ends.from, packet.ends.from_port),
-        Side::Destination => (&packet.ends.to, packet.ends.to_port),
-    };
+    let (old, old_port) = side.of(packet);
     let checksum = match packet.ends.protocol {
         protocol::TCP => Some((packet.transport + at::TCP_CHECKSUM, 0)),
         // A sum of 0 says that there is none.
         protocol::UDP => Some((packet.transport + at::UDP_CHECKSUM, BPF_F_MARK_MANGLED_0 as u64)),
+        // That of ICMP in IPv4 knows no addresses.
+        protocol::ICMPV6 => Some((packet.transport + at::ICMP_CHECKSUM, 0)),
         _ => None,
     };
     if port != old_port {
-        let place = match side {
-            Side::Source => packet.transport + at::SOURCE_PORT,
-            Side::Destination => packet.transport + at::DESTINATION_PORT,
-        };
+        let place = side.port(packet);
         if let Some((checksum, flags)) = checksum {
             // SAFETY: the context is valid, as in all calls below; the helper checks the offset.
             done(unsafe { bpf_l4_csum_replace(skb.0, checksum, old_port.into(), port.into(), flags | 2) })?;
@@ -84,11 +114,7 @@ fn set4(
     }
     let header = packet.network + at::CHECKSUM4;
     done(unsafe { bpf_l3_csum_replace(skb.0, header, (*old).into(), (*new).into(), 4) })?;
-    let place = match side {
-        Side::Source => packet.network + at::SOURCE4,
-        Side::Destination => packet.network + at::DESTINATION4,
-    };
-    store(skb, place, new, 0)
+    store(skb, side.address(packet), new, 0)
 }
 
 /// A header of IPv6 has no checksum that takes up the change, so the sum over the whole packet, where a device gave one,
@@ -105,24 +131,24 @@ fn set6(
         return Ok(());
     }
     if let Some((checksum, flags)) = checksum {
-        let (mut before, mut after) = (*old, *new);
-        let size = size_of::<Address6>() as u32;
-        let difference = unsafe { bpf_csum_diff(before.as_mut_ptr(), size, after.as_mut_ptr(), size, 0) };
-        if difference < 0 {
-            return Err(Failed);
-        }
         let flags = flags | BPF_F_PSEUDO_HDR as u64;
-        done(unsafe { bpf_l4_csum_replace(skb.0, checksum, 0, difference as u64, flags) })?;
+        done(unsafe { bpf_l4_csum_replace(skb.0, checksum, 0, difference(old, new)?, flags) })?;
     }
-    let place = match side {
-        Side::Source => packet.network + at::SOURCE6,
-        Side::Destination => packet.network + at::DESTINATION6,
-    };
-    store(skb, place, new, BPF_F_RECOMPUTE_CSUM as u64)
+    store(skb, side.address(packet), new, BPF_F_RECOMPUTE_CSUM as u64)
+}
+
+/// What the sum over a packet changes by if one address takes the place of another.
+#[inline(always)]
+pub(crate) fn difference(old: &Address6, new: &Address6) -> Result<u64, Failed> {
+    let (mut before, mut after) = (*old, *new);
+    let size = size_of::<Address6>() as u32;
+    // SAFETY: both have so many bytes.
+    let difference = unsafe { bpf_csum_diff(before.as_mut_ptr(), size, after.as_mut_ptr(), size, 0) };
+    u64::try_from(difference).or(Err(Failed))
 }
 
 #[inline(always)]
-fn store<T>(skb: Skb, at: u32, value: &T, flags: u64) -> Result<(), Failed> {
+pub(crate) fn store<T>(skb: Skb, at: u32, value: &T, flags: u64) -> Result<(), Failed> {
     let (from, length) = (core::ptr::from_ref(value).cast(), size_of::<T>() as u32);
     done(unsafe { bpf_skb_store_bytes(skb.0, at, from, length, flags) })
 }

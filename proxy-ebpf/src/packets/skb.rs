@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
+use proxy_abi::icmp::{Quoted, quoted};
 use proxy_abi::packet::{Bytes, Packet, Read, read};
 
 /// So many bytes of a packet hold all headers that are read, with most options and extensions.
@@ -43,32 +44,49 @@ impl Skb {
         Head { skb: self, start: start as usize, end: end as usize }
     }
 
-    /// Reads the packet, if it is one of IP with ports.
+    /// Whom the frame is addressed to: one of the kernel's `PACKET_` constants.
     #[inline(always)]
-    pub(crate) fn read(self, network: u32) -> Option<Packet> {
+    pub(crate) fn addressee(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).pkt_type }
+    }
+
+    /// The packet that a message of ICMP is about.
+    #[inline(always)]
+    pub(crate) fn quoted(self, message: &Packet) -> Option<Quoted> {
+        quoted(&self.head(), message)
+    }
+
+    /// Two bytes at any place.
+    #[inline(always)]
+    pub(crate) fn two(self, at: u32) -> Option<u16> {
+        self.head().any_two(at)
+    }
+
+    /// Reads the packet.
+    #[inline(always)]
+    pub(crate) fn read(self, network: u32) -> Read {
         // SAFETY: as above.
         let (protocol, length) = unsafe { ((*self.0).protocol, (*self.0).len) };
         if protocol != IPV4 && protocol != IPV6 {
-            return None;
+            return Read::Other;
         }
         let head = self.head();
-        if let Read::Packet(packet) = read(&head, network) {
-            return Some(packet);
+        match read(&head, network) {
+            Read::Other => {}
+            found @ (Read::Packet(_) | Read::Fragment(_) | Read::Message(_)) => return found,
         }
         // Some drivers leave all but a few bytes where a program cannot read them.
         let readable = (head.end - head.start) as u32;
         let wanted = if length < HEADERS { length } else { HEADERS };
         if readable >= wanted {
-            return None;
+            return Read::Other;
         }
         // SAFETY: the context is valid; pointers into the packet are taken anew below.
         if unsafe { bpf_skb_pull_data(self.0, wanted) } != 0 {
-            return None;
+            return Read::Other;
         }
-        match read(&self.head(), network) {
-            Read::Packet(packet) => Some(packet),
-            Read::Fragment(_) | Read::Other => None,
-        }
+        read(&self.head(), network)
     }
 }
 

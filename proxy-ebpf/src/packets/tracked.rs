@@ -3,12 +3,15 @@
 use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use proxy_abi::connection::{Connection, Key, Translation};
+use proxy_abi::icmp::Quoted;
 use proxy_abi::packet::{Ends, Packet};
 
 /// What does not fit on the stack of a program, of which there are 512 bytes. A processor runs one of these programs at
 /// a time.
 pub(crate) struct Scratch {
     pub(crate) packet: Packet,
+    /// What the packet is about, if it is an error of ICMP.
+    pub(crate) quoted: Quoted,
     /// The ends of the client's packets as they come in.
     pub(crate) client: Ends,
     pub(crate) connection: Connection,

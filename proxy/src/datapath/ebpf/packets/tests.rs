@@ -1,10 +1,14 @@
 //! Packets through the programs by the kernel's test-run, byte for byte; these need root.
 
+mod errors;
+mod refused;
+
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
+use aya::maps::{PerCpuArray, PerCpuValues};
 use aya::programs::{TestRun as _, TestRunOptions};
 use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
 use proptest::strategy::{Strategy as _, ValueTree as _};
@@ -28,6 +32,8 @@ use crate::sys::bpf;
 const DEVICE: u32 = 1;
 const NEXT: u32 = u32::MAX;
 const DROP: u32 = 2;
+/// `TC_ACT_REDIRECT`.
+const REDIRECT: u32 = 7;
 
 /// The programs on the tables of a plan.
 struct Node {
@@ -77,6 +83,14 @@ impl Node {
         bpf::update(map.as_fd(), &DEVICE.to_ne_bytes(), &element).unwrap();
     }
 
+    /// As many refusals may be sent as at the start.
+    fn pay_for_refusals(&mut self) {
+        let map = self.loaded.0.map_mut("REFUSALS").unwrap();
+        let mut map = PerCpuArray::<_, u64>::try_from(map).unwrap();
+        let values = vec![0; aya::util::nr_cpus().unwrap()];
+        map.set(0, PerCpuValues::try_from(values).unwrap(), 0).unwrap();
+    }
+
     /// What a program returns, and the packet after it.
     fn run(&mut self, program: &'static str, frame: &[u8]) -> (u32, Vec<u8>) {
         let mut after = vec![0; frame.len() + 256];
@@ -104,6 +118,10 @@ impl Drop for Node {
         drop(pins::remove(&self.root, pins::Owner::Devices));
     }
 }
+
+/// The Ethernet addresses of frames; `lo` has the address 0.
+const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const NODE: [u8; 6] = [0; 6];
 
 /// The ends of a packet whose checksums are right.
 type Seen = (SocketAddr, SocketAddr);
@@ -138,7 +156,7 @@ fn udp(from: &str, to: &str) -> Vec<u8> {
 }
 
 fn ip_between(from: IpAddr, to: IpAddr) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
-    let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let ethernet = PacketBuilder::ethernet2(SENDER, NODE);
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
         (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
@@ -286,6 +304,7 @@ fn packets_get_what_the_plan_says() {
             node.set_device(if source == Source::Pod { Device::PODS } else { 0 });
             for packet in cases::packets(&plan).iter().filter(|packet| packet.source == source) {
                 let Some(frame) = first_packet(packet) else { continue };
+                node.pay_for_refusals();
                 let (verdict, after) = node.run("shunt_ingress", &frame);
                 let is_unused = plan.decide(packet).reason.is_some_and(|why| why.meeting == Meeting::UnusedAddress);
                 let wanted = if is_unused { PacketOutcome::Pass } else { cases::in_words(&plan, packet) };
@@ -299,7 +318,10 @@ fn packets_get_what_the_plan_says() {
                         assert_eq!(from.ip(), seen(&frame).0.ip(), "{packet:?}");
                     }
                     PacketOutcome::Pass => assert_eq!((verdict, after), (NEXT, frame), "{packet:?}"),
-                    PacketOutcome::Reject | PacketOutcome::Drop => assert_eq!(verdict, DROP, "{packet:?}"),
+                    PacketOutcome::Reject => {
+                        assert_eq!((verdict, after), (REDIRECT, refused::refusal(&frame)), "{packet:?}");
+                    }
+                    PacketOutcome::Drop => assert_eq!(verdict, DROP, "{packet:?}"),
                 }
             }
         }
