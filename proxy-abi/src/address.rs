@@ -5,8 +5,8 @@ use crate::frontend::digest;
 
 /// Value of `ADDRESSES`, whose key is an [`Address6`]: fingerprint of the key in the upper 32 bits (see
 /// [`FrontendValue`](crate::FrontendValue)); bit 0: takes node ports, bit 1: refuses ports that it does not define,
-/// bit 2: takes node ports from the node itself only; bit 3: always set. The unspecified address of a family, which nobody dials, takes
-/// node ports if any address of the family does: for it a process asks that binds all of them.
+/// bit 2: takes node ports from the node itself only; bit 3: always set; bit 4: former. The unspecified address of a family, which
+/// nobody dials, takes node ports if any address of the family does: for it a process asks that binds all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct AddressValue(pub u64);
@@ -25,6 +25,7 @@ impl AddressValue {
     const REFUSES: u64 = 2;
     const FROM_NODE: u64 = 4;
     const KNOWN: u64 = 8;
+    const FORMER: u64 = 16;
 
     /// The value of `address`. `refuses`: it is a cluster IP, and ports that no Service defines there are refused
     /// (NE-11).
@@ -39,6 +40,12 @@ impl AddressValue {
         Self(((digest(address) as u64) << 32) | Self::KNOWN | node | refuses)
     }
 
+    /// The value of an address that no Service has any more: flows that began before go on.
+    #[must_use]
+    pub const fn former(address: &Address6) -> Self {
+        Self(((digest(address) as u64) << 32) | Self::KNOWN | Self::FORMER)
+    }
+
     /// The value was written for `address`.
     #[inline(always)]
     #[must_use]
@@ -46,11 +53,18 @@ impl AddressValue {
         (self.0 >> 32) as u32 == digest(address)
     }
 
-    /// The map has the address. It is then of this node or of a Service.
+    /// The map has the address. It is then of this node or of a Service, or was of one.
     #[inline(always)]
     #[must_use]
     pub const fn is_known(self) -> bool {
         self.0 & Self::KNOWN != 0
+    }
+
+    /// No Service has it any more.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_former(self) -> bool {
+        self.0 & Self::FORMER != 0
     }
 
     /// The address takes connections to node ports.
@@ -96,7 +110,11 @@ mod tests {
                 let value = AddressValue::new(&[1, 2, 3, 4], node_ports, refuses);
                 assert!(value.is_of(&[1, 2, 3, 4]) && !value.is_of(&[1, 2, 3, 5]));
                 assert_eq!((value.node_ports(), value.refuses_other_ports()), (node_ports, refuses));
+                assert!(value.is_known() && !value.is_former());
             }
         }
+        let former = AddressValue::former(&[1, 2, 3, 4]);
+        assert!(former.is_of(&[1, 2, 3, 4]) && former.is_known() && former.is_former());
+        assert_eq!((former.node_ports(), former.refuses_other_ports()), (None, false));
     }
 }

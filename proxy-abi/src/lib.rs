@@ -33,7 +33,7 @@ pub use config::{Config, Namespace};
 pub use device::Device;
 pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
 pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead, SourceNat, scope};
-pub use range::{RangeKey, RangePrefix};
+pub use range::{RangeKey, RangePrefix, ServicePrefix};
 pub use slot::Slot;
 pub use socket::{DatagramFlows, Flow, FurtherFlows, ListedFlow};
 
@@ -62,6 +62,8 @@ pub mod capacity {
     pub const AFFINITY: u32 = 65_536;
     /// Prefixes of all `loadBalancerSourceRanges` together.
     pub const RANGES: u32 = 65_536;
+    /// Ranges in which the addresses of services lie.
+    pub const SERVICE_RANGES: u32 = 1024;
     /// Network namespaces that the daemon knows.
     pub const NAMESPACES: u32 = 16_384;
     /// Devices with packet programs.

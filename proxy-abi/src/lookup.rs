@@ -39,6 +39,8 @@ pub trait Tables {
     fn own_dns_serves(&self) -> bool;
     /// Whether `RANGES` has a prefix of `key`.
     fn in_range(&self, key: &RangeKey) -> bool;
+    /// Whether `SERVICE_RANGES` has a prefix of `address`.
+    fn in_service_range(&self, address: &Address6) -> bool;
     /// An element of `AFFINITY`.
     fn affinity(&self, key: &AffinityKey) -> Option<Self::Element>;
     /// Writes an element of `AFFINITY`. Without room the client is balanced anew next time.
@@ -370,6 +372,17 @@ fn is_inside<T: Tables, C: Caller>(tables: &T, client: &C, ranges: RangesWord, i
         Some(address) => tables.in_range(&RangeKey { id: ranges.id(), address }),
         None => false,
     }
+}
+
+/// Whether a packet that begins a flow meets silence, because its destination lies in a range of services and nothing
+/// has it (NE-12). Of packets to port 0 nobody says anything.
+#[inline(always)]
+pub fn is_unused<T: Tables>(tables: &T, address: &Address6, port: Port) -> bool {
+    if port == 0 || !tables.in_service_range(address) {
+        return false;
+    }
+    let value = address_value(tables, address);
+    !value.is_known() || value.is_former()
 }
 
 /// What `ADDRESSES` says; an element that is recycled for another address this instant does not count.

@@ -85,6 +85,8 @@ macro_rules! for_each_map {
             Array BACKENDS6: u32 => $crate::Backend6, $crate::capacity::BACKENDS, Tables;
             /// Source ranges.
             Prefixes RANGES: $crate::RangeKey => u32, $crate::capacity::RANGES, Tables;
+            /// The ranges in which the addresses of services lie.
+            Prefixes SERVICE_RANGES: $crate::Address6 => u32, $crate::capacity::SERVICE_RANGES, Tables;
             /// What programs must know of the node.
             Array CONFIG: u32 => $crate::Config, 1, Tables;
             /// Marks the sockets of the node's own DNS.
@@ -184,6 +186,7 @@ mod tests {
         check(BACKENDS4, 4, 16);
         check(BACKENDS6, 4, 32);
         check(RANGES, 24, 4);
+        check(SERVICE_RANGES, 20, 4);
         check(CONFIG, 4, 24);
         check(NAMESPACES, 8, 24);
         check(AFFINITY, 24, 8);
@@ -191,7 +194,7 @@ mod tests {
         check(DATAGRAMS, 4, 180);
         check(FURTHER, 4, 1412);
         check(OWN_DNS, 4, 8);
-        assert_eq!(ALL.len(), 15);
+        assert_eq!(ALL.len(), 16);
         check(packets::DEVICES, 4, 24);
         check(packets::CONNECTIONS, 40, 56);
         check(packets::TRANSLATIONS, 40, 32);

@@ -1,4 +1,5 @@
-//! `RANGES`: a longest-prefix-match trie of the source ranges of all services.
+//! `RANGES` and `SERVICE_RANGES`: longest-prefix-match tries of the source ranges of all services, and of the ranges in
+//! which the addresses of services lie.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,6 +23,21 @@ pub struct RangePrefix {
     pub bits: u32,
     /// Id and address.
     pub key: RangeKey,
+}
+
+/// A key of `SERVICE_RANGES` as the kernel stores it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ServicePrefix {
+    /// How many bits of the address count.
+    pub bits: u32,
+    /// The address, IPv4-mapped if need be.
+    pub address: Address6,
+}
+
+impl ServicePrefix {
+    /// Bits of a whole address.
+    pub const BITS: u32 = 128;
 }
 
 impl RangeKey {

@@ -5,10 +5,10 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use proxy_abi::lookup::{Tables, Words};
-use proxy_abi::{Address6, AffinityKey, AffinityValue, Config, FrontendKey4, FrontendKey6, RangeKey};
+use proxy_abi::{Address6, AffinityKey, AffinityValue, Config, FrontendKey4, FrontendKey6, RangeKey, ServicePrefix};
 
 use crate::maps::{
-    ADDRESSES, AFFINITY, BACKENDS4, BACKENDS6, CONFIG, DIRECTORY, FRONTENDS4, FRONTENDS6, RANGES, SLOTS,
+    ADDRESSES, AFFINITY, BACKENDS4, BACKENDS6, CONFIG, DIRECTORY, FRONTENDS4, FRONTENDS6, RANGES, SERVICE_RANGES, SLOTS,
 };
 
 /// The maps.
@@ -87,6 +87,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn in_range(&self, key: &RangeKey) -> bool {
         RANGES.get(&Key::new(RangeKey::BITS, *key)).is_some()
+    }
+
+    #[inline(always)]
+    fn in_service_range(&self, address: &Address6) -> bool {
+        SERVICE_RANGES.get(&Key::new(ServicePrefix::BITS, *address)).is_some()
     }
 
     #[inline(always)]

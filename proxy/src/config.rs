@@ -82,8 +82,8 @@ pub struct Config {
     pub mode: Requested,
     /// How packets are treated.
     pub packets: PacketOptions,
-    /// Whether programs at network devices serve packets, if they can.
-    pub packet_programs: Wanted,
+    /// The devices by which this node reaches others, for programs that serve packets.
+    pub devices: Devices,
     /// How packets of pods are known.
     pub pods: PodDetection,
     /// The served cgroup; discovered if not given.
@@ -250,7 +250,7 @@ impl Config {
             empty_local: settings.empty_local.unwrap_or_default(),
             mode,
             packets: packets(&document),
-            packet_programs: if settings.packet_programs == Some(true) { Wanted::On } else { Wanted::Off },
+            devices: settings.devices.map(|Text(devices)| devices).unwrap_or_default(),
             pods: pods(&document),
             cgroup_root: settings.cgroup_root,
             bpf_root: settings.bpf_root.unwrap_or_else(|| PathBuf::from(BPF_ROOT)),

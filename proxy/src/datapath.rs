@@ -30,11 +30,12 @@ use shunt_model::Family;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::handover::{Handover, Other};
+use self::handover::{Handover, Other, Retired};
 pub use self::lock::{Holder, Lock, LockError};
 use self::offer::RulePath;
 pub use self::offer::{Check, CheckState, ChooseError, Chosen, Offer, PacketPath, Requested, Wanted, choose};
 pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
+use crate::host::devices::Devices;
 use crate::plan::{Plan, PodDetection, PortKey};
 
 /// The data paths by the names that operators use.
@@ -68,7 +69,7 @@ impl fmt::Display for Mode {
 }
 
 /// What a data path is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// BPF programs at the sockets of this node.
     Sockets,
@@ -133,9 +134,8 @@ pub struct Options {
     pub bind_protection: bool,
     /// How packets are treated.
     pub packets: PacketOptions,
-    /// Programs at network devices serve packets, if they can. While they do not serve all that rules serve, only this
-    /// makes them a path.
-    pub packet_programs: bool,
+    /// The devices by which this node reaches others, for programs that serve packets.
+    pub devices: Devices,
     /// How packets of pods are known; of these, programs follow an interface, and know pods by their devices else.
     pub pods: PodDetection,
 }
@@ -275,8 +275,7 @@ pub struct RemoveError {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// What each part can do on this host, in the order of [`Part::ALL`], but for programs for packets that the options do
-/// not ask for. Probing changes nothing.
+/// What each part can do on this host, in the order of [`Part::ALL`]. Probing changes nothing.
 #[must_use]
 pub fn probe(options: &Options) -> Vec<Offer> {
     let checks = |part| match part {
@@ -285,8 +284,7 @@ pub fn probe(options: &Options) -> Vec<Offer> {
         Part::Nftables => nftables::probe(options),
         Part::Iptables => iptables::probe(options),
     };
-    let parts = Part::ALL.into_iter().filter(|part| *part != Part::Programs || options.packet_programs);
-    parts.map(|part| Offer { part, checks: checks(part) }).collect()
+    Part::ALL.into_iter().map(|part| Offer { part, checks: checks(part) }).collect()
 }
 
 /// Opens what was chosen and adopts what an earlier daemon left of it. What balances traffic now stays as it is until
@@ -328,11 +326,23 @@ fn open_rules(path: RulePath, options: &Options, disturbed: &Arc<Notify>) -> Res
 
 /// The parts whose leftovers must go once the chosen ones serve.
 fn replaced(chosen: &Chosen, host: &HostOptions) -> Vec<Other> {
+    let has_rules = chosen.rules().is_some();
     let other = |part| {
         let host = host.clone();
-        Other { part, remove: Box::new(move || remove(part, &host)) }
+        Other { part, retire: Box::new(move || retire(part, &host, has_rules)) }
     };
     Part::ALL.into_iter().filter(|part| !chosen.has(*part)).map(other).collect()
+}
+
+/// Removes what a part has installed, or lets it begin nothing more while flows go on by it. `has_rules`: rules of
+/// another part serve, for which the kernel goes on to translate what conntrack knows.
+fn retire(part: Part, host: &HostOptions, has_rules: bool) -> Result<Retired, RemoveError> {
+    match part {
+        Part::Programs => ebpf::retire_packets(host)
+            .map_err(|error| RemoveError { what: "programs for packets", source: error.into() }),
+        Part::Nftables if !has_rules => nftables::retire(),
+        Part::Sockets | Part::Nftables | Part::Iptables => remove(part, host).map(Retired::Gone),
+    }
 }
 
 /// Removes all that a part has installed on this host. What is missing counts as removed.

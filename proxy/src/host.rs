@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod cgroup;
+pub mod devices;
 pub mod fd_store;
 pub mod local_ports;
 pub(crate) mod netlink;

@@ -61,8 +61,8 @@ pub struct Plan {
     /// One entry per (service port, family).
     pub ports: OrdMap<PortKey, Arc<PortPlan>>,
     /// What an address means at ports of which no frontend names it. Addresses are in canonical form; 127.0.0.1 stands
-    /// for 127.0.0.0/8. It holds every address that a frontend names or that accepts node ports, so an address that is
-    /// missing is unused.
+    /// for 127.0.0.0/8. It holds every address that a frontend names or that this node has, so one that is missing is
+    /// unused.
     pub addresses: OrdMap<IpAddr, AddressMeaning>,
     /// Addresses of local Pods that opted out: their sockets are left alone.
     pub opted_out: Arc<BTreeSet<IpAddr>>,

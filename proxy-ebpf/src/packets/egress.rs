@@ -6,6 +6,7 @@ use proxy_abi::{Address6, Device, mapped};
 
 use crate::errors;
 use crate::flows::{self, Tables};
+use crate::ingress::unless_unused;
 use crate::rewrite::{self, Side};
 use crate::sender::seconds;
 use crate::skb::Skb;
@@ -29,7 +30,8 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
         return NEXT;
     }
     let key = Key::of(&packet.ends);
-    let Some(place) = flows::translation(&key) else { return NEXT };
+    // What comes in has met this already; what this node sends has not.
+    let Some(place) = flows::translation(&key) else { return unless_unused(&packet) };
     let Some(scratch) = scratch() else { return NEXT };
     (scratch.packet, scratch.key) = (packet, key);
     serve(*skb, scratch, place)

@@ -15,7 +15,7 @@ use crate::rewrite::{self, Failed, Side};
 use crate::skb::Skb;
 use crate::tables::Kernel;
 use crate::tracked::{Scratch, scratch};
-use crate::{DROP, NEXT, egress, flows, quoted};
+use crate::{DROP, NEXT, egress, flows, ingress, quoted};
 
 /// An error comes in.
 #[inline(always)]
@@ -26,7 +26,7 @@ pub(crate) fn come_in(skb: Skb, message: &Packet) -> i32 {
     }
     let Some(scratch) = scratch() else { return NEXT };
     scratch.packet = *message;
-    bring(skb, scratch, value.takes_node_ports())
+    bring(skb, scratch, ingress::may_be_of_node(value))
 }
 
 /// An error leaves.

@@ -1,9 +1,9 @@
 //! A packet comes in: its destination becomes an endpoint, or the client for which this node stood.
 
 use proxy_abi::connection::{Connection, Key, State, Translation};
-use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, meaning};
+use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, is_unused, meaning};
 use proxy_abi::packet::{Packet, Read, protocol};
-use proxy_abi::{Address6, BackendRef, Device, Lead, mapped, same};
+use proxy_abi::{Address6, AddressValue, BackendRef, Device, Lead, mapped, same};
 
 use crate::rewrite::{self, Side};
 use crate::sender::{Sender, seconds};
@@ -27,14 +27,27 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     }
     let value = address_value(&Kernel, &packet.ends.to);
     if !value.is_known() {
-        return NEXT;
+        return unless_unused(&packet);
     }
     let Some(scratch) = scratch() else { return NEXT };
     scratch.packet = packet;
-    match serve(*skb, scratch, value.takes_node_ports()) {
+    match serve(*skb, scratch, may_be_of_node(value)) {
         REFUSE => refuse::refuse::<NETWORK>(*skb, &scratch.packet),
         verdict => verdict,
     }
+}
+
+/// The verdict on a packet of no flow of ours (NE-12).
+#[inline(always)]
+pub(crate) fn unless_unused(packet: &Packet) -> i32 {
+    let begins = packet.ends.protocol != protocol::TCP || packet.opens();
+    if begins && is_unused(&Kernel, &packet.ends.to, packet.ends.to_port) { DROP } else { NEXT }
+}
+
+/// Whether an address may stand for clients: one of the node's may that takes no node ports, a cluster IP may not.
+#[inline(always)]
+pub(crate) fn may_be_of_node(value: AddressValue) -> bool {
+    value.takes_node_ports() || !value.refuses_other_ports()
 }
 
 /// The verdict on the packet of the scratch, or [`REFUSE`]. Not inlined: all calls of a program share 512 bytes of
@@ -101,7 +114,7 @@ fn begin(skb: Skb, scratch: &mut Scratch) -> i32 {
         Some(Err(NoEndpoint::NotHere(terms))) if terms.silent() => return DROP,
         Some(Err(NoEndpoint::Denied)) => return DROP,
         Some(Err(NoEndpoint::NotHere(_) | NoEndpoint::Nowhere)) => return REFUSE,
-        None => return NEXT,
+        None => return unless_unused(&scratch.packet),
     }
     if !flows::begin(scratch) {
         return DROP;

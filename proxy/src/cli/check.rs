@@ -13,6 +13,7 @@ use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::{
     self, Check, CheckState, Chosen, HostOptions, Offer, Options, Requested, Wanted, kube_proxy,
 };
+use shunt_proxy::host::devices::Devices;
 use shunt_proxy::host::local_ports::LocalPorts;
 use shunt_proxy::host::{privileges, sysctls};
 use shunt_proxy::plan::PodDetection;
@@ -44,7 +45,7 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         object: None,
         bind_protection: true,
         packets: treatment,
-        packet_programs: false,
+        devices: Devices::default(),
         pods: PodDetection::default(),
     });
     let mut checks = vec![root(), capabilities()];

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use shunt_dns::{StubDomain, Upstreams};
 
 use super::values::{Address, Annotation, CommaSeparated, NodePortAddress, Text};
+use crate::host::devices::Devices;
 use crate::plan::EmptyLocal;
 
 /// Settings of `shunt run`; `None` where nothing was said. The field names are the flags' and the file's names.
@@ -67,9 +68,10 @@ pub struct Settings {
     /// Whether programs at sockets serve the connections of this node, before any packet is sent [default: auto]
     #[arg(long)]
     pub socket_lb: Option<SocketLb>,
-    /// eBPF programs at network devices serve packets instead of rules [default: false]
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", hide = true)]
-    pub packet_programs: Option<bool>,
+    /// The network devices by which this node reaches others, for eBPF programs that serve packets: auto, or names
+    /// separated by commas, of which one that ends in + stands for all that begin like it [default: auto]
+    #[arg(long, value_name = "LIST")]
+    pub devices: Option<Text<Devices>>,
     /// Run the bundled DNS server [default: true]
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub dns: Option<bool>,
@@ -198,7 +200,7 @@ impl Settings {
             empty_local: self.empty_local.or(file.empty_local),
             proxy_mode: self.proxy_mode.or(file.proxy_mode),
             socket_lb: self.socket_lb.or(file.socket_lb),
-            packet_programs: self.packet_programs.or(file.packet_programs),
+            devices: self.devices.or(file.devices),
             dns: self.dns.or(file.dns),
             dns_bind_address: self.dns_bind_address.or(file.dns_bind_address),
             cluster_dns: self.cluster_dns.or(file.cluster_dns),

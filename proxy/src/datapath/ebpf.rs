@@ -41,9 +41,11 @@ use self::tables::audit::Audit;
 pub(super) use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
 use self::tables::node::{NodeWords, OptOuts, OwnDns};
+use self::tables::service_ranges::ServiceRanges;
 use self::takeover::Taken;
 use super::{Datapath, SyncError, Synced};
 use crate::host::cgroup::CgroupError;
+use crate::host::devices::Devices;
 use crate::plan::{Plan, PodInterface, PortKey, PortPlan};
 
 /// What the self-test dials: addresses that are reserved for documentation, at a port that no service uses. They lead
@@ -81,10 +83,12 @@ struct SocketOptions {
 }
 
 /// What concerns programs at network devices alone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct PacketOptions {
     /// By which the operator knows pods.
     interface: Option<PodInterface>,
+    /// By which this node reaches others.
+    devices: Devices,
 }
 
 /// Why the data path cannot start.
@@ -148,6 +152,9 @@ struct Ebpf {
     tables: Tables,
     layout: Layout,
     addresses: Addresses,
+    service_ranges: ServiceRanges,
+    /// Packets are served, so flows may lead to addresses that no plan has any more.
+    serves_packets: bool,
     audit: Audit,
     pins: Pins,
     /// The plan that the tables hold; empty after a start or a failure, so the next sync writes every service port.
@@ -186,16 +193,20 @@ impl Ebpf {
         let own_dns = OwnDns::open(words, &pins.maps)?;
         let attached = loaded.zip(sockets).map(|(loaded, options)| attach_to_sockets(loaded, &pins, options));
         let (lists, links) = attached.transpose()?.unzip();
-        let interface = packets.and_then(|packets| packets.interface.clone());
-        let followed = for_devices.map(|loaded| Follower::open(loaded, &pins, interface)).transpose()?;
+        let followed = for_devices.zip(packets.clone());
+        let followed = followed.map(|(loaded, packets)| Follower::open(loaded, &pins, packets)).transpose()?;
         let (devices, device_links) = followed.unzip();
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
-        let addresses = Addresses::restored(tables.addresses()?);
+        let serves_packets = packets.is_some();
+        let addresses = Addresses::restored(tables.addresses()?, serves_packets);
+        let service_ranges = ServiceRanges::open(&pins.maps)?;
         let usage = layout.usage();
         let ebpf = Self {
             tables,
             layout,
             addresses,
+            service_ranges,
+            serves_packets,
             audit: Audit::default(),
             pins,
             synced: Plan::default(),
@@ -218,7 +229,8 @@ impl Ebpf {
     fn read_back(&mut self) -> Result<(), SyncError> {
         self.tables.forget_pending();
         self.layout = Layout::restored(self.tables.capacity(), &self.tables.dump()?);
-        self.addresses = Addresses::restored(self.tables.addresses()?);
+        self.addresses = Addresses::restored(self.tables.addresses()?, self.serves_packets);
+        self.service_ranges.read_back()?;
         self.synced = Plan::default();
         self.orders.forget_plan();
         self.incomplete = true;
@@ -287,6 +299,7 @@ impl Ebpf {
         }
         self.tables.flush()?;
         written = written.saturating_add(self.write_addresses(plan)?);
+        written = written.saturating_add(self.service_ranges.apply(&plan.service_cidrs)?);
         for key in &difference.removals {
             written = written.saturating_add(self.remove(key)?);
         }

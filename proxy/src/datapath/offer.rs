@@ -178,27 +178,18 @@ pub enum ChooseError {
         /// What it lacks.
         refusal: String,
     },
-    /// The flags exclude each other.
-    #[error(
-        "--proxy-mode ebpf serves by programs at sockets, which --socket-lb off turns off: leave one of them out, or give \
-         --proxy-mode nftables or iptables"
-    )]
-    Contradiction,
     /// None can work here.
     #[error("no data path can work here: {}; shunt check lists what this host offers", .0.join(", "))]
     NonePossible(Vec<String>),
 }
 
 /// What serves: what was asked for by name, or it is an error; else sockets wherever they work, over the first path for
-/// packets that works. Programs are such a path only if they are offered.
+/// packets that works.
 pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseError> {
     let Requested { mode, sockets: wanted } = requested;
-    let sockets = match (wanted, mode) {
-        (Wanted::Off, Some(Mode::Ebpf)) if !offers.iter().any(|offer| offer.part == Part::Programs) => {
-            return Err(ChooseError::Contradiction);
-        }
-        (Wanted::Off, _) => Err(None),
-        (Wanted::On | Wanted::Auto, _) => possible(Part::Sockets, offers).map_err(Some),
+    let sockets = match wanted {
+        Wanted::Off => Err(None),
+        Wanted::On | Wanted::Auto => possible(Part::Sockets, offers).map_err(Some),
     };
     match (&sockets, wanted, mode) {
         (Err(Some(refusal)), Wanted::On, _) => return Err(not_possible("--socket-lb on", refusal)),
@@ -206,7 +197,8 @@ pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseEr
         _ => {}
     }
     let named = match mode {
-        None | Some(Mode::Ebpf) => None,
+        None => None,
+        Some(Mode::Ebpf) => Some(PacketPath::Programs),
         Some(Mode::Nftables) => Some(PacketPath::Nftables),
         Some(Mode::Iptables) => Some(PacketPath::Iptables),
     };
@@ -215,11 +207,7 @@ pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseEr
             Ok(()) => (Some(path), Vec::new()),
             Err(refusal) => return Err(not_possible(&format!("--proxy-mode {}", path.mode()), &refusal)),
         },
-        None => {
-            let mut paths = vec![PacketPath::Programs, PacketPath::Nftables, PacketPath::Iptables];
-            paths.retain(|path| offers.iter().any(|offer| offer.part == path.part()));
-            first_of(&paths, offers)
-        }
+        None => first_of(&UNNAMED, offers),
     };
     without.extend(sockets.as_ref().err().cloned().flatten());
     let mode = match (&sockets, named, packets) {
@@ -229,6 +217,9 @@ pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseEr
     };
     Ok(Chosen { mode, sockets: sockets.is_ok(), packets, without })
 }
+
+/// The paths for packets that serve without being asked for by name, the best first.
+const UNNAMED: [PacketPath; 2] = [PacketPath::Nftables, PacketPath::Iptables];
 
 fn not_possible(asked: &str, refusal: &str) -> ChooseError {
     ChooseError::NotPossible { asked: asked.to_owned(), refusal: refusal.to_owned() }

@@ -31,7 +31,9 @@ pub enum NodePorts {
 pub(super) struct AddressBook {
     meanings: OrdMap<IpAddr, AddressMeaning>,
     uses: HashMap<IpAddr, Uses>,
-    /// The addresses of this node that accept node ports.
+    /// The addresses of this node, but for loopback.
+    own: Arc<BTreeSet<IpAddr>>,
+    /// Those of them that accept node ports, and those of loopback that do.
     node_ports: Arc<BTreeSet<IpAddr>>,
 }
 
@@ -45,15 +47,16 @@ struct Uses {
 }
 
 impl AddressBook {
-    /// What each address means; an address without a meaning has no entry.
+    /// What each address means; an address that nothing uses has no entry.
     pub(super) fn meanings(&self) -> &OrdMap<IpAddr, AddressMeaning> {
         &self.meanings
     }
 
-    /// Sets the addresses of this node that accept node ports.
-    pub(super) fn set_node_ports(&mut self, node_ports: &Arc<BTreeSet<IpAddr>>) {
-        let before = std::mem::replace(&mut self.node_ports, Arc::clone(node_ports));
-        for address in before.symmetric_difference(node_ports) {
+    /// Sets the addresses of this node, and those that accept node ports.
+    pub(super) fn set_node(&mut self, own: &Arc<BTreeSet<IpAddr>>, node_ports: &Arc<BTreeSet<IpAddr>>) {
+        let owned = std::mem::replace(&mut self.own, Arc::clone(own));
+        let accepted = std::mem::replace(&mut self.node_ports, Arc::clone(node_ports));
+        for address in owned.symmetric_difference(own).chain(accepted.symmetric_difference(node_ports)) {
             self.judge(*address);
         }
     }
@@ -89,7 +92,7 @@ impl AddressBook {
             true => NodePorts::FromNodeOnly,
             false => NodePorts::FromAnywhere,
         });
-        if uses.is_none() && node_ports.is_none() {
+        if uses.is_none() && node_ports.is_none() && !self.own.contains(&address) {
             if self.meanings.contains_key(&address) {
                 self.meanings.remove(&address);
             }

@@ -19,6 +19,8 @@ pub(super) struct ThisNode {
     pub(super) zone: Option<Arc<str>>,
     /// The primary address of each family, see [`ThisNode::primary`].
     primary: [Option<IpAddr>; 2],
+    /// Its addresses, but for loopback.
+    pub(super) own: Arc<BTreeSet<IpAddr>>,
     /// The addresses that accept node ports, in canonical form; 127.0.0.1 stands for 127.0.0.0/8.
     pub(super) node_ports: Arc<BTreeSet<IpAddr>>,
     /// As [`Plan::health_check_addresses`](super::Plan::health_check_addresses).
@@ -31,11 +33,12 @@ impl ThisNode {
     /// `observed` are the addresses of this node's interfaces; until they are known, those of the Node object count.
     pub(super) fn new(snapshot: &Snapshot, options: &PlanOptions, observed: Option<&BTreeSet<IpAddr>>) -> Self {
         let node = snapshot.nodes.get(&options.node).map(Arc::as_ref);
-        let assigned: BTreeSet<IpAddr> = match observed {
+        let mut assigned: BTreeSet<IpAddr> = match observed {
             Some(observed) => observed.iter().map(IpAddr::to_canonical).collect(),
             None => listed(node).collect(),
         };
-        let node_ports = LOOPBACK.iter().chain(assigned.iter().filter(|address| !address.is_loopback())).copied();
+        assigned.retain(|address| !address.is_loopback());
+        let node_ports = LOOPBACK.iter().chain(&assigned).copied();
         let node_ports: BTreeSet<IpAddr> =
             node_ports.filter(|address| accepts(&options.node_ports, node, address)).collect();
         let health_checks = Family::BOTH.map(|family| match accepts_everywhere(&options.node_ports, family) {
@@ -45,6 +48,7 @@ impl ThisNode {
         Self {
             zone: node.and_then(|node| node.zone.clone()),
             primary: Family::BOTH.map(|family| primary(node, family).or_else(|| first(&assigned, family))),
+            own: Arc::new(assigned),
             node_ports: Arc::new(node_ports),
             health_checks: Arc::new(HealthCheckAddresses::new(health_checks)),
             pod_ranges: node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
@@ -112,7 +116,7 @@ fn first(assigned: &BTreeSet<IpAddr>, family: Family) -> Option<IpAddr> {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     let mut of_family = assigned.iter().filter(|address| Family::of(address) == family);
-    of_family.find(|address| !address.is_loopback() && !is_link_local(address)).copied()
+    of_family.find(|address| !is_link_local(address)).copied()
 }
 
 #[cfg(test)]

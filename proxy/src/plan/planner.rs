@@ -182,8 +182,8 @@ impl Planner {
             return Vec::new();
         }
         let before = mem::replace(&mut self.here, here);
-        if before.node_ports != self.here.node_ports {
-            self.addresses.set_node_ports(&self.here.node_ports);
+        if (&before.own, &before.node_ports) != (&self.here.own, &self.here.node_ports) {
+            self.addresses.set_node(&self.here.own, &self.here.node_ports);
         }
         if before.health_checks != self.here.health_checks {
             self.plan.health_check_addresses = Arc::clone(&self.here.health_checks);

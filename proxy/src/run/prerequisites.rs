@@ -4,13 +4,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::datapath::{self, Chosen, HostOptions, Options, Wanted};
+use crate::datapath::{self, Chosen, HostOptions, Options, PacketPath, Wanted};
 use crate::host::cgroup;
 use crate::host::privileges::{self, Capability};
 use crate::source;
 
 const NO_PACKETS: &str = "nothing serves packets: clients outside of this node reach no node port, external IP or load \
                           balancer address here; install nftables 1.0.1 or later, or iptables";
+
+const NOT_OF_NODE: &str = "connections of this node's own processes reach no Service: programs at network devices see \
+                           what comes in, and --socket-lb off leaves out the programs at sockets; give --proxy-mode \
+                           nftables to serve them by packets";
 
 /// Returns what serves, and what it will need.
 pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
@@ -26,7 +30,7 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
         packets: config.packets,
-        packet_programs: config.packet_programs == Wanted::On,
+        devices: config.devices.clone(),
         pods: config.pods.clone(),
     };
     // Whoever names it wants programs there: to serve by packets alone instead would hide the mistake.
@@ -40,6 +44,9 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
     }
     if chosen.packets.is_none() {
         warn!("{NO_PACKETS}");
+    }
+    if chosen.packets == Some(PacketPath::Programs) && !chosen.sockets {
+        warn!("{NOT_OF_NODE}");
     }
     Ok((chosen, options))
 }

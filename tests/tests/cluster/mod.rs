@@ -18,7 +18,7 @@ use crate::support;
 /// Every way to dial.
 pub const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
 /// The version of the tables, in the names of pins.
-pub const TABLES: u32 = 4;
+pub const TABLES: u32 = 5;
 /// The address of the cluster DNS Service.
 pub const CLUSTER_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 const NAMESPACE: &str = "test";

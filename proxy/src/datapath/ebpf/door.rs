@@ -57,7 +57,7 @@ pub(in crate::datapath) fn open(
 }
 
 fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, CgroupError> {
-    let Options { host, object, bind_protection, packets: _, packet_programs: _, pods } = options;
+    let Options { host, object, bind_protection, packets: _, devices, pods } = options;
     let sockets = || {
         Ok(SocketOptions {
             cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
@@ -71,7 +71,7 @@ fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, Cgrou
     };
     Ok(EbpfOptions {
         sockets: chosen.has(Part::Sockets).then(sockets).transpose()?,
-        packets: chosen.has(Part::Programs).then_some(PacketOptions { interface }),
+        packets: chosen.has(Part::Programs).then(|| PacketOptions { interface, devices: devices.clone() }),
         bpf_root: host.bpf_root.clone(),
         object: object.clone(),
     })

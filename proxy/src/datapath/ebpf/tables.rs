@@ -8,3 +8,4 @@ pub(super) mod kernel;
 pub(crate) mod memory;
 pub(super) mod node;
 pub(super) mod reader;
+pub(super) mod service_ranges;

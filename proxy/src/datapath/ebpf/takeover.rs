@@ -116,8 +116,8 @@ mod tests {
 
     #[test]
     fn loopback_takes_node_ports_from_the_node_only() {
-        let node = |node_ports| Meaning { node_ports: Some(node_ports), refuses: false };
-        let cluster_ip = Meaning { node_ports: None, refuses: true };
+        let node = |node_ports| Meaning { node_ports: Some(node_ports), ..Meaning::default() };
+        let cluster_ip = Meaning { refuses: true, ..Meaning::default() };
         let check = |address: &str, found, wanted| {
             let address: IpAddr = address.parse().unwrap();
             let found = Taken { addresses: vec![(address, found)], ..Taken::default() };

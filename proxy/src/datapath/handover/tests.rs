@@ -42,15 +42,16 @@ impl Datapath for FakePath {
 
 fn other(says: &[&'static str], calls: &Calls) -> Other {
     let (mut says, calls) = (VecDeque::from(says.to_vec()), Arc::clone(calls));
-    let remove = move || {
+    let retire = move || {
         let says = says.pop_front().unwrap_or("remove");
         calls.lock().unwrap().push(says);
         match says {
             "remove fails" => Err(RemoveError { what: "tables", source: "busy".into() }),
-            _ => Ok(vec![Removed { count: 1, what: "tables", place: "here".to_owned() }]),
+            "flows go on" => Ok(Retired::Waits(3)),
+            _ => Ok(Retired::Gone(vec![Removed { count: 1, what: "tables", place: "here".to_owned() }])),
         }
     };
-    Other { part: Part::Sockets, remove: Box::new(remove) }
+    Other { part: Part::Sockets, retire: Box::new(retire) }
 }
 
 /// Syncs as often as `leftovers` has rows, and compares after each sync what could not be removed so far.
@@ -60,7 +61,7 @@ fn check(path: &[&'static str], others: &[&[&'static str]], leftovers: &[&[&str]
     let path = FakePath { says: VecDeque::from(path.to_vec()), calls: Arc::clone(&made) };
     let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
     let others = others.iter().map(|says| other(says, &made)).collect();
-    let mut handover = Handover { again: Duration::ZERO, ..Handover::new(Box::new(path), others, reports) };
+    let mut handover = Handover { pauses: [Duration::ZERO; 2], ..Handover::new(Box::new(path), others, reports) };
     for wanted in leftovers {
         drop(handover.sync(&Plan::default()));
         let found = report.borrow().clone();
@@ -98,7 +99,7 @@ fn a_removal_that_fails_pauses() {
     let path = FakePath { says: VecDeque::new(), calls: Arc::clone(&calls) };
     let others = vec![other(&["remove fails"], &calls)];
     let mut handover = Handover::new(Box::new(path), others, watch::Sender::new(Report::default()));
-    handover.again = Duration::MAX;
+    handover.pauses = [Duration::MAX; 2];
     for _ in 0..3 {
         handover.sync(&Plan::default()).unwrap();
     }
@@ -112,4 +113,24 @@ fn audits_go_to_the_open_path() {
     let mut handover = Handover::new(Box::new(path), vec![other(&[], &calls)], watch::Sender::new(Report::default()));
     assert_eq!(handover.audit().unwrap(), 7);
     assert_eq!(*calls.lock().unwrap(), ["audit"]);
+}
+
+#[test]
+fn a_part_whose_flows_go_on_is_asked_again_and_is_no_fault() {
+    let calls = ["sync", "flows go on", "sync", "flows go on", "sync", "remove", "sync"];
+    check(&[], &[&["flows go on", "flows go on"]], &[&[], &[], &[], &[]], &calls);
+}
+
+#[test]
+fn an_audit_asks_a_part_that_waits() {
+    let calls = Calls::default();
+    let path = FakePath { says: VecDeque::new(), calls: Arc::clone(&calls) };
+    let others = vec![other(&["flows go on"], &calls)];
+    let mut handover = Handover::new(Box::new(path), others, watch::Sender::new(Report::default()));
+    handover.pauses = [Duration::ZERO; 2];
+    handover.sync(&Plan::default()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(handover.audit().unwrap(), 7);
+    }
+    assert_eq!(*calls.lock().unwrap(), ["sync", "flows go on", "audit", "remove", "audit"]);
 }

@@ -13,8 +13,10 @@ use super::disturbance::Listener;
 use super::installed::{Installed, Maker};
 use super::nft::{Nft, NftError};
 use super::probe::{self, checks};
-use super::script::TABLE;
+use super::script::{self, TABLE};
 use super::{Nftables, foreign, is_missing};
+use crate::datapath::handover::Retired;
+use crate::datapath::packets::conntrack;
 use crate::datapath::{Check, OpenedPart, Options, RemoveError, Removed, Report};
 use crate::host::netlink::{Netlink, push_attribute};
 
@@ -84,6 +86,23 @@ fn list(nft: &Nft, family: Family) -> Result<Option<Installed>, NftablesOpenErro
         Err(NftError::Refused { reason, .. }) if is_missing(&reason) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Takes our rules away, of which another path that is not made of rules has taken the place. While conntrack has flows
+/// that they began, each table stays with an empty chain: without a chain of its type the kernel translates nothing.
+pub(in crate::datapath) fn retire() -> Result<Retired, RemoveError> {
+    let failed = |source: NftablesOpenError| RemoveError { what: "nftables tables", source: source.into() };
+    let unread = |source: std::io::Error| RemoveError { what: "nftables tables", source: source.into() };
+    let flows = conntrack::translated_connections().map_err(unread)?;
+    let Some(nft) = Nft::find().filter(|_| flows > 0) else { return remove().map(Retired::Gone) };
+    for family in Family::BOTH {
+        let Some(listing) = list(&nft, family).map_err(failed)? else { continue };
+        let ours = matches!(listing.tables.get(&family), Some(Maker::Us | Maker::OtherVersion));
+        if ours && !listing.is_retired(family) {
+            nft.run(&["-f", "-"], &script::retired(family)).map_err(|error| failed(error.into()))?;
+        }
+    }
+    Ok(Retired::Waits(flows))
 }
 
 /// Removes our tables.

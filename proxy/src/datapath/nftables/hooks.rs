@@ -22,6 +22,8 @@ pub(super) struct Hook {
 
 /// An empty chain that tells our tables from those of others, and this layout from other ones.
 pub(super) const MARKER: &str = "made-by-shunt-v1";
+/// The chain for packets that come in.
+pub(super) const TRANSLATES: &str = "nat-prerouting";
 /// How the markers of all layouts begin.
 pub(super) const MARKERS: &str = "made-by-shunt-";
 
@@ -47,7 +49,7 @@ pub(super) fn fixed_chains(family: Family, rendering: &Rendering) -> Vec<FixedCh
         chain("unused-address", unused_address(family)),
         chain("untranslated", untranslated(family, rendering)),
         chain("source-nat", source_nat(rendering)),
-        chain("nat-prerouting", translate(family)),
+        chain(TRANSLATES, translate(family)),
         chain("nat-output", translate_own(family, rendering)),
         chain("nat-postrouting", postrouting(family, rendering)),
         chain("filter-prerouting", admit(family, rendering)),
@@ -61,7 +63,7 @@ pub(super) fn fixed_chains(family: Family, rendering: &Rendering) -> Vec<FixedCh
 /// Where the kernel calls the chain of this name, if it does.
 pub(super) fn hook(chain: &str) -> Option<Hook> {
     Some(match chain {
-        "nat-prerouting" => Hook::new(NAT, "prerouting", -100),
+        TRANSLATES => Hook::new(NAT, "prerouting", -100),
         "nat-output" => Hook::new(NAT, "output", -100),
         "nat-postrouting" => Hook::new(NAT, "postrouting", 100),
         "filter-prerouting" => Hook::new(FILTER, "prerouting", BEFORE_TRANSLATION),

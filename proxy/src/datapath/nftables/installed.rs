@@ -11,7 +11,7 @@ use shunt_model::Family;
 use super::affinity::CLIENTS;
 use super::collection::Collection;
 use super::difference::Named;
-use super::hooks::{MARKER, MARKERS, hook};
+use super::hooks::{MARKER, MARKERS, TRANSLATES, hook};
 use super::image::Place;
 use super::script::Unused;
 
@@ -123,6 +123,13 @@ impl Installed {
         }
         self.tables.insert(family, maker);
         Ok(())
+    }
+
+    /// Whether nothing is left of a table but what [`retired`](super::script::retired) leaves.
+    pub(super) fn is_retired(&self, family: Family) -> bool {
+        let chains = self.chains.iter().filter(|((of, _), _)| *of == family);
+        let has_none = !self.collections.iter().any(|(of, _)| *of == family);
+        has_none && chains.map(|((_, name), rules)| (name.as_str(), *rules)).eq([(MARKER, 0), (TRANSLATES, 0)])
     }
 
     fn add_set(&mut self, family: Family, Set { name, map, elem }: Set) {

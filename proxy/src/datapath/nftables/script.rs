@@ -7,7 +7,7 @@ use shunt_model::Family;
 
 use super::collection::{Collection, address_type, word};
 use super::difference::{Change, Named};
-use super::hooks::hook;
+use super::hooks::{MARKER, TRANSLATES, hook};
 use super::image::Place;
 use super::installed::Client;
 use crate::plan::{PortKey, PortPlan};
@@ -43,6 +43,13 @@ pub(super) struct Unused {
     /// `chain`, `set` or `map`.
     pub(super) kind: &'static str,
     pub(super) name: String,
+}
+
+/// The transaction that leaves nothing of a table but what keeps the kernel translating the flows that it knows.
+pub(super) fn retired(family: Family) -> String {
+    let ip = word(family);
+    let chain = format!("chain {TRANSLATES} {{ type nat hook prerouting priority dstnat; }}");
+    format!("delete table {ip} {TABLE}\ntable {ip} {TABLE} {{ chain {MARKER} {{ }} {chain} }}\n")
 }
 
 impl Script {

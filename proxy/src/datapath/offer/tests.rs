@@ -7,9 +7,11 @@ const PROGRAMS: &str = "eBPF programs for packets";
 const NFT: &str = "nftables rules for packets";
 const IPT: &str = "iptables rules for packets";
 
-/// Offers of sockets, nftables and iptables: for each the check that is missing, "" if none is.
+/// Offers of sockets, nftables and iptables: for each the check that is missing, "" if none is. Programs for packets
+/// can work.
 fn offers(missing: [&'static str; 3]) -> Vec<Offer> {
-    [Part::Sockets, Part::Nftables, Part::Iptables].into_iter().zip(missing).map(offer).collect()
+    let parts = [Part::Sockets, Part::Nftables, Part::Iptables].into_iter().zip(missing);
+    parts.chain([(Part::Programs, "")]).map(offer).collect()
 }
 
 fn offer((part, name): (Part, &'static str)) -> Offer {
@@ -57,7 +59,8 @@ fn auto_takes_sockets_over_the_first_path_for_packets() {
 
 #[test]
 fn a_path_asked_for_by_name_serves_or_is_an_error() {
-    check("ebpf auto", ["", "", ""], Mode::Ebpf, &[SOCKETS, NFT], &[]);
+    check("ebpf auto", ["", "nft", "lock"], Mode::Ebpf, &[SOCKETS, PROGRAMS], &[]);
+    check("ebpf off", ["btf", "", ""], Mode::Ebpf, &[PROGRAMS], &[]);
     check("nftables auto", ["", "", ""], Mode::Nftables, &[SOCKETS, NFT], &[]);
     check("iptables auto", ["btf", "", ""], Mode::Iptables, &[IPT], &["sockets (btf: as seen)"]);
     check("iptables off", ["", "", ""], Mode::Iptables, &[IPT], &[]);
@@ -66,25 +69,9 @@ fn a_path_asked_for_by_name_serves_or_is_an_error() {
     refused("nftables off", ["", "nft", ""], &refusal("--proxy-mode nftables", "nftables (nft: as seen)"));
     refused("iptables auto", ["", "", "lock"], &refusal("--proxy-mode iptables", "iptables (lock: as seen)"));
     refused("nftables on", ["btf", "", ""], &refusal("--socket-lb on", "sockets (btf: as seen)"));
-    let contradiction = choose(requested("ebpf off"), &offers(["", "", ""])).unwrap_err();
-    assert_eq!(contradiction, ChooseError::Contradiction);
-}
-
-/// With an offer of programs for packets, which lacks something or ("") nothing.
-#[track_caller]
-fn check_programs(flags: &str, lacking: &'static str, missing: [&'static str; 3], mode: Mode, parts: &[&str]) {
-    let mut all = offers(missing);
-    all.push(offer((Part::Programs, lacking)));
-    let chosen = choose(requested(flags), &all).unwrap();
-    assert_eq!((chosen.mode, chosen.to_string()), (mode, parts.join(" and ")));
-}
-
-#[test]
-fn programs_serve_packets_where_they_are_offered_and_no_rules_are_asked_for() {
-    check_programs("auto auto", "", ["", "", ""], Mode::Ebpf, &[SOCKETS, PROGRAMS]);
-    check_programs("auto off", "", ["", "nft", "lock"], Mode::Ebpf, &[PROGRAMS]);
-    check_programs("ebpf off", "", ["", "", ""], Mode::Ebpf, &[PROGRAMS]);
-    check_programs("auto auto", "btf", ["", "", ""], Mode::Ebpf, &[SOCKETS, NFT]);
-    check_programs("auto off", "btf", ["", "", ""], Mode::Nftables, &[NFT]);
-    check_programs("nftables auto", "", ["", "", ""], Mode::Nftables, &[SOCKETS, NFT]);
+    let mut lacking = offers(["", "", ""]);
+    lacking.pop();
+    lacking.push(offer((Part::Programs, "tc")));
+    let error = choose(requested("ebpf auto"), &lacking).unwrap_err();
+    assert_eq!(error, not_possible("--proxy-mode ebpf", "programs (tc: as seen)"));
 }

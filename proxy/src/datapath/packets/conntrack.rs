@@ -9,11 +9,11 @@ mod tests;
 use std::io;
 use std::time::Instant;
 
-use shunt_model::Family;
+use shunt_model::{Family, Protocol};
 use tracing::{info, warn};
 
 use self::judge::Judge;
-use self::table::Table;
+use self::table::{Flow, Table};
 use crate::datapath::FlowSweep;
 use crate::host::netlink::Dump;
 use crate::plan::Plan;
@@ -65,6 +65,18 @@ impl StaleFlows {
         self.failing = failed;
         sweeps
     }
+}
+
+/// How many connections of TCP and SCTP the kernel translates.
+pub(in crate::datapath) fn translated_connections() -> io::Result<u64> {
+    let (mut table, mut count) = (Table::open()?, 0_u64);
+    for family in Family::BOTH {
+        for protocol in [Protocol::Tcp, Protocol::Sctp] {
+            let flows = table.flows(family, protocol, Flow::is_translated)?.entries;
+            count = count.saturating_add(u64::try_from(flows.len()).unwrap_or(u64::MAX));
+        }
+    }
+    Ok(count)
 }
 
 /// Ends the stale flows of a family and counts them. Gives the last failure: one flow does not keep the others.

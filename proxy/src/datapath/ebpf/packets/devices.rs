@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use proxy_abi::Device;
 use shunt_model::Family;
 
+use super::super::PacketOptions;
 use super::super::layout::write::address as words;
+use crate::host::devices::Devices;
 use crate::host::netlink::addresses::{InterfaceAddress, is_reachable};
 use crate::host::netlink::links::{Kind, Layer, Link};
 use crate::plan::PodInterface;
@@ -52,14 +54,15 @@ enum Role {
     Uplink,
 }
 
-/// Chooses the devices. `interface`: by which the operator knows pods, instead of by what devices are.
-pub(super) fn select(found: &Found, interface: Option<&PodInterface>) -> Selection {
+/// Chooses the devices, by what they are but for what the operator names.
+pub(super) fn select(found: &Found, options: &PacketOptions) -> Selection {
+    let PacketOptions { interface, devices } = options;
     let mut selection = Selection::default();
     let roles: Vec<(&Link, Role)> =
-        found.links.iter().filter_map(|link| Some((link, found.role(link, &mut selection.unserved)?))).collect();
+        found.links.iter().filter_map(|link| Some((link, found.role(link, devices, &mut selection.unserved)?))).collect();
     let [node4, node6] = [Family::V4, Family::V6].map(|family| found.of_node(&roles, family));
     for &(link, role) in &roles {
-        let pods = interface.map_or(role == Role::Pods, |interface| found.is_named(link, interface));
+        let pods = interface.as_ref().map_or(role == Role::Pods, |interface| found.is_named(link, interface));
         let owner = found.owner(link);
         let source = |family, of_node: Option<IpAddr>| found.preferred(owner, family).or(of_node).map(words);
         let [_, _, _, address4] = source(Family::V4, node4).unwrap_or_default();
@@ -72,7 +75,7 @@ pub(super) fn select(found: &Found, interface: Option<&PodInterface>) -> Selecti
 }
 
 impl Found {
-    fn role(&self, link: &Link, unserved: &mut BTreeSet<String>) -> Option<Role> {
+    fn role(&self, link: &Link, devices: &Devices, unserved: &mut BTreeSet<String>) -> Option<Role> {
         let name = &link.name;
         if self.divided.contains(&link.index) {
             unserved.insert(format!("{name} has virtual functions (SR-IOV): pods that have one send past this node"));
@@ -96,10 +99,11 @@ impl Found {
                 self.is_uplink(link)
             }
         };
-        let role = match (self.is_end_of_pod(link), is_used) {
-            (true, _) => Role::Pods,
-            (false, true) => Role::Uplink,
-            (false, false) => return None,
+        let role = match (devices.name(name), self.is_end_of_pod(link)) {
+            (Some(true), _) => Role::Uplink,
+            (Some(false) | None, true) => Role::Pods,
+            (None, false) if is_used => Role::Uplink,
+            (Some(false) | None, false) => return None,
         };
         match link.layer {
             Layer::Ethernet | Layer::Ip => Some(role),

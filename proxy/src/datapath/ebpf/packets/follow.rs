@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use zerocopy::transmute;
 
+use super::super::PacketOptions;
 use super::super::pins::{PinError, Pins};
 use super::super::socket::programs::{Links, ProgramsError};
 use super::super::tables::kernel::{TableError, open};
@@ -28,7 +29,6 @@ use crate::datapath::report::{Installed, Number, NumberKind, Report};
 use crate::host::addresses::Changes;
 use crate::host::netlink::links::{Kind, Link};
 use crate::host::netlink::{Netlink, addresses, links, routes};
-use crate::plan::PodInterface;
 use crate::sys::bpf;
 
 /// How often it looks even if the kernel reports no change: of a program that another one has detached, and of routes,
@@ -40,8 +40,7 @@ const EVERY: Duration = Duration::from_secs(1);
 pub(in crate::datapath::ebpf) struct Follower {
     loaded: Loaded,
     pins: Pins,
-    /// By which the operator knows pods.
-    interface: Option<PodInterface>,
+    options: PacketOptions,
     netlink: Netlink,
     ways: Ways,
     map: OwnedFd,
@@ -98,22 +97,22 @@ impl Follower {
     pub(in crate::datapath::ebpf) fn open(
         loaded: Loaded,
         pins: &Pins,
-        interface: Option<PodInterface>,
+        options: PacketOptions,
     ) -> Result<(Self, Links), FollowError> {
-        let mut follower = Self::idle(loaded, pins, interface)?;
+        let mut follower = Self::idle(loaded, pins, options)?;
         let links = follower.look()?;
         // Instead of those of an earlier daemon, which no device has now.
         follower.loaded.pin(pins)?;
         Ok((follower, links))
     }
 
-    fn idle(loaded: Loaded, pins: &Pins, interface: Option<PodInterface>) -> Result<Self, FollowError> {
+    fn idle(loaded: Loaded, pins: &Pins, options: PacketOptions) -> Result<Self, FollowError> {
         let map = open(&pins.maps, &maps::packets::DEVICES)?;
         let known = bpf::keys::<4>(map.as_fd()).map_err(FollowError::Write)?;
         Ok(Self {
             loaded,
             pins: pins.clone(),
-            interface,
+            options,
             netlink: Netlink::open(NETLINK_ROUTE)?,
             ways: Ways { tcx: Tcx { links: pins.devices.clone() }, clsact: Clsact::open()?, has_tcx: true },
             map,
@@ -142,7 +141,7 @@ impl Follower {
 
     /// Reads what is there, and makes the programs and `DEVICES` agree with it.
     fn look(&mut self) -> Result<Links, FollowError> {
-        let Selection { wanted, unserved } = select(&self.found()?, self.interface.as_ref());
+        let Selection { wanted, unserved } = select(&self.found()?, &self.options);
         for sentence in unserved.difference(&self.told) {
             warn!("packet programs do not serve it: {sentence}");
         }

@@ -15,6 +15,8 @@ use crate::plan::{self, AddressMeaning};
 pub(in crate::datapath::ebpf) struct Meaning {
     pub(in crate::datapath::ebpf) node_ports: Option<NodePorts>,
     pub(in crate::datapath::ebpf) refuses: bool,
+    /// No plan has it any more, but flows may.
+    pub(in crate::datapath::ebpf) former: bool,
 }
 
 impl Meaning {
@@ -25,17 +27,17 @@ impl Meaning {
             plan::NodePorts::FromAnywhere => NodePorts::FromAnywhere,
             plan::NodePorts::FromNodeOnly => NodePorts::FromNodeOnly,
         });
-        Self { node_ports, refuses: refuses_other_ports }
+        Self { node_ports, refuses: refuses_other_ports, former: false }
     }
 
     /// What the map says.
     pub(in crate::datapath::ebpf) fn of(value: AddressValue) -> Self {
-        Self { node_ports: value.node_ports(), refuses: value.refuses_other_ports() }
+        Self { node_ports: value.node_ports(), refuses: value.refuses_other_ports(), former: value.is_former() }
     }
 
     /// As the map has it under `key`.
     pub(in crate::datapath::ebpf) fn value(self, key: &Address6) -> AddressValue {
-        AddressValue::new(key, self.node_ports, self.refuses)
+        if self.former { AddressValue::former(key) } else { AddressValue::new(key, self.node_ports, self.refuses) }
     }
 }
 
@@ -47,6 +49,8 @@ pub(in crate::datapath::ebpf) struct Addresses {
     wildcards: Wildcards,
     /// Addresses whose meaning may differ from what the map holds.
     touched: BTreeSet<IpAddr>,
+    /// An address that leaves the plan stays as a former one.
+    keeps_former: bool,
 }
 
 /// How many addresses of each family accept node ports. The map has the unspecified address of a family beside them if
@@ -73,7 +77,7 @@ impl Wildcards {
             Family::V4 => self.four,
             Family::V6 => self.six,
         };
-        (count > 0).then_some(Meaning { node_ports: Some(NodePorts::FromAnywhere), refuses: false })
+        (count > 0).then_some(Meaning { node_ports: Some(NodePorts::FromAnywhere), ..Meaning::default() })
     }
 }
 
@@ -85,10 +89,11 @@ fn wildcard(family: Family) -> IpAddr {
 }
 
 impl Addresses {
-    /// The record of a map that was read back: each meaning counts as unconfirmed until a plan has it.
-    pub(in crate::datapath::ebpf) fn restored(found: Vec<(IpAddr, Meaning)>) -> Self {
+    /// The record of a map that was read back: each meaning counts as unconfirmed until a plan has it. `keeps_former`:
+    /// packets are served, and flows to an address that leaves the plan go on until [`Addresses::forget_former`].
+    pub(in crate::datapath::ebpf) fn restored(found: Vec<(IpAddr, Meaning)>, keeps_former: bool) -> Self {
         let touched = found.iter().map(|(address, _)| *address).collect();
-        Self { held: found.into_iter().collect(), touched, ..Self::default() }
+        Self { held: found.into_iter().collect(), touched, keeps_former, ..Self::default() }
     }
 
     /// The addresses of a plan, at the cost of what changed since the last one.
@@ -111,6 +116,9 @@ impl Addresses {
         match self.planned.get(address) {
             Some(planned) => Some(Meaning::planned(*planned)),
             None if address.is_unspecified() => self.wildcards.meaning(Family::of(address)),
+            None if self.keeps_former && self.held.contains_key(address) => {
+                Some(Meaning { former: true, ..Meaning::default() })
+            }
             None => None,
         }
     }
@@ -126,6 +134,18 @@ impl Addresses {
             }
         }
         (set, gone)
+    }
+
+    /// The former addresses.
+    pub(in crate::datapath::ebpf) fn former(&self) -> impl Iterator<Item = IpAddr> {
+        self.held.iter().filter(|(_, meaning)| meaning.former).map(|(address, _)| *address)
+    }
+
+    /// Drops the former addresses to which no flow leads any more, which the map is to lose now. Returns them.
+    pub(in crate::datapath::ebpf) fn forget_former(&mut self, is_in_use: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
+        let forgotten: Vec<IpAddr> = self.former().filter(|address| !is_in_use(*address)).collect();
+        self.held.retain(|address, _| !forgotten.contains(address));
+        forgotten
     }
 
     /// What the map should hold.
@@ -144,12 +164,12 @@ mod tests {
 
     #[test]
     fn an_address_means_what_is_claimed_and_nothing_when_read_back() {
-        let node = |node_ports| Meaning { node_ports: Some(node_ports), refuses: false };
+        let node = |node_ports| Meaning { node_ports: Some(node_ports), ..Meaning::default() };
         let found = vec![
-            (ip("10.96.0.1"), Meaning { node_ports: None, refuses: true }),
+            (ip("10.96.0.1"), Meaning { refuses: true, ..Meaning::default() }),
             (ip("172.18.0.11"), node(NodePorts::FromAnywhere)),
         ];
-        let mut addresses = Addresses::restored(found);
+        let mut addresses = Addresses::restored(found, false);
         let planned = |node_ports| AddressMeaning { node_ports: Some(node_ports), refuses_other_ports: false };
         let planned = [
             (ip("172.18.0.11"), planned(plan::NodePorts::FromAnywhere)),
@@ -166,6 +186,23 @@ mod tests {
         assert_eq!(set, wanted, "what is there already is not written");
         assert_eq!(gone, [ip("10.96.0.1")], "the plan does not have it");
         assert_eq!(addresses.take_changes(), (vec![], vec![]));
+    }
+
+    #[test]
+    fn an_address_that_leaves_the_plan_stays_as_a_former_one_while_flows_lead_to_it() {
+        let refuses = Meaning { refuses: true, ..Meaning::default() };
+        let mut addresses = Addresses::restored(vec![(ip("10.96.0.1"), refuses), (ip("10.96.0.2"), refuses)], true);
+        let former = Meaning { former: true, ..Meaning::default() };
+        let left = vec![(ip("10.96.0.1"), former), (ip("10.96.0.2"), former)];
+        assert_eq!(addresses.take_changes(), (left, vec![]));
+        assert_eq!(addresses.take_changes(), (vec![], vec![]));
+        // One of them comes back.
+        let planned = AddressMeaning { node_ports: None, refuses_other_ports: true };
+        addresses.follow(&[(ip("10.96.0.2"), planned)].into_iter().collect());
+        assert_eq!(addresses.take_changes(), (vec![(ip("10.96.0.2"), refuses)], vec![]));
+        assert_eq!(addresses.forget_former(|_| true), Vec::<IpAddr>::new());
+        assert_eq!(addresses.forget_former(|_| false), [ip("10.96.0.1")]);
+        assert_eq!(addresses.former().count(), 0);
     }
 
     #[test]

@@ -111,7 +111,7 @@ proptest! {
 }
 
 proptest! {
-    /// Of packets, from pods and from outside: NE-12 apart, which no element of these tables is about.
+    /// Of packets, from pods and from outside.
     #[test]
     fn a_packet_finds_the_verdict_in_the_tables(snapshot in any_cluster(), exclusive in any::<bool>()) {
         let plan = planned(&snapshot, false, exclusive, EmptyLocal::Pass);
@@ -122,10 +122,6 @@ proptest! {
             let to = SocketAddr::new(destination, port);
             let (found, source_nat) = memory.packet_outcome(outside, from, to, protocol);
             let reason = plan.decide(&packet).reason.map(|reason| reason.meeting);
-            if reason == Some(Meeting::UnusedAddress) {
-                prop_assert_eq!(found, PacketOutcome::Pass, "{:?}", packet);
-                continue;
-            }
             let masquerades = match reason {
                 Some(Meeting::Frontend(met)) => met.rule.masquerade,
                 _ => false,

@@ -37,6 +37,7 @@ pub(crate) struct Memory {
     pub(in crate::datapath::ebpf) backends: HashMap<(Family, u32), [u64; 4]>,
     pub(in crate::datapath::ebpf) ranges: BTreeSet<(u32, IpNet)>,
     addresses: HashMap<IpAddr, addresses::Meaning>,
+    service_ranges: Vec<IpNet>,
     /// Which endpoint a client had last; a lookup writes here.
     affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
     /// The node's own DNS is closed.
@@ -168,6 +169,11 @@ impl lookup::Tables for Memory {
         self.ranges.iter().any(|(id, prefix)| *id == key.id && prefix.contains(&ip))
     }
 
+    fn in_service_range(&self, key: &Address6) -> bool {
+        let ip = IpAddr::V6(address_of(*key)).to_canonical();
+        self.service_ranges.iter().any(|range| range.contains(&ip))
+    }
+
     fn affinity(&self, key: &AffinityKey) -> Option<Element> {
         self.affinity.borrow().get(key).map(|value| Element([value.0, 0, 0, 0]))
     }
@@ -207,6 +213,7 @@ impl Memory {
         }
         addresses.follow(&plan.addresses);
         memory.addresses = addresses.take_changes().0.into_iter().collect();
+        memory.service_ranges = plan.service_cidrs.to_vec();
         Ok(memory)
     }
 
@@ -240,6 +247,9 @@ impl Memory {
         let outcome = match self.read(call, to, protocol) {
             Ok(Served { addresses, sticky, source_nat }) => {
                 return (PacketOutcome::Endpoints { addresses, sticky }, source_nat.is_for(outside));
+            }
+            Err(Unserved::Foreign) if lookup::is_unused(self, &address(to.ip().to_canonical()), to.port().to_be()) => {
+                PacketOutcome::Drop
             }
             Err(Unserved::Foreign) => PacketOutcome::Pass,
             Err(Unserved::Without(NoEndpoint::NotHere(terms))) if terms.silent() => PacketOutcome::Drop,

@@ -10,7 +10,7 @@ use proxy_abi::lookup::{self, Words};
 use proxy_abi::maps::{self, Map};
 use proxy_abi::{
     Address6, AffinityKey, AffinityValue, Backend4, Backend6, Config, Directory, FrontendKey4, FrontendKey6, RangeKey,
-    RangePrefix,
+    RangePrefix, ServicePrefix,
 };
 use zerocopy::transmute;
 
@@ -25,6 +25,7 @@ pub(in crate::datapath::ebpf) struct Reader {
     frontends6: OwnedFd,
     addresses: OwnedFd,
     ranges: OwnedFd,
+    service_ranges: OwnedFd,
     affinity: OwnedFd,
     config: OwnedFd,
     directory: OwnedFd,
@@ -53,6 +54,7 @@ impl Reader {
             frontends6: open(pins, &maps::FRONTENDS6)?,
             addresses: open(pins, &maps::ADDRESSES)?,
             ranges: open(pins, &maps::RANGES)?,
+            service_ranges: open(pins, &maps::SERVICE_RANGES)?,
             affinity: open(pins, &maps::AFFINITY)?,
             config: array(&maps::CONFIG)?,
             directory: array(&maps::DIRECTORY)?,
@@ -133,6 +135,12 @@ impl lookup::Tables for &Reader {
         let prefix = RangePrefix { bits: RangeKey::BITS, key: *key };
         let key: [u8; size_of::<RangePrefix>()] = transmute!(prefix);
         self.found(bpf::lookup::<{ size_of::<RangePrefix>() }, 4>(self.ranges.as_fd(), &key)).is_some()
+    }
+
+    fn in_service_range(&self, address: &Address6) -> bool {
+        let prefix = ServicePrefix { bits: ServicePrefix::BITS, address: *address };
+        let key: [u8; size_of::<ServicePrefix>()] = transmute!(prefix);
+        self.found(bpf::lookup::<{ size_of::<ServicePrefix>() }, 4>(self.service_ranges.as_fd(), &key)).is_some()
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Element> {

@@ -326,7 +326,7 @@ fn an_open_path_serves_each_family_of_which_the_kernel_takes_the_rules() {
             object: None,
             bind_protection: false,
             packets: PACKETS,
-            packet_programs: false,
+            devices: crate::host::devices::Devices::default(),
             pods: crate::plan::PodDetection::default(),
         };
         // What others have decides about the variant.

@@ -274,7 +274,7 @@ fn a_probe_changes_nothing() {
             object: None,
             bind_protection: false,
             packets: PACKETS,
-            packet_programs: false,
+            devices: crate::host::devices::Devices::default(),
             pods: crate::plan::PodDetection::default(),
         };
         nft(&command, "add table ip shunt");

@@ -69,12 +69,12 @@ fn shown(Wanted { name, ethernet, device }: &Wanted) -> String {
 
 #[track_caller]
 fn check(rows: &[&str], wanted: &[&str]) {
-    check_with(None, rows, wanted, &[]);
+    check_with(&PacketOptions::default(), rows, wanted, &[]);
 }
 
 #[track_caller]
-fn check_with(interface: Option<PodInterface>, rows: &[&str], wanted: &[&str], unserved: &[&str]) {
-    let Selection { wanted: selected, unserved: told } = select(&found(rows), interface.as_ref());
+fn check_with(options: &PacketOptions, rows: &[&str], wanted: &[&str], unserved: &[&str]) {
+    let Selection { wanted: selected, unserved: told } = select(&found(rows), options);
     assert_eq!(selected.values().map(shown).collect::<Vec<_>>(), wanted);
     assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), unserved);
 }
@@ -175,7 +175,7 @@ fn tunnels_stand_for_clients_with_their_own_address() {
 #[test]
 fn what_cannot_be_served_is_told() {
     check_with(
-        None,
+        &PacketOptions::default(),
         &[
             "2 eth0 plain ip=192.0.2.5/24 divided",
             "3 shim macvlan ip=192.0.2.6/24",
@@ -193,11 +193,24 @@ fn what_cannot_be_served_is_told() {
 #[test]
 fn the_operator_may_know_pods_by_an_interface() {
     let bridged = [ETH0, "5 cni0 bridge ip=10.244.1.1/24", "6 veth1 veth away in=5", "7 veth2 veth away"];
-    let named = |name: &str| Some(PodInterface::Named(name.into()));
+    let by = |interface| PacketOptions { interface: Some(interface), ..PacketOptions::default() };
+    let named = |name: &str| by(PodInterface::Named(name.into()));
     let [eth0, of_bridge, other] =
         ["eth0: 192.0.2.5 2001:db8::5", "veth1: 10.244.1.1 2001:db8::5", "veth2: 192.0.2.5 2001:db8::5"];
-    check_with(named("cni0"), &bridged, &[eth0, &format!("{of_bridge} pods"), other], &[]);
-    check_with(named("veth2"), &bridged, &[eth0, of_bridge, &format!("{other} pods")], &[]);
-    let prefixed = Some(PodInterface::Prefixed("veth".into()));
-    check_with(prefixed, &bridged, &[eth0, &format!("{of_bridge} pods"), &format!("{other} pods")], &[]);
+    check_with(&named("cni0"), &bridged, &[eth0, &format!("{of_bridge} pods"), other], &[]);
+    check_with(&named("veth2"), &bridged, &[eth0, of_bridge, &format!("{other} pods")], &[]);
+    let prefixed = by(PodInterface::Prefixed("veth".into()));
+    check_with(&prefixed, &bridged, &[eth0, &format!("{of_bridge} pods"), &format!("{other} pods")], &[]);
+}
+
+#[test]
+fn the_operator_may_name_the_devices_that_lead_out() {
+    let only = |devices: &str| PacketOptions { devices: devices.parse().unwrap(), ..PacketOptions::default() };
+    let rows = [ETH0, "3 eth1 plain ip=10.9.0.1/24", "4 mgmt plain", "7 veth2 veth away"];
+    let [eth1, mgmt, pod] =
+        ["eth1: 10.9.0.1 2001:db8::5", "mgmt: 192.0.2.5 2001:db8::5", "veth2: 192.0.2.5 2001:db8::5 pods"];
+    check_with(&only("eth1,mgmt"), &rows, &[eth1, mgmt, pod], &[]);
+    // What is named leads out, whatever it looks like.
+    let all = &["eth0: 192.0.2.5 2001:db8::5", eth1, "veth2: 192.0.2.5 2001:db8::5"];
+    check_with(&only("eth+,veth2"), &rows, all, &[]);
 }

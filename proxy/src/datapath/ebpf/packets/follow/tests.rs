@@ -26,7 +26,7 @@ impl Place {
     /// A start of the daemon.
     fn follow(&self, has_tcx: bool) -> (Follower, [usize; 3]) {
         let loaded = Loaded::load(OBJECT, &self.pins).unwrap_or_else(|error| panic!("{error}"));
-        let mut follower = Follower::idle(loaded, &self.pins, None).unwrap();
+        let mut follower = Follower::idle(loaded, &self.pins, PacketOptions::default()).unwrap();
         follower.ways.has_tcx = has_tcx;
         let Links { kept, replaced, attached } = follower.look().unwrap();
         follower.loaded.pin(&self.pins).unwrap();
