@@ -8,6 +8,7 @@ mod dial;
 mod dns_load;
 mod load;
 mod probe;
+mod programs;
 mod resolve;
 mod sctp;
 mod serve;
@@ -31,6 +32,7 @@ pub use connect::{Attempt, ConnectArguments};
 pub use dial::{Answer, Question};
 pub use dns_load::{DnsLoadArguments, DnsLoadLine};
 pub use load::{LoadArguments, LoadLine};
+pub use programs::{ProgramArguments, ProgramLine};
 pub use probe::{Call, Probe, ProbeArguments};
 pub use resolve::{DnsRecord, Resolution, ResolveArguments, resolve};
 pub use serve::ServeArguments;
@@ -94,6 +96,10 @@ enum PeerCommand {
     BenchDns(DnsLoadArguments),
     /// Time connect, one request, its answer and close.
     BenchRr(BenchArguments),
+    /// Time a request and its answer on a connection that stays.
+    BenchExchange(BenchArguments),
+    /// Time the packet programs, packet by packet.
+    BenchPrograms(ProgramArguments),
     /// Be process 1 of a guest.
     #[command(hide = true)]
     GuestInit,
@@ -128,6 +134,8 @@ impl Peer {
             PeerCommand::BenchUdp(arguments) => bench::udp(&arguments),
             PeerCommand::BenchDns(arguments) => dns_load::load(&arguments),
             PeerCommand::BenchRr(arguments) => bench::request_response(&arguments),
+            PeerCommand::BenchExchange(arguments) => bench::exchange(&arguments),
+            PeerCommand::BenchPrograms(arguments) => programs::run(&arguments),
             PeerCommand::GuestInit => crate::guest::init(),
             PeerCommand::Guard { prefix } => guard(&prefix),
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -97,6 +97,27 @@ pub(super) fn request_response(arguments: &BenchArguments) -> anyhow::Result<()>
         reader.read_line(&mut line).context("reading the echo")?;
         drop(reader);
         drop(socket);
+        Ok(start.elapsed())
+    })
+}
+
+/// Times one echoed line, on one connection for each target.
+pub(super) fn exchange(arguments: &BenchArguments) -> anyhow::Result<()> {
+    let mut connections = BTreeMap::new();
+    for target in &arguments.to {
+        let stream = TcpStream::connect(target).with_context(|| format!("connecting to {target}"))?;
+        stream.set_nodelay(true).context("setting nodelay")?;
+        let mut reader = BufReader::new(stream.try_clone().context("sharing the socket")?);
+        reader.read_line(&mut String::new()).context("reading the greeting")?;
+        connections.insert(*target, (stream, reader));
+    }
+    let mut line = String::new();
+    interleave(arguments, |target| {
+        let (stream, reader) = connections.get_mut(&target).context("a connection for each target")?;
+        line.clear();
+        let start = Instant::now();
+        stream.write_all(b"ping\n").context("writing")?;
+        reader.read_line(&mut line).context("reading the echo")?;
         Ok(start.elapsed())
     })
 }

@@ -20,14 +20,19 @@ const NAMED: u16 = 7001;
 /// The last of all services: where rules are looked at in order, it comes at their end.
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 1);
 const MOVING: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 2);
+const NAMED_AT: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 3);
 const NODE_PORT: u16 = 30_700;
+/// Of a server that answers.
+const ANSWERS: u16 = 30_701;
 const ROUNDS: u32 = 5;
 /// Times that the endpoint moves, on each path.
 const MOVES: u32 = 7;
 
 /// What is compared: a daemon with these flags, or the rules of kube-proxy.
-const CONTENDERS: [(&str, Contender); 7] = [
-    ("sockets over nftables", Contender::Daemon(&["--proxy-mode", "ebpf"])),
+const CONTENDERS: [(&str, Contender); 9] = [
+    ("sockets over nftables", Contender::Daemon(&["--proxy-mode", "nftables"])),
+    ("sockets over programs", Contender::Daemon(&["--proxy-mode", "ebpf"])),
+    ("programs", Contender::Daemon(&["--proxy-mode", "ebpf", "--socket-lb", "off"])),
     ("nftables", Contender::Daemon(&["--proxy-mode", "nftables", "--socket-lb", "off"])),
     ("iptables (nft)", Contender::Daemon(&["--proxy-mode", "iptables", "--socket-lb", "off"])),
     ("iptables (legacy)", Contender::Daemon(&["--proxy-mode", "iptables", "--socket-lb", "off"])),
@@ -48,8 +53,9 @@ pub(super) struct PathFigures {
     pub(super) services: u32,
     /// Medians of connects from a pod of the node: to the server itself, and through the last service.
     pub(super) from_pod: [u64; 2],
-    /// From outside, through the node port.
-    pub(super) from_outside: u64,
+    /// From outside, through the node port: to connect, to connect with a request and its answer, and a request on a
+    /// connection that stays.
+    pub(super) from_outside: [u64; 3],
     /// From parsed objects to the kernel, with nothing there.
     pub(super) programming: Duration,
     /// From the change of a file to the first connection that goes the new way.
@@ -104,6 +110,7 @@ impl Paths {
                     folder.put("nodes", &objects)?;
                     folder.put("target", &target(&servers))?;
                     folder.put("moving", &moving(&servers, 0))?;
+                    folder.put("named", &named(&servers))?;
                     let mut options =
                         DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(folder.directory()) };
                     options.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
@@ -113,7 +120,7 @@ impl Paths {
             };
             paths.push(DataPath { name, client, serves, node });
         }
-        Ok(Self { paths, _servers: listening?, servers, services: 2, lab })
+        Ok(Self { paths, _servers: listening?, servers, services: 3, lab })
     }
 
     /// Grows to `services` and measures each path.
@@ -163,12 +170,14 @@ impl Paths {
     }
 
     /// The services that are dialled, the second with its endpoint on one server or the other.
-    fn served(&self, to: usize) -> Result<[Served; 2]> {
+    fn served(&self, to: usize) -> Result<[Served; 3]> {
         let server = |number| self.servers.get(number).map(|pod: &Pod| pod.ipv4).context("a server");
         let moving = Served { name: "zz-moving", address: MOVING, port: NAMED, node_port: None, endpoint: server(to)? };
         let target =
             Served { name: "zz-target", address: TARGET, port: SINK, node_port: Some(NODE_PORT), endpoint: server(0)? };
-        Ok([moving, target])
+        let (name, node_port) = ("zz-named", Some(ANSWERS));
+        let named = Served { name, address: NAMED_AT, port: NAMED, node_port, endpoint: server(0)? };
+        Ok([moving, target, named])
     }
 
     /// In turns: from the pods of each node, and from outside through all node ports, sample by sample.
@@ -176,22 +185,25 @@ impl Paths {
         let each = (samples / ROUNDS).max(1).to_string();
         let server = self.servers.first().context("a server")?.ipv4;
         let service = format!("{server}:{SINK},{TARGET}:{SINK}");
-        let node_ports: Vec<String> = self.paths.iter().map(|path| format!("{}:{NODE_PORT}", path.node.ipv4)).collect();
-        let (mut pods, mut outside) = (vec![[Vec::new(), Vec::new()]; figures.len()], vec![Vec::new(); figures.len()]);
+        let mut pods = vec![[Vec::new(), Vec::new()]; figures.len()];
+        let mut outside = vec![[Vec::new(), Vec::new(), Vec::new()]; figures.len()];
         for _ in 0..ROUNDS {
             for (path, medians) in self.paths.iter().zip(&mut pods) {
-                for (line, medians) in bench_connect(&path.client, &service, &each)?.iter().zip(medians) {
+                for (line, medians) in bench(&path.client, "bench-connect", &service, &each)?.iter().zip(medians) {
                     medians.push(line.p50);
                 }
             }
-            let lines = bench_connect(&self.lab.outside, &node_ports.join(","), &each)?;
-            for (line, medians) in lines.iter().zip(&mut outside) {
-                medians.push(line.p50);
+            for (kind, (what, port)) in FROM_OUTSIDE.into_iter().enumerate() {
+                let node_ports = self.paths.iter().map(|path| format!("{}:{port}", path.node.ipv4));
+                let lines = bench(&self.lab.outside, what, &node_ports.collect::<Vec<_>>().join(","), &each)?;
+                for (line, medians) in lines.iter().zip(&mut outside) {
+                    medians.get_mut(kind).context("three kinds")?.push(line.p50);
+                }
             }
         }
         for ((figures, pods), outside) in figures.iter_mut().zip(pods).zip(outside) {
             figures.from_pod = pods.map(median);
-            figures.from_outside = median(outside);
+            figures.from_outside = outside.map(median);
         }
         Ok(())
     }
@@ -242,8 +254,12 @@ fn run(node: &Node, command: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn bench_connect(from: &lab::Place, to: &str, samples: &str) -> Result<Vec<BenchLine>> {
-    from.ask(&["bench-connect", "--to", to, "--samples", samples, "--rounds", "1"], PATIENCE)
+/// What is measured from outside, at which node port.
+const FROM_OUTSIDE: [(&str, u16); 3] =
+    [("bench-connect", NODE_PORT), ("bench-rr", ANSWERS), ("bench-exchange", ANSWERS)];
+
+fn bench(from: &lab::Place, what: &str, to: &str, samples: &str) -> Result<Vec<BenchLine>> {
+    from.ask(&[what, "--to", to, "--samples", samples, "--rounds", "1"], PATIENCE)
 }
 
 fn median(mut values: Vec<u64>) -> u64 {
@@ -257,6 +273,14 @@ fn target(servers: &[Pod]) -> [Value; 2] {
         "ports": [{"name": "", "protocol": "TCP", "port": SINK, "nodePort": NODE_PORT}],
     });
     ["Service", "EndpointSlice"].map(|kind| object(kind, "zz-target", &spec, servers.first(), SINK))
+}
+
+fn named(servers: &[Pod]) -> [Value; 2] {
+    let spec = json!({
+        "type": "NodePort", "clusterIP": NAMED_AT, "clusterIPs": [NAMED_AT],
+        "ports": [{"name": "", "protocol": "TCP", "port": NAMED, "nodePort": ANSWERS}],
+    });
+    ["Service", "EndpointSlice"].map(|kind| object(kind, "zz-named", &spec, servers.first(), NAMED))
 }
 
 fn moving(servers: &[Pod], to: usize) -> [Value; 2] {

@@ -109,8 +109,12 @@ impl BenchTable {
                 format!("{:.3}", ratio(*service, *direct)),
                 "flat".to_owned(),
             ]);
-            let outside = micros(*from_outside);
-            self.0.push(["  from outside, node port", "", &outside, "", "(not budgeted)"].map(str::to_owned));
+            let [connect, crr, rr] = from_outside.map(micros);
+            let told = [("connect", connect), ("connect, request, close", crr), ("request on a connection", rr)];
+            for (what, time) in told {
+                let what = format!("  from outside, node port: {what}");
+                self.0.push([what, String::new(), time, String::new(), "programs: >= nftables".to_owned()]);
+            }
             let [programming, change] = [programming, change].map(|time| format!("{:.1} ms", time.as_secs_f64() * 1e3));
             self.0.push(["  from nothing to the kernel", "", &programming, "", "nftables < 3 s"].map(str::to_owned));
             let budget = "nftables < 20 ms";
