@@ -187,7 +187,7 @@ impl State {
     #[inline(always)]
     #[must_use]
     pub const fn after(self, from_client: bool, packet: &Packet) -> Self {
-        if packet.ends.protocol != protocol::TCP {
+        if !protocol::connects(packet.ends.protocol) {
             return Self::Open;
         }
         if packet.flags & Packet::RST != 0 {
@@ -212,7 +212,7 @@ impl State {
     #[must_use]
     pub const fn timeout(self, protocol: u8) -> u32 {
         match (self, protocol) {
-            (Self::Opening, protocol::TCP) => 60,
+            (Self::Opening, protocol::TCP | protocol::SCTP) => 60,
             (Self::Open, protocol::TCP) => 86_400,
             (Self::ClientClosed | Self::EndpointClosed, protocol::TCP) => 3600,
             (Self::Closed, _) => 10,
@@ -287,6 +287,24 @@ mod tests {
         check(&[(true, ACK), (true, FIN), (false, FIN), (true, ACK)], State::Closed);
         check(&[(true, SYN), (false, RST)], State::Closed);
         check(&[(true, ACK), (true, RST), (true, ACK)], State::Closed);
+    }
+
+    #[test]
+    fn a_connection_of_sctp_opens_and_is_closed_at_once() {
+        let chunk = |flags| {
+            let mut packet = packet(flags);
+            packet.ends.protocol = protocol::SCTP;
+            packet
+        };
+        let (init, data, abort) = (chunk(Packet::SYN), chunk(Packet::ACK), chunk(Packet::RST));
+        assert!(init.opens() && !data.opens());
+        assert_eq!(State::Opening.after(true, &init), State::Opening);
+        assert_eq!(State::Opening.after(false, &chunk(Packet::SYN | Packet::ACK)), State::Opening);
+        assert_eq!(State::Opening.after(true, &data), State::Open);
+        for from_client in [true, false] {
+            assert_eq!(State::Open.after(from_client, &abort), State::Closed);
+        }
+        assert_eq!(State::Closed.after(true, &data), State::Closed);
     }
 
     #[test]

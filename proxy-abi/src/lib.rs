@@ -14,8 +14,10 @@ pub mod backend;
 pub mod bind;
 pub mod config;
 pub mod connection;
+pub mod crc32c;
 pub mod device;
 pub mod directory;
+pub mod fragment;
 pub mod frontend;
 pub mod icmp;
 pub mod lookup;
@@ -70,6 +72,8 @@ pub mod capacity {
     pub const CONNECTIONS: u32 = 131_072;
     /// Those of TCP whose client has sent one packet so far.
     pub const OPENINGS: u32 = 16_384;
+    /// Datagrams in fragments; the longest unused is forgotten first.
+    pub const FRAGMENTS: u32 = 8192;
 }
 
 /// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0`, as it lies in a packet.

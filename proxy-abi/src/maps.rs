@@ -118,6 +118,8 @@ macro_rules! for_each_packet_map {
             Lru OPENINGS: $crate::packet::Ends => $crate::connection::Connection, $crate::capacity::OPENINGS, Flows;
             /// What leads back to those.
             Lru OPENING_TRANSLATIONS: $crate::packet::Ends => $crate::connection::Translation, 2 * $crate::capacity::OPENINGS, Flows;
+            /// The ports of datagrams in fragments.
+            Lru FRAGMENTS: $crate::fragment::FragmentKey => $crate::fragment::Ports, $crate::capacity::FRAGMENTS, Flows;
         }
     };
 }
@@ -195,6 +197,7 @@ mod tests {
         check(packets::DEVICES, 4, 24);
         check(packets::CONNECTIONS, 40, 56);
         check(packets::TRANSLATIONS, 40, 32);
-        assert_eq!(packets::ALL.len(), 5);
+        check(packets::FRAGMENTS, 40, 4);
+        assert_eq!(packets::ALL.len(), 6);
     }
 }

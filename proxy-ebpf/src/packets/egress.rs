@@ -4,13 +4,12 @@ use proxy_abi::connection::{Key, State, Translation};
 use proxy_abi::packet::{Ends, Packet, Read};
 use proxy_abi::{Address6, Device, mapped};
 
-use crate::errors;
 use crate::flows::{self, Tables};
 use crate::rewrite::{self, Side};
 use crate::sender::seconds;
 use crate::skb::Skb;
 use crate::tracked::{DEVICES, Scratch, scratch};
-use crate::{DROP, NEXT};
+use crate::{DROP, NEXT, errors, fragments};
 
 /// How many ports of this node are tried for a flow.
 const TRIES: u32 = 32;
@@ -23,20 +22,19 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     let packet = match skb.read(NETWORK) {
         Read::Packet(packet) => packet,
         Read::Message(message) => return errors::leave(*skb, &message),
-        Read::Fragment(_) | Read::Other => return NEXT,
+        Read::Fragment(fragment) => return fragments::leave(*skb, &fragment),
+        Read::Other => return NEXT,
     };
-    if packet.fragment != 0 {
-        return NEXT;
-    }
-    let key = Key::of(&packet.ends);
-    let Some(place) = flows::translation(&key) else { return NEXT };
     let Some(scratch) = scratch() else { return NEXT };
-    (scratch.packet, scratch.key) = (packet, key);
+    scratch.packet = packet;
+    scratch.key = Key::of(&scratch.packet.ends);
+    fragments::forget(&scratch.packet);
+    let Some(place) = flows::translation(&scratch.key) else { return NEXT };
     serve(*skb, scratch, place)
 }
 
-/// The verdict on the packet of the scratch, which `place` leads back from. Not inlined: see that of ingress.
-#[inline(never)]
+/// The verdict on the packet of the scratch, which `place` leads back from.
+#[inline(always)]
 fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     // SAFETY: an element that was found stays readable.
     scratch.translation = unsafe { place.read() };
@@ -44,12 +42,20 @@ fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     if translation.flags & Translation::OF_NODE != 0 {
         return NEXT;
     }
-    let result = match translation.is_from_client(&scratch.key) {
+    match translation.is_from_client(&scratch.key) {
         false => answer(skb, scratch, place),
         true if translation.flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
-        true => Ok(()),
-    };
-    if result.is_ok() { NEXT } else { DROP }
+        true => NEXT,
+    }
+}
+
+#[inline(always)]
+fn finish(packet: &Packet, result: Result<(), rewrite::Failed>) -> i32 {
+    if result.is_err() {
+        return DROP;
+    }
+    fragments::remember(packet);
+    NEXT
 }
 
 /// The ends of the client's packets as they come in.
@@ -65,9 +71,9 @@ pub(crate) fn dialled(client: Address6, translation: &Translation, protocol: u8)
     }
 }
 
-/// A packet of the endpoint's to the client.
-#[inline(always)]
-fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<(), rewrite::Failed> {
+/// The verdict on a packet of the endpoint's to the client. Not inlined: see `serve` of ingress.
+#[inline(never)]
+fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     let Scratch { packet, translation, client, .. } = scratch;
     let now = seconds();
     if translation.seen != now || packet.flags & (Packet::FIN | Packet::RST) != 0 {
@@ -83,29 +89,49 @@ fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<()
         }
     }
     if translation.client_port != packet.ends.to_port {
-        rewrite::set(skb, packet, Side::Destination, &packet.ends.to, translation.client_port)?;
-    }
-    rewrite::set(skb, packet, Side::Source, &translation.address, translation.port)
-}
-
-/// A packet of the client's for which this node stands.
-#[inline(always)]
-fn masquerade(skb: Skb, scratch: &mut Scratch) -> Result<(), rewrite::Failed> {
-    let ends = &scratch.packet.ends;
-    scratch.client = dialled(ends.from, &scratch.translation, ends.protocol);
-    let (place, tables) = flows::connection(&scratch.client).ok_or(rewrite::Failed)?;
-    // SAFETY: an element that was found stays readable.
-    scratch.connection = unsafe { place.read() };
-    if scratch.connection.source_port == 0 {
-        scratch.connection.source = source(skb, &scratch.packet).ok_or(rewrite::Failed)?;
-        take_port(scratch, tables).ok_or(rewrite::Failed)?;
-        // SAFETY: as above.
-        unsafe {
-            (*place).source = scratch.connection.source;
-            (*place).source_port = scratch.connection.source_port;
+        let set = rewrite::set(skb, packet, Side::Destination, &packet.ends.to, translation.client_port);
+        if set.is_err() {
+            return DROP;
         }
     }
-    rewrite::set(skb, &scratch.packet, Side::Source, &scratch.connection.source, scratch.connection.source_port)
+    finish(packet, rewrite::set(skb, packet, Side::Source, &translation.address, translation.port))
+}
+
+/// The verdict on a packet of the client's for which this node stands.
+#[inline(always)]
+fn masquerade(skb: Skb, scratch: &mut Scratch) -> i32 {
+    if find_stand_in(skb, scratch) { stand_in(skb, scratch) } else { DROP }
+}
+
+/// Finds the address and port of this node that stand for the client of the scratch. Not inlined, as above.
+#[inline(never)]
+fn find_stand_in(skb: Skb, scratch: &mut Scratch) -> bool {
+    let ends = &scratch.packet.ends;
+    scratch.client = dialled(ends.from, &scratch.translation, ends.protocol);
+    let Some((place, tables)) = flows::connection(&scratch.client) else { return false };
+    // SAFETY: an element that was found stays readable.
+    scratch.connection = unsafe { place.read() };
+    if scratch.connection.source_port != 0 {
+        return true;
+    }
+    let Some(source) = source(skb, &scratch.packet) else { return false };
+    scratch.connection.source = source;
+    if take_port(scratch, tables).is_none() {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe {
+        (*place).source = scratch.connection.source;
+        (*place).source_port = scratch.connection.source_port;
+    }
+    true
+}
+
+/// Not inlined, as above.
+#[inline(never)]
+fn stand_in(skb: Skb, scratch: &mut Scratch) -> i32 {
+    let Scratch { packet, connection, .. } = scratch;
+    finish(packet, rewrite::set(skb, packet, Side::Source, &connection.source, connection.source_port))
 }
 
 /// The address of the device by which the packet leaves.

@@ -5,11 +5,15 @@
 //! ends of client and endpoint, as the flow itself, and filters and the kernel's tracking know it. What came in is
 //! brought there at ingress; what leaves is brought from there at egress, errors of this node itself included. An error
 //! says nothing about whether its flow is alive, so it leaves no trace in the tables.
+//!
+//! A redirect tells the sender of a packet a better next hop. A node sends one if it forwards a client's packet out of
+//! the device by which it came; but its answers must come back by this node, whoever would hear of the other way. So
+//! none leaves about a flow of ours. What comes in is for this node's own routes, and goes on.
 
 use proxy_abi::connection::{Key, Translation};
 use proxy_abi::lookup::address_value;
 use proxy_abi::packet::{Ends, Packet};
-use proxy_abi::same;
+use proxy_abi::{Address6, same};
 
 use crate::rewrite::{self, Failed, Side};
 use crate::skb::Skb;
@@ -37,6 +41,12 @@ pub(crate) fn leave(skb: Skb, message: &Packet) -> i32 {
     take_back(skb, scratch)
 }
 
+/// Gives one end of an error another address.
+#[inline(always)]
+fn set_address(skb: Skb, message: &Packet, side: Side, address: &Address6) -> Result<(), Failed> {
+    rewrite::set_address(skb, message, side, address, rewrite::checksum(message))
+}
+
 #[inline(always)]
 fn verdict(result: Result<(), Failed>) -> i32 {
     if result.is_ok() { NEXT } else { DROP }
@@ -49,6 +59,9 @@ fn bring(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
     let Scratch { packet, quoted, client, connection, key, translation } = scratch;
     let Some(found) = skb.quoted(packet) else { return NEXT };
     *quoted = found;
+    if quoted.redirects {
+        return NEXT;
+    }
     *client = quoted.packet.ends.reversed();
     if let Some((place, _)) = flows::connection(client) {
         // About an answer: it left with what the client dialled as its source.
@@ -69,7 +82,7 @@ fn bring(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
     // About a packet for whose client this node stood.
     let (client, port) = (&translation.address, translation.port);
     let set = quoted::set(skb, packet, quoted, Side::Source, client, port);
-    verdict(set.and_then(|()| rewrite::set(skb, packet, Side::Destination, client, 0)))
+    verdict(set.and_then(|()| set_address(skb, packet, Side::Destination, client)))
 }
 
 #[inline(always)]
@@ -78,7 +91,7 @@ fn about_answer(skb: Skb, scratch: &Scratch) -> Result<(), Failed> {
     let client = &quoted.packet.ends.to;
     quoted::set(skb, packet, quoted, Side::Source, &connection.endpoint, connection.endpoint_port)?;
     quoted::set(skb, packet, quoted, Side::Destination, client, connection.client_port)?;
-    rewrite::set(skb, packet, Side::Destination, &connection.endpoint, 0)
+    set_address(skb, packet, Side::Destination, &connection.endpoint)
 }
 
 /// The error of the scratch, which leaves, gets the ends of the packet as its receiver had sent it.
@@ -93,6 +106,9 @@ fn take_back(skb: Skb, scratch: &mut Scratch) -> i32 {
     *translation = unsafe { place.read() };
     if translation.flags & Translation::OF_NODE != 0 {
         return NEXT;
+    }
+    if quoted.redirects {
+        return DROP;
     }
     if translation.is_from_client(key) {
         return verdict(to_client(skb, scratch));
@@ -120,7 +136,7 @@ fn to_client(skb: Skb, scratch: &Scratch) -> Result<(), Failed> {
     quoted::set(skb, packet, quoted, Side::Destination, &translation.address, translation.port)?;
     quoted::set(skb, packet, quoted, Side::Source, client, translation.client_port)?;
     if same(&packet.ends.from, endpoint) {
-        rewrite::set(skb, packet, Side::Source, &translation.address, 0)?;
+        set_address(skb, packet, Side::Source, &translation.address)?;
     }
     Ok(())
 }
@@ -131,5 +147,5 @@ fn to_client(skb: Skb, scratch: &Scratch) -> Result<(), Failed> {
 fn to_endpoint(skb: Skb, scratch: &Scratch) -> Result<(), Failed> {
     let Scratch { packet, quoted, connection, .. } = scratch;
     quoted::set(skb, packet, quoted, Side::Destination, &connection.source, connection.source_port)?;
-    rewrite::set(skb, packet, Side::Source, &connection.source, 0)
+    set_address(skb, packet, Side::Source, &connection.source)
 }

@@ -77,7 +77,7 @@ fn leading_back(client: &Ends, connection: &Connection, key: &Key) -> Translatio
 #[inline(always)]
 pub(crate) fn begin(scratch: &mut Scratch) -> bool {
     let Scratch { packet, connection, key, translation: value, .. } = scratch;
-    let tables = if packet.opens() { Tables::Opening } else { Tables::Large };
+    let tables = if packet.ends.protocol == protocol::TCP && packet.opens() { Tables::Opening } else { Tables::Large };
     for attempt in 0..TRIES {
         if attempt > 0 {
             connection.client_port = candidate(&packet.ends, attempt);

@@ -3,51 +3,57 @@
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, meaning};
 use proxy_abi::packet::{Packet, Read, protocol};
-use proxy_abi::{Address6, BackendRef, Device, Lead, mapped, same};
+use proxy_abi::{Address6, BackendRef, Device, Lead, mapped, refusal, same};
 
 use crate::rewrite::{self, Side};
 use crate::sender::{Sender, seconds};
 use crate::skb::Skb;
 use crate::tables::Kernel;
 use crate::tracked::{DEVICES, Scratch, scratch};
-use crate::{DROP, NEXT, errors, flows, refuse};
+use crate::{DROP, NEXT, errors, flows, fragments, refuse};
 
-/// No verdict of the kernel's: the packet is to be refused.
+/// No verdicts of the kernel's: the packet is to be refused, to go to the endpoint of the scratch's connection, or to the
+/// client of its translation.
 const REFUSE: i32 = -2;
+const FORWARD: i32 = -3;
+const RETURN: i32 = -4;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     let packet = match skb.read(NETWORK) {
         Read::Packet(packet) => packet,
         Read::Message(message) => return errors::come_in(*skb, &message),
-        Read::Fragment(_) | Read::Other => return NEXT,
+        Read::Fragment(fragment) => return fragments::come_in(*skb, &fragment),
+        Read::Other => return NEXT,
     };
-    if packet.fragment != 0 {
-        return NEXT;
-    }
     let value = address_value(&Kernel, &packet.ends.to);
-    if !value.is_known() {
+    if !value.is_known() || !skb.is_whole(&packet, protocol::header(packet.ends.protocol)) {
         return NEXT;
     }
     let Some(scratch) = scratch() else { return NEXT };
     scratch.packet = packet;
-    match serve(*skb, scratch, value.takes_node_ports()) {
+    fragments::forget(&scratch.packet);
+    // Without frames, all is for this node.
+    let for_many = NETWORK != 0 && skb.is_for_many();
+    match serve(*skb, scratch, value.takes_node_ports(), for_many) {
         REFUSE => refuse::refuse::<NETWORK>(*skb, &scratch.packet),
+        FORWARD => forward(*skb, scratch),
+        RETURN => to_client(*skb, scratch),
         verdict => verdict,
     }
 }
 
-/// The verdict on the packet of the scratch, or [`REFUSE`]. Not inlined: all calls of a program share 512 bytes of
-/// stack, but calls after each other use the same ones.
+/// The verdict on the packet of the scratch, or one of the above. Not inlined: all calls of a program share 512 bytes
+/// of stack, but calls after each other use the same ones.
 #[inline(never)]
-fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
+fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 {
     if let Some((place, tables)) = flows::connection(&scratch.packet.ends) {
         // SAFETY: an element that was found stays readable.
         let closed = State::of(unsafe { (*place).state }) == State::Closed;
         if !(closed && scratch.packet.opens()) {
             flows::note(scratch, place, tables);
-            if scratch.packet.ends.protocol == protocol::TCP || serves(&scratch.packet, &scratch.connection) {
-                return forward(skb, scratch);
+            if protocol::connects(scratch.packet.ends.protocol) || serves(&scratch.packet, &scratch.connection) {
+                return FORWARD;
             }
         }
     } else if to_node {
@@ -55,16 +61,15 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
         if let Some(place) = flows::translation(&scratch.key) {
             // SAFETY: as above.
             scratch.translation = unsafe { place.read() };
-            let Scratch { packet, translation, .. } = scratch;
-            if translation.flags & Translation::OF_NODE != 0 {
-                return finish(rewrite::set(skb, packet, Side::Destination, &translation.address, translation.port));
+            if scratch.translation.flags & Translation::OF_NODE != 0 {
+                return RETURN;
             }
         }
     }
-    if scratch.packet.ends.protocol == protocol::TCP && !scratch.packet.opens() {
+    if protocol::connects(scratch.packet.ends.protocol) && !scratch.packet.opens() {
         return NEXT;
     }
-    begin(skb, scratch)
+    begin(skb, scratch, for_many)
 }
 
 /// Whether the endpoint of a flow of datagrams is still there.
@@ -75,12 +80,23 @@ fn serves(packet: &Packet, connection: &Connection) -> bool {
 }
 
 #[inline(always)]
-fn finish(result: Result<(), rewrite::Failed>) -> i32 {
-    if result.is_ok() { NEXT } else { DROP }
+fn finish(packet: &Packet, result: Result<(), rewrite::Failed>) -> i32 {
+    if result.is_err() {
+        return DROP;
+    }
+    fragments::remember(packet);
+    NEXT
 }
 
-/// The client's packet of the scratch to its endpoint.
-#[inline(always)]
+/// The packet of the scratch from an endpoint to the client. Not inlined, as above.
+#[inline(never)]
+fn to_client(skb: Skb, scratch: &Scratch) -> i32 {
+    let Scratch { packet, translation, .. } = scratch;
+    finish(packet, rewrite::set(skb, packet, Side::Destination, &translation.address, translation.port))
+}
+
+/// The client's packet of the scratch to its endpoint. Not inlined, as above.
+#[inline(never)]
 fn forward(skb: Skb, scratch: &Scratch) -> i32 {
     let Scratch { packet, connection, .. } = scratch;
     if connection.client_port != packet.ends.from_port {
@@ -89,13 +105,13 @@ fn forward(skb: Skb, scratch: &Scratch) -> i32 {
             return DROP;
         }
     }
-    finish(rewrite::set(skb, packet, Side::Destination, &connection.endpoint, connection.endpoint_port))
+    finish(packet, rewrite::set(skb, packet, Side::Destination, &connection.endpoint, connection.endpoint_port))
 }
 
 /// The first packet of a flow.
 #[inline(always)]
-fn begin(skb: Skb, scratch: &mut Scratch) -> i32 {
-    let chosen = choose(scratch, is_outside(skb));
+fn begin(skb: Skb, scratch: &mut Scratch, for_many: bool) -> i32 {
+    let chosen = choose(scratch, is_outside(skb), for_many);
     match chosen {
         Some(Ok(())) => {}
         Some(Err(NoEndpoint::NotHere(terms))) if terms.silent() => return DROP,
@@ -106,7 +122,7 @@ fn begin(skb: Skb, scratch: &mut Scratch) -> i32 {
     if !flows::begin(scratch) {
         return DROP;
     }
-    forward(skb, scratch)
+    FORWARD
 }
 
 /// Whether packets that come in by its device are not of pods of this node.
@@ -119,9 +135,10 @@ pub(crate) fn is_outside(skb: Skb) -> bool {
 
 /// Chooses the endpoint of the flow of the scratch; `None` if it is none of ours.
 #[inline(always)]
-fn choose(scratch: &mut Scratch, outside: bool) -> Option<Result<(), NoEndpoint>> {
+fn choose(scratch: &mut Scratch, outside: bool, for_many: bool) -> Option<Result<(), NoEndpoint>> {
     let Scratch { packet, connection, .. } = scratch;
-    let sender = Sender { ends: &packet.ends, outside };
+    let answerable = refusal::may_be_told(&packet.ends.from) && !for_many;
+    let sender = Sender { ends: &packet.ends, outside, answerable };
     if packet.ipv4 {
         let [_, _, _, to] = packet.ends.to;
         let (lead, target) = match choose_in::<V4>(&sender, to)? {
@@ -143,6 +160,7 @@ fn choose(scratch: &mut Scratch, outside: bool) -> Option<Result<(), NoEndpoint>
 fn choose_in<F: Family>(sender: &Sender<'_>, to: F::Address) -> Option<Result<(Lead, Target<F::Address>), NoEndpoint>> {
     let ends = sender.ends;
     match meaning::<F, _, _>(&Kernel, sender, to, ends.to_port, ends.protocol) {
+        Meaning::Frontend(_) if !sender.answerable => Some(Err(NoEndpoint::Denied)),
         Meaning::Frontend(lead) => Some(match endpoint::<F, _, _>(&Kernel, sender, lead) {
             Ok(target) => Ok((lead, target)),
             Err(why) => Err(why),

@@ -8,12 +8,14 @@
 mod egress;
 mod errors;
 mod flows;
+mod fragments;
 mod ingress;
 #[path = "../maps.rs"]
 mod maps;
 mod quoted;
 mod refuse;
 mod rewrite;
+mod sctp;
 mod sender;
 mod skb;
 #[path = "../tables.rs"]

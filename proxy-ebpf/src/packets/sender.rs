@@ -9,6 +9,8 @@ use proxy_abi::{Address6, AffinityKey};
 pub(crate) struct Sender<'a> {
     pub(crate) ends: &'a Ends,
     pub(crate) outside: bool,
+    /// An answer can reach it: it is one host, and its frame was for this one alone.
+    pub(crate) answerable: bool,
 }
 
 /// The monotonic clock in nanoseconds.

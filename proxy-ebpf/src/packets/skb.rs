@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use proxy_abi::icmp::{Quoted, quoted};
-use proxy_abi::packet::{Bytes, Packet, Read, read};
+use proxy_abi::packet::{self, Bytes, Packet, Read, read};
 
 /// So many bytes of a packet hold all headers that are read, with most options and extensions.
 const HEADERS: u32 = 128;
@@ -51,6 +51,12 @@ impl Skb {
         unsafe { (*self.0).pkt_type }
     }
 
+    /// The frame is for more hosts than this one (`PACKET_BROADCAST`, `PACKET_MULTICAST`).
+    #[inline(always)]
+    pub(crate) fn is_for_many(self) -> bool {
+        matches!(self.addressee(), 1 | 2)
+    }
+
     /// The packet that a message of ICMP is about.
     #[inline(always)]
     pub(crate) fn quoted(self, message: &Packet) -> Option<Quoted> {
@@ -61,6 +67,25 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn two(self, at: u32) -> Option<u16> {
         self.head().any_two(at)
+    }
+
+    /// Four bytes at any place.
+    #[inline(always)]
+    pub(crate) fn four(self, at: u32) -> Option<u32> {
+        self.head().any_four(at)
+    }
+
+    /// Where a packet ends by its header.
+    #[inline(always)]
+    pub(crate) fn end(self, packet: &Packet) -> Option<u32> {
+        packet::end(&self.head(), packet)
+    }
+
+    /// Whether it has room for so many bytes of its protocol, and ends where its header says or later.
+    #[inline(always)]
+    pub(crate) fn is_whole(self, packet: &Packet, header: u32) -> bool {
+        // SAFETY: as above.
+        packet::is_whole(&self.head(), packet, header, unsafe { (*self.0).len })
     }
 
     /// Reads the packet.

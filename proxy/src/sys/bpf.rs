@@ -145,7 +145,7 @@ pub struct DeviceLink {
 ///
 /// # Safety
 /// Every address in `attr` must point to memory that is valid for what `command` does with it.
-unsafe fn call<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
+pub(super) unsafe fn call<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
     // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as
     // zero-filled.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
