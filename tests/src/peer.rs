@@ -8,6 +8,7 @@ mod dial;
 mod dns_load;
 mod load;
 mod probe;
+mod raw;
 mod resolve;
 mod sctp;
 mod serve;
@@ -32,6 +33,7 @@ pub use dial::{Answer, Question};
 pub use dns_load::{DnsLoadArguments, DnsLoadLine};
 pub use load::{LoadArguments, LoadLine};
 pub use probe::{Call, Probe, ProbeArguments};
+pub use raw::RawArguments;
 pub use resolve::{DnsRecord, Resolution, ResolveArguments, resolve};
 pub use serve::ServeArguments;
 pub use turns::TurnArguments;
@@ -70,6 +72,8 @@ enum PeerCommand {
         /// Where the server listens.
         server: SocketAddr,
     },
+    /// Send one packet.
+    Raw(RawArguments),
     /// Use one UDP socket, connected and not connected in turn.
     Turns(TurnArguments),
     /// Ask a DNS server.
@@ -116,6 +120,7 @@ impl Peer {
             PeerCommand::Probe(arguments) => probe::probe(&arguments),
             PeerCommand::Hold { to } => probe::hold(to),
             PeerCommand::Stray { server } => stray::send(server),
+            PeerCommand::Raw(arguments) => raw::send(&arguments),
             PeerCommand::Turns(arguments) => turns::take(&arguments),
             PeerCommand::Resolve(arguments) => print(&resolve(&arguments)?),
             PeerCommand::HttpGet { address, path } => {
