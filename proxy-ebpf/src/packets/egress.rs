@@ -120,10 +120,9 @@ fn find_stand_in(skb: Skb, scratch: &mut Scratch) -> bool {
         return false;
     }
     // SAFETY: as above.
-    unsafe {
-        (*place).source = scratch.connection.source;
-        (*place).source_port = scratch.connection.source_port;
-    }
+    unsafe { (*place).source = scratch.connection.source };
+    // SAFETY: as above.
+    unsafe { (*place).source_port = scratch.connection.source_port };
     true
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn remember(packet: &Packet) {
 #[inline(never)]
 fn keep(packet: &Packet) -> i32 {
     let key = FragmentKey::of(packet);
-    i32::from(FRAGMENTS.insert(&key, Ports::of(&packet.ends), BPF_ANY.into()).is_ok())
+    i32::from(FRAGMENTS.insert(key, Ports::of(&packet.ends), BPF_ANY.into()).is_ok())
 }
 
 /// A fragment without ports comes in.
@@ -86,7 +86,7 @@ pub(crate) fn leave(skb: Skb, fragment: &Packet) -> i32 {
 fn find_ports(packet: &mut Packet) -> bool {
     // SAFETY: an element that was found stays readable; one that is recycled this instant is another datagram's, whose
     // ports lead to no flow between these addresses or to one.
-    let Some(ports) = (unsafe { FRAGMENTS.get(&FragmentKey::of(packet)) }) else { return false };
+    let Some(ports) = (unsafe { FRAGMENTS.get(FragmentKey::of(packet)) }) else { return false };
     (packet.ends.from_port, packet.ends.to_port) = (ports.from, ports.to);
     true
 }
