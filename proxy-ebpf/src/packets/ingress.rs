@@ -12,8 +12,8 @@ use crate::tables::Kernel;
 use crate::tracked::{DEVICES, Scratch, scratch};
 use crate::{DROP, NEXT, errors, flows, fragments, refuse};
 
-/// No verdicts of the kernel's: the packet is to be refused, to go to the endpoint of the scratch's connection, or to the
-/// client of its translation.
+/// No verdicts of the kernel's: the packet is to be refused, to go to the endpoint of the scratch's connection, or to
+/// the client of its translation.
 const REFUSE: i32 = -2;
 const FORWARD: i32 = -3;
 const RETURN: i32 = -4;

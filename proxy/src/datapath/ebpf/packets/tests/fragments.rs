@@ -64,7 +64,8 @@ fn datagram(fragments: &[Vec<u8>]) -> (Seen, Vec<u8>) {
         let slice = SlicedPacket::from_ethernet(fragment).unwrap();
         let found = addresses(&slice);
         assert_eq!(*ends.get_or_insert(found), found, "fragments go different ways");
-        whole = whole.or(pool.process_sliced_packet(&slice, (), ()).unwrap());
+        let complete = pool.process_sliced_packet(&slice, (), ()).unwrap();
+        whole = whole.or(complete);
     }
     let (whole, (from, to)) = (whole.expect("fragments are missing").payload, ends.unwrap());
     let udp = UdpSlice::from_slice(&whole).unwrap();
