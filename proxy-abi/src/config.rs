@@ -34,6 +34,9 @@ impl Config {
     pub const DNS_SERVES: u64 = 2;
     /// A flag: some of `NAMESPACES` have opted out; programs look them up only then.
     pub const OPT_OUTS: u64 = 8;
+    /// A flag: the kernel translates no connection of TCP of an earlier path any more, so that a packet in the middle of
+    /// one belongs to a flow that the packet programs have forgotten. Without the flag such packets pass.
+    pub const OWN_FLOWS: u64 = 16;
     /// Where the generation begins in the flags.
     const GENERATION: u32 = 32;
 

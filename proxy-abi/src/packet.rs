@@ -135,6 +135,14 @@ impl Packet {
     pub const fn opens(&self) -> bool {
         self.ends.protocol == protocol::TCP && self.flags & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
     }
+
+    /// It answers a packet that opens a connection of TCP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers(&self) -> bool {
+        const BOTH: u8 = Packet::SYN | Packet::ACK;
+        self.ends.protocol == protocol::TCP && self.flags & BOTH == BOTH
+    }
 }
 
 /// More headers than these between that of IPv6 and that of the protocol are not read.

@@ -1,7 +1,7 @@
 //! A packet leaves: its source becomes what its receiver dialled, or an address of this node in the client's place.
 
 use proxy_abi::connection::{Key, State, Translation};
-use proxy_abi::packet::{Ends, Packet, Read};
+use proxy_abi::packet::{Packet, Read};
 use proxy_abi::{Address6, Device, mapped};
 
 use crate::errors;
@@ -52,19 +52,6 @@ fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     if result.is_ok() { NEXT } else { DROP }
 }
 
-/// The ends of the client's packets as they come in.
-#[inline(always)]
-pub(crate) fn dialled(client: Address6, translation: &Translation, protocol: u8) -> Ends {
-    Ends {
-        from: client,
-        to: translation.address,
-        from_port: translation.client_port,
-        to_port: translation.port,
-        protocol,
-        padding: [0; 3],
-    }
-}
-
 /// A packet of the endpoint's to the client.
 #[inline(always)]
 fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<(), rewrite::Failed> {
@@ -73,7 +60,7 @@ fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<()
     if translation.seen != now || packet.flags & (Packet::FIN | Packet::RST) != 0 {
         // SAFETY: an element that was found stays writable; the stamp may as well be another processor's.
         unsafe { (*place).seen = now };
-        *client = dialled(packet.ends.to, translation, packet.ends.protocol);
+        *client = translation.dialled(packet.ends.to, packet.ends.protocol);
         if let Some((connection, _)) = flows::connection(client) {
             // SAFETY: as above.
             unsafe {
@@ -92,8 +79,9 @@ fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<()
 #[inline(always)]
 fn masquerade(skb: Skb, scratch: &mut Scratch) -> Result<(), rewrite::Failed> {
     let ends = &scratch.packet.ends;
-    scratch.client = dialled(ends.from, &scratch.translation, ends.protocol);
-    let (place, tables) = flows::connection(&scratch.client).ok_or(rewrite::Failed)?;
+    scratch.client = scratch.translation.dialled(ends.from, ends.protocol);
+    // What leads back to a connection that has ended; the packet came to the endpoint itself.
+    let Some((place, tables)) = flows::connection(&scratch.client) else { return Ok(()) };
     // SAFETY: an element that was found stays readable.
     scratch.connection = unsafe { place.read() };
     if scratch.connection.source_port == 0 {
@@ -125,10 +113,14 @@ fn take_port(scratch: &mut Scratch, tables: Tables) -> Option<()> {
     for attempt in 0..TRIES {
         scratch.connection.source_port = ((FIRST + digest.wrapping_add(attempt) % COUNT) as u16).to_be();
         scratch.key = Key::of(&scratch.connection.of_node(scratch.client.protocol));
-        scratch.translation = flows::for_client(&scratch.client, &scratch.connection, &scratch.key);
-        if flows::translation(&scratch.key).is_none()
-            && flows::put_translation(tables, &scratch.key, &scratch.translation, true)
-        {
+        scratch.translation = scratch.connection.for_client(&scratch.client, &scratch.key);
+        let taken = match flows::translation(&scratch.key) {
+            // The flow's own, from before its connection was forgotten.
+            // SAFETY: an element that was found stays readable.
+            Some(found) => unsafe { (*found).leads_as(&scratch.translation) },
+            None => flows::put_translation(tables, &scratch.key, &scratch.translation, true),
+        };
+        if taken {
             return Some(());
         }
     }

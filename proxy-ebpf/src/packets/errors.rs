@@ -6,7 +6,7 @@
 //! brought there at ingress; what leaves is brought from there at egress, errors of this node itself included. An error
 //! says nothing about whether its flow is alive, so it leaves no trace in the tables.
 
-use proxy_abi::connection::{Key, Translation};
+use proxy_abi::connection::{Connection, Key, Translation};
 use proxy_abi::lookup::address_value;
 use proxy_abi::packet::{Ends, Packet};
 use proxy_abi::same;
@@ -15,7 +15,7 @@ use crate::rewrite::{self, Failed, Side};
 use crate::skb::Skb;
 use crate::tables::Kernel;
 use crate::tracked::{Scratch, scratch};
-use crate::{DROP, NEXT, egress, flows, quoted};
+use crate::{DROP, NEXT, flows, quoted};
 
 /// An error comes in.
 #[inline(always)]
@@ -54,6 +54,9 @@ fn bring(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
         // About an answer: it left with what the client dialled as its source.
         // SAFETY: an element that was found stays readable.
         *connection = unsafe { place.read() };
+        if connection.flags & Connection::FOREIGN != 0 {
+            return NEXT;
+        }
         return verdict(about_answer(skb, scratch));
     }
     if !to_node {
@@ -101,7 +104,7 @@ fn take_back(skb: Skb, scratch: &mut Scratch) -> i32 {
         return NEXT;
     }
     let ends = &quoted.packet.ends;
-    scratch.client = egress::dialled(ends.to, translation, ends.protocol);
+    scratch.client = translation.dialled(ends.to, ends.protocol);
     let Some((place, _)) = flows::connection(&scratch.client) else { return NEXT };
     // SAFETY: as above.
     scratch.connection = unsafe { place.read() };

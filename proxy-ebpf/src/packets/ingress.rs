@@ -3,12 +3,12 @@
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, meaning};
 use proxy_abi::packet::{Packet, Read, protocol};
-use proxy_abi::{Address6, BackendRef, Device, Lead, mapped, same};
+use proxy_abi::{Address6, BackendRef, Config, Device, Lead, mapped, same};
 
 use crate::rewrite::{self, Side};
 use crate::sender::{Sender, seconds};
 use crate::skb::Skb;
-use crate::tables::Kernel;
+use crate::tables::{Kernel, config};
 use crate::tracked::{DEVICES, Scratch, scratch};
 use crate::{DROP, NEXT, errors, flows, refuse};
 
@@ -46,10 +46,18 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
         let closed = State::of(unsafe { (*place).state }) == State::Closed;
         if !(closed && scratch.packet.opens()) {
             flows::note(scratch, place, tables);
-            if scratch.packet.ends.protocol == protocol::TCP || serves(&scratch.packet, &scratch.connection) {
+            let opens = scratch.packet.opens();
+            if scratch.connection.flags & Connection::FOREIGN != 0 {
+                if !opens {
+                    return NEXT;
+                }
+            } else if (scratch.packet.ends.protocol == protocol::TCP && !opens)
+                || serves(&scratch.packet, &scratch.connection)
+            {
                 return forward(skb, scratch);
             }
         }
+        flows::forget(&scratch.packet.ends, tables);
     } else if to_node {
         scratch.key = Key::of(&scratch.packet.ends);
         if let Some(place) = flows::translation(&scratch.key) {
@@ -57,17 +65,30 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
             scratch.translation = unsafe { place.read() };
             let Scratch { packet, translation, .. } = scratch;
             if translation.flags & Translation::OF_NODE != 0 {
+                let now = seconds();
+                if translation.seen != now {
+                    // SAFETY: an element that was found stays writable.
+                    unsafe { (*place).seen = now };
+                }
                 return finish(rewrite::set(skb, packet, Side::Destination, &translation.address, translation.port));
             }
         }
     }
     if scratch.packet.ends.protocol == protocol::TCP && !scratch.packet.opens() {
-        return NEXT;
+        // Else the kernel may translate it for an earlier path.
+        if config(Config::FLAGS) & Config::OWN_FLOWS == 0 {
+            return NEXT;
+        }
+        // To what a process of this node or a pod behind its address has sent: not to the frontend at this port.
+        if scratch.packet.answers() {
+            flows::leave_alone(scratch);
+            return NEXT;
+        }
     }
     begin(skb, scratch)
 }
 
-/// Whether the endpoint of a flow of datagrams is still there.
+/// Whether the endpoint of a flow is still there. Connections of TCP that are up stay with theirs (CT-6).
 #[inline(always)]
 fn serves(packet: &Packet, connection: &Connection) -> bool {
     let reference = connection.reference();
@@ -161,6 +182,9 @@ fn start(
     (address, port, reference): (Address6, u16, BackendRef),
 ) {
     let now = seconds();
+    let first = State::Opening;
+    // One that was forgotten is further.
+    let state = if packet.opens() || packet.ends.protocol != protocol::TCP { first } else { first.after(true, packet) };
     // A flow to its own client: the answer would not leave it (TP-42).
     let hairpin = same(&address, &packet.ends.from);
     let flags = if hairpin || lead.source_nat.is_for(outside) { Connection::SOURCE_NAT } else { 0 };
@@ -168,7 +192,7 @@ fn start(
         endpoint: address,
         endpoint_port: port,
         client_port: packet.ends.from_port,
-        state: State::Opening as u8,
+        state: state as u8,
         flags,
         reference: reference.0,
         service: lead.service,
