@@ -3,17 +3,20 @@
 mod answers;
 mod client;
 mod dns;
+mod flows;
 mod server;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::{FlowFilter, Flows};
 use crate::explain::Explanation;
 
 pub use answers::{Services, services};
 pub use client::{AskError, ask, is_listening};
 pub use dns::{DnsReply, PodsReply};
+pub use flows::render_flows;
 pub use server::{Control, ListenError, Listener, Views, remove_stale};
 
 /// The longest request that is read; a name has at most 255 bytes.
@@ -32,6 +35,8 @@ pub enum Request {
         /// The destination.
         destination: String,
     },
+    /// The flows that the packet programs remember.
+    Flows(FlowFilter),
     /// What DNS would answer.
     Dns {
         /// The name. Without a final dot it is also completed as pods do.
@@ -50,6 +55,8 @@ pub enum Reply {
     Services(Services),
     /// To [`Request::Explain`].
     Explain(Explanation),
+    /// To [`Request::Flows`].
+    Flows(Flows),
     /// To [`Request::Dns`].
     Dns(DnsReply),
     /// The request cannot be answered, and why.

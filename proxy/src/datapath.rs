@@ -30,6 +30,7 @@ use shunt_model::Family;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::ebpf::{FlowFilter, FlowState, FlowTimeouts, Flows, FlowsError, KnownFlow};
 use self::handover::{Handover, Other};
 pub use self::lock::{Holder, Lock, LockError};
 use self::offer::RulePath;
@@ -136,6 +137,8 @@ pub struct Options {
     /// Programs at network devices serve packets, if they can. While they do not serve all that rules serve, only this
     /// makes them a path.
     pub packet_programs: bool,
+    /// How long programs remember a flow without packets.
+    pub flow_timeouts: FlowTimeouts,
     /// How packets of pods are known; of these, programs follow an interface, and know pods by their devices else.
     pub pods: PodDetection,
 }
@@ -333,6 +336,11 @@ fn replaced(chosen: &Chosen, host: &HostOptions) -> Vec<Other> {
         Other { part, remove: Box::new(move || remove(part, &host)) }
     };
     Part::ALL.into_iter().filter(|part| !chosen.has(*part)).map(other).collect()
+}
+
+/// The flows that packet programs remember, with the names of the Services that `plan` has.
+pub fn flows(host: &HostOptions, plan: &Plan, filter: &FlowFilter) -> Result<Flows, FlowsError> {
+    ebpf::flows(&host.bpf_root, plan, filter)
 }
 
 /// Removes all that a part has installed on this host. What is missing counts as removed.

@@ -11,7 +11,7 @@ use shunt_proxy::config::kube_proxy::KubeProxyConfiguration;
 use shunt_proxy::config::{self, BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::{
-    self, Check, CheckState, Chosen, HostOptions, Offer, Options, Requested, Wanted, kube_proxy,
+    self, Check, CheckState, Chosen, FlowTimeouts, HostOptions, Offer, Options, Requested, Wanted, kube_proxy,
 };
 use shunt_proxy::host::local_ports::LocalPorts;
 use shunt_proxy::host::{privileges, sysctls};
@@ -45,6 +45,7 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         bind_protection: true,
         packets: treatment,
         packet_programs: false,
+        flow_timeouts: FlowTimeouts::default(),
         pods: PodDetection::default(),
     });
     let mut checks = vec![root(), capabilities()];

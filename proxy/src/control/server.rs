@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shunt_dns::Explainer;
-use shunt_model::Snapshot;
+use shunt_model::{Snapshot, with_causes};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::client::is_no_daemon;
 use super::{DnsReply, LONGEST_REQUEST, Reply, Request, answers};
-use crate::datapath::OpenPath;
+use crate::datapath::{self, FlowFilter, Flows, HostOptions, OpenPath};
 use crate::explain::{Explanation, explain};
 use crate::status::Status;
 
@@ -63,6 +63,8 @@ pub struct Views {
     pub status: watch::Receiver<Status>,
     /// Whether the data path is in effect.
     pub path: OpenPath,
+    /// Where its tables are.
+    pub host: HostOptions,
     /// Explains DNS answers, if DNS runs.
     pub dns: Option<Explainer>,
 }
@@ -193,8 +195,17 @@ impl Views {
                     )
                 })
             }
+            Request::Flows(filter) => self.flows(filter.clone()).await.map_or_else(Reply::Error, Reply::Flows),
             Request::Dns { name, rtype } => self.dns(name, rtype).await.map_or_else(Reply::Error, Reply::Dns),
         }
+    }
+
+    /// Reading large tables takes its time.
+    async fn flows(&self, filter: FlowFilter) -> Result<Flows, String> {
+        let (host, plan) = (self.host.clone(), self.status.borrow().programmed.clone());
+        let read = tokio::task::spawn_blocking(move || datapath::flows(&host, &plan, &filter));
+        let read = read.await.map_err(|error| error.to_string())?;
+        read.map_err(|error| with_causes(&error))
     }
 
     async fn dns(&self, name: &str, rtype: &str) -> Result<DnsReply, String> {

@@ -29,10 +29,13 @@ use shunt_model::Protocol;
 use tracing::{info, warn};
 
 use self::difference::Difference;
-pub(super) use self::door::{make_root, open, probe, probe_packets, remove_packets, remove_sockets};
+pub(super) use self::door::{flows, make_root, open, probe, probe_packets, remove_packets, remove_sockets};
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;
+pub use self::packets::flows::FlowTimeouts;
+pub use self::packets::flows::list::{FlowFilter, FlowState, Flows, FlowsError, KnownFlow};
+use self::packets::flows::{FlowTables, take_over};
 use self::packets::follow::{FollowError, Follower};
 use self::pins::{Former, PinError, Pins};
 use self::socket::programs::{self, FlowLists, Links, ProgramsError};
@@ -85,6 +88,8 @@ struct SocketOptions {
 struct PacketOptions {
     /// By which the operator knows pods.
     interface: Option<PodInterface>,
+    /// How long a flow without packets is remembered.
+    timeouts: FlowTimeouts,
 }
 
 /// Why the data path cannot start.
@@ -140,6 +145,8 @@ struct Beside {
     sockets: Option<(OptOuts, FlowLists)>,
     /// If packets are served.
     devices: Option<Follower>,
+    /// The same.
+    flows: Option<FlowTables>,
 }
 
 /// The eBPF data path of this node.
@@ -160,6 +167,8 @@ struct Ebpf {
     /// Gives upkeep its orders.
     orders: OrderWriter,
     own_dns: OwnDns,
+    /// To take over flows of an earlier path with the first sync, if packets are served.
+    flows: Option<FlowTables>,
     started: Instant,
 }
 
@@ -182,14 +191,21 @@ impl Ebpf {
         }
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
         let words = NodeWords::open(&pins.maps)?;
-        words.write(cookie, flags(options))?;
+        // Rules for packets may have served before, so this start must find out anew whose flows there are.
+        let kept = Config::OPT_OUTS | if packets.is_some() { Config::OWN_FLOWS } else { 0 };
+        words.write(cookie, flags(options), kept)?;
         let own_dns = OwnDns::open(words, &pins.maps)?;
         let attached = loaded.zip(sockets).map(|(loaded, options)| attach_to_sockets(loaded, &pins, options));
         let (lists, links) = attached.transpose()?.unzip();
+        let layout = Layout::restored(tables.capacity(), &tables.dump()?);
+        let open_flows = || packets.map(|_| FlowTables::open(&pins.maps)).transpose();
+        let (flows, for_collector) = (open_flows()?, open_flows()?);
+        // Tables that sockets have used say what a frontend is from the first packet on.
+        take_over_flows(flows.as_ref(), &layout);
         let interface = packets.and_then(|packets| packets.interface.clone());
         let followed = for_devices.map(|loaded| Follower::open(loaded, &pins, interface)).transpose()?;
         let (devices, device_links) = followed.unzip();
-        let layout = Layout::restored(tables.capacity(), &tables.dump()?);
+        take_over_flows(flows.as_ref(), &layout);
         let addresses = Addresses::restored(tables.addresses()?);
         let usage = layout.usage();
         let ebpf = Self {
@@ -204,9 +220,10 @@ impl Ebpf {
             refused: BTreeMap::new(),
             orders: OrderWriter::default(),
             own_dns,
+            flows,
             started: Instant::now(),
         };
-        let beside = Beside { sockets: lists.map(|lists| (opt_outs, lists)), devices };
+        let beside = Beside { sockets: lists.map(|lists| (opt_outs, lists)), devices, flows: for_collector };
         Ok((ebpf, beside, Adopted { usage, links, devices: device_links }))
     }
 
@@ -286,7 +303,14 @@ impl Ebpf {
             written = written.saturating_add(self.upsert(port)?);
         }
         self.tables.flush()?;
+        if self.incomplete {
+            // The programs know endpoints by now, and most addresses only after the next step.
+            take_over_flows(self.flows.as_ref(), &self.layout);
+        }
         written = written.saturating_add(self.write_addresses(plan)?);
+        if self.incomplete {
+            take_over_flows(self.flows.as_ref(), &self.layout);
+        }
         for key in &difference.removals {
             written = written.saturating_add(self.remove(key)?);
         }
@@ -322,6 +346,19 @@ impl Ebpf {
             Ok(links) => info!(links, "removed the pins of another version"),
             Err(error) => warn!(%error, "the pins of another version are not removed"),
         }
+    }
+}
+
+/// Takes over what the kernel translates, if packets are served. A failure does not keep the programs from what is new.
+fn take_over_flows(flows: Option<&FlowTables>, layout: &Layout) {
+    match flows.map(|flows| take_over(flows, layout)) {
+        None | Some(Ok(0)) => {}
+        Some(Ok(taken)) => info!(taken, "took over UDP and SCTP flows that the kernel translated"),
+        Some(Err(error)) => warn!(
+            %error,
+            "the flows that the kernel translates are not taken over (CONFIG_NF_CT_NETLINK): clients of UDP that go on \
+             sending may get no answer until the kernel forgets them"
+        ),
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::datapath::{self, Chosen, HostOptions, Options, Wanted};
 use crate::host::cgroup;
 use crate::host::privileges::{self, Capability};
@@ -26,6 +26,7 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
         object: config.bpf_object.clone(),
         bind_protection: config.bind_protection,
         packets: config.packets,
+        flow_timeouts: config::flow_timeouts(&config.kube_proxy),
         packet_programs: config.packet_programs == Wanted::On,
         pods: config.pods.clone(),
     };

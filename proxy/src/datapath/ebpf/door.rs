@@ -9,15 +9,18 @@ use tracing::warn;
 
 use super::keeper::Keeper;
 use super::layout::Usage;
+use super::packets::flows::{Collector, EarlierFlows, list};
 use super::pins::{self, Owner, PinError, RemovedPins};
 use super::probe::{checks, packet_checks};
 use super::socket::programs::Links;
 use super::socket::upkeep::Upkeep;
 use super::{Adopted, Beside, Ebpf, EbpfOpenError, EbpfOptions, PacketOptions, SocketOptions, packets};
 use crate::datapath::lock::Lock;
-use crate::datapath::{self, Check, Chosen, HostOptions, OpenedPart, Options, Part, Removed, Report};
+use crate::datapath::{
+    self, Check, Chosen, FlowFilter, Flows, FlowsError, HostOptions, OpenedPart, Options, Part, Removed, Report,
+};
 use crate::host::cgroup::{self, CgroupError};
-use crate::plan::PodDetection;
+use crate::plan::{Plan, PodDetection};
 
 /// Checks everything that [`open`] needs.
 pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
@@ -36,7 +39,7 @@ pub(in crate::datapath) fn open(
     lock: Arc<Lock>,
 ) -> Result<OpenedPart, EbpfOpenError> {
     let options = ebpf_options(chosen, options)?;
-    let (ebpf, Beside { sockets, devices }, adopted) = Ebpf::open(&options)?;
+    let (ebpf, Beside { sockets, devices, flows }, adopted) = Ebpf::open(&options)?;
     let mut beside: Vec<datapath::Beside> = Vec::new();
     // Only upkeep tests whether programs at sockets are in effect.
     let (reports, report) = watch::channel(Report { checked: sockets.is_none(), ..Report::default() });
@@ -51,13 +54,20 @@ pub(in crate::datapath) fn open(
         all.push(report);
         beside.push(Box::new(|stop| Handle::current().block_on(follower.run(reports, stop))));
     }
+    if let (Some(tables), Some(options)) = (flows, &options.packets) {
+        let earlier = EarlierFlows::open(&ebpf.pins.maps, ebpf.orders.subscribe())?;
+        let collector = Collector::new(tables, options.timeouts, earlier);
+        let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
+        all.push(report);
+        beside.push(Box::new(|stop| Handle::current().block_on(collector.run(reports, stop))));
+    }
     let keeper = Keeper::new(options, ebpf.pins.clone(), lock)?;
     beside.push(Box::new(|stop| Handle::current().block_on(keeper.run(reports, stop))));
     Ok(OpenedPart { path: Box::new(ebpf), adopted: adopted.to_string(), reports: all, beside })
 }
 
 fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, CgroupError> {
-    let Options { host, object, bind_protection, packets: _, packet_programs: _, pods } = options;
+    let Options { host, object, bind_protection, packets: _, packet_programs: _, flow_timeouts, pods } = options;
     let sockets = || {
         Ok(SocketOptions {
             cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
@@ -71,7 +81,7 @@ fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, Cgrou
     };
     Ok(EbpfOptions {
         sockets: chosen.has(Part::Sockets).then(sockets).transpose()?,
-        packets: chosen.has(Part::Programs).then_some(PacketOptions { interface }),
+        packets: chosen.has(Part::Programs).then_some(PacketOptions { interface, timeouts: *flow_timeouts }),
         bpf_root: host.bpf_root.clone(),
         object: object.clone(),
     })
@@ -101,6 +111,11 @@ impl std::fmt::Display for Adopted {
         }
         Ok(())
     }
+}
+
+/// The flows that packet programs remember.
+pub(in crate::datapath) fn flows(root: &Path, plan: &Plan, filter: &FlowFilter) -> Result<Flows, FlowsError> {
+    list::list(root, plan, filter)
 }
 
 /// Makes the directory of the pins, if it is missing. True if it was missing.

@@ -2,6 +2,7 @@
 
 mod attach;
 mod devices;
+pub(super) mod flows;
 pub(super) mod follow;
 #[cfg(test)]
 mod tests;

@@ -2,14 +2,14 @@
 //! send (CT-1…13). TCP and SCTP connections stay (CT-6).
 
 mod judge;
-mod table;
+pub(in crate::datapath) mod table;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::time::Instant;
 
-use shunt_model::Family;
+use shunt_model::{Family, Protocol};
 use tracing::{info, warn};
 
 use self::judge::Judge;
@@ -72,7 +72,7 @@ fn sweep(family: Family, judge: &Judge<'_>, ended: &mut u64) -> io::Result<()> {
     let mut table = Table::open()?;
     let mut outcome = Ok(());
     for _ in 0..LISTS {
-        let Dump { entries, whole } = table.flows(family, |flow| judge.is_stale(flow))?;
+        let Dump { entries, whole } = table.flows(family, Protocol::Udp, |flow| judge.is_stale(flow))?;
         for flow in entries {
             match table.end(&flow) {
                 Ok(true) => *ended = ended.saturating_add(1),
