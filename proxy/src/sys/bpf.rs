@@ -159,6 +159,9 @@ pub struct Pieces<'a, const K: usize, const V: usize> {
     ended: bool,
 }
 
+/// Keys, and the values that go with them in the same order.
+pub type Piece<'a, const K: usize, const V: usize> = (&'a [[u8; K]], &'a [[u8; V]]);
+
 /// Calls bpf(2).
 ///
 /// # Safety
@@ -328,7 +331,7 @@ impl<'a, const K: usize, const V: usize> Pieces<'a, K, V> {
     /// The next keys and their values; `None` behind the last. It does not count as a use of the elements. Kernel: 5.6.
     ///
     /// An element that stays in the map is read once, whatever happens to others meanwhile.
-    pub fn next_piece(&mut self) -> io::Result<Option<(&[[u8; K]], &[[u8; V]])>> {
+    pub fn next_piece(&mut self) -> io::Result<Option<Piece<'_, K, V>>> {
         let count = loop {
             if self.ended {
                 return Ok(None);
