@@ -34,6 +34,8 @@ impl Config {
     pub const DNS_SERVES: u64 = 2;
     /// A flag: some of `NAMESPACES` have opted out; programs look them up only then.
     pub const OPT_OUTS: u64 = 8;
+    /// A flag: somebody listens to the decisions of the packet programs, which they tell only then.
+    pub const LISTENED_TO: u64 = 16;
     /// Where the generation begins in the flags.
     const GENERATION: u32 = 32;
 

@@ -38,6 +38,10 @@ pub struct Connection {
     pub begun: u32,
 }
 
+/// The first and the last of the ports of this node that stand for clients' ports: neither sockets of this node nor node
+/// ports have them by default.
+pub const SOURCE_PORTS: (Port, Port) = (1024, 29_999);
+
 impl Connection {
     /// A flag: an address of this node stands for the client.
     pub const SOURCE_NAT: u8 = 1;

@@ -4,6 +4,7 @@ mod check;
 mod cleanup;
 mod dns;
 mod explain;
+mod monitor;
 mod plan;
 mod run;
 mod services;
@@ -38,6 +39,8 @@ enum Command {
     Explain(explain::ExplainArguments),
     /// Print what the bundled DNS would answer, and why
     Dns(dns::DnsArguments),
+    /// Print what the eBPF programs for packets decide, as they decide it: flows that begin, rejects, drops; sampled
+    Monitor(monitor::MonitorArguments),
     /// Print what this kernel and host offer, what would be used, and what is missing and why
     Check(check::CheckArguments),
     /// Remove everything shunt has installed: programs, maps and the DNS address
@@ -71,6 +74,7 @@ pub(crate) fn main(passed: Vec<OwnedFd>) -> ExitCode {
         Command::Services(arguments) => services::run(arguments),
         Command::Explain(arguments) => explain::run(arguments),
         Command::Dns(arguments) => dns::run(arguments),
+        Command::Monitor(arguments) => monitor::run(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Cleanup(arguments) => cleanup::run(&arguments),
     };

@@ -1,8 +1,10 @@
-//! The control socket: how the command line asks a running daemon. One JSON request a connection, one JSON reply.
+//! The control socket: how the command line asks a running daemon. One JSON request a connection, one JSON reply, or
+//! one after the other to who listens.
 
 mod answers;
 mod client;
 mod dns;
+mod monitor;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,7 @@ use crate::explain::Explanation;
 pub use answers::{Services, services};
 pub use client::{AskError, ask, is_listening};
 pub use dns::{DnsReply, PodsReply};
+pub use monitor::{Monitored, Told, monitor};
 pub use server::{Control, ListenError, Listener, Views, remove_stale};
 
 /// The longest request that is read; a name has at most 255 bytes.
@@ -40,6 +43,15 @@ pub enum Request {
         #[serde(rename = "type")]
         rtype: String,
     },
+    /// What programs decide from now on.
+    Monitor {
+        /// Only about this Service, `namespace/name`.
+        #[serde(default)]
+        service: Option<String>,
+        /// Only about packets of this client, an address or a network.
+        #[serde(default)]
+        client: Option<String>,
+    },
 }
 
 /// A reply.
@@ -52,6 +64,8 @@ pub enum Reply {
     Explain(Explanation),
     /// To [`Request::Dns`].
     Dns(DnsReply),
+    /// To [`Request::Monitor`], again and again.
+    Told(Told),
     /// The request cannot be answered, and why.
     Error(String),
 }

@@ -12,6 +12,7 @@ mod handover;
 mod iptables;
 pub mod kube_proxy;
 mod lock;
+mod looking;
 mod nftables;
 mod offer;
 mod packets;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::handover::{Handover, Other};
 pub use self::lock::{Holder, Lock, LockError};
+pub use self::looking::{Counters, Decision, DecisionVerdict, Decisions, Heard, Listening, Looking, Meter};
 use self::offer::RulePath;
 pub use self::offer::{Check, CheckState, ChooseError, Chosen, Offer, PacketPath, Requested, Wanted, choose};
 pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
@@ -162,6 +164,8 @@ pub struct Opened {
     pub adopted: String,
     /// Its health and its counters, by part.
     pub reports: Vec<watch::Receiver<Report>>,
+    /// What it lets others look at.
+    pub looking: Looking,
     /// Told when another program has changed what the path installed: an audit must not wait.
     pub disturbed: Arc<Notify>,
     /// Its upkeep, which must run beside it, each on a thread of its own. Without upkeep the path balances, but it does
@@ -174,6 +178,7 @@ struct OpenedPart {
     path: Box<dyn Datapath>,
     adopted: String,
     reports: Vec<watch::Receiver<Report>>,
+    looking: Looking,
     beside: Vec<Beside>,
 }
 

@@ -1,9 +1,10 @@
 //! A packet leaves: its source becomes what its receiver dialled, or an address of this node in the client's place.
 
-use proxy_abi::connection::{Key, State, Translation};
+use proxy_abi::connection::{Key, SOURCE_PORTS, State, Translation};
 use proxy_abi::packet::{Ends, Packet, Read};
-use proxy_abi::{Address6, Device, mapped};
+use proxy_abi::{Address6, Count, Device, mapped};
 
+use crate::decisions::{DECIDED, clear, count, decided};
 use crate::errors;
 use crate::flows::{self, Tables};
 use crate::rewrite::{self, Side};
@@ -14,9 +15,8 @@ use crate::{DROP, NEXT};
 
 /// How many ports of this node are tried for a flow.
 const TRIES: u32 = 32;
-/// Ports that neither sockets of this node nor node ports use by default.
-const FIRST: u32 = 1024;
-const COUNT: u32 = 30_000 - FIRST;
+const FIRST: u32 = SOURCE_PORTS.0 as u32;
+const COUNT: u32 = SOURCE_PORTS.1 as u32 - FIRST + 1;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
@@ -32,10 +32,15 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     let Some(place) = flows::translation(&key) else { return NEXT };
     let Some(scratch) = scratch() else { return NEXT };
     (scratch.packet, scratch.key) = (packet, key);
-    serve(*skb, scratch, place)
+    let verdict = serve(*skb, scratch, place);
+    if verdict != DECIDED {
+        return verdict;
+    }
+    decided(*skb, &scratch.client, &scratch.connection, scratch.what);
+    DROP
 }
 
-/// The verdict on the packet of the scratch, which `place` leads back from. Not inlined: see that of ingress.
+/// The verdict on the packet of the scratch, which `place` leads back from, or [`DECIDED`]. Not inlined: see that of ingress.
 #[inline(never)]
 fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     // SAFETY: an element that was found stays readable.
@@ -45,11 +50,22 @@ fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
         return NEXT;
     }
     let result = match translation.is_from_client(&scratch.key) {
-        false => answer(skb, scratch, place),
+        false => answer(skb, scratch, place).or(Err(Count::NotRewritten)),
         true if translation.flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
         true => Ok(()),
     };
-    if result.is_ok() { NEXT } else { DROP }
+    match result {
+        Ok(()) => NEXT,
+        Err(Count::NotRewritten) => {
+            count(Count::NotRewritten);
+            DROP
+        }
+        Err(why) => {
+            count(why);
+            scratch.what = why;
+            DECIDED
+        }
+    }
 }
 
 /// The ends of the client's packets as they come in.
@@ -90,22 +106,27 @@ fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<()
 
 /// A packet of the client's for which this node stands.
 #[inline(always)]
-fn masquerade(skb: Skb, scratch: &mut Scratch) -> Result<(), rewrite::Failed> {
+fn masquerade(skb: Skb, scratch: &mut Scratch) -> Result<(), Count> {
     let ends = &scratch.packet.ends;
     scratch.client = dialled(ends.from, &scratch.translation, ends.protocol);
-    let (place, tables) = flows::connection(&scratch.client).ok_or(rewrite::Failed)?;
+    let Some((place, tables)) = flows::connection(&scratch.client) else {
+        clear(&mut scratch.connection);
+        return Err(Count::Forgotten);
+    };
     // SAFETY: an element that was found stays readable.
     scratch.connection = unsafe { place.read() };
     if scratch.connection.source_port == 0 {
-        scratch.connection.source = source(skb, &scratch.packet).ok_or(rewrite::Failed)?;
-        take_port(scratch, tables).ok_or(rewrite::Failed)?;
+        scratch.connection.source = source(skb, &scratch.packet).ok_or(Count::NoSourceAddress)?;
+        take_port(scratch, tables).ok_or(Count::NoSourcePort)?;
+        count(Count::SourceNat);
         // SAFETY: as above.
         unsafe {
             (*place).source = scratch.connection.source;
             (*place).source_port = scratch.connection.source_port;
         }
     }
-    rewrite::set(skb, &scratch.packet, Side::Source, &scratch.connection.source, scratch.connection.source_port)
+    let Scratch { packet, connection, .. } = scratch;
+    rewrite::set(skb, packet, Side::Source, &connection.source, connection.source_port).or(Err(Count::NotRewritten))
 }
 
 /// The address of the device by which the packet leaves.

@@ -9,8 +9,9 @@
 use proxy_abi::connection::{Key, Translation};
 use proxy_abi::lookup::address_value;
 use proxy_abi::packet::{Ends, Packet};
-use proxy_abi::same;
+use proxy_abi::{Count, same};
 
+use crate::decisions::count;
 use crate::rewrite::{self, Failed, Side};
 use crate::skb::Skb;
 use crate::tables::Kernel;
@@ -39,14 +40,23 @@ pub(crate) fn leave(skb: Skb, message: &Packet) -> i32 {
 
 #[inline(always)]
 fn verdict(result: Result<(), Failed>) -> i32 {
-    if result.is_ok() { NEXT } else { DROP }
+    match result {
+        Ok(()) => {
+            count(Count::ErrorTranslated);
+            NEXT
+        }
+        Err(Failed) => {
+            count(Count::NotRewritten);
+            DROP
+        }
+    }
 }
 
 /// The error of the scratch, which has come in, gets the ends of client and endpoint. Not inlined: it has a stack of
 /// its own.
 #[inline(never)]
 fn bring(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
-    let Scratch { packet, quoted, client, connection, key, translation } = scratch;
+    let Scratch { packet, quoted, client, connection, key, translation, .. } = scratch;
     let Some(found) = skb.quoted(packet) else { return NEXT };
     *quoted = found;
     *client = quoted.packet.ends.reversed();

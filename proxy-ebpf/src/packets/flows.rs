@@ -1,9 +1,11 @@
 //! The flows that are known: found, begun, and moved to the large tables once their client has sent a second packet.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use proxy_abi::Count;
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::packet::{Ends, protocol};
 
+use crate::decisions::count;
 use crate::sender::seconds;
 use crate::tracked::{CONNECTIONS, OPENING_TRANSLATIONS, OPENINGS, Scratch, TRANSLATIONS};
 
@@ -72,10 +74,9 @@ fn leading_back(client: &Ends, connection: &Connection, key: &Key) -> Translatio
     Translation { address, port, client_port, seen: connection.seen, flags, padding: 0 }
 }
 
-/// Remembers the new flow of the scratch. It may change the port that stands for the client's; false if there is none
-/// left.
+/// Remembers the new flow of the scratch. It may change the port that stands for the client's.
 #[inline(always)]
-pub(crate) fn begin(scratch: &mut Scratch) -> bool {
+pub(crate) fn begin(scratch: &mut Scratch) -> Result<(), Count> {
     let Scratch { packet, connection, key, translation: value, .. } = scratch;
     let tables = if packet.opens() { Tables::Opening } else { Tables::Large };
     for attempt in 0..TRIES {
@@ -90,10 +91,14 @@ pub(crate) fn begin(scratch: &mut Scratch) -> bool {
             None => put_translation(tables, key, value, true),
         };
         if free {
-            return put_connection(tables, &packet.ends, connection);
+            if attempt > 0 {
+                count(Count::PortChanged);
+            }
+            let put = put_connection(tables, &packet.ends, connection);
+            return if put { Ok(()) } else { Err(Count::TableFull) };
         }
     }
-    false
+    Err(Count::NoClientPort)
 }
 
 /// A port for a flow that would else look like another one of its client, above those of most clients.
@@ -138,6 +143,7 @@ fn settle(scratch: &mut Scratch) {
         put_translation(Tables::Large, key, value, false);
     }
     put_connection(Tables::Large, &packet.ends, connection);
+    count(Count::Established);
     let _gone = OPENINGS.remove(&packet.ends);
 }
 

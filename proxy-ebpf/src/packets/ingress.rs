@@ -3,17 +3,15 @@
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, meaning};
 use proxy_abi::packet::{Packet, Read, protocol};
-use proxy_abi::{Address6, BackendRef, Device, Lead, mapped, same};
+use proxy_abi::{Address6, BackendRef, Count, Device, Lead, mapped, same};
 
+use crate::decisions::{DECIDED, clear, count, count_for, decided};
 use crate::rewrite::{self, Side};
 use crate::sender::{Sender, seconds};
 use crate::skb::Skb;
 use crate::tables::Kernel;
 use crate::tracked::{DEVICES, Scratch, scratch};
 use crate::{DROP, NEXT, errors, flows, refuse};
-
-/// No verdict of the kernel's: the packet is to be refused.
-const REFUSE: i32 = -2;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
@@ -31,24 +29,33 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     }
     let Some(scratch) = scratch() else { return NEXT };
     scratch.packet = packet;
-    match serve(*skb, scratch, value.takes_node_ports()) {
-        REFUSE => refuse::refuse::<NETWORK>(*skb, &scratch.packet),
-        verdict => verdict,
+    let verdict = serve(*skb, scratch, value.takes_node_ports());
+    if verdict != DECIDED {
+        return verdict;
     }
+    decided(*skb, &scratch.packet.ends, &scratch.connection, scratch.what);
+    if scratch.what.refuses() {
+        return refuse::refuse::<NETWORK>(*skb, &scratch.packet);
+    }
+    if scratch.what.begins() { NEXT } else { DROP }
 }
 
-/// The verdict on the packet of the scratch, or [`REFUSE`]. Not inlined: all calls of a program share 512 bytes of
+/// The verdict on the packet of the scratch, or [`DECIDED`]. Not inlined: all calls of a program share 512 bytes of
 /// stack, but calls after each other use the same ones.
 #[inline(never)]
 fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
+    let mut how = Count::New;
     if let Some((place, tables)) = flows::connection(&scratch.packet.ends) {
         // SAFETY: an element that was found stays readable.
         let closed = State::of(unsafe { (*place).state }) == State::Closed;
-        if !(closed && scratch.packet.opens()) {
+        if closed && scratch.packet.opens() {
+            how = Count::Reopened;
+        } else {
             flows::note(scratch, place, tables);
             if scratch.packet.ends.protocol == protocol::TCP || serves(&scratch.packet, &scratch.connection) {
                 return forward(skb, scratch);
             }
+            how = Count::Rebalanced;
         }
     } else if to_node {
         scratch.key = Key::of(&scratch.packet.ends);
@@ -64,7 +71,7 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
     if scratch.packet.ends.protocol == protocol::TCP && !scratch.packet.opens() {
         return NEXT;
     }
-    begin(skb, scratch)
+    begin(skb, scratch, how)
 }
 
 /// Whether the endpoint of a flow of datagrams is still there.
@@ -76,7 +83,13 @@ fn serves(packet: &Packet, connection: &Connection) -> bool {
 
 #[inline(always)]
 fn finish(result: Result<(), rewrite::Failed>) -> i32 {
-    if result.is_ok() { NEXT } else { DROP }
+    match result {
+        Ok(()) => NEXT,
+        Err(rewrite::Failed) => {
+            count(Count::NotRewritten);
+            DROP
+        }
+    }
 }
 
 /// The client's packet of the scratch to its endpoint.
@@ -86,27 +99,24 @@ fn forward(skb: Skb, scratch: &Scratch) -> i32 {
     if connection.client_port != packet.ends.from_port {
         let set = rewrite::set(skb, packet, Side::Source, &packet.ends.from, connection.client_port);
         if set.is_err() {
-            return DROP;
+            return finish(set);
         }
     }
     finish(rewrite::set(skb, packet, Side::Destination, &connection.endpoint, connection.endpoint_port))
 }
 
-/// The first packet of a flow.
+/// The first packet of a flow, which begins as `how` says if it finds an endpoint.
 #[inline(always)]
-fn begin(skb: Skb, scratch: &mut Scratch) -> i32 {
-    let chosen = choose(scratch, is_outside(skb));
-    match chosen {
-        Some(Ok(())) => {}
-        Some(Err(NoEndpoint::NotHere(terms))) if terms.silent() => return DROP,
-        Some(Err(NoEndpoint::Denied)) => return DROP,
-        Some(Err(NoEndpoint::NotHere(_) | NoEndpoint::Nowhere)) => return REFUSE,
-        None => return NEXT,
-    }
-    if !flows::begin(scratch) {
-        return DROP;
-    }
-    forward(skb, scratch)
+fn begin(skb: Skb, scratch: &mut Scratch, how: Count) -> i32 {
+    let Some(chosen) = choose(scratch, is_outside(skb)) else { return NEXT };
+    let what = match chosen.and_then(|()| flows::begin(scratch)) {
+        Ok(()) => how,
+        Err(why) => why,
+    };
+    count(what);
+    count_for(scratch.connection.service, what);
+    scratch.what = what;
+    if what.begins() && forward(skb, scratch) != NEXT { DROP } else { DECIDED }
 }
 
 /// Whether packets that come in by its device are not of pods of this node.
@@ -119,18 +129,19 @@ pub(crate) fn is_outside(skb: Skb) -> bool {
 
 /// Chooses the endpoint of the flow of the scratch; `None` if it is none of ours.
 #[inline(always)]
-fn choose(scratch: &mut Scratch, outside: bool) -> Option<Result<(), NoEndpoint>> {
+fn choose(scratch: &mut Scratch, outside: bool) -> Option<Result<(), Count>> {
     let Scratch { packet, connection, .. } = scratch;
+    clear(connection);
     let sender = Sender { ends: &packet.ends, outside };
     if packet.ipv4 {
         let [_, _, _, to] = packet.ends.to;
-        let (lead, target) = match choose_in::<V4>(&sender, to)? {
+        let (lead, target) = match choose_in::<V4>(&sender, to, &mut connection.service)? {
             Ok(chosen) => chosen,
             Err(why) => return Some(Err(why)),
         };
         start(connection, packet, &lead, outside, (mapped(target.address), target.port, target.reference));
     } else {
-        let (lead, target) = match choose_in::<V6>(&sender, packet.ends.to)? {
+        let (lead, target) = match choose_in::<V6>(&sender, packet.ends.to, &mut connection.service)? {
             Ok(chosen) => chosen,
             Err(why) => return Some(Err(why)),
         };
@@ -140,15 +151,32 @@ fn choose(scratch: &mut Scratch, outside: bool) -> Option<Result<(), NoEndpoint>
 }
 
 #[inline(always)]
-fn choose_in<F: Family>(sender: &Sender<'_>, to: F::Address) -> Option<Result<(Lead, Target<F::Address>), NoEndpoint>> {
+fn choose_in<F: Family>(
+    sender: &Sender<'_>,
+    to: F::Address,
+    service: &mut u32,
+) -> Option<Result<(Lead, Target<F::Address>), Count>> {
     let ends = sender.ends;
     match meaning::<F, _, _>(&Kernel, sender, to, ends.to_port, ends.protocol) {
-        Meaning::Frontend(lead) => Some(match endpoint::<F, _, _>(&Kernel, sender, lead) {
-            Ok(target) => Ok((lead, target)),
-            Err(why) => Err(why),
-        }),
-        Meaning::Undefined => Some(Err(NoEndpoint::Nowhere)),
+        Meaning::Frontend(lead) => {
+            *service = lead.service;
+            Some(match endpoint::<F, _, _>(&Kernel, sender, lead) {
+                Ok(target) => Ok((lead, target)),
+                Err(why) => Err(unserved(why)),
+            })
+        }
+        Meaning::Undefined => Some(Err(Count::UndefinedPort)),
         Meaning::Foreign => None,
+    }
+}
+
+/// What becomes of a packet whose flow gets no endpoint. Under policy Local, others have one if it is to be silent.
+#[inline(always)]
+fn unserved(why: NoEndpoint) -> Count {
+    match why {
+        NoEndpoint::NotHere(terms) if terms.silent() => Count::NoLocalEndpoint,
+        NoEndpoint::NotHere(_) | NoEndpoint::Nowhere => Count::NoEndpoint,
+        NoEndpoint::Denied => Count::SourceRange,
     }
 }
 

@@ -33,7 +33,9 @@ pub(super) use self::door::{make_root, open, probe, probe_packets, remove_packet
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;
+use self::packets::events::TellerError;
 use self::packets::follow::{FollowError, Follower};
+use self::packets::owners::{Owners, OwnersError};
 use self::pins::{Former, PinError, Pins};
 use self::socket::programs::{self, FlowLists, Links, ProgramsError};
 use self::tables::addresses::Addresses;
@@ -114,6 +116,12 @@ pub(super) enum EbpfOpenError {
     /// The network devices.
     #[error(transparent)]
     Follow(#[from] FollowError),
+    /// The counters of services.
+    #[error(transparent)]
+    Owners(#[from] OwnersError),
+    /// The events of programs.
+    #[error(transparent)]
+    Teller(#[from] TellerError),
     /// What an earlier daemon left.
     #[error(transparent)]
     Read(#[from] SyncError),
@@ -157,6 +165,8 @@ struct Ebpf {
     /// A write failed: the record of the tables may be wrong.
     failed: bool,
     refused: BTreeMap<PortKey, String>,
+    /// Who has which entry, if packets are counted by entry.
+    owners: Option<Owners>,
     /// Gives upkeep its orders.
     orders: OrderWriter,
     own_dns: OwnDns,
@@ -189,6 +199,7 @@ impl Ebpf {
         let interface = packets.and_then(|packets| packets.interface.clone());
         let followed = for_devices.map(|loaded| Follower::open(loaded, &pins, interface)).transpose()?;
         let (devices, device_links) = followed.unzip();
+        let owners = packets.map(|_| Owners::open(&pins)).transpose()?;
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let addresses = Addresses::restored(tables.addresses()?);
         let usage = layout.usage();
@@ -202,6 +213,7 @@ impl Ebpf {
             incomplete: true,
             failed: false,
             refused: BTreeMap::new(),
+            owners,
             orders: OrderWriter::default(),
             own_dns,
             started: Instant::now(),
@@ -232,6 +244,11 @@ impl Ebpf {
             if matches!(write, Write::BackendGone { .. }) {
                 self.orders.backend_gone();
             }
+            if let Write::Shape { service, shape } = write
+                && let Some(owners) = self.owners.as_mut().filter(|_| !shape.in_use())
+            {
+                owners.gone(*service);
+            }
         }
         Ok(u64::try_from(writes.len()).unwrap_or(u64::MAX))
     }
@@ -252,7 +269,9 @@ impl Ebpf {
                 if key.protocol == Protocol::Udp && gained {
                     self.orders.frontends_changed();
                 }
-                self.write(&writes)
+                let written = self.write(&writes);
+                self.follow_owner(key);
+                written
             }
             Err(full) => {
                 self.refused.insert(key.clone(), full.to_string());
@@ -260,6 +279,12 @@ impl Ebpf {
                 let writes = self.layout.shrink(key, target, now);
                 self.write(&writes)
             }
+        }
+    }
+
+    fn follow_owner(&mut self, key: &PortKey) {
+        if let Some(owners) = &mut self.owners {
+            owners.follow(&self.layout, key);
         }
     }
 
@@ -281,6 +306,7 @@ impl Ebpf {
         }
         for (old, new) in &difference.renames {
             self.layout.rename(old, new);
+            self.follow_owner(new);
         }
         for port in &difference.upserts {
             written = written.saturating_add(self.upsert(port)?);
@@ -297,6 +323,9 @@ impl Ebpf {
             self.retire_other_versions();
         }
         self.tables.flush()?;
+        if let Some(owners) = &self.owners {
+            owners.tell();
+        }
         Ok(written)
     }
 

@@ -291,6 +291,45 @@ pub fn read_words<const K: usize>(map: BorrowedFd<'_>) -> io::Result<Vec<([u8; K
     }
 }
 
+/// The first elements of an array that has one for each of so many processors, each `words` 64-bit words long: the sum
+/// of each word over the processors, of at most `count` elements one after the other. Kernel: 5.13.
+pub fn sums(map: BorrowedFd<'_>, words: usize, processors: usize, count: usize) -> io::Result<Vec<u64>> {
+    const BATCH: usize = 1024;
+    let mut sums = Vec::with_capacity(count.saturating_mul(words));
+    let width = words.saturating_mul(processors).max(1);
+    let (mut keys, mut values) = (vec![0_u32; BATCH], vec![0_u64; BATCH.saturating_mul(width)]);
+    let (mut place, mut next) = ([0_u32], [0_u32]);
+    let mut first = true;
+    while sums.len() < count.saturating_mul(words) {
+        let wanted = count.saturating_sub(sums.len() / words.max(1)).min(BATCH);
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { address(&place) },
+            out_batch: next.as_mut_ptr().expose_provenance() as u64,
+            keys: keys.as_mut_ptr().expose_provenance() as u64,
+            values: values.as_mut_ptr().expose_provenance() as u64,
+            count: length(wanted)?,
+            map: raw(map),
+            ..BatchAttr::default()
+        };
+        // SAFETY: the four buffers have room for `wanted` elements and outlive the call.
+        let done = match unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        for element in values.chunks(width).take(attr.count as usize) {
+            let of_word = |at| element.iter().skip(at).step_by(words).fold(0, |sum: u64, part| sum.wrapping_add(*part));
+            sums.extend((0..words).map(of_word));
+        }
+        if done {
+            break;
+        }
+        first = false;
+        std::mem::swap(&mut place, &mut next);
+    }
+    Ok(sums)
+}
+
 /// Makes a link run another program, with no moment without one. Kernel: 5.7.
 pub fn replace_program(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
     let mut attr =

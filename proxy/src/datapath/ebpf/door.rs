@@ -9,13 +9,16 @@ use tracing::warn;
 
 use super::keeper::Keeper;
 use super::layout::Usage;
-use super::pins::{self, Owner, PinError, RemovedPins};
+use super::packets::counters::Counted;
+use super::packets::events::Teller;
+use super::packets::owners::{Owners, processors};
+use super::pins::{self, Owner, PinError, Pins, RemovedPins};
 use super::probe::{checks, packet_checks};
 use super::socket::programs::Links;
 use super::socket::upkeep::Upkeep;
 use super::{Adopted, Beside, Ebpf, EbpfOpenError, EbpfOptions, PacketOptions, SocketOptions, packets};
 use crate::datapath::lock::Lock;
-use crate::datapath::{self, Check, Chosen, HostOptions, OpenedPart, Options, Part, Removed, Report};
+use crate::datapath::{self, Check, Chosen, Decisions, HostOptions, Looking, OpenedPart, Options, Part, Removed, Report};
 use crate::host::cgroup::{self, CgroupError};
 use crate::plan::PodDetection;
 
@@ -51,9 +54,20 @@ pub(in crate::datapath) fn open(
         all.push(report);
         beside.push(Box::new(|stop| Handle::current().block_on(follower.run(reports, stop))));
     }
+    let looking = ebpf.owners.as_ref().map(|owners| look(&ebpf.pins, owners, &mut beside)).transpose()?;
     let keeper = Keeper::new(options, ebpf.pins.clone(), lock)?;
     beside.push(Box::new(|stop| Handle::current().block_on(keeper.run(reports, stop))));
-    Ok(OpenedPart { path: Box::new(ebpf), adopted: adopted.to_string(), reports: all, beside })
+    let looking = looking.unwrap_or_default();
+    Ok(OpenedPart { path: Box::new(ebpf), adopted: adopted.to_string(), reports: all, looking, beside })
+}
+
+/// What packet programs count and tell.
+fn look(pins: &Pins, owners: &Owners, beside: &mut Vec<datapath::Beside>) -> Result<Looking, EbpfOpenError> {
+    let counted = || Counted::open(&pins.maps, owners.subscribe(), processors()?).map_err(EbpfOpenError::from);
+    let decisions = Decisions::default();
+    let teller = Teller::open(pins, counted()?, owners.subscribe(), decisions.clone())?;
+    beside.push(Box::new(|stop| Handle::current().block_on(teller.run(stop))));
+    Ok(Looking { meters: vec![Arc::new(counted()?)], decisions: Some(decisions) })
 }
 
 fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, CgroupError> {

@@ -277,6 +277,13 @@ impl Layout {
         writes
     }
 
+    /// The entries of a service port.
+    pub(crate) fn entries(&self, owner: &PortKey) -> impl Iterator<Item = u32> + use<> {
+        let main = self.ports.get(owner).copied();
+        let second = main.and_then(|main| self.records.get(&main)).and_then(|record| record.second);
+        [main, second].into_iter().flatten()
+    }
+
     /// The service port that an entry stands for.
     #[must_use]
     pub(crate) fn owner(&self, service: u32) -> Option<&PortKey> {

@@ -15,7 +15,7 @@ use super::nft::{Nft, NftError};
 use super::probe::{self, checks};
 use super::script::TABLE;
 use super::{Nftables, foreign, is_missing};
-use crate::datapath::{Check, OpenedPart, Options, RemoveError, Removed, Report};
+use crate::datapath::{Check, Looking, OpenedPart, Options, RemoveError, Removed, Report};
 use crate::host::netlink::{Netlink, push_attribute};
 
 /// Why the data path cannot be opened.
@@ -70,7 +70,7 @@ pub(in crate::datapath) fn open(options: &Options, disturbed: &Arc<Notify>) -> R
     let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
     let path = Nftables::new(nft, options.packets, families, listener.disturbances(), reports);
     let beside = Box::new(|stop| Handle::current().block_on(listener.run(stop)));
-    Ok(OpenedPart { path: Box::new(path), adopted, reports: vec![report], beside: vec![beside] })
+    Ok(OpenedPart { path: Box::new(path), adopted, reports: vec![report], looking: Looking::default(), beside: vec![beside] })
 }
 
 /// What there is of a table, without the elements of its sets; `None` if there is none.

@@ -42,7 +42,7 @@ pub(super) fn refusal(frame: &[u8]) -> Vec<u8> {
 }
 
 /// A Service without endpoints, one with endpoints elsewhere under policy Local, and one for other sources.
-fn unserved() -> Plan {
+pub(super) fn unserved() -> Plan {
     let services = [
         service("empty", "ip=10.96.0.1 ip=fd00:96::1 port=http:80/tcp np=30080 port=dns:53/udp port=sig:90/sctp"),
         service("local", "ip=10.96.0.2 ip=fd00:96::2 port=http:80/tcp np=30081 vip=192.0.2.2 type=lb eTP iTP"),
