@@ -2,10 +2,13 @@
 
 mod api;
 mod bench;
+mod bulk;
 mod call_error;
 mod connect;
+mod crowd;
 mod dial;
 mod dns_load;
+mod flood;
 mod load;
 mod probe;
 mod resolve;
@@ -13,6 +16,7 @@ mod sctp;
 mod serve;
 mod socket;
 mod stray;
+mod swarm;
 mod turns;
 mod upstream;
 
@@ -26,14 +30,18 @@ use serde::{Deserialize, Serialize};
 
 pub use api::ApiArguments;
 pub use bench::{BenchArguments, BenchLine};
+pub use bulk::{TransferArguments, TransferLine};
 pub use call_error::CallError;
 pub use connect::{Attempt, ConnectArguments};
+pub use crowd::{CrowdArguments, CrowdLine};
 pub use dial::{Answer, Question};
 pub use dns_load::{DnsLoadArguments, DnsLoadLine};
+pub use flood::{FloodArguments, FloodLine};
 pub use load::{LoadArguments, LoadLine};
 pub use probe::{Call, Probe, ProbeArguments};
 pub use resolve::{DnsRecord, Resolution, ResolveArguments, resolve};
 pub use serve::ServeArguments;
+pub use swarm::{SwarmArguments, SwarmLine};
 pub use turns::TurnArguments;
 pub use upstream::UpstreamArguments;
 
@@ -65,6 +73,14 @@ enum PeerCommand {
         /// The server.
         to: SocketAddr,
     },
+    /// Keep many TCP connections open, and use all of them at each line of standard input.
+    Crowd(CrowdArguments),
+    /// Send many bytes over one connection, or receive them.
+    Transfer(TransferArguments),
+    /// Send SYNs from addresses that nobody has.
+    Flood(FloodArguments),
+    /// Send a datagram from each of many ports and compare the answers.
+    Swarm(SwarmArguments),
     /// Send segments from outside of the window of a connection to its client.
     Stray {
         /// Where the server listens.
@@ -115,6 +131,10 @@ impl Peer {
             PeerCommand::Load(arguments) => load::load(&arguments),
             PeerCommand::Probe(arguments) => probe::probe(&arguments),
             PeerCommand::Hold { to } => probe::hold(to),
+            PeerCommand::Crowd(arguments) => crowd::hold(&arguments),
+            PeerCommand::Transfer(arguments) => bulk::transfer(&arguments),
+            PeerCommand::Flood(arguments) => flood::flood(&arguments),
+            PeerCommand::Swarm(arguments) => swarm::swarm(&arguments),
             PeerCommand::Stray { server } => stray::send(server),
             PeerCommand::Turns(arguments) => turns::take(&arguments),
             PeerCommand::Resolve(arguments) => print(&resolve(&arguments)?),
