@@ -111,15 +111,16 @@ fn take_back(skb: Skb, scratch: &mut Scratch) -> i32 {
     verdict(to_endpoint(skb, scratch))
 }
 
-/// About a packet of the client's. Routers on the way keep their addresses; the endpoint's is not one that the client
-/// has dialled.
+/// About a packet of the client's. The endpoint's address is not one that the client has dialled. Routers on the way keep
+/// theirs, unless this node stands for the client: then the error may have to pass its own router again, which drops what
+/// comes from its own address.
 #[inline(always)]
 fn to_client(skb: Skb, scratch: &Scratch) -> Result<(), Failed> {
     let Scratch { packet, quoted, translation, .. } = scratch;
     let Ends { from: client, to: endpoint, .. } = &quoted.packet.ends;
     quoted::set(skb, packet, quoted, Side::Destination, &translation.address, translation.port)?;
     quoted::set(skb, packet, quoted, Side::Source, client, translation.client_port)?;
-    if same(&packet.ends.from, endpoint) {
+    if same(&packet.ends.from, endpoint) || translation.flags & Translation::SOURCE_NAT != 0 {
         rewrite::set(skb, packet, Side::Source, &translation.address, 0)?;
     }
     Ok(())
