@@ -223,6 +223,11 @@ fn beside_sockets_no_request_fails_while_endpoints_churn() {
     check_requests("loadebpf", &["--proxy-mode=ebpf"], |_| {});
 }
 
+#[test]
+fn through_programs_no_request_fails_while_endpoints_churn() {
+    check_requests("loadprog", &["--packet-programs", "--socket-lb=off"], |_| {});
+}
+
 /// What a kubelet leaves that uses the legacy variant: the daemon takes the variant that is in use.
 fn use_legacy(node: &Node) {
     run(node, "iptables-legacy -t mangle -N KUBE-KUBELET-CANARY");
