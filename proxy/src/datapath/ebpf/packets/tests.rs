@@ -1,6 +1,7 @@
 //! Packets through the programs by the kernel's test-run, byte for byte; these need root.
 
 mod errors;
+mod many;
 mod refused;
 
 use std::collections::HashSet;
@@ -85,7 +86,7 @@ impl Node {
 
     /// As many refusals may be sent as at the start.
     fn pay_for_refusals(&mut self) {
-        let map = self.loaded.0.map_mut("REFUSALS").unwrap();
+        let map = self.loaded.ebpf.map_mut("REFUSALS").unwrap();
         let mut map = PerCpuArray::<_, u64>::try_from(map).unwrap();
         let values = vec![0; aya::util::nr_cpus().unwrap()];
         map.set(0, PerCpuValues::try_from(values).unwrap(), 0).unwrap();
