@@ -4,9 +4,10 @@ use crate::Address6;
 use crate::frontend::digest;
 
 /// Value of `ADDRESSES`, whose key is an [`Address6`]: fingerprint of the key in the upper 32 bits (see
-/// [`FrontendValue`](crate::FrontendValue)); bit 0: takes node ports, bit 1: refuses ports that it does not define,
-/// bit 2: takes node ports from the node itself only; bit 3: always set; bit 4: former. The unspecified address of a family, which
-/// nobody dials, takes node ports if any address of the family does: for it a process asks that binds all of them.
+/// [`FrontendValue`](crate::FrontendValue)); bit 0: takes node ports, bit 1: refuses ports that it does not define, bit
+/// 2: takes node ports from the node itself only; bit 3: always set; bit 4: former. The unspecified address of a
+/// family, which nobody dials, takes node ports if any address of the family does: for it a process asks that binds all
+/// of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct AddressValue(pub u64);

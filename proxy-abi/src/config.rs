@@ -34,6 +34,14 @@ impl Config {
     pub const DNS_SERVES: u64 = 2;
     /// A flag: some of `NAMESPACES` have opted out; programs look them up only then.
     pub const OPT_OUTS: u64 = 8;
+    /// A flag: the kernel translates no connection of TCP of an earlier path any more, so that a packet in the middle
+    /// of one belongs to a flow that the packet programs have forgotten. Without the flag such packets pass.
+    pub const OWN_FLOWS: u64 = 16;
+    /// A flag: somebody listens to the decisions of the packet programs, which they tell only then.
+    pub const LISTENED_TO: u64 = 32;
+    /// A flag: another path serves packets. The packet programs go on with the connections they know, and begin
+    /// nothing.
+    pub const LEAVING: u64 = 64;
     /// Where the generation begins in the flags.
     const GENERATION: u32 = 32;
 

@@ -38,9 +38,16 @@ pub struct Connection {
     pub begun: u32,
 }
 
+/// The first and the last of the ports of this node that stand for clients' ports: neither sockets of this node nor
+/// node ports have them by default.
+pub const SOURCE_PORTS: (Port, Port) = (1024, 29_999);
+
 impl Connection {
     /// A flag: an address of this node stands for the client.
     pub const SOURCE_NAT: u8 = 1;
+    /// A flag: it is none of ours, and its packets pass. Its first packet was an answer, so whoever sends them did not
+    /// open it.
+    pub const FOREIGN: u8 = 2;
 
     /// The backend's reference.
     #[inline(always)]
@@ -74,6 +81,36 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// What leads back from the endpoint's packets to the client's. `key` is that of [`Connection::inner`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn leading_back(&self, client: &Ends, key: &Key) -> Translation {
+        let mut flags = if key.reversed { 0 } else { Translation::CLIENT_FIRST };
+        if self.flags & Self::SOURCE_NAT != 0 {
+            flags |= Translation::SOURCE_NAT;
+        }
+        let (address, port, client_port) = (client.to, client.to_port, client.from_port);
+        Translation { address, port, client_port, seen: self.seen, flags, padding: 0 }
+    }
+
+    /// What leads from the endpoint's answers to the node back to the client. `key` is that of
+    /// [`Connection::of_node`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn for_client(&self, client: &Ends, key: &Key) -> Translation {
+        let first = if key.reversed { 0 } else { Translation::CLIENT_FIRST };
+        Translation {
+            address: client.from,
+            port: self.client_port,
+            client_port: self.source_port,
+            seen: self.seen,
+            flags: first | Translation::OF_NODE,
+            padding: 0,
+        }
+    }
+}
+
 /// Value of `TRANSLATIONS`: 32 bytes, no padding. Its key says which of the two it is: see [`Key`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -84,7 +121,7 @@ pub struct Translation {
     pub port: Port,
     /// Between client and endpoint: the client's own port. Between node and endpoint: the port that stands for it.
     pub client_port: Port,
-    /// When the connection was last told of a packet, in seconds of the monotonic clock.
+    /// When an answer came last, in seconds of the monotonic clock.
     pub seen: u32,
     /// See the constants.
     pub flags: u32,
@@ -99,12 +136,28 @@ impl Translation {
     pub const CLIENT_FIRST: u32 = 2;
     /// A flag: an address of this node stands for the client.
     pub const SOURCE_NAT: u32 = 4;
+    /// A flag, between client and endpoint: the endpoint has answered.
+    pub const ANSWERED: u32 = 8;
 
     /// Whether a packet with this key comes from the client, or from the node in its place.
     #[inline(always)]
     #[must_use]
     pub const fn is_from_client(&self, key: &Key) -> bool {
         (self.flags & Self::CLIENT_FIRST != 0) != key.reversed
+    }
+
+    /// The ends of the client's packets as they come in; of a translation between client and endpoint.
+    #[inline(always)]
+    #[must_use]
+    pub const fn dialled(&self, client: Address6, protocol: u8) -> Ends {
+        Ends {
+            from: client,
+            to: self.address,
+            from_port: self.client_port,
+            to_port: self.port,
+            protocol,
+            padding: [0; 3],
+        }
     }
 
     /// Whether both lead to the same flow.
@@ -187,7 +240,7 @@ impl State {
     #[inline(always)]
     #[must_use]
     pub const fn after(self, from_client: bool, packet: &Packet) -> Self {
-        if packet.ends.protocol != protocol::TCP {
+        if !protocol::connects(packet.ends.protocol) {
             return Self::Open;
         }
         if packet.flags & Packet::RST != 0 {
@@ -204,20 +257,7 @@ impl State {
         }
         match self {
             Self::Opening if from_client && !packet.opens() => Self::Open,
-            _ => self,
-        }
-    }
-
-    /// How many seconds a flow without a packet stays. TCP as kube-proxy sets it for the kernel (CT-32, CT-33).
-    #[must_use]
-    pub const fn timeout(self, protocol: u8) -> u32 {
-        match (self, protocol) {
-            (Self::Opening, protocol::TCP) => 60,
-            (Self::Open, protocol::TCP) => 86_400,
-            (Self::ClientClosed | Self::EndpointClosed, protocol::TCP) => 3600,
-            (Self::Closed, _) => 10,
-            (_, protocol::UDP) => 120,
-            (_, _) => 600,
+            Self::Opening | Self::Open | Self::ClientClosed | Self::EndpointClosed | Self::Closed => self,
         }
     }
 }
@@ -290,13 +330,27 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_are_open_after_the_second_packet_and_time_out_sooner() {
+    fn a_connection_of_sctp_opens_and_is_closed_at_once() {
+        let chunk = |flags| {
+            let mut packet = packet(flags);
+            packet.ends.protocol = protocol::SCTP;
+            packet
+        };
+        let (init, data, abort) = (chunk(Packet::SYN), chunk(Packet::ACK), chunk(Packet::RST));
+        assert!(init.opens() && !data.opens());
+        assert_eq!(State::Opening.after(true, &init), State::Opening);
+        assert_eq!(State::Opening.after(false, &chunk(Packet::SYN | Packet::ACK)), State::Opening);
+        assert_eq!(State::Opening.after(true, &data), State::Open);
+        for from_client in [true, false] {
+            assert_eq!(State::Open.after(from_client, &abort), State::Closed);
+        }
+        assert_eq!(State::Closed.after(true, &data), State::Closed);
+    }
+
+    #[test]
+    fn other_protocols_are_open_after_the_second_packet() {
         let mut datagram = packet(Packet::FIN | Packet::RST);
         datagram.ends.protocol = protocol::UDP;
         assert_eq!(State::Opening.after(true, &datagram), State::Open);
-        assert_eq!(State::Open.timeout(protocol::UDP), 120);
-        assert_eq!(State::Open.timeout(protocol::TCP), 86_400);
-        assert_eq!(State::ClientClosed.timeout(protocol::TCP), 3600);
-        assert!(State::Opening.timeout(protocol::TCP) < State::Open.timeout(protocol::SCTP));
     }
 }

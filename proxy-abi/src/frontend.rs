@@ -131,6 +131,7 @@ const LOCAL: u64 = 1 << 31;
 const FILTERED: u64 = 1 << 30;
 const FALLS_BACK: u64 = 1 << 29;
 const SOURCE_NAT: u32 = 27;
+const SOURCE_NATS: u64 = (SourceNat::PODS | SourceNat::OUTSIDE) as u64;
 const SERVICE: u64 = (1 << SOURCE_NAT) - 1;
 
 impl FrontendValue {
@@ -161,7 +162,7 @@ impl FrontendValue {
             local: self.0 & LOCAL != 0,
             filtered: self.0 & FILTERED != 0,
             falls_back: self.0 & FALLS_BACK != 0,
-            source_nat: SourceNat((self.0 >> SOURCE_NAT) as u8 & (SourceNat::PODS | SourceNat::OUTSIDE)),
+            source_nat: SourceNat((self.0 >> SOURCE_NAT & SOURCE_NATS) as u8),
         }
     }
 }

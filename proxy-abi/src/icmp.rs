@@ -1,8 +1,8 @@
-//! Errors that ICMP reports: each quotes the beginning of the packet that it is about.
+//! Messages of ICMP that quote the beginning of the packet that they are about: errors, and redirects.
 //!
-//! An error belongs to the flow of the packet that it quotes, whoever reports it.
+//! Such a message belongs to the flow of the packet that it quotes, whoever sends it.
 
-use crate::packet::{Bytes, Packet, Read, protocol, read};
+use crate::packet::{Bytes, Packet, Read, end, protocol, read};
 use crate::same;
 
 /// Length of the header of a message, before the quoted packet.
@@ -10,13 +10,25 @@ pub const HEADER: u32 = 8;
 /// Where its checksum is in that header.
 pub const CHECKSUM: u32 = 2;
 
-/// The packet that an error is about.
+/// Types of redirects.
+const REDIRECT4: u8 = 5;
+const REDIRECT6: u8 = 137;
+/// Before the options of a redirect in IPv6: its header, the better next hop, and the destination.
+const BEFORE_OPTIONS: u32 = HEADER + 16 + 16;
+/// The option that quotes the packet, behind this many bytes. Linux has at most one before it: the link address.
+const QUOTING: u8 = 4;
+const OPTION_HEADER: u32 = 8;
+const OPTIONS: u32 = 3;
+
+/// The packet that a message is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quoted {
     /// As far as it is quoted. Its flags of TCP are not read.
     pub packet: Packet,
-    /// Where the error ends.
+    /// Where the message ends.
     pub end: u32,
+    /// The message is a redirect: it tells the packet's sender a better next hop. Else it is an error.
+    pub redirects: bool,
 }
 
 impl Quoted {
@@ -33,32 +45,44 @@ impl Quoted {
     }
 }
 
-/// Reads the packet that `message` quotes. `None` if the message is no error, if it quotes less than the ports of a
-/// packet, or if that packet was not sent by who gets the error.
+/// Reads the packet that `message` quotes. `None` if the message quotes none, or less than the ports of one, or if that
+/// packet was not sent by who gets the message.
 #[inline(always)]
 pub fn quoted<B: Bytes + ?Sized>(bytes: &B, message: &Packet) -> Option<Quoted> {
-    if !is_error(bytes.any_byte(message.transport)?, message.ipv4) {
+    let kind = bytes.any_byte(message.transport)?;
+    let quotation = Quotation { bytes, end: end(bytes, message)? };
+    let redirects = kind == if message.ipv4 { REDIRECT4 } else { REDIRECT6 };
+    let at = if redirects && !message.ipv4 {
+        quoting_option(&quotation, message.transport + BEFORE_OPTIONS)? + OPTION_HEADER
+    } else if redirects || is_error(kind, message.ipv4) {
+        message.transport + HEADER
+    } else {
         return None;
-    }
-    let end = end(bytes, message)?;
-    let Read::Packet(packet) = read(&Quotation { bytes, end }, message.transport + HEADER) else { return None };
+    };
+    let Read::Packet(packet) = read(&quotation, at) else { return None };
     let fits = packet.ipv4 == message.ipv4 && same(&packet.ends.from, &message.ends.to);
-    fits.then_some(Quoted { packet, end })
+    fits.then_some(Quoted { packet, end: quotation.end, redirects })
 }
 
-/// Whether messages of this type report an error: unreachable, too big, out of time, ill-formed. Redirects quote a
-/// packet too, but they speak of the next hop to one address, which is not the address of who dialled another.
+/// Whether messages of this type report an error: unreachable, too big, out of time, ill-formed.
 #[inline(always)]
 const fn is_error(kind: u8, ipv4: bool) -> bool {
     if ipv4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
 }
 
-/// Where a packet ends by its header. A device may hand over more.
+/// Where the option that quotes a packet is among those that begin at `at`.
 #[inline(always)]
-fn end<B: Bytes + ?Sized>(bytes: &B, packet: &Packet) -> Option<u32> {
-    let (at, before) = if packet.ipv4 { (2, 0) } else { (4, 40) };
-    let length = u16::from_be(bytes.any_two(packet.network + at)?);
-    Some(packet.network + before + u32::from(length))
+fn quoting_option<B: Bytes + ?Sized>(bytes: &Quotation<'_, B>, mut at: u32) -> Option<u32> {
+    for _ in 0..OPTIONS {
+        // Its length is in units of eight bytes.
+        let [kind, length] = bytes.any_two(at)?.to_ne_bytes();
+        match (kind, length) {
+            (QUOTING, _) => return Some(at),
+            (_, 0) => return None,
+            (_, length) => at += u32::from(length) * 8,
+        }
+    }
+    None
 }
 
 /// The bytes of a packet up to its end, all of them at places that only it tells.
@@ -147,6 +171,7 @@ mod tests {
             for kind in 0..=255 {
                 for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
                     let found = find(&error(kind, &about(ipv4, protocol, &[], &TCP)));
+                    let found = found.filter(|found| !found.redirects);
                     assert_eq!(found.is_some(), kinds.contains(&kind), "type {kind}");
                     let Some(Quoted { packet, .. }) = found else { continue };
                     let ports = (u16::from_be(packet.ends.from_port), u16::from_be(packet.ends.to_port));
@@ -154,6 +179,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn redirects_of_both_families_tell_the_packet_that_they_are_about() {
+        let found = find(&error(5, &about(true, protocol::UDP, &[], &TCP))).unwrap();
+        assert!(found.redirects && found.packet.transport == 48);
+        let address = [2, 1, 0, 0, 0, 0, 0, 0];
+        let quoting = [4, 6, 0, 0, 0, 0, 0, 0];
+        let packet = about(false, protocol::TCP, &[], &TCP);
+        let check = |options: &[&[u8]], wanted: Option<u32>| {
+            let found = find(&error(137, &[&[0; 32][..], &options.concat()].concat()));
+            assert_eq!(found.map(|found| (found.packet.transport, found.redirects)), wanted.map(|at| (at, true)));
+        };
+        check(&[&quoting, &packet], Some(40 + 40 + 8 + 40));
+        check(&[&address, &quoting, &packet], Some(40 + 40 + 16 + 40));
+        check(&[&address, &[14, 2], &[0; 14], &quoting, &packet], Some(40 + 40 + 32 + 40));
+        check(&[&address, &address, &address, &quoting, &packet], None);
+        check(&[&[2, 0, 0, 0, 0, 0, 0, 0], &quoting, &packet], None);
+        check(&[&address], None);
+        check(&[], None);
+        check(&[&quoting, &packet[..43]], None);
+        check(&[&quoting, &packet[..44]], Some(128));
     }
 
     #[test]

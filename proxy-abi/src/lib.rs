@@ -14,8 +14,12 @@ pub mod backend;
 pub mod bind;
 pub mod config;
 pub mod connection;
+pub mod counters;
+pub mod crc32c;
 pub mod device;
 pub mod directory;
+pub mod event;
+pub mod fragment;
 pub mod frontend;
 pub mod icmp;
 pub mod lookup;
@@ -30,8 +34,10 @@ pub use address::{AddressValue, NodePorts};
 pub use affinity::{AffinityKey, AffinityValue};
 pub use backend::{Backend4, Backend6, BackendRef, Standing};
 pub use config::{Config, Namespace};
+pub use counters::{Count, Served};
 pub use device::Device;
 pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
+pub use event::Event;
 pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead, SourceNat, scope};
 pub use range::{RangeKey, RangePrefix, ServicePrefix};
 pub use slot::Slot;
@@ -72,6 +78,12 @@ pub mod capacity {
     pub const CONNECTIONS: u32 = 131_072;
     /// Those of TCP whose client has sent one packet so far.
     pub const OPENINGS: u32 = 16_384;
+    /// Datagrams in fragments; the longest unused is forgotten first.
+    pub const FRAGMENTS: u32 = 8192;
+    /// What packet programs count; more than there is, so that another count needs no other version of the tables.
+    pub const COUNTERS: u32 = 64;
+    /// Bytes of the queue of events: a power of two.
+    pub const EVENTS: u32 = 524_288;
 }
 
 /// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0`, as it lies in a packet.

@@ -37,6 +37,10 @@ pub enum Kind {
     Prefixes,
     /// One element for each socket; the kernel frees it with the socket.
     Sockets,
+    /// Elements by index, for each processor one that it alone writes.
+    Processors,
+    /// A queue of values from programs to the daemon. Its capacity is in bytes.
+    Queue,
 }
 
 /// A map.
@@ -120,6 +124,14 @@ macro_rules! for_each_packet_map {
             Lru OPENINGS: $crate::packet::Ends => $crate::connection::Connection, $crate::capacity::OPENINGS, Flows;
             /// What leads back to those.
             Lru OPENING_TRANSLATIONS: $crate::packet::Ends => $crate::connection::Translation, 2 * $crate::capacity::OPENINGS, Flows;
+            /// The ports of datagrams in fragments.
+            Lru FRAGMENTS: $crate::fragment::FragmentKey => $crate::fragment::Ports, $crate::capacity::FRAGMENTS, Flows;
+            /// What was counted, by the number of a `Count`.
+            Processors COUNTERS: u32 => u64, $crate::capacity::COUNTERS, Tables;
+            /// The flows of each service, by its entry of the directory.
+            Processors SERVED: u32 => $crate::Served, $crate::capacity::SERVICES, Tables;
+            /// What was decided, while somebody listens.
+            Queue EVENTS: () => $crate::Event, $crate::capacity::EVENTS, Tables;
         }
     };
 }
@@ -128,9 +140,17 @@ macro_rules! for_each_packet_map {
 const fn key_size(kind: Kind, size: usize) -> u32 {
     let before = match kind {
         Kind::Prefixes => 4,
-        Kind::Hash | Kind::Lru | Kind::Array | Kind::Sockets => 0,
+        Kind::Hash | Kind::Lru | Kind::Array | Kind::Sockets | Kind::Processors | Kind::Queue => 0,
     };
     bytes(size) + before
+}
+
+/// The size of a value as the kernel has it: it does not know what is in a queue.
+const fn value_size(kind: Kind, size: usize) -> u32 {
+    match kind {
+        Kind::Queue => 0,
+        Kind::Hash | Kind::Lru | Kind::Array | Kind::Prefixes | Kind::Sockets | Kind::Processors => bytes(size),
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the size of a type of this crate")]
@@ -146,7 +166,7 @@ macro_rules! describe {
                 name: stringify!($name),
                 kind: Kind::$kind,
                 key: key_size(Kind::$kind, size_of::<$key>()),
-                value: bytes(size_of::<$value>()),
+                value: value_size(Kind::$kind, size_of::<$value>()),
                 capacity: $capacity,
                 lifetime: Lifetime::$lifetime,
             };
@@ -160,7 +180,7 @@ for_each_map!(describe);
 
 /// The maps that only the packet programs have.
 pub mod packets {
-    use super::{Kind, Lifetime, Map, bytes, key_size};
+    use super::{Kind, Lifetime, Map, key_size, value_size};
 
     for_each_packet_map!(describe);
 }
@@ -198,6 +218,11 @@ mod tests {
         check(packets::DEVICES, 4, 24);
         check(packets::CONNECTIONS, 40, 56);
         check(packets::TRANSLATIONS, 40, 32);
-        assert_eq!(packets::ALL.len(), 5);
+        check(packets::FRAGMENTS, 40, 4);
+        check(packets::COUNTERS, 4, 8);
+        check(packets::SERVED, 4, 16);
+        check(packets::EVENTS, 0, 0);
+        assert_eq!(size_of::<crate::Event>(), 72);
+        assert_eq!(packets::ALL.len(), 9);
     }
 }

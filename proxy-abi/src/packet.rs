@@ -20,6 +20,24 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     /// ICMP of IPv6.
     pub const ICMPV6: u8 = 58;
+
+    /// It has connections: the first packet of one says that it is, and a connection stays with its endpoint.
+    #[inline(always)]
+    #[must_use]
+    pub const fn connects(protocol: u8) -> bool {
+        protocol == TCP || protocol == SCTP
+    }
+
+    /// The length of its shortest header; that of SCTP with one chunk.
+    #[inline(always)]
+    #[must_use]
+    pub const fn header(protocol: u8) -> u32 {
+        match protocol {
+            TCP => 20,
+            SCTP => 16,
+            _ => 8,
+        }
+    }
 }
 
 /// The bytes of a packet. Numbers are as they lie in it; `None` behind its end.
@@ -82,7 +100,7 @@ impl Ends {
         digest = mixed(digest ^ ((c as u64) << 32 | d as u64));
         digest = mixed(digest ^ ((e as u64) << 32 | f as u64));
         digest = mixed(digest ^ ((g as u64) << 32 | h as u64));
-        mixed(digest ^ ports) as u32
+        (mixed(digest ^ ports) >> 32) as u32
     }
 }
 
@@ -109,7 +127,7 @@ pub struct Packet {
     pub network: u32,
     /// Where the header of its protocol begins.
     pub transport: u32,
-    /// The flags of TCP, else 0.
+    /// The flags of TCP; for SCTP those that mean what its first chunk does; else 0.
     pub flags: u8,
     /// It is IPv4.
     pub ipv4: bool,
@@ -129,11 +147,20 @@ impl Packet {
     /// In [`Packet::fragment`]: it is one.
     pub const FRAGMENT: u64 = 1 << 32;
 
-    /// It opens a connection of TCP.
+    /// It opens a connection.
     #[inline(always)]
     #[must_use]
     pub const fn opens(&self) -> bool {
-        self.ends.protocol == protocol::TCP && self.flags & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+        protocol::connects(self.ends.protocol)
+            && self.flags & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+
+    /// It answers a packet that opens a connection of TCP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers(&self) -> bool {
+        const BOTH: u8 = Packet::SYN | Packet::ACK;
+        self.ends.protocol == protocol::TCP && self.flags & BOTH == BOTH
     }
 }
 
@@ -148,8 +175,18 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// In the header of IPv6 fragments.
 const OFFSET6: u16 = 0xfff8;
-/// Where the flags of TCP are in its header.
-const TCP_FLAGS: u32 = 13;
+/// In the header of IPv6 fragments: more follow.
+const MORE6: u16 = 1;
+/// Where the flags of TCP are in its header, behind another byte. SCTP has the type of its first chunk in that one.
+const FLAGS: u32 = 12;
+
+/// Types of the chunks of SCTP.
+mod chunk {
+    pub(super) const INIT: u8 = 1;
+    pub(super) const INIT_ACK: u8 = 2;
+    pub(super) const ABORT: u8 = 6;
+    pub(super) const SHUTDOWN_COMPLETE: u8 = 14;
+}
 
 /// Reads the packet whose IP header begins at `network`.
 #[inline(always)]
@@ -176,11 +213,11 @@ fn read4<B: Bytes + ?Sized>(bytes: &B, network: u32, words: u8) -> Option<Read> 
     let (from, to) = (bytes.four(network + 12)?, bytes.four(network + 16)?);
     let protocol = bytes.byte(network + 9)?;
     let place = u16::from_be(bytes.two(network + 6)?);
-    let transport = network + words as u32 * 4;
+    let transport = network + u32::from(words) * 4;
     let ends = Ends { from: mapped(from), to: mapped(to), protocol, ..Ends::default() };
     let fragment = match place & (MORE_FRAGMENTS | FRAGMENT_OFFSET) {
         0 => 0,
-        _ => Packet::FRAGMENT | bytes.two(network + 4)? as u64,
+        _ => Packet::FRAGMENT | u64::from(bytes.two(network + 4)?),
     };
     let packet = Packet { ends, network, transport, flags: 0, ipv4: true, fragment };
     finish(bytes, packet, place & FRAGMENT_OFFSET != 0)
@@ -194,18 +231,23 @@ fn read6<B: Bytes + ?Sized>(bytes: &B, network: u32) -> Option<Read> {
     for _ in 0..EXTENSIONS {
         let at = packet.transport;
         match next {
-            HOP_BY_HOP | ROUTING | DESTINATION => packet.transport = at + (bytes.any_byte(at + 1)? as u32 + 1) * 8,
-            AUTHENTICATION => packet.transport = at + (bytes.any_byte(at + 1)? as u32 + 2) * 4,
+            HOP_BY_HOP | ROUTING | DESTINATION => packet.transport = at + (u32::from(bytes.any_byte(at + 1)?) + 1) * 8,
+            AUTHENTICATION => packet.transport = at + (u32::from(bytes.any_byte(at + 1)?) + 2) * 4,
             FRAGMENT => {
-                packet.fragment = Packet::FRAGMENT | bytes.any_four(at + 4)? as u64;
+                let place = u16::from_be(bytes.any_two(at + 2)?);
+                // Some senders give the header to whole packets (RFC 6946).
+                if place & (OFFSET6 | MORE6) != 0 {
+                    packet.fragment = Packet::FRAGMENT | u64::from(bytes.any_four(at + 4)?);
+                }
                 packet.transport = at + 8;
-                // What follows the header in a later fragment is no header.
-                later = u16::from_be(bytes.any_two(at + 2)?) & OFFSET6 != 0;
+                later = place & OFFSET6 != 0;
             }
             _ => break,
         }
         next = bytes.any_byte(at)?;
-        if later {
+        // What follows the header in a later fragment is no header. Where more headers follow in the first one, only
+        // that one tells the protocol, so none of them is read.
+        if packet.fragment != 0 {
             break;
         }
     }
@@ -233,19 +275,52 @@ fn finish<B: Bytes + ?Sized>(bytes: &B, mut packet: Packet, later: bool) -> Opti
     }
     let usual = packet.network + if packet.ipv4 { 20 } else { 40 };
     let (ports, flags) = if packet.transport == usual && packet.ipv4 {
-        (bytes.four(packet.network + 20)?, bytes.byte(packet.network + 20 + TCP_FLAGS))
+        (bytes.four(packet.network + 20)?, bytes.two(packet.network + 20 + FLAGS))
     } else if packet.transport == usual {
-        (bytes.four(packet.network + 40)?, bytes.byte(packet.network + 40 + TCP_FLAGS))
+        (bytes.four(packet.network + 40)?, bytes.two(packet.network + 40 + FLAGS))
     } else {
-        (bytes.any_four(packet.transport)?, bytes.any_byte(packet.transport + TCP_FLAGS))
+        (bytes.any_four(packet.transport)?, bytes.any_two(packet.transport + FLAGS))
     };
     let [a, b, c, d] = ports.to_ne_bytes();
     packet.ends.from_port = u16::from_ne_bytes([a, b]);
     packet.ends.to_port = u16::from_ne_bytes([c, d]);
-    if protocol == protocol::TCP {
-        packet.flags = if B::QUOTED { 0 } else { flags? };
+    if protocol::connects(protocol) && !B::QUOTED {
+        let [chunk, flags] = flags?.to_ne_bytes();
+        packet.flags = if protocol == protocol::TCP { flags } else { flags_of(chunk) };
     }
     Some(Read::Packet(packet))
+}
+
+/// The flags that mean of TCP what the first chunk of a packet means of SCTP.
+#[inline(always)]
+const fn flags_of(chunk: u8) -> u8 {
+    match chunk {
+        chunk::INIT => Packet::SYN,
+        chunk::INIT_ACK => Packet::SYN | Packet::ACK,
+        chunk::ABORT | chunk::SHUTDOWN_COMPLETE => Packet::RST,
+        _ => Packet::ACK,
+    }
+}
+
+/// Where a packet ends by its header. A device may hand over more, and the kernel does for packets of more than 64 KiB,
+/// which tell the length 0.
+#[inline(always)]
+pub fn end<B: Bytes + ?Sized>(bytes: &B, packet: &Packet) -> Option<u32> {
+    let (at, before) = if packet.ipv4 { (2, 0) } else { (4, 40) };
+    let length = u16::from_be(bytes.any_two(packet.network + at)?);
+    Some(packet.network + before + u32::from(length))
+}
+
+/// Whether a packet has room for so many bytes of its protocol, and ends inside of the `length` bytes that there are.
+/// The kernel drops others.
+#[inline(always)]
+pub fn is_whole<B: Bytes + ?Sized>(bytes: &B, packet: &Packet, header: u32, length: u32) -> bool {
+    let Some(end) = end(bytes, packet) else { return false };
+    let empty = packet.network + if packet.ipv4 { 0 } else { 40 };
+    if end == empty {
+        return length > packet.network + u32::from(u16::MAX);
+    }
+    packet.transport + header <= end && end <= length
 }
 
 #[cfg(test)]
@@ -362,6 +437,46 @@ pub(crate) mod tests {
         // What a later fragment begins with may look like another header.
         let later = v6(&[(FRAGMENT, &place(8))], DESTINATION, &TCP);
         assert_eq!(read(&later[..], 0), Read::Other);
+        // The later ones would not tell that this one is UDP.
+        let first = v6(&[(FRAGMENT, &place(1)), (DESTINATION, &[0; 7])], protocol::UDP, &TCP);
+        assert_eq!(read(&first[..], 0), Read::Other);
+        let whole = packet(&v6(&[(FRAGMENT, &place(0)), (DESTINATION, &[0; 7])], protocol::UDP, &TCP));
+        assert_eq!((whole.fragment, whole.transport), (0, 56));
+    }
+
+    #[test]
+    fn a_packet_of_sctp_has_the_flags_of_its_first_chunk() {
+        let chunks = |kind| {
+            let mut header = TCP;
+            header[12] = kind;
+            header
+        };
+        for (kind, flags) in
+            [(1, Packet::SYN), (2, Packet::SYN | Packet::ACK), (6, Packet::RST), (14, Packet::RST), (0, Packet::ACK)]
+        {
+            for bytes in [v4(protocol::SCTP, 0, 0, &chunks(kind)), v4(protocol::SCTP, 3, 0, &chunks(kind))] {
+                assert_eq!((packet(&bytes).flags, packet(&bytes).opens()), (flags, kind == 1));
+            }
+            assert_eq!(packet(&v6(&[], protocol::SCTP, &chunks(kind))).flags, flags);
+        }
+    }
+
+    #[test]
+    fn a_packet_ends_where_its_header_says() {
+        for (mut bytes, at, before) in [(v4(protocol::TCP, 2, 0, &TCP), 2, 0), (v6(&[], protocol::TCP, &TCP), 4, 40)] {
+            let found = packet(&bytes);
+            for told in 0..200_u16 {
+                bytes[at..at + 2].copy_from_slice(&told.to_be_bytes());
+                let told = u32::from(told) + before;
+                assert_eq!(end(&bytes[..], &found), Some(told));
+                for length in [60, 66, 1500] {
+                    let fits = told >= found.transport + 20 && told <= length;
+                    assert_eq!(is_whole(&bytes[..], &found, 20, length), fits, "{told} of {length}");
+                }
+                // More than the field can tell.
+                assert_eq!(is_whole(&bytes[..], &found, 20, 70_000), told == before || told >= found.transport + 20);
+            }
+        }
     }
 
     #[test]
@@ -377,7 +492,7 @@ pub(crate) mod tests {
             for length in 0..whole.len() {
                 let found = read(&whole[..length], 0);
                 assert!(found == Read::Other || found == Read::Packet(expected), "{length}: {found:?}");
-                let needed = expected.transport + if expected.ends.protocol == protocol::TCP { 14 } else { 4 };
+                let needed = expected.transport + if protocol::connects(expected.ends.protocol) { 14 } else { 4 };
                 assert_eq!(found != Read::Other, length >= needed as usize, "{length}");
             }
         }

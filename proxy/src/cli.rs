@@ -4,6 +4,8 @@ mod check;
 mod cleanup;
 mod dns;
 mod explain;
+mod flows;
+mod monitor;
 mod plan;
 mod run;
 mod services;
@@ -36,8 +38,12 @@ enum Command {
     Services(services::ServicesArguments),
     /// Print what becomes of a new flow, and the rule that decided each step
     Explain(explain::ExplainArguments),
+    /// Print the flows that the packet programs remember
+    Flows(flows::FlowsArguments),
     /// Print what the bundled DNS would answer, and why
     Dns(dns::DnsArguments),
+    /// Print what the eBPF programs for packets decide, as they decide it: flows that begin, rejects, drops; sampled
+    Monitor(monitor::MonitorArguments),
     /// Print what this kernel and host offer, what would be used, and what is missing and why
     Check(check::CheckArguments),
     /// Remove everything shunt has installed: programs, maps and the DNS address
@@ -70,7 +76,9 @@ pub(crate) fn main(passed: Vec<OwnedFd>) -> ExitCode {
         Command::Plan(arguments) => plan::run(arguments),
         Command::Services(arguments) => services::run(arguments),
         Command::Explain(arguments) => explain::run(arguments),
+        Command::Flows(arguments) => flows::run(arguments),
         Command::Dns(arguments) => dns::run(arguments),
+        Command::Monitor(arguments) => monitor::run(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Cleanup(arguments) => cleanup::run(&arguments),
     };

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 use shunt_dns::{Corefile, CorefileError, ForwardConfig, Name, PodMode, Upstreams, absolute, name_text};
+use shunt_model::GoDuration;
 use shunt_model::source::kube::KubeconfigSetting;
 
 pub use file::ConfigFile;
@@ -23,7 +24,8 @@ use kube_proxy::{DetectLocal, KubeProxyConfiguration};
 pub use settings::{LogFormat, PodNames, ProxyMode, Settings, SocketLb};
 pub use values::{Address, Annotation, CommaSeparated, NodePortAddress, Text};
 
-use crate::datapath::{Mode, PacketOptions, Requested, Wanted};
+use crate::datapath::{FlowTimeouts, Mode, PacketOptions, Requested, Wanted};
+use crate::host::devices::Devices;
 use crate::plan::{EmptyLocal, NodePortAddresses, PodDetection, PodInterface};
 
 /// Port of the DNS server where none is given.
@@ -529,6 +531,25 @@ pub fn packets(document: &KubeProxyConfiguration) -> PacketOptions {
         masquerade_mark: u32::try_from(bit).ok().and_then(|bit| 1_u32.checked_shl(bit)).unwrap_or(1 << 14),
         drop_invalid: !document.conntrack.tcp_be_liberal,
         loopback_node_ports: document.iptables.localhost_node_ports,
+    }
+}
+
+/// How long packet programs remember a flow without packets: as long as the document says for the kernel (CT-32, CT-33,
+/// CT-35). 0 leaves the default, as it does there.
+#[must_use]
+pub fn flow_timeouts(document: &KubeProxyConfiguration) -> FlowTimeouts {
+    let default = FlowTimeouts::default();
+    let seconds = |wanted: &GoDuration, default| match u32::try_from(wanted.0.as_secs()) {
+        Ok(0) => default,
+        Ok(seconds) => seconds,
+        Err(_) => u32::MAX / 4,
+    };
+    let conntrack = &document.conntrack;
+    FlowTimeouts {
+        tcp_established: seconds(&conntrack.tcp_established_timeout, default.tcp_established),
+        tcp_close_wait: seconds(&conntrack.tcp_close_wait_timeout, default.tcp_close_wait),
+        udp: seconds(&conntrack.udp_timeout, default.udp),
+        udp_stream: seconds(&conntrack.udp_stream_timeout, default.udp_stream),
     }
 }
 

@@ -12,6 +12,7 @@ mod handover;
 mod iptables;
 pub mod kube_proxy;
 mod lock;
+mod looking;
 mod nftables;
 mod offer;
 mod packets;
@@ -30,8 +31,10 @@ use shunt_model::Family;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::ebpf::{FlowFilter, FlowState, FlowTimeouts, Flows, FlowsError, KnownFlow};
 use self::handover::{Handover, Other, Retired};
 pub use self::lock::{Holder, Lock, LockError};
+pub use self::looking::{Counters, Decision, DecisionVerdict, Decisions, Heard, Listening, Looking, Meter};
 use self::offer::RulePath;
 pub use self::offer::{Check, CheckState, ChooseError, Chosen, Offer, PacketPath, Requested, Wanted, choose};
 pub use self::report::{Installed, Number, NumberKind, OpenPath, Report};
@@ -136,6 +139,8 @@ pub struct Options {
     pub packets: PacketOptions,
     /// The devices by which this node reaches others, for programs that serve packets.
     pub devices: Devices,
+    /// How long programs remember a flow without packets.
+    pub flow_timeouts: FlowTimeouts,
     /// How packets of pods are known; of these, programs follow an interface, and know pods by their devices else.
     pub pods: PodDetection,
 }
@@ -162,6 +167,8 @@ pub struct Opened {
     pub adopted: String,
     /// Its health and its counters, by part.
     pub reports: Vec<watch::Receiver<Report>>,
+    /// What it lets others look at.
+    pub looking: Looking,
     /// Told when another program has changed what the path installed: an audit must not wait.
     pub disturbed: Arc<Notify>,
     /// Its upkeep, which must run beside it, each on a thread of its own. Without upkeep the path balances, but it does
@@ -174,6 +181,7 @@ struct OpenedPart {
     path: Box<dyn Datapath>,
     adopted: String,
     reports: Vec<watch::Receiver<Report>>,
+    looking: Looking,
     beside: Vec<Beside>,
 }
 
@@ -298,7 +306,7 @@ pub fn open(chosen: &Chosen, options: &Options, lock: &Arc<Lock>) -> Result<Open
     let (leftovers, left) = watch::channel(Report { checked: true, ..Report::default() });
     let mut opened = composed::over(programs, rules, options.packets, disturbed);
     opened.reports.push(left);
-    opened.path = Box::new(Handover::new(opened.path, replaced(chosen, &options.host), leftovers));
+    opened.path = Box::new(Handover::new(opened.path, replaced(chosen, options), leftovers));
     // Without a path for packets, clients outside of this node need kube-proxy's rules.
     if chosen.packets.is_some() {
         let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
@@ -325,24 +333,29 @@ fn open_rules(path: RulePath, options: &Options, disturbed: &Arc<Notify>) -> Res
 }
 
 /// The parts whose leftovers must go once the chosen ones serve.
-fn replaced(chosen: &Chosen, host: &HostOptions) -> Vec<Other> {
+fn replaced(chosen: &Chosen, options: &Options) -> Vec<Other> {
     let has_rules = chosen.rules().is_some();
     let other = |part| {
-        let host = host.clone();
-        Other { part, retire: Box::new(move || retire(part, &host, has_rules)) }
+        let (host, timeouts) = (options.host.clone(), options.flow_timeouts);
+        Other { part, retire: Box::new(move || retire(part, &host, &timeouts, has_rules)) }
     };
     Part::ALL.into_iter().filter(|part| !chosen.has(*part)).map(other).collect()
 }
 
 /// Removes what a part has installed, or lets it begin nothing more while flows go on by it. `has_rules`: rules of
 /// another part serve, for which the kernel goes on to translate what conntrack knows.
-fn retire(part: Part, host: &HostOptions, has_rules: bool) -> Result<Retired, RemoveError> {
+fn retire(part: Part, host: &HostOptions, timeouts: &FlowTimeouts, has_rules: bool) -> Result<Retired, RemoveError> {
     match part {
-        Part::Programs => ebpf::retire_packets(host)
+        Part::Programs => ebpf::retire_packets(host, timeouts)
             .map_err(|error| RemoveError { what: "programs for packets", source: error.into() }),
         Part::Nftables if !has_rules => nftables::retire(),
         Part::Sockets | Part::Nftables | Part::Iptables => remove(part, host).map(Retired::Gone),
     }
+}
+
+/// The flows that packet programs remember, with the names of the Services that `plan` has.
+pub fn flows(host: &HostOptions, plan: &Plan, filter: &FlowFilter) -> Result<Flows, FlowsError> {
+    ebpf::flows(&host.bpf_root, plan, filter)
 }
 
 /// Removes all that a part has installed on this host. What is missing counts as removed.

@@ -1,6 +1,7 @@
 //! `shunt explain`: where a new flow goes, step by step, each step with the rule that decided it.
 
 mod missing;
+mod serving;
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -8,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use shunt_model::{Family, ObjectKey, Pod, Protocol, Snapshot};
 
+pub use self::serving::Serving;
+use crate::datapath::Chosen;
 use crate::datapath::reading::{Caller, Outcome, Reading, ReadingError};
 use crate::plan::{
     Decision, Empty, FrontendKind, List, Meeting, Met, Packet, Plan, PortPlan, Reason, Rule, RuleId, Source, Verdict,
@@ -39,6 +42,9 @@ pub struct FlowExplanation {
     pub at_socket: Option<String>,
     /// The endpoints that the flow may reach; each is as likely for a new client.
     pub endpoints: Vec<SocketAddr>,
+    /// What serves it; `None` if it was not asked of a daemon.
+    #[serde(default)]
+    pub served_by: Option<Serving>,
 }
 
 /// One decision.
@@ -91,9 +97,20 @@ pub fn explain(
     source: &str,
     destination: &str,
 ) -> Result<Explanation, ExplainError> {
+    explain_served(snapshot, plan, node, (source, destination), None)
+}
+
+/// Explains the flows from a source to a destination on `node`, and what serves them, if that is known.
+pub fn explain_served(
+    snapshot: &Snapshot,
+    plan: &Plan,
+    node: &str,
+    (source, destination): (&str, &str),
+    serves: Option<&Chosen>,
+) -> Result<Explanation, ExplainError> {
     let from = origin(snapshot, plan, node, source)?;
     let targets = targets(snapshot, plan, destination)?;
-    let flows = targets.into_iter().map(|(to, protocol)| explain_one(plan, &from, to, protocol));
+    let flows = targets.into_iter().map(|(to, protocol)| explain_one(plan, &from, (to, protocol), serves));
     Ok(Explanation { flows: flows.collect::<Result<_, _>>()?, warnings: Vec::new() })
 }
 
@@ -226,17 +243,20 @@ fn at_address(plan: &Plan, ip: IpAddr, named: Option<Protocol>) -> Result<Vec<(S
 fn explain_one(
     plan: &Plan,
     from: &FlowOrigin,
-    to: SocketAddr,
-    protocol: Protocol,
+    (to, protocol): (SocketAddr, Protocol),
+    serves: Option<&Chosen>,
 ) -> Result<FlowExplanation, ExplainError> {
     let same_family = from.addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).copied();
     let source_address = same_family.or_else(|| from.address.filter(|_| from.addresses.len() == 1));
     let packet = Packet { source: from.source, source_address, destination: to.ip(), port: to.port(), protocol };
+    let left_alone = from.source == Source::Pod && from.addresses.iter().any(|ip| plan.opted_out.contains(ip));
+    let served_by = serves.map(|serves| serving::serving(plan, &packet, left_alone, serves)).transpose()?;
     let mut steps = vec![from.step.clone()];
-    if from.source == Source::Pod && from.addresses.iter().any(|ip| plan.opted_out.contains(ip)) {
+    if left_alone {
         steps.push(step("the pod has opted out: its sockets are left alone", RuleId::Dp16));
         let at_socket = Some(socket_word(&Outcome::Foreign).to_owned());
-        return Ok(explained(to, protocol, steps, ("pass", Vec::new()), at_socket));
+        let flow = explained(to, protocol, steps, ("pass", Vec::new()), at_socket);
+        return Ok(FlowExplanation { served_by, ..flow });
     }
     let Decision { verdict, reason } = plan.decide(&packet);
     steps.extend(steps_of(reason.as_ref(), to.ip(), from.source));
@@ -249,7 +269,7 @@ fn explain_one(
         Verdict::Forward { endpoints, .. } => ("forward", endpoints.iter().map(|end| end.address).collect()),
     };
     let at_socket = at_socket.map(|outcome| socket_word(&outcome).to_owned());
-    Ok(explained(to, protocol, steps, verdict, at_socket))
+    Ok(FlowExplanation { served_by, ..explained(to, protocol, steps, verdict, at_socket) })
 }
 
 /// What a socket of this node gets, by the lookup that the programs run; `None` if the source is outside.
@@ -271,7 +291,8 @@ fn explained(
     (verdict, endpoints): (&str, Vec<SocketAddr>),
     at_socket: Option<String>,
 ) -> FlowExplanation {
-    FlowExplanation { destination: format!("{to}/{protocol}"), steps, verdict: verdict.into(), at_socket, endpoints }
+    let (destination, verdict) = (format!("{to}/{protocol}"), verdict.into());
+    FlowExplanation { destination, steps, verdict, at_socket, endpoints, served_by: None }
 }
 
 fn socket_word(outcome: &Outcome) -> &'static str {
@@ -372,7 +393,7 @@ fn own_dns_first(port: &PortPlan) -> String {
 pub fn render(explanation: &Explanation) -> String {
     let mut text = String::new();
     // What a socket gets is in the steps already.
-    for FlowExplanation { destination, steps, verdict, at_socket: _, endpoints } in &explanation.flows {
+    for FlowExplanation { destination, steps, verdict, at_socket: _, endpoints, served_by } in &explanation.flows {
         // Writing to a String cannot fail.
         writeln!(text, "{destination}").unwrap_or_default();
         for (number, ExplainedStep { decided, rule }) in (1..).zip(steps) {
@@ -380,6 +401,12 @@ pub fn render(explanation: &Explanation) -> String {
         }
         let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
         writeln!(text, "  => {verdict} {}", endpoints.join(" ")).unwrap_or_default();
+        if let Some(Serving { by, steps, part: _ }) = served_by {
+            writeln!(text, "  served by {by}").unwrap_or_default();
+            for step in steps {
+                writeln!(text, "  - {step}").unwrap_or_default();
+            }
+        }
     }
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }

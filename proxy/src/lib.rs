@@ -1,6 +1,7 @@
 //! The node daemon: plan, reconcile, data paths, health, metrics and the control socket.
 #![deny(unsafe_code)]
 
+mod columns;
 pub mod config;
 pub mod control;
 pub mod datapath;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -19,7 +19,7 @@ use shunt_dns::Exporter;
 use shunt_model::Snapshot;
 use shunt_serving::metrics::Process;
 
-use crate::datapath::{FlowSweep, Number, NumberKind, OpenPath, Part, Report};
+use crate::datapath::{Counters, FlowSweep, Number, NumberKind, OpenPath, Part, Report};
 use crate::status::Status;
 use census::Counts;
 
@@ -121,6 +121,12 @@ impl Collector for PathNumbers {
                 NumberKind::Gauge => gauge(&mut encoder, name, help, value)?,
             }
         }
+        for Counters { name, help, values } in self.0.counters() {
+            match values.as_slice() {
+                [(labels, value)] if labels.is_empty() => counter(&mut encoder, name, help, *value)?,
+                _ => family(&mut encoder, name, help, values.into_iter())?,
+            }
+        }
         Ok(())
     }
 }
@@ -166,11 +172,11 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: imp
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
-fn family<'a>(
+fn family(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    values: impl Iterator<Item = ([(&'static str, &'a str); 1], u64)>,
+    values: impl Iterator<Item = (impl EncodeLabelSet, u64)>,
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, value) in values {

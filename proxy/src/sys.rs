@@ -7,6 +7,8 @@ mod heap;
 pub mod mapped;
 mod netns;
 mod passed;
+#[cfg(test)]
+pub mod run;
 mod xtables;
 
 pub use heap::trim;

@@ -156,6 +156,14 @@ impl Daemon {
         Ok(finished.lines.join("\n"))
     }
 
+    /// Starts a `shunt` command against this daemon that goes on until it is stopped, such as `monitor`.
+    pub fn start_command(&self, arguments: &[&str]) -> anyhow::Result<Process> {
+        let mut all = vec![self.node.core.binaries.shunt()?.as_os_str().to_owned()];
+        all.extend(arguments.iter().map(Into::into));
+        all.extend(["--control-socket".into(), self.control_socket().into_os_string()]);
+        self.node.spawn(&all)
+    }
+
     /// Runs a `shunt` command on this node that succeeds, and returns what it writes to stderr.
     pub fn said(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut all = vec![self.node.core.binaries.shunt()?.as_os_str().to_owned()];

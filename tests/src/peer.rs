@@ -2,18 +2,23 @@
 
 mod api;
 mod bench;
+mod bulk;
 mod call_error;
 mod connect;
+mod crowd;
 mod dial;
 mod dns_load;
+mod flood;
 mod load;
 mod probe;
 mod programs;
+mod raw;
 mod resolve;
 mod sctp;
 mod serve;
 mod socket;
 mod stray;
+mod swarm;
 mod turns;
 mod upstream;
 
@@ -27,15 +32,20 @@ use serde::{Deserialize, Serialize};
 
 pub use api::ApiArguments;
 pub use bench::{BenchArguments, BenchLine};
+pub use bulk::{TransferArguments, TransferLine};
 pub use call_error::CallError;
 pub use connect::{Attempt, ConnectArguments};
+pub use crowd::{CrowdArguments, CrowdLine};
 pub use dial::{Answer, Question};
 pub use dns_load::{DnsLoadArguments, DnsLoadLine};
+pub use flood::{FloodArguments, FloodLine};
 pub use load::{LoadArguments, LoadLine};
-pub use programs::{ProgramArguments, ProgramLine};
 pub use probe::{Call, Probe, ProbeArguments};
+pub use programs::{ProgramArguments, ProgramLine};
+pub use raw::RawArguments;
 pub use resolve::{DnsRecord, Resolution, ResolveArguments, resolve};
 pub use serve::ServeArguments;
+pub use swarm::{SwarmArguments, SwarmLine};
 pub use turns::TurnArguments;
 pub use upstream::UpstreamArguments;
 
@@ -67,11 +77,21 @@ enum PeerCommand {
         /// The server.
         to: SocketAddr,
     },
+    /// Keep many TCP connections open, and use all of them at each line of standard input.
+    Crowd(CrowdArguments),
+    /// Send many bytes over one connection, or receive them.
+    Transfer(TransferArguments),
+    /// Send SYNs from addresses that nobody has.
+    Flood(FloodArguments),
+    /// Send a datagram from each of many ports and compare the answers.
+    Swarm(SwarmArguments),
     /// Send segments from outside of the window of a connection to its client.
     Stray {
         /// Where the server listens.
         server: SocketAddr,
     },
+    /// Send one packet.
+    Raw(RawArguments),
     /// Use one UDP socket, connected and not connected in turn.
     Turns(TurnArguments),
     /// Ask a DNS server.
@@ -121,7 +141,12 @@ impl Peer {
             PeerCommand::Load(arguments) => load::load(&arguments),
             PeerCommand::Probe(arguments) => probe::probe(&arguments),
             PeerCommand::Hold { to } => probe::hold(to),
+            PeerCommand::Crowd(arguments) => crowd::hold(&arguments),
+            PeerCommand::Transfer(arguments) => bulk::transfer(&arguments),
+            PeerCommand::Flood(arguments) => flood::flood(&arguments),
+            PeerCommand::Swarm(arguments) => swarm::swarm(&arguments),
             PeerCommand::Stray { server } => stray::send(server),
+            PeerCommand::Raw(arguments) => raw::send(&arguments),
             PeerCommand::Turns(arguments) => turns::take(&arguments),
             PeerCommand::Resolve(arguments) => print(&resolve(&arguments)?),
             PeerCommand::HttpGet { address, path } => {

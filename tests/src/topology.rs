@@ -1,6 +1,7 @@
 //! A lab: the router that joins its nodes, and the client outside.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -84,6 +85,12 @@ impl Lab {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.core.directory
+    }
+
+    /// The addresses of the client outside, IPv4 first.
+    #[must_use]
+    pub fn outside_addresses(&self) -> [IpAddr; 2] {
+        [network::OUTSIDE_V4.into(), network::OUTSIDE_V6.into()]
     }
 
     /// The end of every log, for a failed test.

@@ -37,6 +37,8 @@ struct DataPath {
     arguments: &'static [&'static str],
     /// Whether the sockets of pods and nodes are translated, or their packets.
     sockets: bool,
+    /// Whether programs at network devices translate packets, and no rules of netfilter.
+    programs: bool,
     /// Whether the nodes look like those of a kubelet that uses iptables-legacy: the daemon takes the variant in use.
     legacy: bool,
 }
@@ -45,10 +47,13 @@ const IPTABLES: DataPath = DataPath {
     name: "iptables",
     arguments: &["--proxy-mode=iptables", "--socket-lb=off"],
     sockets: false,
+    programs: false,
     legacy: false,
 };
-const PATHS: [DataPath; 4] = [
-    DataPath { name: "ebpf", arguments: &["--proxy-mode=ebpf"], sockets: true, legacy: false },
+const PATHS: [DataPath; 6] = [
+    DataPath { name: "sockets", arguments: &["--proxy-mode=nftables"], sockets: true, ..IPTABLES },
+    DataPath { name: "ebpf", arguments: &["--proxy-mode=ebpf"], sockets: true, programs: true, legacy: false },
+    DataPath { name: "packets", arguments: &["--proxy-mode=ebpf", "--socket-lb=off"], programs: true, ..IPTABLES },
     DataPath { name: "nftables", arguments: &["--proxy-mode=nftables", "--socket-lb=off"], ..IPTABLES },
     IPTABLES,
     DataPath { name: "legacy", legacy: true, ..IPTABLES },
@@ -83,6 +88,9 @@ fn play(path: &DataPath, kube: bool) -> Report {
     let mut reader = SocketReader::new(&book.cast, path, kube).unwrap_or_else(|error| panic!("{error:#}"));
     let report = flows::play(&book, &only, &mut reader)
         .unwrap_or_else(|error| panic!("{error:#}\nlogs of the lab:\n{}", reader.lab.logs()));
+    if path.programs {
+        reader.check_that_no_rules_are_there().unwrap_or_else(|error| panic!("{error:#}"));
+    }
     let (all, applying, scenes) = (start.elapsed(), reader.applying, reader.scenes);
     eprintln!("{}: {report} in {all:.0?}; {scenes} scenes took {applying:.0?} to be applied", path.name);
     report
@@ -98,7 +106,7 @@ struct SocketReader {
     scenes: u32,
     /// How long all daemons together took to apply the scenes.
     applying: Duration,
-    sockets: bool,
+    path: DataPath,
     nodes: BTreeMap<String, Node>,
     places: BTreeMap<String, Place>,
     lab: Lab,
@@ -144,9 +152,20 @@ impl SocketReader {
             }
         }
         let daemons: anyhow::Result<_> = nodes.values().map(|node| node.daemon(options.clone())).collect();
-        let (daemons, clients, servers, sockets) = (daemons?, clients?, servers?, path.sockets);
+        let (daemons, clients, servers, path) = (daemons?, clients?, servers?, *path);
         let (_servers, _api, scenes, applying) = (servers, api, 0, Duration::ZERO);
-        Ok(Self { daemons, clients, _servers, _api, manifests, scenes, applying, sockets, nodes, places, lab })
+        Ok(Self { daemons, clients, _servers, _api, manifests, scenes, applying, path, nodes, places, lab })
+    }
+
+    /// Programs alone have served all that was seen.
+    fn check_that_no_rules_are_there(&self) -> anyhow::Result<()> {
+        for (name, node) in &self.nodes {
+            let list = "nft list ruleset; iptables-legacy-save; ip6tables-legacy-save";
+            let rules = node.spawn(&["sh", "-c", list])?.finish(Duration::from_secs(10))?;
+            ensure!(rules.status.success(), "the rules of {name} cannot be listed: {}", rules.status);
+            ensure!(rules.lines.is_empty(), "{name} has rules of netfilter: {:#?}", rules.lines);
+        }
+        Ok(())
     }
 
     /// Puts the objects in force on every node. They are one file with a Service and a slice that mark it, so they are
@@ -185,7 +204,7 @@ impl Reader for SocketReader {
         let start = Instant::now();
         self.set(&scene.objects)?;
         self.applying += start.elapsed();
-        let unseen = |flow: &Flow<'_>| unseen(scene.cast, flow, self.sockets).map(Seen::Skipped);
+        let unseen = |flow: &Flow<'_>| unseen(scene.cast, flow, &self.path).map(Seen::Skipped);
         let mut seen: Vec<Option<Seen>> = scene.flows.iter().map(unseen).collect();
         for (round, mut flows) in rounds(scene) {
             flows.retain(|index| seen.get(*index).is_some_and(Option::is_none));
@@ -208,9 +227,16 @@ impl Reader for SocketReader {
 }
 
 /// Why real sockets cannot show what becomes of this flow on such a data path.
-fn unseen(cast: &Cast, flow: &Flow<'_>, sockets: bool) -> Option<&'static str> {
+fn unseen(cast: &Cast, flow: &Flow<'_>, path: &DataPath) -> Option<&'static str> {
     let answered = matches!(flow.expect, Expect::To(_) | Expect::OneOf(_));
-    let one = |to: &Destination| match Translation::of(cast, flow, to, sockets) {
+    let of_node = matches!(flow.client.role, Role::Node { zone: _ });
+    let one = |to: &Destination| match Translation::of(cast, flow, to, path.sockets) {
+        Translation::ByPackets if path.programs && to.protocol == Protocol::Sctp => {
+            Some("the packet programs do not serve SCTP yet")
+        }
+        Translation::ByPackets if path.programs && of_node && !Translation::is_elsewhere(cast, flow, to) => {
+            Some("what a node sends itself comes in by none of its devices: programs serve it at its sockets alone")
+        }
         Translation::AtSocket if flow.unusual_source && answered => {
             Some("a socket keeps the address that it is bound to, and the answer is routed to where that address is")
         }
@@ -261,7 +287,7 @@ fn rounds(scene: &Scene<'_>) -> BTreeMap<Round, Vec<usize>> {
 impl SocketReader {
     /// All clients at once, and each asks all its questions at once.
     fn play(&mut self, scene: &Scene<'_>, flows: &[usize]) -> anyhow::Result<Vec<(usize, Seen)>> {
-        let sockets = self.sockets;
+        let sockets = self.path.sockets;
         thread::scope(|scope| {
             let playing: Vec<_> = self
                 .clients

@@ -12,7 +12,9 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -70,9 +72,12 @@ impl Service {
     }
 }
 
+/// What happens to the daemon of the first node, and for which time.
+type Disturb = fn(&mut Daemon, usize);
+
 /// Two nodes with two pods each. Fields are dropped in this order.
 struct World {
-    _daemons: Vec<Daemon>,
+    daemons: Mutex<Vec<Daemon>>,
     _servers: Vec<Process>,
     pods: Vec<Pod>,
     manifests: Manifests,
@@ -101,9 +106,9 @@ impl World {
         options.extra.extend(arguments.iter().map(|&argument| argument.to_owned()));
         nodes.iter().for_each(prepare);
         let daemons = nodes.iter().map(|node| node.daemon(options.clone()).unwrap_or_else(|e| panic!("{e:#}")));
-        let _daemons = daemons.collect();
+        let daemons = Mutex::new(daemons.collect());
         lab.balance_to(&nodes[0]).unwrap();
-        let world = Self { _daemons, _servers: servers, pods, manifests, nodes, lab };
+        let world = Self { daemons, _servers: servers, pods, manifests, nodes, lab };
         for to in world.frontends() {
             world.wait_for(&format!("{to} to be served"), || world.answers(to, Mode::Tcp));
         }
@@ -119,6 +124,21 @@ impl World {
         attempts[0].error.is_none()
     }
 
+    /// How many connections each host has reset, to tell who ended one.
+    fn resets(&self) -> String {
+        let pods = self.pods.iter().map(|pod| &**pod);
+        let nodes = self.nodes.iter().map(Node::host);
+        let one = |place: &Place| {
+            let read = || Ok(fs::read_to_string("/proc/thread-self/net/snmp")?);
+            let text = place.in_netns(read).unwrap();
+            let mut tcp = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+            let named = tcp.next().unwrap().split(' ').zip(tcp.next().unwrap().split(' '));
+            let count = named.filter_map(|(name, count)| (name == "OutRsts").then_some(count)).collect::<String>();
+            format!("{} {count}", place.name())
+        };
+        nodes.chain(pods).chain([&self.lab.outside]).map(one).collect::<Vec<_>>().join(", ")
+    }
+
     fn wait_for(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
@@ -128,12 +148,13 @@ impl World {
     }
 
     /// Sends at least so many requests to all frontends while one pod after the other leaves the Services for a moment.
-    /// Says how often that happened.
-    fn load_while_endpoints_churn(&self, requests: usize) -> (Vec<LoadLine>, usize) {
+    /// Says how often that happened. `disturb` is done at least so often meanwhile.
+    fn load_while_endpoints_churn(&self, requests: usize, disturb: Option<(Disturb, usize)>) -> (Vec<LoadLine>, usize) {
         let (done, changes, to) = (AtomicBool::new(false), AtomicUsize::new(0), self.frontends());
+        let disturbed = AtomicUsize::new(0);
         let list = to.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let each = (requests / 2 / to.len()).to_string();
-        let (pods, manifests, outside) = (&self.pods, &self.manifests, &self.lab.outside);
+        let (pods, manifests, outside, daemons) = (&self.pods, &self.manifests, &self.lab.outside, &self.daemons);
         let load = |keep: usize| -> Vec<LoadLine> {
             let keep = keep.to_string();
             let arguments = ["load", "--to", &list, "--requests", &each, "--keep", &keep];
@@ -147,14 +168,29 @@ impl World {
                     sleep(TURN);
                 }
             });
+            let disturber = scope.spawn(|| {
+                while let Some((disturb, _)) = disturb
+                    && !done.load(Ordering::Relaxed)
+                {
+                    let number = disturbed.load(Ordering::Relaxed);
+                    disturb(&mut daemons.lock().unwrap()[0], number);
+                    disturbed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let is_enough = || {
+                let often = disturb.is_none_or(|(_, often)| disturbed.load(Ordering::Relaxed) >= often);
+                let failed = churn.is_finished() || (disturb.is_some() && disturber.is_finished());
+                failed || (often && changes.load(Ordering::Relaxed) >= CHANGES)
+            };
             let mut lines = Vec::new();
-            while lines.is_empty() || (changes.load(Ordering::Relaxed) < CHANGES && !churn.is_finished()) {
+            while lines.is_empty() || !is_enough() {
                 let kept = scope.spawn(|| load(KEEP));
                 lines.extend(load(1));
                 lines.extend(kept.join().unwrap());
             }
             done.store(true, Ordering::Relaxed);
             churn.join().unwrap();
+            disturber.join().unwrap();
             (lines, changes.load(Ordering::Relaxed))
         })
     }
@@ -182,15 +218,28 @@ fn requests() -> usize {
 
 #[track_caller]
 fn check_requests(name: &str, arguments: &[&str], prepare: impl Fn(&Node)) {
+    check_disturbed(name, arguments, prepare, None);
+}
+
+#[track_caller]
+fn check_disturbed(name: &str, arguments: &[&str], prepare: impl Fn(&Node), disturb: Option<(Disturb, usize)>) {
     let Some(world) = World::start(name, arguments, prepare) else { return };
     let start = Instant::now();
-    let (lines, changes) = world.load_while_endpoints_churn(requests());
+    let (lines, changes) = world.load_while_endpoints_churn(requests(), disturb);
     let answered: usize = lines.iter().map(|line| line.answered).sum();
     eprintln!("{name}: {answered} requests, {changes} changes of endpoints in {:?}", start.elapsed());
+    eprintln!("{name}: resets: {}", world.resets());
     assert!(changes > 5, "too few changes to prove anything: {changes}");
     let (node, outside) = (&world.nodes[0], [IpAddr::from([172, 19, 0, 2]), "fd00:19::2".parse().unwrap()]);
     for line in lines {
-        assert_eq!((line.failed, &line.errors), (0, &vec![]), "{}\n{}", line.to, world.lab.logs());
+        assert_eq!(
+            (line.failed, &line.errors),
+            (0, &vec![]),
+            "{}; resets: {}\n{}",
+            line.to,
+            world.resets(),
+            world.lab.logs()
+        );
         let service = EXTERNAL.iter().find(|service| service.frontends(node).contains(&line.to)).unwrap();
         let (addresses, pods): ([IpAddr; 2], &[&str]) = match service.policy {
             "Cluster" => ([node.ipv4.into(), node.ipv6.into()], &["web-0", "web-1", "web-2", "web-3"]),
@@ -220,7 +269,28 @@ fn through_legacy_iptables_no_request_fails_while_endpoints_churn() {
 
 #[test]
 fn beside_sockets_no_request_fails_while_endpoints_churn() {
+    check_requests("loadsockets", &["--proxy-mode=nftables"], |_| {});
     check_requests("loadebpf", &["--proxy-mode=ebpf"], |_| {});
+}
+
+#[test]
+fn through_programs_no_request_fails_while_endpoints_churn() {
+    check_requests("loadprog", &["--proxy-mode=ebpf", "--socket-lb=off"], |_| {});
+}
+
+/// Killed, or stopped, and started again.
+fn restart(daemon: &mut Daemon, number: usize) {
+    if number.is_multiple_of(2) {
+        daemon.kill9().unwrap();
+    } else {
+        assert!(daemon.stop().unwrap().success());
+    }
+    daemon.restart().unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+#[test]
+fn through_programs_no_request_fails_while_the_daemon_is_killed_and_started_again() {
+    check_disturbed("loadkill", &["--proxy-mode=ebpf", "--socket-lb=off"], |_| {}, Some((restart, 4)));
 }
 
 /// What a kubelet leaves that uses the legacy variant: the daemon takes the variant that is in use.

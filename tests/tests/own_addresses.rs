@@ -156,7 +156,7 @@ fn links_at_hooks_that_this_version_does_not_use_are_removed_at_the_start() {
     let shop = Shop::open(&cluster, "hook", &[PodState::Ready]);
     serve_node_ports(&cluster, &shop, &["10.96.7.7"], std::iter::once(NODE_PORT));
     cluster.daemon().kill9().unwrap();
-    let version = cluster.bpf_root().join("v4");
+    let version = cluster.bpf_root().join(format!("v{}", cluster::TABLES));
     for kind in ["links", "programs"] {
         fs::hard_link(version.join(kind).join("bind4"), version.join(kind).join("post_bind4")).unwrap();
     }

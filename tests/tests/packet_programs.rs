@@ -9,162 +9,17 @@
 )]
 
 mod support;
+mod world;
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
 
-use lab::manifests::{self, PodState, Port};
-use lab::peer::{Attempt, Mode, now};
-use lab::{Client, Daemon, DaemonOptions, Lab, Manifests, Node, Place, Pod, Process};
-use serde_json::{Value, json};
-
-const SERVER: u16 = 7000;
-/// Only an event that never comes takes so long.
-const PATIENCE: Duration = Duration::from_secs(60);
-const MODES: [Mode; 3] = [Mode::Tcp, Mode::Udp, Mode::UdpUnconnected];
-/// The cluster IPs and external IPs of the Service, in both families, and its node port.
-const CLUSTER: [&str; 2] = ["10.96.1.1", "fd00:10:96::101"];
-const EXTERNAL: [&str; 2] = ["203.0.113.1", "2001:db8:203::1"];
-const NODE_PORT: u16 = 30_080;
-const OFF: &str = "--socket-lb=off";
-
-/// Two nodes with daemons; the first has a client pod. Fields are dropped in this order.
-struct World {
-    daemons: Vec<Daemon>,
-    servers: Vec<Process>,
-    pods: Vec<Pod>,
-    client: Pod,
-    manifests: Manifests,
-    nodes: Vec<Node>,
-    lab: Lab,
-}
-
-impl World {
-    /// Each node has one endpoint. `sockets`: the flag that says whether programs serve sockets too.
-    fn start(name: &str, sockets: &str, make: fn(&Lab, &str) -> Node) -> Option<Self> {
-        if support::skipped() {
-            return None;
-        }
-        let lab = Lab::new(name).unwrap();
-        let nodes: Vec<Node> = ["n1", "n2"].map(|name| make(&lab, name)).into();
-        let client = nodes[0].pod("client").unwrap();
-        let manifests = Manifests::new(&lab.directory().join("manifests")).unwrap();
-        let mut objects = vec![manifests::namespace("shop"), service()];
-        objects.extend(nodes.iter().map(manifests::node));
-        manifests.put("cluster", &objects).unwrap();
-        let mut world = Self { daemons: vec![], servers: vec![], pods: vec![], client, manifests, nodes, lab };
-        for number in 0..2 {
-            world.add_server(number);
-        }
-        world.put_pods(&["web-0", "web-1"]);
-        let mut options = DaemonOptions::new(world.manifests.directory());
-        options.extra.extend(["--packet-programs", sockets].map(str::to_owned));
-        let daemons = world.nodes.iter().map(|node| node.daemon(options.clone()).unwrap_or_else(|e| panic!("{e:#}")));
-        world.daemons = daemons.collect();
-        world.lab.balance_to(&world.nodes[0]).unwrap();
-        Some(world)
-    }
-
-    fn add_server(&mut self, node: usize) {
-        let port = SERVER.to_string();
-        let name = format!("web-{}", self.pods.len());
-        let pod = self.nodes[node].pod(&name).unwrap();
-        self.servers.push(pod.serve(&name, &["--tcp", &port, "--udp", &port]).unwrap());
-        self.pods.push(pod);
-    }
-
-    /// Makes these pods the endpoints.
-    fn put_pods(&self, ready: &[&str]) {
-        let ports = [Port::tcp("tcp", 80, SERVER), Port::udp("udp", 80, SERVER)];
-        let state = |pod: &Pod| if ready.contains(&pod.name()) { PodState::Ready } else { PodState::Unready };
-        let objects = self.pods.iter().map(|pod| manifests::pod("shop", "web", pod, state(pod), &ports));
-        self.manifests.put("pods", &objects.collect::<Vec<_>>()).unwrap();
-    }
-
-    fn node_ports(&self) -> [SocketAddr; 2] {
-        [(self.nodes[0].ipv4, NODE_PORT).into(), (self.nodes[0].ipv6, NODE_PORT).into()]
-    }
-
-    /// Polls until some server of these answers.
-    fn wait_for(&self, from: &Place, to: SocketAddr, mode: Mode, servers: &[&str]) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let attempt = from.connect_with(to, mode, &["--count", "1", "--timeout", "500"]).unwrap().remove(0);
-            if attempt.server.as_deref().is_some_and(|server| servers.contains(&server)) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{to} {mode:?} from {}: {attempt:?}\n{}", from.name(), self.lab.logs());
-            sleep(Duration::from_millis(2));
-        }
-    }
-
-    /// Connects often, from each address family, in each way: all succeed, at all servers and no others, which see
-    /// `sources` and whose answers come from what was dialled.
-    fn check(&self, from: &Place, to: SocketAddr, servers: &[&str], sources: &[IpAddr]) {
-        for mode in MODES {
-            let attempts = from.connect(to, mode, 24).unwrap();
-            let failed: Vec<&Attempt> = attempts.iter().filter(|attempt| attempt.error.is_some()).collect();
-            assert_eq!(failed, Vec::<&Attempt>::new(), "{to} {mode:?}\n{}", self.lab.logs());
-            let met: BTreeSet<&str> = attempts.iter().filter_map(|attempt| attempt.server.as_deref()).collect();
-            assert_eq!(met, servers.iter().copied().collect(), "{to} {mode:?}");
-            let seen: BTreeSet<IpAddr> = attempts.iter().map(|attempt| attempt.source.unwrap().ip()).collect();
-            assert_eq!(seen, sources.iter().copied().filter(|ip| ip.is_ipv4() == to.is_ipv4()).collect(), "{to}");
-            assert!(attempts.iter().all(|attempt| attempt.peername == Some(to)), "{to} {mode:?}: {attempts:?}");
-        }
-    }
-
-    /// Clients in all ways that connect every 2 ms.
-    fn dial(&self) -> Vec<(String, Client)> {
-        let outside = self.node_ports().into_iter().chain(at(EXTERNAL)).map(|to| (&self.lab.outside, to));
-        let pod = at(CLUSTER).into_iter().map(|to| (&*self.client, to));
-        let ways = outside.chain(pod).flat_map(|(from, to)| [Mode::Tcp, Mode::Udp].map(|mode| (from, to, mode)));
-        ways.map(|(from, to, mode)| (format!("{to} {mode:?}"), from.connect_loop(to, mode, 2).unwrap())).collect()
-    }
-}
-
-fn service() -> Value {
-    let port = |name: &str, protocol: &str| {
-        json!({
-            "name": name, "protocol": protocol, "port": 80, "targetPort": SERVER, "nodePort": NODE_PORT,
-        })
-    };
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
-        "spec": {
-            "type": "NodePort", "clusterIP": CLUSTER[0], "clusterIPs": CLUSTER, "ipFamilies": ["IPv4", "IPv6"],
-            "ipFamilyPolicy": "RequireDualStack", "externalIPs": EXTERNAL,
-            "selector": {"app": "web"}, "ports": [port("tcp", "TCP"), port("udp", "UDP")],
-        },
-    })
-}
-
-fn at(addresses: [&str; 2]) -> [SocketAddr; 2] {
-    addresses.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80))
-}
-
-/// What a shell command in a place prints.
-fn output(place: &Place, command: &str) -> String {
-    let finished = place.spawn(&["sh", "-c", command]).unwrap().finish(PATIENCE).unwrap();
-    assert!(finished.status.success(), "{command}: {}", finished.status);
-    finished.lines.join("\n")
-}
+use lab::peer::{Mode, now};
+use world::{OFF, WEB, World, output};
 
 /// `sources`: what servers see instead of clients outside.
 fn check_service(world: &World, sources: &[IpAddr]) {
-    let both = ["web-0", "web-1"];
-    for to in world.node_ports().into_iter().chain(at(EXTERNAL)).chain(at(CLUSTER)) {
-        world.wait_for(&world.client, to, Mode::Tcp, &both);
-    }
-    for to in world.node_ports().into_iter().chain(at(EXTERNAL)) {
-        world.check(&world.lab.outside, to, &both, sources);
-    }
-    // A pod keeps its address at a cluster IP.
-    let pod: [IpAddr; 2] = [world.client.ipv4.into(), world.client.ipv6.into()];
-    for to in at(CLUSTER) {
-        world.check(&world.client, to, &both, &pod);
-    }
+    world.wait_until_served();
+    world.check_services(sources);
     assert_eq!(output(&world.nodes[0], "nft list ruleset"), "", "no rules of netfilter");
     let services = world.daemons[0].command(&["services"]).unwrap();
     assert!(services.contains("eBPF programs for packets"), "{services}");
@@ -198,12 +53,12 @@ fn a_pod_that_comes_later_is_served_and_one_that_goes_fails_nothing() {
     let Some(mut world) = World::start("packetpods", OFF, |lab, name| lab.node(name).unwrap()) else { return };
     world.add_server(0);
     world.put_pods(&["web-2"]);
-    let [to, _] = at(CLUSTER);
+    let [to, _] = WEB.inside();
     world.wait_for(&world.client, to, Mode::Tcp, &["web-2"]);
     let late = world.nodes[0].pod("late").unwrap();
     world.wait_for(&late, to, Mode::Udp, &["web-2"]);
     // Its device goes while it sends.
-    let mut client = world.lab.outside.connect_loop(world.node_ports()[0], Mode::Tcp, 2).unwrap();
+    let mut client = world.lab.outside.connect_loop(WEB.node_ports(&world.nodes[0])[0], Mode::Tcp, 2).unwrap();
     let _gone = late.connect_loop(to, Mode::Udp, 1).unwrap();
     client.wait_for_attempts(0, 5).unwrap();
     output(&late, "ip link del eth0");
@@ -216,12 +71,7 @@ fn a_pod_that_comes_later_is_served_and_one_that_goes_fails_nothing() {
 #[test]
 fn a_killed_daemon_fails_no_connection_and_a_cleanup_removes_everything() {
     let Some(mut world) = World::start("packetkill", OFF, |lab, name| lab.node(name).unwrap()) else { return };
-    for to in world.node_ports().into_iter().chain(at(EXTERNAL)) {
-        world.wait_for(&world.lab.outside, to, Mode::Tcp, &["web-0", "web-1"]);
-    }
-    for to in at(CLUSTER) {
-        world.wait_for(&world.client, to, Mode::Tcp, &["web-0", "web-1"]);
-    }
+    world.wait_until_served();
     let mut clients = world.dial();
     for (_, client) in &mut clients {
         client.wait_for_attempts(0, 10).unwrap();
@@ -252,7 +102,7 @@ fn a_killed_daemon_fails_no_connection_and_a_cleanup_removes_everything() {
     assert!(!root.exists(), "{} is still there", root.display());
     let left = output(&world.nodes[0], "bpftool net show | grep shunt || true");
     assert_eq!(left, "", "programs are still attached");
-    let [to, _] = world.node_ports();
+    let [to, _] = WEB.node_ports(&world.nodes[0]);
     let attempts = world.lab.outside.connect_with(to, Mode::Tcp, &["--count", "1", "--timeout", "500"]).unwrap();
     assert!(attempts[0].error.is_some(), "{attempts:?}");
 }

@@ -19,13 +19,17 @@ const OTHER_TARGET: u16 = 7001;
 const NODE_PORT: u16 = 30_053;
 /// Mode and sockets. Those of this node are translated where sockets serve, so the flows of packets are those from
 /// outside.
-const PATHS: [(&str, &str); 4] = [("nftables", "off"), ("iptables", "off"), ("nftables", "on"), ("iptables", "on")];
+const PATHS: [(&str, &str); 5] =
+    [("nftables", "off"), ("iptables", "off"), ("nftables", "on"), ("iptables", "on"), (PROGRAMS, "off")];
+/// eBPF programs for packets, in the place of a mode: they do not serve the node's own packets.
+const PROGRAMS: &str = "programs";
 
 /// A node with two pods that serve UDP, and clients at every kind of frontend. Fields are dropped in this order.
 struct Site {
     clients: Vec<(String, Client)>,
     daemon: Daemon,
     _servers: Vec<Process>,
+    client: Pod,
     pods: [Pod; 2],
     node: Node,
     manifests: Manifests,
@@ -45,18 +49,23 @@ impl Site {
         let manifests = Manifests::new(&lab.directory().join("manifests")).unwrap();
         manifests.put("cluster", &[manifests::namespace("test"), manifests::node(&node)]).unwrap();
         let mut options = DaemonOptions::new(manifests.directory());
-        options.extra = ["--proxy-mode", mode, "--socket-lb", sockets, "--dns=false"].map(str::to_owned).into();
+        let path: &[&str] = &["--proxy-mode", if mode == PROGRAMS { "ebpf" } else { mode }];
+        options.extra =
+            [path, &["--socket-lb", sockets, "--dns=false"]].concat().into_iter().map(str::to_owned).collect();
         options.dns_bind = None;
         let daemon = node.daemon(options).unwrap_or_else(|error| panic!("{error:#}\n{}", lab.logs()));
         let node_ports: [SocketAddr; 2] = [(node.ipv4, NODE_PORT).into(), (node.ipv6, NODE_PORT).into()];
         let cluster_ips = cluster_ips(1).map(|ip| SocketAddr::new(ip, PORT));
         let mut dials = vec![(&lab.outside, node_ports)];
         if sockets == "off" {
-            dials.extend([(&*client, cluster_ips), (node.host(), cluster_ips)]);
+            dials.push((&*client, cluster_ips));
+        }
+        if sockets == "off" && mode != PROGRAMS {
+            dials.push((node.host(), cluster_ips));
         }
         let clients = dials.iter().flat_map(|(place, addresses)| addresses.map(|to| (*place, to)));
         let clients = clients.map(|(place, to)| (format!("{} at {to}", place.name()), sends(place, to))).collect();
-        Self { clients, daemon, _servers: servers, pods, node, manifests, lab }
+        Self { clients, daemon, _servers: servers, client, pods, node, manifests, lab }
     }
 
     fn put(&self, states: &[(usize, PodState)]) {
@@ -104,7 +113,7 @@ impl Site {
         let service = manifests::service("test", &name, None, &ips[..1], &ports);
         self.manifests.put(&name, &[service, slice]).unwrap();
         let mut client =
-            self.node.connect_in_background(SocketAddr::new(ips[0], PORT), Mode::Udp, &["--timeout", "100"]).unwrap();
+            self.client.connect_in_background(SocketAddr::new(ips[0], PORT), Mode::Udp, &["--timeout", "100"]).unwrap();
         client.wait_for(0, "the mark", |attempt| attempt.error.is_none()).unwrap();
     }
 }
@@ -162,6 +171,9 @@ fn clients_with_one_source_port_follow_the_endpoints() {
         site.put(&[(1, PodState::Ready)]);
         site.daemon.restart().unwrap();
         site.all_reach("b");
+        if path.0 == PROGRAMS {
+            continue;
+        }
         let metrics = site.daemon.metrics("/metrics").unwrap().body;
         let ended = "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} ";
         let ended = metrics.lines().find_map(|line| line.strip_prefix(ended)?.parse::<u64>().ok());

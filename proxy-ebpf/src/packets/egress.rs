@@ -1,44 +1,49 @@
 //! A packet leaves: its source becomes what its receiver dialled, or an address of this node in the client's place.
 
-use proxy_abi::connection::{Key, State, Translation};
-use proxy_abi::packet::{Ends, Packet, Read};
-use proxy_abi::{Address6, Device, mapped};
+use proxy_abi::connection::{Key, SOURCE_PORTS, State, Translation};
+use proxy_abi::packet::{Packet, Read};
+use proxy_abi::{Address6, Count, Device, Port, mapped};
 
-use crate::errors;
+use crate::decisions::{DECIDED, count, decided};
 use crate::flows::{self, Tables};
 use crate::ingress::unless_unused;
 use crate::rewrite::{self, Side};
 use crate::sender::seconds;
 use crate::skb::Skb;
 use crate::tracked::{DEVICES, Scratch, scratch};
-use crate::{DROP, NEXT};
+use crate::{DROP, NEXT, errors, fragments};
 
 /// How many ports of this node are tried for a flow.
 const TRIES: u32 = 32;
-/// Ports that neither sockets of this node nor node ports use by default.
-const FIRST: u32 = 1024;
-const COUNT: u32 = 30_000 - FIRST;
+const FIRST: u32 = SOURCE_PORTS.0 as u32;
+const COUNT: u32 = SOURCE_PORTS.1 as u32 - FIRST + 1;
+/// No verdict of the kernel's, as [`DECIDED`]: an address and a port of this node stand for the client.
+const STANDS_IN: i32 = -3;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     let packet = match skb.read(NETWORK) {
         Read::Packet(packet) => packet,
         Read::Message(message) => return errors::leave(*skb, &message),
-        Read::Fragment(_) | Read::Other => return NEXT,
+        Read::Fragment(fragment) => return fragments::leave(*skb, &fragment),
+        Read::Other => return NEXT,
     };
-    if packet.fragment != 0 {
-        return NEXT;
-    }
-    let key = Key::of(&packet.ends);
-    // What comes in has met this already; what this node sends has not.
-    let Some(place) = flows::translation(&key) else { return unless_unused(&packet) };
     let Some(scratch) = scratch() else { return NEXT };
-    (scratch.packet, scratch.key) = (packet, key);
-    serve(*skb, scratch, place)
+    scratch.packet = packet;
+    scratch.key = Key::of(&scratch.packet.ends);
+    fragments::forget(&scratch.packet);
+    // What comes in has met this already; what this node sends has not.
+    let Some(place) = flows::translation(&scratch.key) else { return unless_unused(&scratch.packet) };
+    let verdict = serve(*skb, scratch, place);
+    if verdict != DECIDED {
+        return verdict;
+    }
+    decided(*skb, &scratch.client, &scratch.connection, scratch.what);
+    DROP
 }
 
-/// The verdict on the packet of the scratch, which `place` leads back from. Not inlined: see that of ingress.
-#[inline(never)]
+/// The verdict on the packet of the scratch, which `place` leads back from, or [`DECIDED`].
+#[inline(always)]
 fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     // SAFETY: an element that was found stays readable.
     scratch.translation = unsafe { place.read() };
@@ -46,91 +51,138 @@ fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     if translation.flags & Translation::OF_NODE != 0 {
         return NEXT;
     }
-    let result = match translation.is_from_client(&scratch.key) {
+    match translation.is_from_client(&scratch.key) {
         false => answer(skb, scratch, place),
         true if translation.flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
-        true => Ok(()),
-    };
-    if result.is_ok() { NEXT } else { DROP }
-}
-
-/// The ends of the client's packets as they come in.
-#[inline(always)]
-pub(crate) fn dialled(client: Address6, translation: &Translation, protocol: u8) -> Ends {
-    Ends {
-        from: client,
-        to: translation.address,
-        from_port: translation.client_port,
-        to_port: translation.port,
-        protocol,
-        padding: [0; 3],
+        true => NEXT,
     }
 }
 
-/// A packet of the endpoint's to the client.
 #[inline(always)]
-fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> Result<(), rewrite::Failed> {
+fn finish(packet: &Packet, result: Result<(), rewrite::Failed>) -> i32 {
+    if result.is_err() {
+        count(Count::NotRewritten);
+        return DROP;
+    }
+    fragments::remember(packet);
+    NEXT
+}
+
+/// The verdict on a packet of the endpoint's to the client. Not inlined: see `serve` of ingress.
+#[inline(never)]
+fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     let Scratch { packet, translation, client, .. } = scratch;
     let now = seconds();
-    if translation.seen != now || packet.flags & (Packet::FIN | Packet::RST) != 0 {
+    let is_first = translation.flags & Translation::ANSWERED == 0;
+    if is_first || translation.seen != now || packet.flags & (Packet::FIN | Packet::RST) != 0 {
         // SAFETY: an element that was found stays writable; the stamp may as well be another processor's.
         unsafe { (*place).seen = now };
-        *client = dialled(packet.ends.to, translation, packet.ends.protocol);
+        // SAFETY: as above.
+        unsafe { (*place).flags = translation.flags | Translation::ANSWERED };
+        *client = translation.dialled(packet.ends.to, packet.ends.protocol);
         if let Some((connection, _)) = flows::connection(client) {
             // SAFETY: as above.
-            unsafe {
-                (*connection).state = State::of((*connection).state).after(false, packet) as u8;
-                (*connection).seen = now;
-            }
+            let state = State::of(unsafe { (*connection).state }).after(false, packet);
+            // SAFETY: as above.
+            unsafe { (*connection).state = state as u8 };
+            // SAFETY: as above.
+            unsafe { (*connection).seen = now };
         }
     }
     if translation.client_port != packet.ends.to_port {
-        rewrite::set(skb, packet, Side::Destination, &packet.ends.to, translation.client_port)?;
-    }
-    rewrite::set(skb, packet, Side::Source, &translation.address, translation.port)
-}
-
-/// A packet of the client's for which this node stands.
-#[inline(always)]
-fn masquerade(skb: Skb, scratch: &mut Scratch) -> Result<(), rewrite::Failed> {
-    let ends = &scratch.packet.ends;
-    scratch.client = dialled(ends.from, &scratch.translation, ends.protocol);
-    let (place, tables) = flows::connection(&scratch.client).ok_or(rewrite::Failed)?;
-    // SAFETY: an element that was found stays readable.
-    scratch.connection = unsafe { place.read() };
-    if scratch.connection.source_port == 0 {
-        scratch.connection.source = source(skb, &scratch.packet).ok_or(rewrite::Failed)?;
-        take_port(scratch, tables).ok_or(rewrite::Failed)?;
-        // SAFETY: as above.
-        unsafe {
-            (*place).source = scratch.connection.source;
-            (*place).source_port = scratch.connection.source_port;
+        let set = rewrite::set(skb, packet, Side::Destination, &packet.ends.to, translation.client_port);
+        if set.is_err() {
+            return finish(packet, set);
         }
     }
-    rewrite::set(skb, &scratch.packet, Side::Source, &scratch.connection.source, scratch.connection.source_port)
+    finish(packet, rewrite::set(skb, packet, Side::Source, &translation.address, translation.port))
+}
+
+/// The verdict on a packet of the client's for which this node stands, or [`DECIDED`].
+#[inline(always)]
+fn masquerade(skb: Skb, scratch: &mut Scratch) -> i32 {
+    match find_stand_in(skb, scratch) {
+        STANDS_IN => stand_in(skb, scratch),
+        verdict => verdict,
+    }
+}
+
+/// Finds the address and port of this node that stand for the client of the scratch: [`STANDS_IN`], or what becomes of
+/// the packet. Not inlined, as above.
+#[inline(never)]
+fn find_stand_in(skb: Skb, scratch: &mut Scratch) -> i32 {
+    let ends = &scratch.packet.ends;
+    scratch.client = scratch.translation.dialled(ends.from, ends.protocol);
+    // What leads back to a connection that has ended; the packet came to the endpoint itself.
+    let Some((place, tables)) = flows::connection(&scratch.client) else { return NEXT };
+    // SAFETY: an element that was found stays readable.
+    scratch.connection = unsafe { place.read() };
+    if scratch.connection.source_port != 0 {
+        return STANDS_IN;
+    }
+    let Some(source) = source(skb, &scratch.packet) else { return give_up(scratch, Count::NoSourceAddress) };
+    scratch.connection.source = source;
+    if take_port(scratch, tables).is_none() {
+        return give_up(scratch, Count::NoSourcePort);
+    }
+    count(Count::SourceNat);
+    // SAFETY: as above.
+    unsafe { (*place).source = scratch.connection.source };
+    // SAFETY: as above.
+    unsafe { (*place).source_port = scratch.connection.source_port };
+    STANDS_IN
+}
+
+#[inline(always)]
+fn give_up(scratch: &mut Scratch, why: Count) -> i32 {
+    count(why);
+    scratch.what = why;
+    DECIDED
+}
+
+/// Not inlined, as above.
+#[inline(never)]
+fn stand_in(skb: Skb, scratch: &mut Scratch) -> i32 {
+    let Scratch { packet, connection, .. } = scratch;
+    finish(packet, rewrite::set(skb, packet, Side::Source, &connection.source, connection.source_port))
 }
 
 /// The address of the device by which the packet leaves.
 #[inline(always)]
 fn source(skb: Skb, packet: &Packet) -> Option<Address6> {
     // SAFETY: an element is replaced and not rewritten.
-    let Device { address4, address6, .. } = *unsafe { DEVICES.get(&skb.device()) }?;
+    let Device { address4, address6, .. } = *unsafe { DEVICES.get(skb.device()) }?;
     let (address, exists) =
         if packet.ipv4 { (mapped(address4), address4 != 0) } else { (address6, address6 != [0; 4]) };
     exists.then_some(address)
 }
 
-/// Takes a port of this node for a flow: its answers must be no other flow's.
+/// A port as it lies in a packet.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a port is below 65,536")]
+fn number(port: u32) -> Port {
+    (port as u16).to_be()
+}
+
+/// Takes a port of this node for a flow, the client's own if it can: its answers must be no other flow's.
 #[inline(always)]
 fn take_port(scratch: &mut Scratch, tables: Tables) -> Option<()> {
-    let digest = scratch.client.digest(1);
+    let (digest, own) = (scratch.client.digest(1), u32::from(u16::from_be(scratch.connection.client_port)));
+    // Ports in a row may all be taken.
+    let step = digest >> 16 | 1;
     for attempt in 0..TRIES {
-        scratch.connection.source_port = ((FIRST + digest.wrapping_add(attempt) % COUNT) as u16).to_be();
+        let keeps = attempt == 0 && (FIRST..FIRST + COUNT).contains(&own);
+        let port = if keeps { own } else { FIRST + digest.wrapping_add(attempt.wrapping_mul(step)) % COUNT };
+        scratch.connection.source_port = number(port);
         scratch.key = Key::of(&scratch.connection.of_node(scratch.client.protocol));
-        scratch.translation = flows::for_client(&scratch.client, &scratch.connection, &scratch.key);
-        if flows::translation(&scratch.key).is_none()
-            && flows::put_translation(tables, &scratch.key, &scratch.translation, true)
-        {
+        scratch.translation = scratch.connection.for_client(&scratch.client, &scratch.key);
+        let taken = match flows::translation(&scratch.key) {
+            // The flow's own, from before its connection was forgotten.
+            // SAFETY: an element that was found stays readable.
+            Some(found) => unsafe { (*found).leads_as(&scratch.translation) },
+            None => flows::put_translation(tables, &scratch.key, &scratch.translation, true),
+        };
+        if taken {
             return Some(());
         }
     }

@@ -1,12 +1,16 @@
 //! The flows that are known: found, begun, and moved to the large tables once their client has sent a second packet.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use proxy_abi::Count;
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::packet::{Ends, protocol};
 
+use crate::decisions::count;
 use crate::sender::seconds;
 use crate::tracked::{CONNECTIONS, OPENING_TRANSLATIONS, OPENINGS, Scratch, TRANSLATIONS};
 
+/// So many seconds an answer to a datagram may take.
+const ON_ITS_WAY: u32 = 2;
 /// How many ports are tried that could stand for a client's.
 const TRIES: u32 = 16;
 
@@ -33,21 +37,21 @@ pub(crate) fn connection(ends: &Ends) -> Option<(*mut Connection, Tables)> {
 /// What leads back from a packet.
 #[inline(always)]
 pub(crate) fn translation(key: &Key) -> Option<*mut Translation> {
-    if let Some(found) = TRANSLATIONS.get_ptr_mut(&key.ends) {
+    if let Some(found) = TRANSLATIONS.get_ptr_mut(key.ends) {
         return Some(found);
     }
     if key.ends.protocol != protocol::TCP {
         return None;
     }
-    OPENING_TRANSLATIONS.get_ptr_mut(&key.ends)
+    OPENING_TRANSLATIONS.get_ptr_mut(key.ends)
 }
 
 #[inline(always)]
 pub(crate) fn put_translation(tables: Tables, key: &Key, value: &Translation, only_new: bool) -> bool {
     let flags = u64::from(if only_new { BPF_NOEXIST } else { BPF_ANY });
     let done = match tables {
-        Tables::Large => TRANSLATIONS.insert(&key.ends, value, flags),
-        Tables::Opening => OPENING_TRANSLATIONS.insert(&key.ends, value, flags),
+        Tables::Large => TRANSLATIONS.insert(key.ends, value, flags),
+        Tables::Opening => OPENING_TRANSLATIONS.insert(key.ends, value, flags),
     };
     done.is_ok()
 }
@@ -61,47 +65,101 @@ fn put_connection(tables: Tables, ends: &Ends, value: &Connection) -> bool {
     done.is_ok()
 }
 
-/// What leads back from the endpoint's packets to the client's.
+/// Remembers the new flow of the scratch. It may change the port that stands for the client's.
 #[inline(always)]
-fn leading_back(client: &Ends, connection: &Connection, key: &Key) -> Translation {
-    let mut flags = if key.reversed { 0 } else { Translation::CLIENT_FIRST };
-    if connection.flags & Connection::SOURCE_NAT != 0 {
-        flags |= Translation::SOURCE_NAT;
-    }
-    let (address, port, client_port) = (client.to, client.to_port, client.from_port);
-    Translation { address, port, client_port, seen: connection.seen, flags, padding: 0 }
-}
-
-/// Remembers the new flow of the scratch. It may change the port that stands for the client's; false if there is none
-/// left.
-#[inline(always)]
-pub(crate) fn begin(scratch: &mut Scratch) -> bool {
+pub(crate) fn begin(scratch: &mut Scratch) -> Result<(), Count> {
     let Scratch { packet, connection, key, translation: value, .. } = scratch;
-    let tables = if packet.opens() { Tables::Opening } else { Tables::Large };
+    let tables = first_tables(packet.ends.protocol);
     for attempt in 0..TRIES {
         if attempt > 0 {
             connection.client_port = candidate(&packet.ends, attempt);
         }
         *key = Key::of(&connection.inner(&packet.ends));
-        *value = leading_back(&packet.ends, connection, key);
+        *value = connection.leading_back(&packet.ends, key);
         let free = match translation(key) {
-            // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
-            Some(found) => unsafe { (*found).leads_as(value) },
+            Some(found) => take_over(found, value),
             None => put_translation(tables, key, value, true),
         };
         if free {
-            return put_connection(tables, &packet.ends, connection);
+            if attempt > 0 {
+                count(Count::PortChanged);
+            }
+            let put = put_connection(tables, &packet.ends, connection);
+            return if put { Ok(()) } else { Err(Count::TableFull) };
         }
     }
-    false
+    Err(Count::NoClientPort)
+}
+
+/// Forgets a flow that begins anew, perhaps in other tables, or that is refused now.
+#[inline(always)]
+pub(crate) fn forget(ends: &Ends, tables: Tables) {
+    let _gone = match tables {
+        Tables::Large => CONNECTIONS.remove(ends),
+        Tables::Opening => OPENINGS.remove(ends),
+    };
+}
+
+/// Whether the flow for whose client this node stands goes on, by its translation in the scratch, although the programs
+/// begin nothing any more: the port of one that has ended may be another path's by now. Of datagrams only the first
+/// answer is waited for.
+#[inline(always)]
+pub(crate) fn goes_on(scratch: &mut Scratch) -> bool {
+    let Scratch { packet, translation: of_node, client, key, .. } = scratch;
+    let protocol = packet.ends.protocol;
+    let (from, from_port) = (of_node.address, of_node.port);
+    let (to, to_port) = (packet.ends.from, packet.ends.from_port);
+    *key = Key::of(&Ends { from, to, from_port, to_port, protocol, padding: [0; 3] });
+    let Some(place) = translation(key) else { return false };
+    // SAFETY: an element that was found stays readable.
+    *client = unsafe { place.read() }.dialled(from, protocol);
+    let Some((place, _)) = connection(client) else { return false };
+    // SAFETY: as above.
+    let found = unsafe { place.read() };
+    match State::of(found.state) {
+        State::Closed => false,
+        State::Opening => protocol::connects(protocol) || seconds().wrapping_sub(found.seen) <= ON_ITS_WAY,
+        State::Open | State::ClientClosed | State::EndpointClosed => protocol::connects(protocol),
+    }
+}
+
+/// Whether a translation is that of a flow which was forgotten, or has ended; it becomes that of the new one.
+#[inline(always)]
+fn take_over(found: *mut Translation, value: &Translation) -> bool {
+    // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
+    let ours = unsafe { (*found).leads_as(value) };
+    if ours {
+        // SAFETY: as above. Whether this node stands for the client may have changed.
+        unsafe { (*found).flags = value.flags };
+        // SAFETY: as above.
+        unsafe { (*found).seen = value.seen };
+    }
+    ours
 }
 
 /// A port for a flow that would else look like another one of its client, above those of most clients.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a port is below 65,536")]
 fn candidate(ends: &Ends, attempt: u32) -> u16 {
     const FIRST: u32 = 61_000;
     const COUNT: u32 = 65_535 - FIRST;
     ((FIRST + ends.digest(attempt) % COUNT) as u16).to_be()
+}
+
+/// Those of a flow whose client has sent one packet. One of TCP may be a forged one, whatever its flags say: a flood of
+/// those must not remove others.
+#[inline(always)]
+fn first_tables(protocol: u8) -> Tables {
+    if protocol == protocol::TCP { Tables::Opening } else { Tables::Large }
+}
+
+/// Remembers that the flow of the scratch is none of ours.
+#[inline(always)]
+pub(crate) fn leave_alone(scratch: &mut Scratch) {
+    let Scratch { packet, connection, .. } = scratch;
+    let (now, state) = (seconds(), State::Open as u8);
+    *connection = Connection { flags: Connection::FOREIGN, state, seen: now, begun: now, ..Connection::default() };
+    put_connection(first_tables(packet.ends.protocol), &packet.ends, connection);
 }
 
 /// Notes a packet of the client's, and leaves its connection in the scratch. One whose client goes on leaves the small
@@ -111,46 +169,58 @@ pub(crate) fn note(scratch: &mut Scratch, place: *mut Connection, tables: Tables
     // SAFETY: as above. Writes of other processors at the same time say the same, but for a packet more or less.
     scratch.connection = unsafe { place.read() };
     let Scratch { packet, connection, .. } = scratch;
-    let (state, seen) = (State::of(connection.state).after(true, packet) as u8, seconds());
-    if state != connection.state || seen != connection.seen {
-        (connection.state, connection.seen) = (state, seen);
+    let (state, now) = (State::of(connection.state).after(true, packet) as u8, seconds());
+    let seen = connection.seen;
+    if state != connection.state || now != seen {
+        (connection.state, connection.seen) = (state, now);
         // SAFETY: as above.
-        unsafe {
-            (*place).state = state;
-            (*place).seen = seen;
-        }
+        unsafe { (*place).state = state };
+        // SAFETY: as above.
+        unsafe { (*place).seen = now };
     }
     if tables == Tables::Opening && !scratch.packet.opens() {
         settle(scratch);
+    } else if now != seen {
+        lead_back(scratch, tables);
     }
 }
 
 /// Moves the flow of the scratch to the large tables.
 #[inline(always)]
 fn settle(scratch: &mut Scratch) {
-    let Scratch { packet, connection, key, translation: value, .. } = scratch;
-    *key = Key::of(&connection.inner(&packet.ends));
-    *value = leading_back(&packet.ends, connection, key);
-    put_translation(Tables::Large, key, value, false);
-    if connection.source_port != 0 {
-        *key = Key::of(&connection.of_node(packet.ends.protocol));
-        *value = for_client(&packet.ends, connection, key);
-        put_translation(Tables::Large, key, value, false);
-    }
+    lead_back(scratch, Tables::Large);
+    let Scratch { packet, connection, .. } = scratch;
     put_connection(Tables::Large, &packet.ends, connection);
-    let _gone = OPENINGS.remove(&packet.ends);
+    count(Count::Established);
+    let _gone = OPENINGS.remove(packet.ends);
 }
 
-/// What leads from the endpoint's answers to the node back to the client.
+/// Makes what leads back to the flow of the scratch where it is missing. The tables forget the longest unused, and of
+/// the elements of a flow that is not always the connection.
 #[inline(always)]
-pub(crate) fn for_client(client: &Ends, connection: &Connection, key: &Key) -> Translation {
-    let first = if key.reversed { 0 } else { Translation::CLIENT_FIRST };
-    Translation {
-        address: client.from,
-        port: connection.client_port,
-        client_port: connection.source_port,
-        seen: connection.seen,
-        flags: first | Translation::OF_NODE,
-        padding: 0,
+fn lead_back(scratch: &mut Scratch, tables: Tables) {
+    let Scratch { packet, connection, key, translation: value, .. } = scratch;
+    if connection.flags & Connection::FOREIGN != 0 {
+        return;
+    }
+    *key = Key::of(&connection.inner(&packet.ends));
+    *value = connection.leading_back(&packet.ends, key);
+    keep_translation(tables, key, value);
+    if connection.source_port != 0 {
+        *key = Key::of(&connection.of_node(packet.ends.protocol));
+        *value = connection.for_client(&packet.ends, key);
+        keep_translation(tables, key, value);
+    }
+}
+
+/// Writes it unless it is there: a write takes an element of the table even if it fails.
+#[inline(always)]
+fn keep_translation(tables: Tables, key: &Key, value: &Translation) {
+    let found = match tables {
+        Tables::Large => TRANSLATIONS.get_ptr_mut(key.ends),
+        Tables::Opening => OPENING_TRANSLATIONS.get_ptr_mut(key.ends),
+    };
+    if found.is_none() {
+        put_translation(tables, key, value, true);
     }
 }

@@ -3,45 +3,69 @@
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, is_unused, meaning};
 use proxy_abi::packet::{Packet, Read, protocol};
-use proxy_abi::{Address6, AddressValue, BackendRef, Device, Lead, mapped, same};
+use proxy_abi::{Address6, AddressValue, BackendRef, Config, Count, Device, Lead, mapped, refusal, same};
 
+use crate::decisions::{DECIDED, clear, count, count_for, decided};
 use crate::rewrite::{self, Side};
 use crate::sender::{Sender, seconds};
 use crate::skb::Skb;
-use crate::tables::Kernel;
+use crate::tables::{Kernel, config};
 use crate::tracked::{DEVICES, Scratch, scratch};
-use crate::{DROP, NEXT, errors, flows, refuse};
+use crate::{DROP, NEXT, errors, flows, fragments, refuse};
 
-/// No verdict of the kernel's: the packet is to be refused.
-const REFUSE: i32 = -2;
+/// No verdicts of the kernel's, as [`DECIDED`]: the packet is to go to the endpoint of the scratch's connection, or to
+/// the client of its translation.
+const FORWARD: i32 = -3;
+const RETURN: i32 = -4;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     let packet = match skb.read(NETWORK) {
         Read::Packet(packet) => packet,
         Read::Message(message) => return errors::come_in(*skb, &message),
-        Read::Fragment(_) | Read::Other => return NEXT,
+        Read::Fragment(fragment) => return fragments::come_in(*skb, &fragment),
+        Read::Other => return NEXT,
     };
-    if packet.fragment != 0 {
-        return NEXT;
-    }
     let value = address_value(&Kernel, &packet.ends.to);
     if !value.is_known() {
         return unless_unused(&packet);
     }
+    if !skb.is_whole(&packet, protocol::header(packet.ends.protocol)) {
+        return NEXT;
+    }
     let Some(scratch) = scratch() else { return NEXT };
     scratch.packet = packet;
-    match serve(*skb, scratch, may_be_of_node(value)) {
-        REFUSE => refuse::refuse::<NETWORK>(*skb, &scratch.packet),
-        verdict => verdict,
+    fragments::forget(&scratch.packet);
+    // Without frames, all is for this node.
+    let for_many = NETWORK != 0 && skb.is_for_many();
+    match serve(*skb, scratch, may_be_of_node(value), for_many) {
+        DECIDED => {}
+        FORWARD => return forward(*skb, scratch),
+        RETURN => return to_client(*skb, scratch),
+        verdict => return verdict,
     }
+    decided(*skb, &scratch.packet.ends, &scratch.connection, scratch.what);
+    if scratch.what.refuses() {
+        return refuse::refuse::<NETWORK>(*skb, &scratch.packet);
+    }
+    if scratch.what.begins() { forward(*skb, scratch) } else { DROP }
 }
 
 /// The verdict on a packet of no flow of ours (NE-12).
 #[inline(always)]
 pub(crate) fn unless_unused(packet: &Packet) -> i32 {
     let begins = packet.ends.protocol != protocol::TCP || packet.opens();
-    if begins && is_unused(&Kernel, &packet.ends.to, packet.ends.to_port) { DROP } else { NEXT }
+    if !begins || is_leaving() || !is_unused(&Kernel, &packet.ends.to, packet.ends.to_port) {
+        return NEXT;
+    }
+    count(Count::UnusedAddress);
+    DROP
+}
+
+/// Whether another path serves what these programs do not know.
+#[inline(always)]
+fn is_leaving() -> bool {
+    config(Config::FLAGS) & Config::LEAVING != 0
 }
 
 /// Whether an address may stand for clients: one of the node's may that takes no node ports, a cluster IP may not.
@@ -50,37 +74,67 @@ pub(crate) fn may_be_of_node(value: AddressValue) -> bool {
     value.takes_node_ports() || !value.refuses_other_ports()
 }
 
-/// The verdict on the packet of the scratch, or [`REFUSE`]. Not inlined: all calls of a program share 512 bytes of
-/// stack, but calls after each other use the same ones.
+/// The verdict on the packet of the scratch, or one of the above. Not inlined: all calls of a program share 512 bytes
+/// of stack, but calls after each other use the same ones.
 #[inline(never)]
-fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
-    if let Some((place, tables)) = flows::connection(&scratch.packet.ends) {
+fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 {
+    let mut how = Count::New;
+    // While the programs are leaving, another path serves the next datagram of a flow.
+    let datagram_left = !protocol::connects(scratch.packet.ends.protocol) && is_leaving();
+    let known = if datagram_left { None } else { flows::connection(&scratch.packet.ends) };
+    if let Some((place, tables)) = known {
         // SAFETY: an element that was found stays readable.
         let closed = State::of(unsafe { (*place).state }) == State::Closed;
-        if !(closed && scratch.packet.opens()) {
+        if closed && scratch.packet.opens() {
+            how = Count::Reopened;
+        } else {
             flows::note(scratch, place, tables);
-            if scratch.packet.ends.protocol == protocol::TCP || serves(&scratch.packet, &scratch.connection) {
-                return forward(skb, scratch);
+            let opens = scratch.packet.opens();
+            if scratch.connection.flags & Connection::FOREIGN != 0 {
+                if !opens {
+                    return NEXT;
+                }
+            } else if (protocol::connects(scratch.packet.ends.protocol) && !opens)
+                || serves(&scratch.packet, &scratch.connection)
+            {
+                return FORWARD;
             }
+            how = Count::Rebalanced;
         }
+        flows::forget(&scratch.packet.ends, tables);
     } else if to_node {
         scratch.key = Key::of(&scratch.packet.ends);
         if let Some(place) = flows::translation(&scratch.key) {
             // SAFETY: as above.
             scratch.translation = unsafe { place.read() };
-            let Scratch { packet, translation, .. } = scratch;
-            if translation.flags & Translation::OF_NODE != 0 {
-                return finish(rewrite::set(skb, packet, Side::Destination, &translation.address, translation.port));
+            if scratch.translation.flags & Translation::OF_NODE != 0 {
+                if is_leaving() && !flows::goes_on(scratch) {
+                    return NEXT;
+                }
+                let now = seconds();
+                if scratch.translation.seen != now {
+                    // SAFETY: an element that was found stays writable.
+                    unsafe { (*place).seen = now };
+                }
+                return RETURN;
             }
         }
     }
-    if scratch.packet.ends.protocol == protocol::TCP && !scratch.packet.opens() {
-        return NEXT;
+    if protocol::connects(scratch.packet.ends.protocol) && !scratch.packet.opens() {
+        // Else the kernel may translate it for an earlier path.
+        if config(Config::FLAGS) & Config::OWN_FLOWS == 0 {
+            return NEXT;
+        }
+        // To what a process of this node or a pod behind its address has sent: not to the frontend at this port.
+        if scratch.packet.answers() {
+            flows::leave_alone(scratch);
+            return NEXT;
+        }
     }
-    begin(skb, scratch)
+    begin(skb, scratch, how, for_many)
 }
 
-/// Whether the endpoint of a flow of datagrams is still there.
+/// Whether the endpoint of a flow is still there. Connections of TCP that are up stay with theirs (CT-6).
 #[inline(always)]
 fn serves(packet: &Packet, connection: &Connection) -> bool {
     let reference = connection.reference();
@@ -88,62 +142,79 @@ fn serves(packet: &Packet, connection: &Connection) -> bool {
 }
 
 #[inline(always)]
-fn finish(result: Result<(), rewrite::Failed>) -> i32 {
-    if result.is_ok() { NEXT } else { DROP }
+fn finish(packet: &Packet, result: Result<(), rewrite::Failed>) -> i32 {
+    if result.is_err() {
+        count(Count::NotRewritten);
+        return DROP;
+    }
+    fragments::remember(packet);
+    NEXT
 }
 
-/// The client's packet of the scratch to its endpoint.
-#[inline(always)]
+/// The packet of the scratch from an endpoint to the client. Not inlined, as above.
+#[inline(never)]
+fn to_client(skb: Skb, scratch: &Scratch) -> i32 {
+    let Scratch { packet, translation, .. } = scratch;
+    finish(packet, rewrite::set(skb, packet, Side::Destination, &translation.address, translation.port))
+}
+
+/// The client's packet of the scratch to its endpoint. Not inlined, as above.
+#[inline(never)]
 fn forward(skb: Skb, scratch: &Scratch) -> i32 {
     let Scratch { packet, connection, .. } = scratch;
     if connection.client_port != packet.ends.from_port {
         let set = rewrite::set(skb, packet, Side::Source, &packet.ends.from, connection.client_port);
         if set.is_err() {
-            return DROP;
+            return finish(packet, set);
         }
     }
-    finish(rewrite::set(skb, packet, Side::Destination, &connection.endpoint, connection.endpoint_port))
+    finish(packet, rewrite::set(skb, packet, Side::Destination, &connection.endpoint, connection.endpoint_port))
 }
 
-/// The first packet of a flow.
+/// The first packet of a flow, which begins as `how` says if it finds an endpoint.
 #[inline(always)]
-fn begin(skb: Skb, scratch: &mut Scratch) -> i32 {
-    let chosen = choose(scratch, is_outside(skb));
-    match chosen {
-        Some(Ok(())) => {}
-        Some(Err(NoEndpoint::NotHere(terms))) if terms.silent() => return DROP,
-        Some(Err(NoEndpoint::Denied)) => return DROP,
-        Some(Err(NoEndpoint::NotHere(_) | NoEndpoint::Nowhere)) => return REFUSE,
-        None => return unless_unused(&scratch.packet),
+fn begin(skb: Skb, scratch: &mut Scratch, how: Count, for_many: bool) -> i32 {
+    if is_leaving() {
+        return NEXT;
     }
-    if !flows::begin(scratch) {
-        return DROP;
-    }
-    forward(skb, scratch)
+    let Some(chosen) = choose(scratch, is_outside(skb), for_many) else { return unless_unused(&scratch.packet) };
+    let what = match chosen.and_then(|()| flows::begin(scratch)) {
+        Ok(()) => how,
+        Err(why) => why,
+    };
+    count(what);
+    count_for(scratch.connection.service, what);
+    scratch.what = what;
+    DECIDED
 }
 
 /// Whether packets that come in by its device are not of pods of this node.
 #[inline(always)]
 pub(crate) fn is_outside(skb: Skb) -> bool {
     // SAFETY: an element is replaced and not rewritten.
-    let device = unsafe { DEVICES.get(&skb.device()) };
+    let device = unsafe { DEVICES.get(skb.device()) };
     device.is_none_or(|device| device.flags & Device::PODS == 0)
 }
 
+/// An endpoint, and where its frontend led.
+type Chosen<A> = (Lead, Target<A>);
+
 /// Chooses the endpoint of the flow of the scratch; `None` if it is none of ours.
 #[inline(always)]
-fn choose(scratch: &mut Scratch, outside: bool) -> Option<Result<(), NoEndpoint>> {
+fn choose(scratch: &mut Scratch, outside: bool, for_many: bool) -> Option<Result<(), Count>> {
     let Scratch { packet, connection, .. } = scratch;
-    let sender = Sender { ends: &packet.ends, outside };
+    clear(connection);
+    let answerable = refusal::may_be_told(&packet.ends.from) && !for_many;
+    let sender = Sender { ends: &packet.ends, outside, answerable };
     if packet.ipv4 {
         let [_, _, _, to] = packet.ends.to;
-        let (lead, target) = match choose_in::<V4>(&sender, to)? {
+        let (lead, target) = match choose_in::<V4>(&sender, to, &mut connection.service)? {
             Ok(chosen) => chosen,
             Err(why) => return Some(Err(why)),
         };
         start(connection, packet, &lead, outside, (mapped(target.address), target.port, target.reference));
     } else {
-        let (lead, target) = match choose_in::<V6>(&sender, packet.ends.to)? {
+        let (lead, target) = match choose_in::<V6>(&sender, packet.ends.to, &mut connection.service)? {
             Ok(chosen) => chosen,
             Err(why) => return Some(Err(why)),
         };
@@ -153,15 +224,35 @@ fn choose(scratch: &mut Scratch, outside: bool) -> Option<Result<(), NoEndpoint>
 }
 
 #[inline(always)]
-fn choose_in<F: Family>(sender: &Sender<'_>, to: F::Address) -> Option<Result<(Lead, Target<F::Address>), NoEndpoint>> {
+fn choose_in<F: Family>(
+    sender: &Sender<'_>,
+    to: F::Address,
+    service: &mut u32,
+) -> Option<Result<Chosen<F::Address>, Count>> {
     let ends = sender.ends;
     match meaning::<F, _, _>(&Kernel, sender, to, ends.to_port, ends.protocol) {
-        Meaning::Frontend(lead) => Some(match endpoint::<F, _, _>(&Kernel, sender, lead) {
-            Ok(target) => Ok((lead, target)),
-            Err(why) => Err(why),
-        }),
-        Meaning::Undefined => Some(Err(NoEndpoint::Nowhere)),
+        Meaning::Frontend(lead) => {
+            *service = lead.service;
+            if !sender.answerable {
+                return Some(Err(Count::Martian));
+            }
+            Some(match endpoint::<F, _, _>(&Kernel, sender, lead) {
+                Ok(target) => Ok((lead, target)),
+                Err(why) => Err(unserved(why)),
+            })
+        }
+        Meaning::Undefined => Some(Err(Count::UndefinedPort)),
         Meaning::Foreign => None,
+    }
+}
+
+/// What becomes of a packet whose flow gets no endpoint. Under policy Local, others have one if it is to be silent.
+#[inline(always)]
+fn unserved(why: NoEndpoint) -> Count {
+    match why {
+        NoEndpoint::NotHere(terms) if terms.silent() => Count::NoLocalEndpoint,
+        NoEndpoint::NotHere(_) | NoEndpoint::Nowhere => Count::NoEndpoint,
+        NoEndpoint::Denied => Count::SourceRange,
     }
 }
 
@@ -174,6 +265,9 @@ fn start(
     (address, port, reference): (Address6, u16, BackendRef),
 ) {
     let now = seconds();
+    let first = State::Opening;
+    // One that was forgotten is further.
+    let state = if packet.opens() || packet.ends.protocol != protocol::TCP { first } else { first.after(true, packet) };
     // A flow to its own client: the answer would not leave it (TP-42).
     let hairpin = same(&address, &packet.ends.from);
     let flags = if hairpin || lead.source_nat.is_for(outside) { Connection::SOURCE_NAT } else { 0 };
@@ -181,7 +275,7 @@ fn start(
         endpoint: address,
         endpoint_port: port,
         client_port: packet.ends.from_port,
-        state: State::Opening as u8,
+        state: state as u8,
         flags,
         reference: reference.0,
         service: lead.service,

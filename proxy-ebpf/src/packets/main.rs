@@ -5,15 +5,18 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 
+mod decisions;
 mod egress;
 mod errors;
 mod flows;
+mod fragments;
 mod ingress;
 #[path = "../maps.rs"]
 mod maps;
 mod quoted;
 mod refuse;
 mod rewrite;
+mod sctp;
 mod sender;
 mod skb;
 #[path = "../tables.rs"]

@@ -14,10 +14,11 @@ use aya_ebpf::helpers::{
     bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::btf_map;
-use proxy_abi::icmp;
 use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::refusal::{self, Bucket, QUOTE};
+use proxy_abi::{Count, icmp};
 
+use crate::decisions::count;
 use crate::ingress::is_outside;
 use crate::rewrite::{Failed, at, done, store};
 use crate::sender::now;
@@ -62,12 +63,23 @@ pub(crate) fn refuse<const NETWORK: u32>(skb: Skb, packet: &Packet) -> i32 {
     // node.
     let addressee = skb.addressee();
     let is_for_node = NETWORK == 0 || addressee == TO_HOST || (addressee == TO_OTHER && !is_outside(skb));
-    if !is_for_node || !refusal::may_be_told(&packet.ends.from) || !is_paid() {
+    if !is_for_node || !refusal::may_be_told(&packet.ends.from) {
+        count(Count::MessageToNobody);
+        return DROP;
+    }
+    if !is_paid() {
+        count(Count::MessageHeldBack);
         return DROP;
     }
     match answer::<NETWORK>(skb, packet) {
-        Ok(()) => back(skb),
-        Err(Failed) => DROP,
+        Ok(()) => {
+            count(Count::MessageSent);
+            back(skb)
+        }
+        Err(Failed) => {
+            count(Count::MessageFailed);
+            DROP
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use proxy_abi::{Address6, AffinityKey};
 pub(crate) struct Sender<'a> {
     pub(crate) ends: &'a Ends,
     pub(crate) outside: bool,
+    /// An answer can reach it: it is one host, and its frame was for this one alone.
+    pub(crate) answerable: bool,
 }
 
 /// The monotonic clock in nanoseconds.
@@ -20,6 +22,7 @@ pub(crate) fn now() -> u64 {
 
 /// The same in seconds. It goes round after 136 years.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it goes round")]
 pub(crate) fn seconds() -> u32 {
     (now() / 1_000_000_000) as u32
 }

@@ -4,7 +4,9 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use proxy_abi::icmp::{Quoted, quoted};
-use proxy_abi::packet::{Bytes, Packet, Read, read};
+use proxy_abi::packet::{self, Bytes, Packet, Read, read};
+
+use crate::rewrite::bytes;
 
 /// So many bytes of a packet hold all headers that are read, with most options and extensions.
 const HEADERS: u32 = 128;
@@ -40,7 +42,9 @@ impl Skb {
     #[inline(always)]
     fn head(self) -> Head {
         // SAFETY: as above.
-        let (start, end) = unsafe { ((*self.0).data, (*self.0).data_end) };
+        let start = unsafe { (*self.0).data };
+        // SAFETY: as above.
+        let end = unsafe { (*self.0).data_end };
         Head { skb: self, start: start as usize, end: end as usize }
     }
 
@@ -49,6 +53,12 @@ impl Skb {
     pub(crate) fn addressee(self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).pkt_type }
+    }
+
+    /// The frame is for more hosts than this one (`PACKET_BROADCAST`, `PACKET_MULTICAST`).
+    #[inline(always)]
+    pub(crate) fn is_for_many(self) -> bool {
+        matches!(self.addressee(), 1 | 2)
     }
 
     /// The packet that a message of ICMP is about.
@@ -63,11 +73,32 @@ impl Skb {
         self.head().any_two(at)
     }
 
+    /// Four bytes at any place.
+    #[inline(always)]
+    pub(crate) fn four(self, at: u32) -> Option<u32> {
+        self.head().any_four(at)
+    }
+
+    /// Where a packet ends by its header.
+    #[inline(always)]
+    pub(crate) fn end(self, packet: &Packet) -> Option<u32> {
+        packet::end(&self.head(), packet)
+    }
+
+    /// Whether it has room for so many bytes of its protocol, and ends where its header says or later.
+    #[inline(always)]
+    pub(crate) fn is_whole(self, packet: &Packet, header: u32) -> bool {
+        // SAFETY: as above.
+        packet::is_whole(&self.head(), packet, header, unsafe { (*self.0).len })
+    }
+
     /// Reads the packet.
     #[inline(always)]
     pub(crate) fn read(self, network: u32) -> Read {
         // SAFETY: as above.
-        let (protocol, length) = unsafe { ((*self.0).protocol, (*self.0).len) };
+        let protocol = unsafe { (*self.0).protocol };
+        // SAFETY: as above.
+        let length = unsafe { (*self.0).len };
         if protocol != IPV4 && protocol != IPV6 {
             return Read::Other;
         }
@@ -77,9 +108,8 @@ impl Skb {
             found @ (Read::Packet(_) | Read::Fragment(_) | Read::Message(_)) => return found,
         }
         // Some drivers leave all but a few bytes where a program cannot read them.
-        let readable = (head.end - head.start) as u32;
         let wanted = if length < HEADERS { length } else { HEADERS };
-        if readable >= wanted {
+        if head.end - head.start >= wanted as usize {
             return Read::Other;
         }
         // SAFETY: the context is valid; pointers into the packet are taken anew below.
@@ -104,10 +134,9 @@ impl Head {
     #[inline(always)]
     fn load<T: Copy + Default>(&self, at: u32) -> Option<T> {
         let mut value = T::default();
+        let room = core::ptr::from_mut(&mut value).cast();
         // SAFETY: the context is valid, and there is room for so many bytes.
-        let result = unsafe {
-            bpf_skb_load_bytes(self.skb.0.cast(), at, core::ptr::from_mut(&mut value).cast(), size_of::<T>() as u32)
-        };
+        let result = unsafe { bpf_skb_load_bytes(self.skb.0.cast(), at, room, bytes::<T>()) };
         (result == 0).then_some(value)
     }
 }

@@ -1,7 +1,8 @@
 //! The maps that only these programs have.
 
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use proxy_abi::Count;
 use proxy_abi::connection::{Connection, Key, Translation};
 use proxy_abi::icmp::Quoted;
 use proxy_abi::packet::{Ends, Packet};
@@ -17,6 +18,8 @@ pub(crate) struct Scratch {
     pub(crate) connection: Connection,
     pub(crate) key: Key,
     pub(crate) translation: Translation,
+    /// What was decided, if something was.
+    pub(crate) what: Count,
 }
 
 #[btf_map]
@@ -40,6 +43,9 @@ macro_rules! declare {
     };
     (@Hash $key:ty, $value:ty, $capacity:expr) => { HashMap<$key, $value, { $capacity as usize }> };
     (@Lru $key:ty, $value:ty, $capacity:expr) => { LruHashMap<$key, $value, { $capacity as usize }> };
+    (@Processors $key:ty, $value:ty, $capacity:expr) => { PerCpuArray<$value, { $capacity as usize }> };
+    // The kernel knows no size of what is in it.
+    (@Queue $key:ty, $value:ty, $capacity:expr) => { RingBuf<(), { $capacity as usize }> };
 }
 
 proxy_abi::for_each_packet_map!(declare);

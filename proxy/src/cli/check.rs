@@ -11,7 +11,7 @@ use shunt_proxy::config::kube_proxy::KubeProxyConfiguration;
 use shunt_proxy::config::{self, BPF_ROOT, CONTROL_SOCKET};
 use shunt_proxy::control::is_listening;
 use shunt_proxy::datapath::{
-    self, Check, CheckState, Chosen, HostOptions, Offer, Options, Requested, Wanted, kube_proxy,
+    self, Check, CheckState, Chosen, FlowTimeouts, HostOptions, Offer, Options, Part, Requested, Wanted, kube_proxy,
 };
 use shunt_proxy::host::devices::Devices;
 use shunt_proxy::host::local_ports::LocalPorts;
@@ -46,14 +46,20 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         bind_protection: true,
         packets: treatment,
         devices: Devices::default(),
+        flow_timeouts: FlowTimeouts::default(),
         pods: PodDetection::default(),
     });
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
     let used = datapath::choose(Requested { mode: None, sockets: Wanted::Auto }, &offers).ok().filter(|_| allowed);
-    checks.extend(offers.into_iter().flat_map(|offer| checks_of(offer, used.as_ref())));
+    // Two parts may need the same.
+    for check in offers.into_iter().flat_map(|offer| checks_of(offer, used.as_ref())) {
+        if !checks.contains(&check) {
+            checks.push(check);
+        }
+    }
     checks.push(node_ports());
-    checks.extend(packets_of_others());
+    checks.extend(packets_of_others(used.as_ref()));
     checks.push(predecessor());
     checks.push(upstreams());
     checks.push(daemon(control_socket));
@@ -116,10 +122,16 @@ fn node_ports() -> Check {
 }
 
 /// How this host treats packets of others.
-fn packets_of_others() -> Vec<Check> {
-    let faults = [sysctls::faults(), kube_proxy::drops_of_iptables()].concat();
+fn packets_of_others(used: Option<&Chosen>) -> Vec<Check> {
+    let by_programs = used.is_some_and(|used| used.has(Part::Programs));
+    let of_kernel = if by_programs { sysctls::faults_of_programs() } else { sysctls::faults() };
+    let faults = [of_kernel, kube_proxy::drops_of_iptables()].concat();
     if faults.is_empty() {
-        let detail = "the kernel forwards them, and rules see those inside bridges".to_owned();
+        let detail = match by_programs {
+            true => "the kernel forwards them, and gives no port of the programs to sockets",
+            false => "the kernel forwards them, and rules see those inside bridges",
+        };
+        let detail = detail.to_owned();
         return vec![Check { name: "packets of others", state: CheckState::Ok, detail }];
     }
     let check = |detail| Check { name: "packets of others", state: CheckState::Note, detail };

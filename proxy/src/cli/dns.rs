@@ -68,7 +68,9 @@ fn from_daemon(arguments: &DnsArguments) -> Result<DnsReply> {
     match ask(&arguments.socket.control_socket, &request)? {
         Reply::Dns(reply) => Ok(reply),
         Reply::Error(reason) => bail!(reason),
-        Reply::Services(_) | Reply::Explain(_) => bail!("the daemon answers another question than was asked"),
+        Reply::Services(_) | Reply::Explain(_) | Reply::Flows(_) | Reply::Told(_) => {
+            bail!("the daemon answers another question than was asked")
+        }
     }
 }
 

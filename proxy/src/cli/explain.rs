@@ -58,6 +58,8 @@ fn asked(socket: &Socket, source: String, destination: String) -> Result<Explana
     match ask(&socket.control_socket, &Request::Explain { source, destination })? {
         Reply::Explain(explanation) => Ok(explanation),
         Reply::Error(reason) => bail!(reason),
-        Reply::Services(_) | Reply::Dns(_) => bail!("the daemon answers another question than was asked"),
+        Reply::Services(_) | Reply::Dns(_) | Reply::Flows(_) | Reply::Told(_) => {
+            bail!("the daemon answers another question than was asked")
+        }
     }
 }

@@ -21,7 +21,9 @@ pub(super) fn run(arguments: ServicesArguments) -> Result<ExitCode> {
     let services = match ask(&arguments.socket.control_socket, &Request::Services)? {
         Reply::Services(services) => services,
         Reply::Error(reason) => bail!(reason),
-        Reply::Dns(_) | Reply::Explain(_) => bail!("the daemon answers another question than was asked"),
+        Reply::Dns(_) | Reply::Explain(_) | Reply::Flows(_) | Reply::Told(_) => {
+            bail!("the daemon answers another question than was asked")
+        }
     };
     for reason in &services.refused {
         complain(format_args!("not served: {reason}"));

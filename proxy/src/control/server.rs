@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shunt_dns::Explainer;
-use shunt_model::Snapshot;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use shunt_model::{Snapshot, with_causes};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::client::is_no_daemon;
+use super::monitor::{self, Filter};
 use super::{DnsReply, LONGEST_REQUEST, Reply, Request, answers};
-use crate::datapath::OpenPath;
-use crate::explain::{Explanation, explain};
+use crate::datapath::{self, FlowFilter, Flows, HostOptions, OpenPath};
+use crate::explain::{Explanation, explain_served};
 use crate::status::Status;
 
 /// How long a client may take to send its request.
@@ -63,6 +64,8 @@ pub struct Views {
     pub status: watch::Receiver<Status>,
     /// Whether the data path is in effect.
     pub path: OpenPath,
+    /// Where its tables are.
+    pub host: HostOptions,
     /// Explains DNS answers, if DNS runs.
     pub dns: Option<Explainer>,
 }
@@ -163,12 +166,17 @@ fn log_end(ended: Result<io::Result<()>, tokio::task::JoinError>) {
 async fn answer(mut stream: UnixStream, views: Views) -> io::Result<()> {
     let mut request = Vec::new();
     let (reader, mut writer) = stream.split();
-    let mut reader = reader.take(LONGEST_REQUEST);
-    match tokio::time::timeout(PATIENCE, reader.read_to_end(&mut request)).await {
+    // A request has no line break inside.
+    let mut reader = BufReader::new(reader.take(LONGEST_REQUEST));
+    match tokio::time::timeout(PATIENCE, reader.read_until(b'\n', &mut request)).await {
         Ok(read) => read?,
         Err(elapsed) => return Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)),
     };
     let reply = match serde_json::from_slice(&request) {
+        Ok(Request::Monitor { service, client }) => match Filter::of(service.as_deref(), client.as_deref()) {
+            Ok(filter) => return monitor::serve(&views.path, &filter, reader, writer).await,
+            Err(reason) => Reply::Error(reason),
+        },
         Ok(request) => views.reply(&request).await,
         Err(error) => Reply::Error(format!("request not understood: {error}")),
     };
@@ -185,7 +193,9 @@ impl Views {
             }),
             Request::Explain { source, destination } => {
                 self.in_force().map_or_else(Reply::Error, |(status, snapshot)| {
-                    let explained = explain(&snapshot, &status.programmed, &self.node, source, destination);
+                    let flow = (source.as_str(), destination.as_str());
+                    let serves = self.path.chosen();
+                    let explained = explain_served(&snapshot, &status.programmed, &self.node, flow, serves);
                     let warnings = status.source.unknown_node.iter().cloned().collect();
                     explained.map_or_else(
                         |error| Reply::Error(error.to_string()),
@@ -193,8 +203,18 @@ impl Views {
                     )
                 })
             }
+            Request::Flows(filter) => self.flows(filter.clone()).await.map_or_else(Reply::Error, Reply::Flows),
             Request::Dns { name, rtype } => self.dns(name, rtype).await.map_or_else(Reply::Error, Reply::Dns),
+            Request::Monitor { .. } => Reply::Error("decisions are told one after the other".to_owned()),
         }
+    }
+
+    /// Reading large tables takes its time.
+    async fn flows(&self, filter: FlowFilter) -> Result<Flows, String> {
+        let (host, plan) = (self.host.clone(), self.status.borrow().programmed.clone());
+        let read = tokio::task::spawn_blocking(move || datapath::flows(&host, &plan, &filter));
+        let read = read.await.map_err(|error| error.to_string())?;
+        read.map_err(|error| with_causes(&error))
     }
 
     async fn dns(&self, name: &str, rtype: &str) -> Result<DnsReply, String> {

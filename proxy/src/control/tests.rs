@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Control, Listener, Reply, Request, Views, ask};
-use crate::datapath::OpenPath;
+use crate::datapath::{FlowFilter, HostOptions, OpenPath};
 use crate::status::{LastSync, Status};
 
 struct Daemon {
@@ -33,8 +33,14 @@ impl Daemon {
             snapshot.is_some().then(|| LastSync { generation: 1, at: SystemTime::now(), elapsed: Duration::ZERO });
         let status = Status { snapshot: snapshot.map(Arc::new), last_sync, source, ..Status::default() };
         let (status, status_read) = watch::channel(status);
-        let views =
-            Views { node: Arc::from("n1"), status: status_read, path: OpenPath::default(), dns: Some(dns.explainer()) };
+        let host = HostOptions { cgroup_root: None, bpf_root: path.with_file_name("no-pins") };
+        let views = Views {
+            node: Arc::from("n1"),
+            status: status_read,
+            path: OpenPath::default(),
+            host,
+            dns: Some(dns.explainer()),
+        };
         let stop = CancellationToken::new();
         let task = tokio::spawn(Control::new(Listener::open(path).unwrap(), views).run(stop.clone()));
         Self { stop, task, _status: status, _dns: dns }
@@ -99,6 +105,16 @@ async fn before_the_first_sync_every_question_is_answered_with_what_is_missing()
         let Reply::Error(reason) = asked(&place(&folder), request).await.unwrap() else { panic!("no error") };
         assert_eq!(reason, "this daemon has applied nothing yet: no sync yet: the API server refuses");
     }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn without_packet_programs_there_are_no_flows() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&place(&folder), Some(Snapshot::default()));
+    let filter = FlowFilter { client: None, endpoint: None, service: None, protocol: None, state: None, most: 10 };
+    let Reply::Error(reason) = asked(&place(&folder), Request::Flows(filter)).await.unwrap() else { panic!("flows") };
+    assert!(reason.contains("no packet programs serve here") && reason.contains("conntrack -L"), "{reason}");
     daemon.end().await;
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::packets::conntrack::StaleFlows;
-use super::{Datapath, Opened, OpenedPart, PacketOptions, SyncError, Synced};
+use super::{Datapath, Looking, Opened, OpenedPart, PacketOptions, SyncError, Synced};
 use crate::host::sysctls::{self, Told};
 use crate::plan::Plan;
 
@@ -48,10 +48,12 @@ pub(super) fn over(
     disturbed: Arc<Notify>,
 ) -> Opened {
     let (mut adopted, mut reports, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    let mut looking = Looking::default();
     let mut take = |part: OpenedPart| {
         adopted.push(part.adopted);
         reports.extend(part.reports);
         beside.extend(part.beside);
+        looking = std::mem::take(&mut looking).and(part.looking);
         part.path
     };
     let programs = programs.map(&mut take);
@@ -60,7 +62,7 @@ pub(super) fn over(
         Rules { path, stale_flows: StaleFlows::new(), loopback }
     });
     let path = Box::new(Composed { programs, rules });
-    Opened { path, adopted: adopted.join("; "), reports, disturbed, beside }
+    Opened { path, adopted: adopted.join("; "), reports, looking, disturbed, beside }
 }
 
 impl Loopback {

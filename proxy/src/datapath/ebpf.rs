@@ -22,18 +22,25 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use proxy_abi::Config;
+use proxy_abi::{Config, maps};
 use shunt_model::Protocol;
 use tracing::{info, warn};
 
 use self::difference::Difference;
-pub(super) use self::door::{make_root, open, probe, probe_packets, remove_packets, remove_sockets};
+pub(super) use self::door::{
+    flows, make_root, open, probe, probe_packets, remove_packets, remove_sockets, retire_packets,
+};
 use self::layout::pool::Moment;
 use self::layout::{Layout, Target, Usage, Write};
 use self::orders::OrderWriter;
+use self::packets::events::TellerError;
+pub use self::packets::flows::FlowTimeouts;
+pub use self::packets::flows::list::{FlowFilter, FlowState, Flows, FlowsError, KnownFlow};
+use self::packets::flows::{FlowTables, take_over};
 use self::packets::follow::{FollowError, Follower};
+use self::packets::owners::{Owners, OwnersError};
 use self::pins::{Former, PinError, Pins};
 use self::socket::programs::{self, FlowLists, Links, ProgramsError};
 use self::tables::addresses::Addresses;
@@ -54,6 +61,9 @@ const SELF_TEST: [SocketAddr; 2] = [
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1)),
     SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0)),
 ];
+
+/// How often it is looked whether flows lead to former addresses: all flows are read for it.
+const FORMER: Duration = Duration::from_secs(30);
 
 /// The programs, compiled in by the build script; empty in a build without the BPF tool chain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-socket.o"));
@@ -89,6 +99,8 @@ struct PacketOptions {
     interface: Option<PodInterface>,
     /// By which this node reaches others.
     devices: Devices,
+    /// How long a flow without packets is remembered.
+    timeouts: FlowTimeouts,
 }
 
 /// Why the data path cannot start.
@@ -118,6 +130,12 @@ pub(super) enum EbpfOpenError {
     /// The network devices.
     #[error(transparent)]
     Follow(#[from] FollowError),
+    /// The counters of services.
+    #[error(transparent)]
+    Owners(#[from] OwnersError),
+    /// The events of programs.
+    #[error(transparent)]
+    Teller(#[from] TellerError),
     /// What an earlier daemon left.
     #[error(transparent)]
     Read(#[from] SyncError),
@@ -144,6 +162,8 @@ struct Beside {
     sockets: Option<(OptOuts, FlowLists)>,
     /// If packets are served.
     devices: Option<Follower>,
+    /// The same.
+    flows: Option<FlowTables>,
 }
 
 /// The eBPF data path of this node.
@@ -164,9 +184,15 @@ struct Ebpf {
     /// A write failed: the record of the tables may be wrong.
     failed: bool,
     refused: BTreeMap<PortKey, String>,
+    /// Who has which entry, if packets are counted by entry.
+    owners: Option<Owners>,
     /// Gives upkeep its orders.
     orders: OrderWriter,
     own_dns: OwnDns,
+    /// To take over flows of an earlier path with the first sync, if packets are served.
+    flows: Option<FlowTables>,
+    /// When it was looked last whether flows lead to former addresses.
+    looked_at_flows: Option<Instant>,
     started: Instant,
 }
 
@@ -189,14 +215,22 @@ impl Ebpf {
         }
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
         let words = NodeWords::open(&pins.maps)?;
-        words.write(cookie, flags(options))?;
+        // Rules for packets may have served before, so this start must find out anew whose flows there are.
+        let kept = Config::OPT_OUTS | if packets.is_some() { Config::OWN_FLOWS } else { Config::LEAVING };
+        words.write(cookie, flags(options), kept)?;
         let own_dns = OwnDns::open(words, &pins.maps)?;
         let attached = loaded.zip(sockets).map(|(loaded, options)| attach_to_sockets(loaded, &pins, options));
         let (lists, links) = attached.transpose()?.unzip();
-        let followed = for_devices.zip(packets.clone());
+        let owners = packets.map(|_| Owners::open(&pins)).transpose()?;
+        let layout = Layout::restored(tables.capacity(), &tables.dump()?);
+        let open_flows = || packets.map(|_| FlowTables::open(&pins.maps)).transpose();
+        let (flows, for_collector) = (open_flows()?, open_flows()?);
+        // Tables that sockets have used say what a frontend is from the first packet on.
+        take_over_flows(flows.as_ref(), &layout);
+        let followed = for_devices.zip(packets.cloned());
         let followed = followed.map(|(loaded, packets)| Follower::open(loaded, &pins, packets)).transpose()?;
         let (devices, device_links) = followed.unzip();
-        let layout = Layout::restored(tables.capacity(), &tables.dump()?);
+        take_over_flows(flows.as_ref(), &layout);
         let serves_packets = packets.is_some();
         let addresses = Addresses::restored(tables.addresses()?, serves_packets);
         let service_ranges = ServiceRanges::open(&pins.maps)?;
@@ -213,11 +247,14 @@ impl Ebpf {
             incomplete: true,
             failed: false,
             refused: BTreeMap::new(),
+            owners,
             orders: OrderWriter::default(),
             own_dns,
+            flows,
+            looked_at_flows: None,
             started: Instant::now(),
         };
-        let beside = Beside { sockets: lists.map(|lists| (opt_outs, lists)), devices };
+        let beside = Beside { sockets: lists.map(|lists| (opt_outs, lists)), devices, flows: for_collector };
         Ok((ebpf, beside, Adopted { usage, links, devices: device_links }))
     }
 
@@ -244,6 +281,11 @@ impl Ebpf {
             if matches!(write, Write::BackendGone { .. }) {
                 self.orders.backend_gone();
             }
+            if let Write::Shape { service, shape } = write
+                && let Some(owners) = self.owners.as_mut().filter(|_| !shape.in_use())
+            {
+                owners.gone(*service);
+            }
         }
         Ok(u64::try_from(writes.len()).unwrap_or(u64::MAX))
     }
@@ -264,7 +306,9 @@ impl Ebpf {
                 if key.protocol == Protocol::Udp && gained {
                     self.orders.frontends_changed();
                 }
-                self.write(&writes)
+                let written = self.write(&writes);
+                self.follow_owner(key);
+                written
             }
             Err(full) => {
                 self.refused.insert(key.clone(), full.to_string());
@@ -272,6 +316,12 @@ impl Ebpf {
                 let writes = self.layout.shrink(key, target, now);
                 self.write(&writes)
             }
+        }
+    }
+
+    fn follow_owner(&mut self, key: &PortKey) {
+        if let Some(owners) = &mut self.owners {
+            owners.follow(&self.layout, key);
         }
     }
 
@@ -293,13 +343,21 @@ impl Ebpf {
         }
         for (old, new) in &difference.renames {
             self.layout.rename(old, new);
+            self.follow_owner(new);
         }
         for port in &difference.upserts {
             written = written.saturating_add(self.upsert(port)?);
         }
         self.tables.flush()?;
+        if self.incomplete {
+            // The programs know endpoints by now, and most addresses only after the next step.
+            take_over_flows(self.flows.as_ref(), &self.layout);
+        }
         written = written.saturating_add(self.write_addresses(plan)?);
         written = written.saturating_add(self.service_ranges.apply(&plan.service_cidrs)?);
+        if self.incomplete {
+            take_over_flows(self.flows.as_ref(), &self.layout);
+        }
         for key in &difference.removals {
             written = written.saturating_add(self.remove(key)?);
         }
@@ -310,6 +368,9 @@ impl Ebpf {
             self.retire_other_versions();
         }
         self.tables.flush()?;
+        if let Some(owners) = &self.owners {
+            owners.tell();
+        }
         Ok(written)
     }
 
@@ -328,6 +389,23 @@ impl Ebpf {
         Ok(u64::try_from(set.len().saturating_add(gone.len())).unwrap_or(u64::MAX))
     }
 
+    /// Removes the addresses that no Service has any more, once no flow leads to them.
+    fn forget_former(&mut self) -> Result<(), SyncError> {
+        let Some(flows) = self.flows.as_ref().filter(|_| self.addresses.former().next().is_some()) else {
+            return Ok(());
+        };
+        if self.looked_at_flows.is_some_and(|looked| looked.elapsed() < FORMER) {
+            return Ok(());
+        }
+        self.looked_at_flows = Some(Instant::now());
+        let object = maps::packets::CONNECTIONS.name;
+        let dialled = flows.dialled().map_err(|source| SyncError::Read { object, source })?;
+        for address in self.addresses.forget_former(|address| dialled.contains(&address)) {
+            self.tables.set_address(address, None)?;
+        }
+        Ok(())
+    }
+
     /// Removes what an earlier version left attached, now that this version serves: it would translate a second time.
     fn retire_other_versions(&self) {
         match self.pins.remove_other_versions() {
@@ -335,6 +413,19 @@ impl Ebpf {
             Ok(links) => info!(links, "removed the pins of another version"),
             Err(error) => warn!(%error, "the pins of another version are not removed"),
         }
+    }
+}
+
+/// Takes over what the kernel translates, if packets are served. A failure does not keep the programs from what is new.
+fn take_over_flows(flows: Option<&FlowTables>, layout: &Layout) {
+    match flows.map(|flows| take_over(flows, layout)) {
+        None | Some(Ok(0)) => {}
+        Some(Ok(taken)) => info!(taken, "took over UDP and SCTP flows that the kernel translated"),
+        Some(Err(error)) => warn!(
+            %error,
+            "the flows that the kernel translates are not taken over (CONFIG_NF_CT_NETLINK): clients of UDP that go on \
+             sending may get no answer until the kernel forgets them"
+        ),
     }
 }
 
@@ -432,6 +523,7 @@ impl Datapath for Ebpf {
         if self.failed || self.incomplete {
             return Ok(0); // The next sync reads everything back.
         }
+        self.forget_former()?;
         let mut audit = std::mem::take(&mut self.audit);
         let repaired = audit.step(&self.layout, &self.addresses, &mut self.tables);
         self.audit = audit;

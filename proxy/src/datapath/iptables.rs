@@ -38,7 +38,7 @@ pub(super) use self::probe::probe;
 use self::programs::{Programs, RunError};
 pub(super) use self::programs::{Variant, in_path};
 use self::rule::Table;
-use super::{Datapath, OpenedPart, Options, PacketOptions, RemoveError, Removed, Report, SyncError, Synced};
+use super::{Datapath, Looking, OpenedPart, Options, PacketOptions, RemoveError, Removed, Report, SyncError, Synced};
 use crate::plan::Plan;
 
 /// In nat: from a frontend's address to what serves it.
@@ -126,7 +126,13 @@ pub(super) fn open(options: &Options, _disturbed: &Arc<Notify>) -> Result<Opened
         reports,
         without_affinity: Some(Plan::default()),
     };
-    Ok(OpenedPart { path: Box::new(path), adopted, reports: vec![report], beside: Vec::new() })
+    Ok(OpenedPart {
+        path: Box::new(path),
+        adopted,
+        reports: vec![report],
+        looking: Looking::default(),
+        beside: Vec::new(),
+    })
 }
 
 /// The families of which the kernel takes the rules; those that this host has if that cannot be tried.

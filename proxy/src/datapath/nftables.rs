@@ -35,7 +35,7 @@ use tracing::{debug, info, warn};
 use self::collection::{Collection, word};
 use self::difference::{Change, Counts, Image, Named, Wrong};
 use self::disturbance::Disturbances;
-pub(super) use self::door::{open, probe, remove};
+pub(super) use self::door::{open, probe, remove, retire};
 use self::installed::{Client, Installed, Maker};
 use self::leftovers::Leftovers;
 use self::nft::{Nft, NftError};

@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub(super) mod cases;
 pub(super) mod conntrack;
+pub(super) mod sites;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! What a socket or a packet gets by a plan, read without a kernel: with the lookup that the programs run, and from the
 //! rules that would be written.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use shunt_model::Protocol;
 
@@ -33,6 +33,53 @@ impl Reading {
     pub fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
         self.0.outcome(caller, to, protocol)
     }
+
+    /// What programs for packets find for the first packet of a flow, which comes from `from`: from a pod of this node
+    /// or, if `outside`, from elsewhere.
+    #[must_use]
+    pub fn findings(&self, outside: bool, from: IpAddr, to: SocketAddr, protocol: Protocol) -> PacketFindings {
+        self.0.findings(outside, from, to, protocol)
+    }
+}
+
+/// What programs for packets find for the first packet of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketFindings {
+    /// What the table of addresses says of the destination.
+    pub address: KnownAddress,
+    /// Of which clients the frontend is, if there is one.
+    pub clients: Option<Clients>,
+    /// How the endpoint is chosen, if there is one.
+    pub endpoint: Option<EndpointChoice>,
+}
+
+/// What the table of addresses says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownAddress {
+    /// Nothing: packets to it are none of ours.
+    No,
+    /// It is one of a Service.
+    OfService,
+    /// It is one of this node that takes node ports.
+    TakesNodePorts,
+}
+
+/// The clients that a frontend has an element for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// All of them.
+    All,
+    /// Those from outside of the cluster: others get other endpoints.
+    Outside,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointChoice {
+    /// The client stays with the one it got.
+    pub sticky: bool,
+    /// An address of this node becomes the source.
+    pub source_nat: bool,
 }
 
 /// The iptables rules of a plan, in memory.

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 use super::Chosen;
+use super::looking::{Counters, Decisions, Looking};
 
 /// Health and counters of a data path, beside its syncs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,25 +86,41 @@ pub enum NumberKind {
 
 /// The data path that is open, for health and metrics; empty until one is open. All clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct OpenPath(Arc<OnceLock<(Chosen, Vec<watch::Receiver<Report>>)>>);
+pub struct OpenPath(Arc<OnceLock<Opened>>);
+
+/// What serves, what it reports, and what it lets others look at.
+type Opened = (Chosen, Vec<watch::Receiver<Report>>, Looking);
 
 impl OpenPath {
     /// Publishes the open path. Only the first call counts: a daemon opens one path.
-    pub fn publish(&self, chosen: Chosen, reports: Vec<watch::Receiver<Report>>) {
-        self.0.get_or_init(|| (chosen, reports));
+    pub fn publish(&self, chosen: Chosen, reports: Vec<watch::Receiver<Report>>, looking: Looking) {
+        self.0.get_or_init(|| (chosen, reports, looking));
     }
 
     /// Which path is open.
     #[must_use]
     pub fn chosen(&self) -> Option<&Chosen> {
-        self.0.get().map(|(chosen, _)| chosen)
+        self.0.get().map(|(chosen, ..)| chosen)
     }
 
     /// The report of all its parts; empty before a path is open.
     #[must_use]
     pub fn report(&self) -> Report {
-        let reports = self.0.get().map_or(&[][..], |(_, reports)| reports);
+        let reports = self.0.get().map_or(&[][..], |(_, reports, _)| reports);
         let reports = reports.iter().map(|report| report.borrow().clone());
         reports.reduce(Report::and).unwrap_or_default()
+    }
+
+    /// The counters of all its parts, read now.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Counters> {
+        let meters = self.0.get().map_or(&[][..], |(.., looking)| &looking.meters);
+        meters.iter().flat_map(|meter| meter.read()).collect()
+    }
+
+    /// Its decisions, if its programs tell them.
+    #[must_use]
+    pub fn decisions(&self) -> Option<&Decisions> {
+        self.0.get().and_then(|(.., looking)| looking.decisions.as_ref())
     }
 }

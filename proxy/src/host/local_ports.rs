@@ -37,6 +37,12 @@ impl LocalPorts {
         self.range.contains(&port) && !self.reserved.iter().any(|range| range.contains(&port))
     }
 
+    /// How many ports it may give.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.range.clone().filter(|port| self.may_give(*port)).count()
+    }
+
     /// Whether it may give some port of `ports`.
     #[must_use]
     pub fn may_give_some_of(&self, mut ports: RangeInclusive<u16>) -> bool {

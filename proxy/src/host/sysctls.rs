@@ -1,6 +1,7 @@
 //! The kernel's settings for packets: conntrack's limits, bridges, forwarding and loopback (CT-30…37, TP-15).
 
 mod conntrack;
+mod programs;
 
 use std::fmt;
 use std::fs;
@@ -13,6 +14,7 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use tracing::{debug, info, warn};
 
 pub use self::conntrack::{Wanted, cores};
+pub use self::programs::{faults_of_programs, prepare_for_programs};
 use super::netlink::{Netlink, links};
 
 /// A setting that must have a value and cannot get it.
@@ -87,16 +89,6 @@ impl Setting {
         }
     }
 
-    /// A container finds its own /proc/sys read-only; the node's may be mounted beside it.
-    fn write(&self, root: &Path, path: &Path) -> io::Result<()> {
-        let written = fs::write(path, self.value.to_string());
-        let beside = self.path(&root.join("host"));
-        match written {
-            Err(_) if beside.exists() => fs::write(beside, self.value.to_string()),
-            written => written,
-        }
-    }
-
     fn is_met_by(&self, found: u64) -> bool {
         match self.kind {
             Kind::Sysctl => found == self.value,
@@ -113,7 +105,7 @@ impl Setting {
             Ok(found) => found,
             Err(error) => return self.failed(path, error),
         };
-        match self.write(root, &path) {
+        match write(&path, &self.path(&root.join("host")), &value.to_string()) {
             Ok(()) => Ok(Some(Told::Done(format!("{name} is {value} now; it was {found}")))),
             Err(error) if belongs_to_the_initial_namespace(&path, &error) => Ok(Some(Told::Done(format!(
                 "{name} stays {found} where {value} is wanted: only the host's own network namespace can set it"
@@ -246,6 +238,14 @@ fn load_conntrack() {
     }
 }
 
+/// A container finds its own /proc/sys read-only; the node's may be mounted beside it.
+fn write(path: &Path, beside: &Path, value: &str) -> io::Result<()> {
+    match fs::write(path, value) {
+        Err(_) if beside.exists() => fs::write(beside, value),
+        written => written,
+    }
+}
+
 fn read(path: &Path) -> io::Result<u64> {
     fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
@@ -262,7 +262,7 @@ mod tests {
     use crate::config::kube_proxy::Conntrack;
 
     /// A host with these settings.
-    fn host(settings: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(super) fn host(settings: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, value) in settings {
             let path = root.path().join(path);

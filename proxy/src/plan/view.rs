@@ -1,6 +1,5 @@
 //! A plan for people and scripts: the table and the JSON of `shunt plan`. The field names are a stable interface.
 
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -10,6 +9,7 @@ use shunt_model::{Family, ObjectKey, Protocol};
 use super::{
     Empty, EmptyAtSocket, Endpoint, Frontend, FrontendKind, HealthCheck, List, Plan, PortPlan, Rule, SourceRanges,
 };
+use crate::columns::aligned;
 
 /// A plan: `{"ports": [...], ...}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -223,23 +223,7 @@ pub fn render_json(plan: &Plan) -> Result<String, serde_json::Error> {
 pub fn render_table(plan: &Plan) -> String {
     let title = ["NAMESPACE/NAME", "PORT", "FRONTENDS", "ENDPOINTS"].map(str::to_owned);
     let rows: Vec<[String; 4]> = [title].into_iter().chain(plan.ports.values().map(|port| row(port))).collect();
-    let mut width = [0; 4];
-    for row in &rows {
-        for (width, cell) in width.iter_mut().zip(row) {
-            *width = cell.len().max(*width);
-        }
-    }
-    let mut table = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(width) {
-            // Writing to a String cannot fail.
-            write!(line, "{cell:width$}  ").unwrap_or_default();
-        }
-        table.push_str(line.trim_end());
-        table.push('\n');
-    }
-    table
+    aligned(&rows)
 }
 
 fn row(port: &PortPlan) -> [String; 4] {

@@ -27,10 +27,12 @@ impl Parts {
         if chosen.packets.is_some() {
             let conntrack = sysctls::Wanted::new(&self.config.kube_proxy.conntrack, sysctls::cores());
             sysctls::apply(&conntrack)?.iter().for_each(Told::log);
-            if chosen.packets != Some(PacketPath::Programs) {
+            if chosen.packets == Some(PacketPath::Programs) {
+                sysctls::prepare_for_programs().iter().for_each(Told::log);
+            } else {
                 sysctls::show_bridged_packets().iter().for_each(Told::log);
+                sysctls::faults().iter().for_each(|fault| warn!("{fault}"));
             }
-            sysctls::faults().iter().for_each(|fault| warn!("{fault}"));
         }
         if chosen.packets == Some(PacketPath::Nftables) {
             // Reading the rules of a large cluster takes its time, and nothing waits for it.
@@ -41,9 +43,10 @@ impl Parts {
         // If this is dropped, the thread goes on: the end of the daemon waits for it.
         let opened = self.opening.insert(opening).await;
         self.opening = None;
-        let Opened { path, adopted, reports, disturbed, beside } = opened.context("opening the data path")??;
+        let Opened { path, adopted, reports, looking, disturbed, beside } =
+            opened.context("opening the data path")??;
         info!(mode = %chosen.mode, serves = %chosen, adopted, "data path is open");
-        self.health.path.publish(chosen, reports);
+        self.health.path.publish(chosen, reports, looking);
         for beside in beside {
             let stop = self.stop.clone();
             self.tasks.spawn_blocking(move || {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::datapath::{self, Chosen, HostOptions, Options, PacketPath, Wanted};
 use crate::host::cgroup;
 use crate::host::privileges::{self, Capability};
@@ -31,6 +31,7 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
         bind_protection: config.bind_protection,
         packets: config.packets,
         devices: config.devices.clone(),
+        flow_timeouts: config::flow_timeouts(&config.kube_proxy),
         pods: config.pods.clone(),
     };
     // Whoever names it wants programs there: to serve by packets alone instead would hide the mistake.

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::daemon::Parts;
 use crate::control::{Control, Views};
+use crate::datapath::HostOptions;
 use crate::events;
 use crate::http::health::{self, BindError};
 use crate::http::health_checks::HealthChecks;
@@ -71,6 +72,10 @@ impl Parts {
                 node: Arc::from(self.config.node.as_str()),
                 status: self.status.subscribe(),
                 path: self.health.path.clone(),
+                host: HostOptions {
+                    cgroup_root: self.config.cgroup_root.clone(),
+                    bpf_root: self.config.bpf_root.clone(),
+                },
                 dns: dns.map(|server| server.explainer()),
             };
             let (control, stop) = (Control::new(listener, views), self.stop.clone());

@@ -15,6 +15,7 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -27,6 +28,9 @@ const BPF_TRACE_ITER: u32 = 28;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 /// More programs than the kernel runs at one hook (BPF_CGROUP_MAX_PROGS).
 const MOST_PROGRAMS: usize = 64;
+
+/// An update only makes new elements.
+const BPF_NOEXIST: u64 = 1;
 
 /// How many elements one batch call reads.
 const READ_BATCH: usize = 16_384;
@@ -141,11 +145,27 @@ pub struct DeviceLink {
     attach_type: u32,
 }
 
+/// Reads a hash map piece by piece: see [`Pieces::next_piece`].
+#[derive(Debug)]
+pub struct Pieces<'a, const K: usize, const V: usize> {
+    map: BorrowedFd<'a>,
+    keys: Vec<[u8; K]>,
+    values: Vec<[u8; V]>,
+    /// The kernel keeps its place in these; as large as a key, and at least a bucket number.
+    place: Vec<u8>,
+    next: Vec<u8>,
+    begun: bool,
+    ended: bool,
+}
+
+/// Keys, and the values that go with them in the same order.
+pub type Piece<'a, const K: usize, const V: usize> = (&'a [[u8; K]], &'a [[u8; V]]);
+
 /// Calls bpf(2).
 ///
 /// # Safety
 /// Every address in `attr` must point to memory that is valid for what `command` does with it.
-unsafe fn call<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
+pub(super) unsafe fn call<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
     // SAFETY: `attr` is valid for its size, which is given; the kernel takes a shorter attr than its own as
     // zero-filled.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
@@ -205,6 +225,15 @@ pub fn lookup_word<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Re
 
 /// Reads one element of a map whose keys have `K` and whose values have `V` bytes.
 pub fn lookup<const K: usize, const V: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<Option<[u8; V]>> {
+    read_by(BPF_MAP_LOOKUP_ELEM, map, key)
+}
+
+/// Reads one element by a command that does so.
+fn read_by<const K: usize, const V: usize>(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: &[u8; K],
+) -> io::Result<Option<[u8; V]>> {
     let mut value = [0_u8; V];
     let mut attr = ElementAttr {
         map: raw(map),
@@ -213,7 +242,7 @@ pub fn lookup<const K: usize, const V: usize>(map: BorrowedFd<'_>, key: &[u8; K]
         ..ElementAttr::default()
     };
     // SAFETY: `key` and `value` have the sizes of the map's and outlive the call.
-    match unsafe { call(BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+    match unsafe { call(command, &mut attr) } {
         Ok(()) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
@@ -250,45 +279,124 @@ pub fn delete<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<
     }
 }
 
+/// Reads and deletes one element in one step. Kernel: 5.14 for hash maps.
+pub fn take<const K: usize, const V: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<Option<[u8; V]>> {
+    read_by(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+/// Writes one element unless there is one with this key. False if there is.
+pub fn insert_new<const K: usize, const V: usize>(
+    map: BorrowedFd<'_>,
+    key: &[u8; K],
+    value: &[u8; V],
+) -> io::Result<bool> {
+    let mut attr =
+        ElementAttr { map: raw(map), padding: 0, key: address(key), value: address(value), flags: BPF_NOEXIST };
+    // SAFETY: `key` and `value` have the sizes of the map's and outlive the call.
+    match unsafe { call(BPF_MAP_UPDATE_ELEM, &mut attr) } {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl<'a, const K: usize, const V: usize> Pieces<'a, K, V> {
+    /// The whole map, about `size` elements at a time.
+    #[must_use]
+    pub fn of(map: BorrowedFd<'a>, size: usize) -> Self {
+        let place = vec![0; K.max(8)];
+        let (keys, values) = (vec![[0; K]; size], vec![[0; V]; size]);
+        Self { map, keys, values, next: place.clone(), place, begun: false, ended: false }
+    }
+
+    /// The next keys and their values; `None` behind the last. It does not count as a use of the elements. Kernel: 5.6.
+    ///
+    /// An element that stays in the map is read once, whatever happens to others meanwhile.
+    pub fn next_piece(&mut self) -> io::Result<Option<Piece<'_, K, V>>> {
+        let count = loop {
+            if self.ended {
+                return Ok(None);
+            }
+            let mut attr = BatchAttr {
+                in_batch: if self.begun { address(&self.place) } else { 0 },
+                out_batch: self.next.as_mut_ptr().expose_provenance() as u64,
+                keys: self.keys.as_mut_ptr().expose_provenance() as u64,
+                values: self.values.as_mut_ptr().expose_provenance() as u64,
+                count: length(self.keys.len())?,
+                map: raw(self.map),
+                ..BatchAttr::default()
+            };
+            // SAFETY: the four buffers are as large as stated and outlive the call.
+            match unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.ended = true,
+                // A bucket holds more elements than the buffers: give it larger ones.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && self.keys.len() < 1 << 24 => {
+                    let larger = self.keys.len().saturating_mul(2).max(1);
+                    self.keys.resize(larger, [0; K]);
+                    self.values.resize(larger, [0; V]);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.begun = true;
+            std::mem::swap(&mut self.place, &mut self.next);
+            if attr.count > 0 {
+                break attr.count as usize;
+            }
+        };
+        Ok(self.keys.get(..count).zip(self.values.get(..count)))
+    }
+}
+
 /// Reads a whole hash map whose keys have `K` bytes and whose values are 64-bit words. Kernel: 5.6.
 ///
 /// No other process may write to it meanwhile; then every element is returned once.
 pub fn read_words<const K: usize>(map: BorrowedFd<'_>) -> io::Result<Vec<([u8; K], u64)>> {
-    let mut found = Vec::new();
-    let (mut keys, mut values) = (vec![[0_u8; K]; READ_BATCH], vec![0_u64; READ_BATCH]);
-    // The kernel keeps its place in these; as large as a key, and at least a bucket number.
-    let (mut place, mut next) = (vec![0_u8; K.max(8)], vec![0_u8; K.max(8)]);
+    let (mut found, mut pieces) = (Vec::new(), Pieces::<K, 8>::of(map, READ_BATCH));
+    while let Some((keys, values)) = pieces.next_piece()? {
+        found.extend(keys.iter().copied().zip(values.iter().map(|value| u64::from_ne_bytes(*value))));
+    }
+    Ok(found)
+}
+
+/// The first elements of an array that has one for each of so many processors, each `words` 64-bit words long: the sum
+/// of each word over the processors, of at most `count` elements one after the other. Kernel: 5.13.
+pub fn sums(map: BorrowedFd<'_>, words: usize, processors: usize, count: usize) -> io::Result<Vec<u64>> {
+    const BATCH: usize = 1024;
+    let mut sums = Vec::with_capacity(count.saturating_mul(words));
+    let width = words.saturating_mul(processors).max(1);
+    let (mut keys, mut values) = (vec![0_u32; BATCH], vec![0_u64; BATCH.saturating_mul(width)]);
+    let (mut place, mut next) = ([0_u32], [0_u32]);
     let mut first = true;
-    loop {
+    while sums.len() < count.saturating_mul(words) {
+        let wanted = count.saturating_sub(sums.len() / words.max(1)).min(BATCH);
         let mut attr = BatchAttr {
             in_batch: if first { 0 } else { address(&place) },
             out_batch: next.as_mut_ptr().expose_provenance() as u64,
             keys: keys.as_mut_ptr().expose_provenance() as u64,
             values: values.as_mut_ptr().expose_provenance() as u64,
-            count: length(keys.len())?,
+            count: length(wanted)?,
             map: raw(map),
             ..BatchAttr::default()
         };
-        // SAFETY: the four buffers are as large as stated and outlive the call.
+        // SAFETY: the four buffers have room for `wanted` elements and outlive the call.
         let done = match unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
             Ok(()) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            // A bucket holds more elements than the buffers: give it larger ones.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && keys.len() < 1 << 24 => {
-                let larger = keys.len().saturating_mul(2);
-                keys.resize(larger, [0; K]);
-                values.resize(larger, 0);
-                continue;
-            }
             Err(error) => return Err(error),
         };
-        found.extend(keys.iter().copied().zip(values.iter().copied()).take(attr.count as usize));
+        for element in values.chunks(width).take(attr.count as usize) {
+            let of_word = |at| element.iter().skip(at).step_by(words).fold(0, |sum: u64, part| sum.wrapping_add(*part));
+            sums.extend((0..words).map(of_word));
+        }
         if done {
-            return Ok(found);
+            break;
         }
         first = false;
         std::mem::swap(&mut place, &mut next);
     }
+    Ok(sums)
 }
 
 /// Makes a link run another program, with no moment without one. Kernel: 5.7.

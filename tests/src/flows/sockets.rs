@@ -28,11 +28,7 @@ impl Translation {
     /// Of what `client`, on a node whose sockets are translated or not, sends to this destination.
     #[must_use]
     pub fn of(cast: &Cast, flow: &Flow<'_>, to: &Destination, sockets: bool) -> Self {
-        // The node that is dialled decides about its node ports, with the client's packets.
-        let elsewhere = cast.at(to.address.ip().to_canonical()).is_some_and(|member| match &member.role {
-            Role::Node { zone: _ } => member.name != flow.node,
-            Role::Pod { node: _ } | Role::Outside => false,
-        });
+        let elsewhere = Self::is_elsewhere(cast, flow, to);
         match flow.client.role {
             Role::Node { zone: _ } | Role::Pod { node: _ }
                 if sockets && to.protocol != Protocol::Sctp && (!elsewhere || *flow.expect == Expect::Pass) =>
@@ -41,6 +37,15 @@ impl Translation {
             }
             Role::Node { zone: _ } | Role::Pod { node: _ } | Role::Outside => Self::ByPackets,
         }
+    }
+
+    /// Whether another node decides: the one whose node ports are dialled, with the client's packets.
+    #[must_use]
+    pub fn is_elsewhere(cast: &Cast, flow: &Flow<'_>, to: &Destination) -> bool {
+        cast.at(to.address.ip().to_canonical()).is_some_and(|member| match &member.role {
+            Role::Node { zone: _ } => member.name != flow.node,
+            Role::Pod { node: _ } | Role::Outside => false,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::Args;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{SERVING, say, sctp};
+use super::{SERVING, bulk, say, sctp};
 
 const LINE_WITHIN: Duration = Duration::from_secs(30);
 const STACK: usize = 128 * 1024;
@@ -44,6 +44,9 @@ pub struct ServeArguments {
     /// Ports where a connection is accepted and closed, for measuring.
     #[arg(long, num_args = 1..)]
     sink: Vec<u16>,
+    /// Ports where many bytes are sent or received, as the client orders.
+    #[arg(long, num_args = 1..)]
+    bulk: Vec<u16>,
 }
 
 /// Serves until killed.
@@ -54,6 +57,7 @@ pub(super) fn serve(arguments: &ServeArguments) -> anyhow::Result<()> {
         (&arguments.sctp, Kind::GreetSctp),
         (&arguments.http, Kind::Http),
         (&arguments.sink, Kind::Sink),
+        (&arguments.bulk, Kind::Bulk),
     ];
     for (ports, kind) in kinds {
         for address in ports.iter().flat_map(|port| places(arguments, *port)) {
@@ -86,6 +90,7 @@ enum Kind {
     GreetSctp,
     Http,
     Sink,
+    Bulk,
 }
 
 fn places(arguments: &ServeArguments, port: u16) -> Vec<SocketAddr> {
@@ -111,7 +116,7 @@ fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> anyhow::Result<S
 fn listen(address: SocketAddr, kind: Kind) -> anyhow::Result<TcpListener> {
     let protocol = match kind {
         Kind::GreetSctp => Protocol::SCTP,
-        Kind::Greet | Kind::Http | Kind::Sink => Protocol::TCP,
+        Kind::Greet | Kind::Http | Kind::Sink | Kind::Bulk => Protocol::TCP,
     };
     let socket = bind(address, Type::STREAM, protocol)?;
     socket.listen(4096).with_context(|| format!("listening on {address}"))?;
@@ -132,6 +137,7 @@ fn accept(listener: &TcpListener, name: &str, kind: Kind) -> anyhow::Result<()> 
             Kind::Sink => drop(stream),
             Kind::Greet => drop(spawn(move || stream.set_nodelay(true).and_then(|()| greet(&stream, &name)))?),
             Kind::GreetSctp => drop(spawn(move || greet(&stream, &name))?),
+            Kind::Bulk => drop(spawn(move || bulk::serve(&stream))?),
             Kind::Http => drop(spawn(move || http(&stream, &name))?),
         }
     }

@@ -9,15 +9,23 @@ use tracing::warn;
 
 use super::keeper::Keeper;
 use super::layout::Usage;
-use super::pins::{self, Owner, PinError, RemovedPins};
+use super::packets::counters::Counted;
+use super::packets::events::Teller;
+use super::packets::flows::{Collector, EarlierFlows, list};
+use super::packets::owners::{Owners, processors};
+use super::pins::{self, Owner, PinError, Pins, RemovedPins};
 use super::probe::{checks, packet_checks};
 use super::socket::programs::Links;
 use super::socket::upkeep::Upkeep;
 use super::{Adopted, Beside, Ebpf, EbpfOpenError, EbpfOptions, PacketOptions, SocketOptions, packets};
+use crate::datapath::handover::Retired;
 use crate::datapath::lock::Lock;
-use crate::datapath::{self, Check, Chosen, HostOptions, OpenedPart, Options, Part, Removed, Report};
+use crate::datapath::{
+    self, Check, Chosen, Decisions, FlowFilter, FlowTimeouts, Flows, FlowsError, HostOptions, Looking, OpenedPart,
+    Options, Part, Removed, Report,
+};
 use crate::host::cgroup::{self, CgroupError};
-use crate::plan::PodDetection;
+use crate::plan::{Plan, PodDetection};
 
 /// Checks everything that [`open`] needs.
 pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
@@ -36,7 +44,7 @@ pub(in crate::datapath) fn open(
     lock: Arc<Lock>,
 ) -> Result<OpenedPart, EbpfOpenError> {
     let options = ebpf_options(chosen, options)?;
-    let (ebpf, Beside { sockets, devices }, adopted) = Ebpf::open(&options)?;
+    let (ebpf, Beside { sockets, devices, flows }, adopted) = Ebpf::open(&options)?;
     let mut beside: Vec<datapath::Beside> = Vec::new();
     // Only upkeep tests whether programs at sockets are in effect.
     let (reports, report) = watch::channel(Report { checked: sockets.is_none(), ..Report::default() });
@@ -51,13 +59,31 @@ pub(in crate::datapath) fn open(
         all.push(report);
         beside.push(Box::new(|stop| Handle::current().block_on(follower.run(reports, stop))));
     }
+    if let (Some(tables), Some(options)) = (flows, &options.packets) {
+        let earlier = EarlierFlows::open(&ebpf.pins.maps, ebpf.orders.subscribe())?;
+        let collector = Collector::new(tables, options.timeouts, earlier);
+        let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
+        all.push(report);
+        beside.push(Box::new(|stop| Handle::current().block_on(collector.run(reports, stop))));
+    }
+    let looking = ebpf.owners.as_ref().map(|owners| look(&ebpf.pins, owners, &mut beside)).transpose()?;
     let keeper = Keeper::new(options, ebpf.pins.clone(), lock)?;
     beside.push(Box::new(|stop| Handle::current().block_on(keeper.run(reports, stop))));
-    Ok(OpenedPart { path: Box::new(ebpf), adopted: adopted.to_string(), reports: all, beside })
+    let looking = looking.unwrap_or_default();
+    Ok(OpenedPart { path: Box::new(ebpf), adopted: adopted.to_string(), reports: all, looking, beside })
+}
+
+/// What packet programs count and tell.
+fn look(pins: &Pins, owners: &Owners, beside: &mut Vec<datapath::Beside>) -> Result<Looking, EbpfOpenError> {
+    let counted = || Counted::open(&pins.maps, owners.subscribe(), processors()?).map_err(EbpfOpenError::from);
+    let decisions = Decisions::default();
+    let teller = Teller::open(pins, counted()?, owners.subscribe(), decisions.clone())?;
+    beside.push(Box::new(|stop| Handle::current().block_on(teller.run(stop))));
+    Ok(Looking { meters: vec![Arc::new(counted()?)], decisions: Some(decisions) })
 }
 
 fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, CgroupError> {
-    let Options { host, object, bind_protection, packets: _, devices, pods } = options;
+    let Options { host, object, bind_protection, packets: _, devices, flow_timeouts, pods } = options;
     let sockets = || {
         Ok(SocketOptions {
             cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
@@ -71,7 +97,11 @@ fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, Cgrou
     };
     Ok(EbpfOptions {
         sockets: chosen.has(Part::Sockets).then(sockets).transpose()?,
-        packets: chosen.has(Part::Programs).then(|| PacketOptions { interface, devices: devices.clone() }),
+        packets: chosen.has(Part::Programs).then(|| PacketOptions {
+            interface,
+            devices: devices.clone(),
+            timeouts: *flow_timeouts,
+        }),
         bpf_root: host.bpf_root.clone(),
         object: object.clone(),
     })
@@ -103,6 +133,11 @@ impl std::fmt::Display for Adopted {
     }
 }
 
+/// The flows that packet programs remember.
+pub(in crate::datapath) fn flows(root: &Path, plan: &Plan, filter: &FlowFilter) -> Result<Flows, FlowsError> {
+    list::list(root, plan, filter)
+}
+
 /// Makes the directory of the pins, if it is missing. True if it was missing.
 pub(in crate::datapath) fn make_root(root: &Path) -> Result<bool, PinError> {
     pins::make_root(root)
@@ -123,12 +158,26 @@ pub(in crate::datapath) fn remove_packets(host: &HostOptions) -> Result<Vec<Remo
     Ok(removed)
 }
 
+/// Removes the programs at network devices once no connection goes on by them; until then they begin none.
+pub(in crate::datapath) fn retire_packets(
+    host: &HostOptions,
+    timeouts: &FlowTimeouts,
+) -> Result<Retired, PacketsRemoveError> {
+    match packets::leaving::retire(host, timeouts)? {
+        0 => remove_packets(host).map(Retired::Gone),
+        flows => Ok(Retired::Waits(flows)),
+    }
+}
+
 /// The programs at network devices are not removed, or not all of them.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::datapath) enum PacketsRemoveError {
     /// The pins.
     #[error(transparent)]
     Pins(#[from] PinError),
+    /// The flows.
+    #[error(transparent)]
+    Flows(#[from] packets::leaving::LeaveError),
     /// The filters.
     #[error("removing the filters of network devices")]
     Filters(#[source] std::io::Error),

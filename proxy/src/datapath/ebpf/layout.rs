@@ -24,7 +24,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use proxy_abi::{Extent, Lead, RangesWord, Shape, SourceNat, Terms, capacity};
+use proxy_abi::{BackendRef, Extent, Lead, RangesWord, Shape, SourceNat, Terms, capacity};
 use shunt_model::Family;
 
 use self::backends::Backends;
@@ -228,6 +228,18 @@ impl Layout {
         self.ports.insert(new.clone(), main);
     }
 
+    /// The entry that serves `frontend`, and the backend of one of the endpoints behind it; also of one that drains.
+    /// TODO(scale): O(endpoints of the service port), for each flow that is taken over from the kernel at a start.
+    #[must_use]
+    pub(crate) fn backend_behind(&self, frontend: &FrontendKey, endpoint: SocketAddr) -> Option<(u32, BackendRef)> {
+        let service = self.frontends.get(frontend)?.service;
+        let main = self.records.get(&self.records.get(&service)?.terms.port())?;
+        let second = main.second.and_then(|second| self.records.get(&second));
+        let mut held =
+            std::iter::once(main).chain(second).flat_map(|record| record.placed.iter().chain(&record.draining));
+        held.find(|placed| placed.address == endpoint).map(|placed| (service, placed.reference))
+    }
+
     /// Which lists of `owner` have an endpoint.
     #[must_use]
     pub(crate) fn served(&self, owner: &PortKey) -> Served {
@@ -275,6 +287,13 @@ impl Layout {
             writes.extend(leads.map(|(key, lead)| Write::Frontend { key, lead }));
         }
         writes
+    }
+
+    /// The entries of a service port.
+    pub(crate) fn entries(&self, owner: &PortKey) -> impl Iterator<Item = u32> + use<> {
+        let main = self.ports.get(owner).copied();
+        let second = main.and_then(|main| self.records.get(&main)).and_then(|record| record.second);
+        [main, second].into_iter().flatten()
     }
 
     /// The service port that an entry stands for.

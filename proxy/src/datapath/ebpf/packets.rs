@@ -1,8 +1,13 @@
 //! The packet programs, at the hooks of network devices.
 
 mod attach;
+pub(super) mod counters;
 mod devices;
+pub(super) mod events;
+pub(super) mod flows;
 pub(super) mod follow;
+pub(super) mod leaving;
+pub(super) mod owners;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +30,8 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 /// At ingress and at egress, for devices with an Ethernet header and for those without. They are pinned by these names.
 pub(super) const PROGRAMS: [&str; 4] = ["shunt_ingress", "shunt_egress", "shunt_ingress_ip", "shunt_egress_ip"];
 
-/// The map of what a program needs while it runs, which is not pinned.
-const SCRATCH: &str = "SCRATCH";
+/// The maps of what a program needs while it runs, which are not pinned.
+const OWN: [&str; 4] = ["SCRATCH", "MESSAGE", "REFUSALS", "EVENT_PACE"];
 
 /// The program for a place.
 const fn program_at(direction: Direction, ethernet: bool) -> &'static str {
@@ -65,6 +70,11 @@ impl Loaded {
         found.try_into().map_err(kernel("reading", name))
     }
 
+    /// The number by which the kernel knows the program of this name.
+    fn id(&mut self, name: &'static str) -> Result<u32, ProgramsError> {
+        Ok(self.program(name)?.info().map_err(kernel("asking about", name))?.id())
+    }
+
     /// Whether the program with this id does what the one of this name does, on the same maps.
     fn runs_as(&mut self, id: u32, name: &'static str) -> Result<bool, ProgramsError> {
         if let Some(known) = self.compared.get(&(id, name)) {
@@ -72,7 +82,8 @@ impl Loaded {
         }
         let new = self.program(name)?.info().map_err(kernel("asking about", name))?;
         let of_new = map_ids(&new, name)?;
-        let own = |id: &u32| MapInfo::from_id(*id).is_ok_and(|map| map.name_as_str() == Some(SCRATCH));
+        let is_own = |map: MapInfo| map.name_as_str().is_some_and(|name| OWN.contains(&name));
+        let own = |id: &u32| MapInfo::from_id(*id).is_ok_and(is_own);
         let same = is_same(id, &new, name, &of_new.into_iter().filter(own).collect())?;
         self.compared.insert((id, name), same);
         Ok(same)

@@ -53,6 +53,11 @@ pub(super) struct MapPins {
 }
 
 impl MapPins {
+    /// Those of this version below `root`.
+    pub(super) fn below(root: &Path) -> Self {
+        Self { tables: version(root).join("maps"), flows: flows(root).join("maps") }
+    }
+
     /// The pin of a map.
     pub(super) fn of(&self, map: &Map) -> PathBuf {
         let directory = match map.lifetime {
@@ -103,10 +108,10 @@ impl Pins {
     }
 
     fn at(root: &Path) -> Result<Self, PinError> {
-        let version = root.join(format!("v{}", Lifetime::Tables.version()));
+        let version = version(root);
         let pins = Self {
             root: root.to_owned(),
-            maps: MapPins { tables: version.join("maps"), flows: flows(root).join("maps") },
+            maps: MapPins::below(root),
             programs: version.join("programs"),
             links: version.join("links"),
             devices: version.join("devices"),
@@ -238,6 +243,10 @@ impl Pins {
 /// Those of the packet programs too.
 pub(super) fn all_maps() -> impl Iterator<Item = &'static Map> {
     maps::ALL.iter().chain(maps::packets::ALL)
+}
+
+fn version(root: &Path) -> PathBuf {
+    root.join(format!("v{}", Lifetime::Tables.version()))
 }
 
 fn flows(root: &Path) -> PathBuf {

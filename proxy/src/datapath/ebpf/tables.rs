@@ -4,6 +4,7 @@ pub(super) mod addresses;
 #[cfg(test)]
 mod agreement;
 pub(super) mod audit;
+mod finding;
 pub(super) mod kernel;
 pub(crate) mod memory;
 pub(super) mod node;

@@ -44,8 +44,8 @@ impl Taken {
     pub(super) fn read(former: &Former) -> Result<Self, TakeoverError> {
         match former.version {
             2 => Ok(from_v2(Self::found(former)?, v2::is_silent(&former.maps)?)),
-            // No frontend of version 3 falls back, and its programs are at other hooks of `bind()`. Version 4 says nothing
-            // of packets.
+            // No frontend of version 3 falls back, and its programs are at other hooks of `bind()`. Version 4 says
+            // nothing of packets.
             3 | 4 => Self::found(former),
             unknown => Err(TakeoverError::Unknown(unknown)),
         }

@@ -17,7 +17,7 @@ use super::script::{self, TABLE};
 use super::{Nftables, foreign, is_missing};
 use crate::datapath::handover::Retired;
 use crate::datapath::packets::conntrack;
-use crate::datapath::{Check, OpenedPart, Options, RemoveError, Removed, Report};
+use crate::datapath::{Check, Looking, OpenedPart, Options, RemoveError, Removed, Report};
 use crate::host::netlink::{Netlink, push_attribute};
 
 /// Why the data path cannot be opened.
@@ -72,7 +72,13 @@ pub(in crate::datapath) fn open(options: &Options, disturbed: &Arc<Notify>) -> R
     let (reports, report) = watch::channel(Report { checked: true, ..Report::default() });
     let path = Nftables::new(nft, options.packets, families, listener.disturbances(), reports);
     let beside = Box::new(|stop| Handle::current().block_on(listener.run(stop)));
-    Ok(OpenedPart { path: Box::new(path), adopted, reports: vec![report], beside: vec![beside] })
+    Ok(OpenedPart {
+        path: Box::new(path),
+        adopted,
+        reports: vec![report],
+        looking: Looking::default(),
+        beside: vec![beside],
+    })
 }
 
 /// What there is of a table, without the elements of its sets; `None` if there is none.
@@ -89,7 +95,7 @@ fn list(nft: &Nft, family: Family) -> Result<Option<Installed>, NftablesOpenErro
 }
 
 /// Takes our rules away, of which another path that is not made of rules has taken the place. While conntrack has flows
-/// that they began, each table stays with an empty chain: without a chain of its type the kernel translates nothing.
+/// that they began, something of each table stays: without a chain of its type the kernel translates nothing.
 pub(in crate::datapath) fn retire() -> Result<Retired, RemoveError> {
     let failed = |source: NftablesOpenError| RemoveError { what: "nftables tables", source: source.into() };
     let unread = |source: std::io::Error| RemoveError { what: "nftables tables", source: source.into() };

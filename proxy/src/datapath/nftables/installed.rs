@@ -129,7 +129,7 @@ impl Installed {
     pub(super) fn is_retired(&self, family: Family) -> bool {
         let chains = self.chains.iter().filter(|((of, _), _)| *of == family);
         let has_none = !self.collections.iter().any(|(of, _)| *of == family);
-        has_none && chains.map(|((_, name), rules)| (name.as_str(), *rules)).eq([(MARKER, 0), (TRANSLATES, 0)])
+        has_none && chains.map(|((_, name), rules)| (name.as_str(), *rules)).eq([(MARKER, 0), (TRANSLATES, 1)])
     }
 
     fn add_set(&mut self, family: Family, Set { name, map, elem }: Set) {

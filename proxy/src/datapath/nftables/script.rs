@@ -45,11 +45,15 @@ pub(super) struct Unused {
     pub(super) name: String,
 }
 
-/// The transaction that leaves nothing of a table but what keeps the kernel translating the flows that it knows.
+/// The transaction that leaves nothing of a table but what keeps the kernel translating the flows that it knows: a
+/// chain of the type, and a rule that asks about connections, without which it does not track any.
 pub(super) fn retired(family: Family) -> String {
     let ip = word(family);
-    let chain = format!("chain {TRANSLATES} {{ type nat hook prerouting priority dstnat; }}");
-    format!("delete table {ip} {TABLE}\ntable {ip} {TABLE} {{ chain {MARKER} {{ }} {chain} }}\n")
+    format!(
+        "delete table {ip} {TABLE}\nadd table {ip} {TABLE}\nadd chain {ip} {TABLE} {MARKER}\n\
+         add chain {ip} {TABLE} {TRANSLATES} {{ type nat hook prerouting priority -100; }}\n\
+         add rule {ip} {TABLE} {TRANSLATES} ct status dnat accept\n"
+    )
 }
 
 impl Script {

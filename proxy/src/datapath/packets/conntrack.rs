@@ -2,7 +2,7 @@
 //! send (CT-1…13). TCP and SCTP connections stay (CT-6).
 
 mod judge;
-mod table;
+pub(in crate::datapath) mod table;
 #[cfg(test)]
 mod tests;
 
@@ -84,7 +84,7 @@ fn sweep(family: Family, judge: &Judge<'_>, ended: &mut u64) -> io::Result<()> {
     let mut table = Table::open()?;
     let mut outcome = Ok(());
     for _ in 0..LISTS {
-        let Dump { entries, whole } = table.flows(family, |flow| judge.is_stale(flow))?;
+        let Dump { entries, whole } = table.flows(family, Protocol::Udp, |flow| judge.is_stale(flow))?;
         for flow in entries {
             match table.end(&flow) {
                 Ok(true) => *ended = ended.saturating_add(1),

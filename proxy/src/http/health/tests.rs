@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DnsState, Health, bind, health_routes, metrics_routes, serve, serve_in_the_end};
 use crate::config::{DnsConfig, DnsListen, PodNames};
-use crate::datapath::{Chosen, Installed, Mode, Number, NumberKind, OpenPath, Report};
+use crate::datapath::{Chosen, Installed, Looking, Mode, Number, NumberKind, OpenPath, Report};
 use crate::metrics::KubeProxy;
 use crate::metrics::census::Counts;
 use crate::plan::PortKey;
@@ -50,7 +50,7 @@ async fn ask(routes: axum::Router, path: &str, headers: &str) -> (String, String
 fn path(report: Report) -> OpenPath {
     let path = OpenPath::default();
     let chosen = Chosen { mode: Mode::Ebpf, sockets: true, packets: None, without: Vec::new() };
-    path.publish(chosen, vec![watch::channel(report).1]);
+    path.publish(chosen, vec![watch::channel(report).1], Looking::default());
     path
 }
 

@@ -108,6 +108,7 @@ fn packet_paths(options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     let mut paths = Paths::start(&options.shunt, &options.peer)?;
     for size in [SIZES[1], SIZES[2]] {
         report.packets(&paths.measure(size, options.samples)?);
+        report.programs(size, &paths.program_costs()?);
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, tc};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, tc};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::PROGRAMS;
@@ -124,6 +124,9 @@ pub(super) trait Way: fmt::Debug + Send {
     fn attach(&mut self, hook: &Hook, program: &mut SchedClassifier) -> Result<(), AttachError>;
     /// Lets another program run where one of ours does, with no moment without one.
     fn replace(&mut self, hook: &Hook, program: &mut SchedClassifier) -> Result<(), AttachError>;
+    /// The programs of others that run on the wrong side of ours: before it where packets come in, behind it where they
+    /// leave.
+    fn misplaced(&mut self, hook: &Hook, own: u32) -> Result<Vec<u32>, AttachError>;
     /// Detaches, if one of ours runs there.
     fn detach(&mut self, hook: &Hook) -> Result<(), AttachError>;
 }
@@ -189,6 +192,18 @@ impl Way for Tcx {
         bpf::replace_program(link, program).map_err(failed)
     }
 
+    fn misplaced(&mut self, hook: &Hook, own: u32) -> Result<Vec<u32>, AttachError> {
+        let queried = SchedClassifier::query_tcx(&hook.device, hook.direction.of_aya());
+        let (_, programs) = queried.map_err(program_failed(hook))?;
+        let ids: Vec<u32> = programs.iter().map(ProgramInfo::id).collect();
+        let Some(place) = ids.iter().position(|id| *id == own) else { return Ok(Vec::new()) };
+        let (before, behind) = ids.split_at(place);
+        Ok(match hook.direction {
+            Direction::Ingress => before.to_vec(),
+            Direction::Egress => behind.iter().copied().filter(|id| *id != own).collect(),
+        })
+    }
+
     fn detach(&mut self, hook: &Hook) -> Result<(), AttachError> {
         remove(&self.pin(hook)).map_err(failed("removing the link at", hook))
     }
@@ -247,6 +262,11 @@ impl Way for Clsact {
         let link = SchedClassifierLink::attached(&hook.device, direction, priority, HANDLE, None);
         let replaced = program.attach_to_link(link.map_err(failed("finding the filter at", hook))?);
         leave(program, replaced, hook)
+    }
+
+    /// The numbers of filters are their order, whenever they come.
+    fn misplaced(&mut self, _hook: &Hook, _own: u32) -> Result<Vec<u32>, AttachError> {
+        Ok(Vec::new())
     }
 
     fn detach(&mut self, hook: &Hook) -> Result<(), AttachError> {

@@ -56,10 +56,13 @@ enum Role {
 
 /// Chooses the devices, by what they are but for what the operator names.
 pub(super) fn select(found: &Found, options: &PacketOptions) -> Selection {
-    let PacketOptions { interface, devices } = options;
+    let PacketOptions { interface, devices, timeouts: _ } = options;
     let mut selection = Selection::default();
-    let roles: Vec<(&Link, Role)> =
-        found.links.iter().filter_map(|link| Some((link, found.role(link, devices, &mut selection.unserved)?))).collect();
+    let roles: Vec<(&Link, Role)> = found
+        .links
+        .iter()
+        .filter_map(|link| Some((link, found.role(link, devices, &mut selection.unserved)?)))
+        .collect();
     let [node4, node6] = [Family::V4, Family::V6].map(|family| found.of_node(&roles, family));
     for &(link, role) in &roles {
         let pods = interface.as_ref().map_or(role == Role::Pods, |interface| found.is_named(link, interface));

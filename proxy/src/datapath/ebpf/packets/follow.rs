@@ -48,6 +48,9 @@ pub(in crate::datapath::ebpf) struct Follower {
     written: BTreeMap<u32, Device>,
     /// Where programs have been attached.
     attached: BTreeSet<(u32, Direction)>,
+    /// The programs of others, by place, before or behind which ours was moved. It is moved once for each: another that
+    /// also wants to be the first, or the last, must not make it an endless race.
+    moved: BTreeSet<(u32, Direction, u32)>,
     told: BTreeSet<String>,
     installed: Installed,
 }
@@ -118,6 +121,7 @@ impl Follower {
             map,
             written: known.into_iter().map(|index| (u32::from_ne_bytes(index), Device::default())).collect(),
             attached: BTreeSet::new(),
+            moved: BTreeSet::new(),
             told: BTreeSet::new(),
             installed: Installed::default(),
         })
@@ -232,7 +236,21 @@ impl Follower {
             false => (&mut self.ways.tcx, &mut self.ways.clsact),
         };
         let done = match way.running(hook)? {
-            Some(id) if self.loaded.runs_as(id, name)? => Done::Kept,
+            Some(id) if self.loaded.runs_as(id, name)? => {
+                let others = way.misplaced(hook, id)?;
+                let moved = &mut self.moved;
+                let is_new = |other: &u32| moved.insert((hook.index, hook.direction, *other));
+                if others.into_iter().filter(is_new).count() > 0 {
+                    debug!(%hook, "the packet program goes to its place before or behind those of others");
+                    // The kernel runs no program twice at a place, so this is another one like it: the old one goes
+                    // after it has come, as packets must not pass without either.
+                    if self.loaded.id(name)? == id {
+                        self.loaded = Loaded::load(super::OBJECT, &self.pins)?;
+                    }
+                    way.attach(hook, self.loaded.program(name)?)?;
+                }
+                Done::Kept
+            }
             Some(_) => {
                 way.replace(hook, self.loaded.program(name)?)?;
                 Done::Replaced
@@ -271,6 +289,7 @@ impl Follower {
             bpf::delete(self.map.as_fd(), &index.to_ne_bytes()).map_err(FollowError::Write)?;
             self.written.remove(&index);
             self.attached.retain(|(attached, _)| *attached != index);
+            self.moved.retain(|(moved, ..)| *moved != index);
             debug!(index, "a network device has no packet programs any more");
         }
         Ok(())

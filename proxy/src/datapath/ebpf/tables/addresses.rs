@@ -111,7 +111,8 @@ impl Addresses {
         self.planned.clone_from(planned);
     }
 
-    /// What the map should say of an address, if it has it: packets are looked at only if they are sent to one of these.
+    /// What the map should say of an address, if it has it: packets are looked at only if they are sent to one of
+    /// these.
     fn meaning(&self, address: &IpAddr) -> Option<Meaning> {
         match self.planned.get(address) {
             Some(planned) => Some(Meaning::planned(*planned)),

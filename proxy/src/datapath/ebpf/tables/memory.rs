@@ -9,10 +9,10 @@ use proxy_abi::directory::at;
 use proxy_abi::lookup::{self, Meaning, NoEndpoint, V4, V6, Words};
 use proxy_abi::{
     Address4, Address6, AffinityKey, AffinityValue, Backend4, Backend6, Directory, Extent, FrontendKey4, FrontendKey6,
-    FrontendValue, Port, RangeKey, SourceNat, Terms,
+    FrontendValue, Port, RangeKey, Terms,
 };
 #[cfg(test)]
-use proxy_abi::{BackendRef, Lead, Slot, bind};
+use proxy_abi::{BackendRef, Lead, Slot, SourceNat, bind};
 use shunt_model::{Family, Protocol};
 
 use super::super::image;
@@ -108,6 +108,7 @@ impl lookup::Caller for Call {
 struct Served {
     addresses: BTreeSet<SocketAddr>,
     sticky: bool,
+    #[cfg(test)]
     source_nat: SourceNat,
 }
 
@@ -221,7 +222,7 @@ impl Memory {
     #[must_use]
     pub(crate) fn outcome(&self, caller: Caller, to: SocketAddr, protocol: Protocol) -> Outcome {
         match self.read(Call::by(caller), to, protocol) {
-            Ok(Served { addresses, sticky, source_nat: _ }) => Outcome::Endpoints { addresses, sticky },
+            Ok(Served { addresses, sticky, .. }) => Outcome::Endpoints { addresses, sticky },
             Err(Unserved::Foreign) => Outcome::Foreign,
             Err(Unserved::Without(NoEndpoint::NotHere(terms))) if terms.keeps_destination() => {
                 Outcome::KeepsDestination
@@ -288,7 +289,12 @@ impl Memory {
         let seed = |nth: u32| u32::try_from((u64::from(nth) << 32) / u64::from(count) + 1).unwrap_or(u32::MAX);
         let choose = |nth| lookup::choose::<F, _>(self, Element(entry), lead, terms, seed(nth)).ok();
         let addresses = (0..count).filter_map(choose).map(F::socket_address).collect();
-        Ok(Served { addresses, sticky: terms.timeout() != 0, source_nat: lead.source_nat })
+        Ok(Served {
+            addresses,
+            sticky: terms.timeout() != 0,
+            #[cfg(test)]
+            source_nat: lead.source_nat,
+        })
     }
 
     /// The same tables with the node's own DNS closed.

@@ -25,11 +25,12 @@ impl NodeWords {
         Ok(Self(Array::open(pins, &maps::CONFIG)?))
     }
 
-    /// Begins the generation of this start. DNS is not known to serve yet.
-    pub(in crate::datapath::ebpf) fn write(&self, host_cookie: u64, flags: u64) -> Result<(), SyncError> {
+    /// Begins the generation of this start, with these flags and those of the former one that are `kept`. DNS is not
+    /// known to serve yet.
+    pub(in crate::datapath::ebpf) fn write(&self, host_cookie: u64, flags: u64, kept: u64) -> Result<(), SyncError> {
         self.0.store(0, &[(Config::HOST_COOKIE, host_cookie)])?;
         let closed = self.0.load(0, Config::CLOSED).unwrap_or_default();
-        let begun = |former| flags | (former & Config::OPT_OUTS) | Config::next_generation(former, closed);
+        let begun = |former| flags | (former & kept) | Config::next_generation(former, closed);
         self.0.update(0, Config::FLAGS, begun).map_err(refused)
     }
 

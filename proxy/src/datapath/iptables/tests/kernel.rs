@@ -13,7 +13,7 @@ use crate::datapath::iptables::family::{FamilyState, Tally};
 use crate::datapath::iptables::programs::{self, Programs, Variant};
 use crate::datapath::iptables::watch::{self, Seen};
 use crate::datapath::iptables::{Iptables, clear, keeper};
-use crate::datapath::{Datapath as _, HostOptions, Options, Report};
+use crate::datapath::{Datapath as _, FlowTimeouts, HostOptions, Options, Report};
 use crate::plan::fixture::{cluster, options, service, slice};
 use crate::plan::{Endpoint, PortPlan};
 
@@ -327,6 +327,7 @@ fn an_open_path_serves_each_family_of_which_the_kernel_takes_the_rules() {
             bind_protection: false,
             packets: PACKETS,
             devices: crate::host::devices::Devices::default(),
+            flow_timeouts: FlowTimeouts::default(),
             pods: crate::plan::PodDetection::default(),
         };
         // What others have decides about the variant.

@@ -13,7 +13,7 @@ use crate::datapath::nftables::disturbance::{Disturbance, Disturbances, Listener
 use crate::datapath::nftables::leftovers::{Leftovers, MOMENT};
 use crate::datapath::nftables::nft::{Nft, Ours};
 use crate::datapath::nftables::{Nftables, door};
-use crate::datapath::{Datapath as _, Report};
+use crate::datapath::{Datapath as _, FlowTimeouts, Report};
 
 /// Does `work` in a new network namespace, which ends with it.
 fn in_a_namespace(work: impl FnOnce(Nft) + Send) {
@@ -275,6 +275,7 @@ fn a_probe_changes_nothing() {
             bind_protection: false,
             packets: PACKETS,
             devices: crate::host::devices::Devices::default(),
+            flow_timeouts: FlowTimeouts::default(),
             pods: crate::plan::PodDetection::default(),
         };
         nft(&command, "add table ip shunt");

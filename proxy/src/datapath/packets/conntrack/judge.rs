@@ -8,6 +8,7 @@ use std::sync::Arc;
 use imbl::ordmap::DiffItem;
 use shunt_model::{Family, Protocol};
 
+use super::super::sites::{Site, accepts_node_ports, sites};
 use super::table::Flow;
 use crate::plan::{Plan, PortPlan};
 
@@ -20,13 +21,6 @@ pub(super) struct Judge<'a> {
     sites: HashMap<Site, Allowed>,
     /// Frontends of UDP at addresses that accept node ports, which come before these (TP-4).
     named: OnceCell<HashSet<SocketAddr>>,
-}
-
-/// Where a frontend is dialled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Site {
-    Address(SocketAddr),
-    NodePort(Family, u16),
 }
 
 /// Which flows to a frontend may go on.
@@ -119,24 +113,12 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn accepts_node_ports(plan: &Plan, address: IpAddr) -> bool {
-    plan.meaning(address).is_some_and(|meaning| meaning.node_ports.is_some())
-}
-
 fn accepts_more(judged: &Plan, plan: &Plan) -> bool {
     judged.addresses.diff(&plan.addresses).any(|change| match change {
         DiffItem::Add(_, meaning) => meaning.node_ports.is_some(),
         DiffItem::Update { old: (_, old), new: (_, new) } => old.node_ports.is_none() && new.node_ports.is_some(),
         DiffItem::Remove(..) => false,
     })
-}
-
-fn sites(port: &PortPlan) -> Vec<Site> {
-    let site = |frontend: &crate::plan::Frontend| match frontend.address {
-        Some(address) => Site::Address(SocketAddr::new(address, frontend.port.get())),
-        None => Site::NodePort(port.key.family, frontend.port.get()),
-    };
-    port.frontends.iter().map(site).collect()
 }
 
 fn serving(port: &PortPlan) -> HashSet<SocketAddr> {

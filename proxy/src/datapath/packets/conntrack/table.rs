@@ -1,13 +1,13 @@
-//! The kernel's table of UDP flows (`ctnetlink`) in the present network namespace, and the end of one of them.
+//! The kernel's table of flows (`ctnetlink`) in the present network namespace, and the end of one of them.
 //!
-//! Written by hand as the list of sockets is: of a flow only two addresses are needed, and its tuple goes back to the
+//! Written by hand as the list of sockets is: of a flow only its addresses are needed, and its tuple goes back to the
 //! kernel as it came.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
-use shunt_model::Family;
+use shunt_model::{Family, Protocol};
 
 use crate::host::netlink::{Dump, Netlink, attribute, push_attribute};
 
@@ -16,11 +16,11 @@ const LIST: u16 = 0x0101;
 const DELETE: u16 = 0x0102;
 /// `struct nfgenmsg`: family, version, resource.
 const HEADER: usize = 4;
-const UDP: u8 = 17;
 
 /// Of linux/netfilter/nfnetlink_conntrack.h.
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 /// Kernel: 5.8. An older one ignores it and lists flows of all protocols.
@@ -35,14 +35,24 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const NESTED: u16 = 1 << 15;
+/// `IPS_SEEN_REPLY`.
+const SEEN_REPLY: u32 = 1 << 1;
 
-/// A UDP flow.
+/// A flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Flow {
+pub(in crate::datapath) struct Flow {
+    /// Its protocol.
+    pub(in crate::datapath) protocol: Protocol,
+    /// Who sent its first packet.
+    pub(in crate::datapath) client: SocketAddr,
     /// Where its first packet was sent to.
-    pub(super) dialled: SocketAddr,
+    pub(in crate::datapath) dialled: SocketAddr,
     /// Where its answers come from: the endpoint, or the same address if it was never translated.
-    pub(super) answered_by: SocketAddr,
+    pub(in crate::datapath) answered_by: SocketAddr,
+    /// Where its answers are sent to: the client, or what stands for it.
+    pub(in crate::datapath) answered_to: SocketAddr,
+    /// There was an answer.
+    pub(in crate::datapath) answered: bool,
     /// What the kernel knows it by, as it wrote it.
     tuple: Vec<u8>,
     /// Tells it from a later flow with the same addresses.
@@ -51,32 +61,39 @@ pub(super) struct Flow {
 
 impl Flow {
     /// Whether its destination was translated.
-    pub(super) fn is_translated(&self) -> bool {
+    pub(in crate::datapath) fn is_translated(&self) -> bool {
         self.dialled != self.answered_by
     }
 
     #[cfg(test)]
-    pub(super) fn between(dialled: SocketAddr, answered_by: SocketAddr) -> Self {
-        Self { dialled, answered_by, tuple: Vec::new(), id: None }
+    pub(in crate::datapath) fn between(dialled: SocketAddr, answered_by: SocketAddr) -> Self {
+        let client: SocketAddr = ([192, 0, 2, 9], 40_000).into();
+        let (protocol, answered_to, tuple) = (Protocol::Udp, client, Vec::new());
+        Self { protocol, client, dialled, answered_by, answered_to, answered: true, tuple, id: None }
     }
 }
 
 /// The table of the network namespace in which it was opened.
 #[derive(Debug)]
-pub(super) struct Table(Netlink);
+pub(in crate::datapath) struct Table(Netlink);
 
 impl Table {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(in crate::datapath) fn open() -> io::Result<Self> {
         Netlink::open(NETLINK_NETFILTER).map(Self)
     }
 
-    /// The UDP flows of a family that `wanted` asks for.
-    pub(super) fn flows(&mut self, family: Family, wanted: impl Fn(&Flow) -> bool) -> io::Result<Dump<Flow>> {
-        self.0.dump_once(LIST, &question(family), |entry| Ok(read(entry).filter(&wanted)))
+    /// The flows of a family and protocol that `wanted` asks for.
+    pub(in crate::datapath) fn flows(
+        &mut self,
+        family: Family,
+        protocol: Protocol,
+        wanted: impl Fn(&Flow) -> bool,
+    ) -> io::Result<Dump<Flow>> {
+        self.0.dump_once(LIST, &question(family, protocol), |entry| Ok(read(entry, protocol).filter(&wanted)))
     }
 
     /// Ends a flow. False if it is gone already, or another flow has taken its place.
-    pub(super) fn end(&mut self, flow: &Flow) -> io::Result<bool> {
+    pub(in crate::datapath) fn end(&mut self, flow: &Flow) -> io::Result<bool> {
         match self.0.order(DELETE, &order(flow)) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -93,9 +110,9 @@ fn header(family: Family) -> Vec<u8> {
     vec![family, 0, 0, 0]
 }
 
-fn question(family: Family) -> Vec<u8> {
+fn question(family: Family, wanted: Protocol) -> Vec<u8> {
     let (mut protocol, mut tuple, mut filter) = (Vec::new(), Vec::new(), Vec::new());
-    push_attribute(&mut protocol, CTA_PROTO_NUM, &[UDP]);
+    push_attribute(&mut protocol, CTA_PROTO_NUM, &[wanted.number()]);
     push_attribute(&mut tuple, CTA_TUPLE_PROTO | NESTED, &protocol);
     push_attribute(&mut filter, CTA_FILTER_ORIG_FLAGS, &FILTER_PROTOCOL.to_ne_bytes());
     push_attribute(&mut filter, CTA_FILTER_REPLY_FLAGS, &0_u32.to_ne_bytes());
@@ -105,7 +122,8 @@ fn question(family: Family) -> Vec<u8> {
     question
 }
 
-fn order(Flow { dialled, answered_by: _, tuple, id }: &Flow) -> Vec<u8> {
+fn order(flow: &Flow) -> Vec<u8> {
+    let Flow { dialled, tuple, id, .. } = flow;
     let mut order = header(Family::of(&dialled.ip()));
     push_attribute(&mut order, CTA_TUPLE_ORIG | NESTED, tuple);
     if let Some(id) = id {
@@ -114,34 +132,40 @@ fn order(Flow { dialled, answered_by: _, tuple, id }: &Flow) -> Vec<u8> {
     order
 }
 
-/// What an entry of the list says, if it is a UDP flow. Those in a zone belong to whoever made the zone.
-fn read(entry: &[u8]) -> Option<Flow> {
+/// What an entry of the list says, if it is a flow of this protocol. Those in a zone belong to whoever made the zone.
+fn read(entry: &[u8], protocol: Protocol) -> Option<Flow> {
     let attributes = entry.get(HEADER..)?;
     if attribute(attributes, CTA_ZONE).is_some_and(|zone| zone != [0, 0]) {
         return None;
     }
     let tuple = attribute(attributes, CTA_TUPLE_ORIG)?;
+    let reply = attribute(attributes, CTA_TUPLE_REPLY)?;
+    let status = attribute(attributes, CTA_STATUS).and_then(|status| status.try_into().ok());
     Some(Flow {
-        dialled: destination(tuple)?,
-        answered_by: source(attribute(attributes, CTA_TUPLE_REPLY)?)?,
+        protocol,
+        client: source(tuple, protocol)?,
+        dialled: destination(tuple, protocol)?,
+        answered_by: source(reply, protocol)?,
+        answered_to: destination(reply, protocol)?,
+        answered: status.is_some_and(|status| u32::from_be_bytes(status) & SEEN_REPLY != 0),
         tuple: tuple.to_vec(),
         id: attribute(attributes, CTA_ID).and_then(|id| id.try_into().ok()),
     })
 }
 
 /// `CTA_IP_V4_SRC` or `CTA_IP_V6_SRC`.
-fn source(tuple: &[u8]) -> Option<SocketAddr> {
-    end_of(tuple, [1, 3], CTA_PROTO_SRC_PORT)
+fn source(tuple: &[u8], protocol: Protocol) -> Option<SocketAddr> {
+    end_of(tuple, protocol, [1, 3], CTA_PROTO_SRC_PORT)
 }
 
 /// `CTA_IP_V4_DST` or `CTA_IP_V6_DST`.
-fn destination(tuple: &[u8]) -> Option<SocketAddr> {
-    end_of(tuple, [2, 4], CTA_PROTO_DST_PORT)
+fn destination(tuple: &[u8], protocol: Protocol) -> Option<SocketAddr> {
+    end_of(tuple, protocol, [2, 4], CTA_PROTO_DST_PORT)
 }
 
-fn end_of(tuple: &[u8], [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
+fn end_of(tuple: &[u8], wanted: Protocol, [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
     let (addresses, protocol) = (attribute(tuple, CTA_TUPLE_IP)?, attribute(tuple, CTA_TUPLE_PROTO)?);
-    if attribute(protocol, CTA_PROTO_NUM)? != [UDP] {
+    if attribute(protocol, CTA_PROTO_NUM)? != [wanted.number()] {
         return None;
     }
     let ip = match attribute(addresses, v4) {
@@ -150,6 +174,7 @@ fn end_of(tuple: &[u8], [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
     };
     Some(SocketAddr::new(ip, u16::from_be_bytes(attribute(protocol, port)?.try_into().ok()?)))
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,13 +191,14 @@ mod tests {
 
     #[test]
     fn a_flow_is_known_by_what_was_dialled_and_by_who_answers() {
-        let flow = read(&entry()).unwrap();
-        let ends = [flow.dialled, flow.answered_by].map(|end| end.to_string());
-        assert_eq!(ends, ["10.96.0.1:53", "10.1.0.1:5353"]);
+        let flow = read(&entry(), Protocol::Udp).unwrap();
+        let ends = [flow.client, flow.dialled, flow.answered_by, flow.answered_to].map(|end| end.to_string());
+        assert_eq!(ends, ["10.1.0.1:35978", "10.96.0.1:53", "10.1.0.1:5353", "10.1.0.1:35978"]);
+        assert!(!flow.answered);
         assert!(flow.is_translated());
         assert_eq!(flow.id, Some([0x69, 0x57, 0x9b, 0x86]));
         for length in 0..entry().len() {
-            let cut = read(&entry()[..length]);
+            let cut = read(&entry()[..length], Protocol::Udp);
             assert!(
                 cut.is_none_or(|cut| (cut.dialled, cut.answered_by) == (flow.dialled, flow.answered_by)),
                 "{length}"
@@ -182,20 +208,20 @@ mod tests {
 
     #[test]
     fn flows_of_other_protocols_and_zones_are_left_out() {
-        let protocol = entry().windows(5).position(|bytes| bytes == [5, 0, 1, 0, UDP]).unwrap() + 4;
+        let protocol = entry().windows(5).position(|bytes| bytes == [5, 0, 1, 0, 17]).unwrap() + 4;
         let mut tcp = entry();
         tcp[protocol] = 6;
-        assert_eq!(read(&tcp), None);
+        assert_eq!(read(&tcp, Protocol::Udp), None);
         for (zone, expected) in [([0, 0], true), ([0, 7], false)] {
             let mut zoned = entry();
             push_attribute(&mut zoned, CTA_ZONE, &zone);
-            assert_eq!(read(&zoned).is_some(), expected);
+            assert_eq!(read(&zoned, Protocol::Udp).is_some(), expected);
         }
     }
 
     #[test]
     fn the_end_of_a_flow_names_its_tuple_and_its_id() {
-        let order = order(&read(&entry()).unwrap());
+        let order = order(&read(&entry(), Protocol::Udp).unwrap());
         // The family, then the first attribute of the entry as it was, then its id.
         assert_eq!(order[..56], entry()[..56]);
         assert_eq!(order[56..], [8, 0, 12, 0, 0x69, 0x57, 0x9b, 0x86]);

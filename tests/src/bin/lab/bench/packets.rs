@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::peer::{BenchLine, Mode, now};
+use lab::peer::{BenchLine, Mode, ProgramLine, now};
 use lab::{Binaries, Daemon, DaemonOptions, Lab, Manifests, Node, Pod, Process, manifests};
 use serde_json::{Value, json};
 
@@ -25,6 +25,7 @@ const NODE_PORT: u16 = 30_700;
 /// Of a server that answers.
 const ANSWERS: u16 = 30_701;
 const ROUNDS: u32 = 5;
+const PROGRAMS: &str = "programs";
 /// Times that the endpoint moves, on each path.
 const MOVES: u32 = 7;
 
@@ -32,7 +33,7 @@ const MOVES: u32 = 7;
 const CONTENDERS: [(&str, Contender); 9] = [
     ("sockets over nftables", Contender::Daemon(&["--proxy-mode", "nftables"])),
     ("sockets over programs", Contender::Daemon(&["--proxy-mode", "ebpf"])),
-    ("programs", Contender::Daemon(&["--proxy-mode", "ebpf", "--socket-lb", "off"])),
+    (PROGRAMS, Contender::Daemon(&["--proxy-mode", "ebpf", "--socket-lb", "off"])),
     ("nftables", Contender::Daemon(&["--proxy-mode", "nftables", "--socket-lb", "off"])),
     ("iptables (nft)", Contender::Daemon(&["--proxy-mode", "iptables", "--socket-lb", "off"])),
     ("iptables (legacy)", Contender::Daemon(&["--proxy-mode", "iptables", "--socket-lb", "off"])),
@@ -110,7 +111,7 @@ impl Paths {
                     folder.put("nodes", &objects)?;
                     folder.put("target", &target(&servers))?;
                     folder.put("moving", &moving(&servers, 0))?;
-                    folder.put("named", &named(&servers))?;
+                    folder.put("named", &answering(&servers))?;
                     let mut options =
                         DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(folder.directory()) };
                     options.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
@@ -137,6 +138,21 @@ impl Paths {
             }
         }
         Ok(figures)
+    }
+
+    /// What a packet costs in the programs, on the node that has no programs at sockets.
+    pub(super) fn program_costs(&self) -> Result<Vec<ProgramLine>> {
+        let path = self.paths.iter().find(|path| path.name == PROGRAMS).context("a path of programs")?;
+        let Serves::Daemon(_, daemon) = &path.serves else { bail!("{PROGRAMS} are served by no daemon") };
+        let versions = std::fs::read_dir(daemon.bpf_root()).context("reading the directory of pins")?;
+        let programs = versions.flatten().map(|version| version.path().join("programs"));
+        let pins = programs.into_iter().find(|programs| programs.join("shunt_ingress").exists());
+        let pins = pins.context("no packet programs are pinned")?.display().to_string();
+        let node_port = format!("{}:{NODE_PORT}", path.node.ipv4);
+        let far = self.servers.first().context("a server")?.ipv4.to_string();
+        let [client, _] = self.lab.outside_addresses().map(|address| address.to_string());
+        let arguments = ["bench-programs", "--pins", &pins, "--device", "eth0", "--node-port", &node_port];
+        path.node.ask(&[&arguments[..], &["--client", &client, "--other", &far]].concat(), PATIENCE)
     }
 
     fn grow_to(&mut self, services: u32, figures: &mut [PathFigures]) -> Result<()> {
@@ -275,7 +291,7 @@ fn target(servers: &[Pod]) -> [Value; 2] {
     ["Service", "EndpointSlice"].map(|kind| object(kind, "zz-target", &spec, servers.first(), SINK))
 }
 
-fn named(servers: &[Pod]) -> [Value; 2] {
+fn answering(servers: &[Pod]) -> [Value; 2] {
     let spec = json!({
         "type": "NodePort", "clusterIP": NAMED_AT, "clusterIPs": [NAMED_AT],
         "ports": [{"name": "", "protocol": "TCP", "port": NAMED, "nodePort": ANSWERS}],

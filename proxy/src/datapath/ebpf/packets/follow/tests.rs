@@ -1,8 +1,10 @@
 //! Programs at devices of a network namespace, by both ways; these need root.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
-use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, loaded_programs};
 
 use super::super::super::pins::{self, Owner};
 use super::super::{OBJECT, remove_filters};
@@ -74,6 +76,16 @@ fn attached(device: &str) -> Vec<String> {
     found
 }
 
+/// Waits until these are attached: the kernel detaches a link some time after its pin is gone.
+#[track_caller]
+fn check(device: &str, wanted: &[&str]) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while attached(device) != wanted && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(attached(device), wanted);
+}
+
 const BY_TCX: [&str; 2] = ["tcx shunt_ingress", "tcx shunt_egress"];
 const BY_CLSACT: [&str; 2] = ["clsact shunt_ingress", "clsact shunt_egress"];
 
@@ -101,12 +113,13 @@ fn links_follow_the_devices_and_are_kept_by_the_next_start() {
         assert_eq!((links, attached("eth1")), ([2, 0, 0], BY_TCX.map(str::to_owned).to_vec()));
         // What another program removes is back at the next look.
         std::fs::remove_dir_all(&place.pins.devices).unwrap();
-        assert_eq!(attached("eth1"), Vec::<String>::new());
+        check("eth1", &[]);
         follower.look().unwrap();
         assert_eq!((attached("eth1"), follower.installed.restored), (BY_TCX.map(str::to_owned).to_vec(), 1));
         ip(&["address del 192.0.2.6/24 dev eth1"]);
         follower.look().unwrap();
-        assert_eq!(attached("eth1"), Vec::<String>::new(), "it is no uplink any more");
+        // It is no uplink any more.
+        check("eth1", &[]);
         assert_eq!(bpf::keys::<4>(follower.map.as_fd()).unwrap(), Vec::<[u8; 4]>::new());
     });
 }
@@ -121,19 +134,45 @@ fn filters_serve_where_there_are_no_links_and_stay_for_the_next_start() {
         assert_eq!((links, attached("eth0")), ([2, 0, 0], BY_CLSACT.map(str::to_owned).to_vec()));
         ip(&["address del 192.0.2.5/24 dev eth0"]);
         follower.look().unwrap();
-        assert_eq!(attached("eth0"), Vec::<String>::new());
+        check("eth0", &[]);
         ip(&["address add 192.0.2.5/24 dev eth0"]);
         follower.look().unwrap();
-        assert_eq!(attached("eth0"), BY_CLSACT);
+        check("eth0", &BY_CLSACT);
         // From one way to the other.
         drop(follower);
         let (follower, links) = place.follow(true);
         assert_eq!((links, attached("eth0")), ([0, 0, 2], BY_TCX.map(str::to_owned).to_vec()));
         drop(follower);
         place.follow(false);
-        assert_eq!(attached("eth0"), BY_CLSACT);
+        check("eth0", &BY_CLSACT);
         assert_eq!((remove_filters().unwrap(), attached("eth0")), (2, Vec::new()));
         assert_eq!(remove_filters().unwrap(), 0);
+    });
+}
+
+#[test]
+fn between_links_of_others_ours_is_the_first_and_the_last_whenever_they_come() {
+    with_programs("others", |place| {
+        let (mut follower, _) = place.follow(true);
+        // Programs for other devices do as those of another tool: they are attached at the wrong side of ours.
+        let mut join = |name: &'static str, direction, order| {
+            let program = follower.loaded.program(name).unwrap();
+            let options = TcAttachOptions::TcxOrder(order);
+            let id = program.attach_with_options("eth0", direction, options).unwrap();
+            program.take_link(id).unwrap()
+        };
+        let _links = [
+            join("shunt_ingress_ip", TcAttachType::Ingress, LinkOrder::first()),
+            join("shunt_egress_ip", TcAttachType::Egress, LinkOrder::last()),
+        ];
+        let wrong = ["tcx shunt_ingress_i", "tcx shunt_ingress", "tcx shunt_egress", "tcx shunt_egress_ip"];
+        assert_eq!(attached("eth0"), wrong);
+        follower.look().unwrap();
+        let right = ["tcx shunt_ingress", "tcx shunt_ingress_i", "tcx shunt_egress_ip", "tcx shunt_egress"];
+        check("eth0", &right);
+        drop(follower);
+        let (_, links) = place.follow(true);
+        assert_eq!((links, attached("eth0")), ([2, 0, 0], right.map(str::to_owned).to_vec()));
     });
 }
 
@@ -144,10 +183,10 @@ fn behind_filters_of_others_at_egress_ours_is_a_filter_too() {
         run("tc", "qdisc add dev eth0 clsact");
         run("tc", "filter add dev eth0 egress prio 10 bpf bytecode 1,6\u{a0}0\u{a0}0\u{a0}0, flowid 1:1");
         follower.look().unwrap();
-        assert_eq!(attached("eth0"), ["tcx shunt_ingress", "clsact of another tool", "clsact shunt_egress"]);
+        check("eth0", &["tcx shunt_ingress", "clsact of another tool", "clsact shunt_egress"]);
         run("tc", "filter del dev eth0 egress prio 10");
         follower.look().unwrap();
-        assert_eq!(attached("eth0"), BY_TCX);
+        check("eth0", &BY_TCX);
     });
 }
 

@@ -91,8 +91,10 @@ impl Flow {
                     assert_eq!(verdict, NEXT, "{program}: type {kind}");
                     assert_eq!(found, wanted, "{program}: type {kind}, {length} bytes");
                 };
-                // About the client's packet, from a router behind this node, from the endpoint.
-                for (reporter, told) in [(router, router), (*endpoint, *dialled)] {
+                // About the client's packet: from a router behind this node, for which the node stands too, and from
+                // the endpoint.
+                let router_told = if source.is_some() { *dialled } else { router };
+                for (reporter, told) in [(router, router_told), (*endpoint, *dialled)] {
                     let comes = error(*kind, [reporter, source.unwrap_or(*client)], &request[2], length);
                     let between = error(*kind, [reporter, *client], &request[1], length);
                     check("shunt_ingress", &comes, &between);
