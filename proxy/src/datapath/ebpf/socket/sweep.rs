@@ -49,6 +49,9 @@ pub(super) const SECOND_LOOK: Duration = Duration::from_millis(100);
 pub(super) struct Swept {
     /// How many flows have ended although their socket was open.
     pub(super) ended: usize,
+    /// How many flows want another look: at their first one the socket may still get an answer, and a flow that was in
+    /// the last list and is not in this one may be in the next.
+    pub(super) pending: usize,
     /// How many sockets were destroyed.
     pub(super) destroyed: usize,
     /// Namespaces, by cookie, that could not be searched, and why; 0 stands for all. Those that are gone do not count.
@@ -83,6 +86,8 @@ struct Looked {
     /// How often it has been looked for in all namespaces. After [`LOOKS`] it is known to need nothing more: its socket
     /// is destroyed, is connected elsewhere, or is an established connection.
     looks: u8,
+    /// It is not in the last list. While sockets come and go, the kernel leaves a flow out of a list now and then.
+    absent: bool,
 }
 
 impl Looked {
@@ -140,7 +145,10 @@ impl Sweeper {
             Ok(wanted) => wanted,
             Err(error) => return failed(error),
         };
-        let mut swept = Swept { ended: wanted.ended.len(), ..Swept::default() };
+        let fresh = wanted.ended.values().filter(|flow| !flow.for_long).count();
+        let absent = self.looked.values().filter(|looked| looked.absent).count();
+        let pending = fresh.saturating_add(absent);
+        let mut swept = Swept { ended: wanted.ended.len(), pending, ..Swept::default() };
         if wanted.ended.is_empty() && wanted.older.is_none() {
             return swept;
         }
@@ -163,7 +171,8 @@ impl Sweeper {
         }
         let complete = complete && swept.failed.is_empty();
         for (cookie, EndedFlow { flow, for_long }) in wanted.ended {
-            let looked = self.looked.entry((cookie, flow.reference)).or_insert(Looked { since: began, looks: 0 });
+            let looked =
+                self.looked.entry((cookie, flow.reference)).or_insert(Looked { since: began, looks: 0, absent: false });
             if complete && (looked.looks == 0 || for_long) {
                 looked.looks = looked.looks.saturating_add(1);
             }
@@ -177,8 +186,13 @@ impl Sweeper {
     /// The ended flows, without those of sockets that may go on.
     fn ended(&mut self, now: Instant) -> io::Result<HashMap<u64, EndedFlow>> {
         let listed = listed(&self.lists.ended, &self.peers)?;
-        self.looked
-            .retain(|(cookie, reference), _| listed.get(cookie).is_some_and(|flow| flow.reference == *reference));
+        self.looked.retain(|(cookie, reference), looked| {
+            let was_absent = std::mem::replace(
+                &mut looked.absent,
+                listed.get(cookie).is_none_or(|flow| flow.reference != *reference),
+            );
+            !(was_absent && looked.absent)
+        });
         let ended = listed.into_iter().filter_map(|(cookie, flow)| {
             let looked = self.looked.get(&(cookie, flow.reference));
             let for_long = looked.is_some_and(|looked| looked.for_long(now));

@@ -217,9 +217,12 @@ impl Upkeep {
 
     fn sweep(&mut self, began: Instant) {
         let opted_out = |namespace: &Namespace| is_out(namespace, &self.orders.opted_out);
-        let Swept { ended, destroyed, failed } = self.sweeper.sweep(&self.inventory, &opted_out, self.search);
+        let swept = self.sweeper.sweep(&self.inventory, &opted_out, self.search);
+        let goes_on = goes_on(&swept, self.looked_twice);
+        let Swept { ended, pending, destroyed, failed } = swept;
         debug!(
             ended,
+            pending,
             destroyed,
             namespaces = self.inventory.namespaces.len(),
             unreadable = self.inventory.unreadable,
@@ -238,13 +241,11 @@ impl Upkeep {
         }
         let now = Instant::now();
         self.due.rested = now + now.duration_since(began) * REST;
-        // Sweep until a sweep finds nothing, and at least twice.
-        let second = destroyed == 0 && self.looked_twice && !incomplete;
-        if second {
+        if !goes_on {
             self.search = Search::Ended;
         }
-        self.looked_twice = !second;
-        self.due.sweep = (!second).then(|| now + if incomplete { SCAN } else { SECOND_LOOK });
+        self.looked_twice = goes_on;
+        self.due.sweep = goes_on.then(|| now + if incomplete { SCAN } else { SECOND_LOOK });
     }
 
     fn count(&mut self) -> Result<(), UpkeepError> {
@@ -288,6 +289,11 @@ impl Upkeep {
     }
 }
 
+/// Sweeps go on until one finds nothing, and there are at least two.
+fn goes_on(Swept { ended: _, pending, destroyed, failed }: &Swept, looked_twice: bool) -> bool {
+    !looked_twice || *pending > 0 || *destroyed > 0 || !failed.is_empty()
+}
+
 fn known(namespace: &Namespace, opted_out: &BTreeSet<IpAddr>) -> Known {
     let out = is_out(namespace, opted_out);
     let four = namespace.addresses.iter().find(|address| address.is_ipv4());
@@ -318,5 +324,18 @@ mod tests {
         check(Some([1, 2, 3]), [9, 2, 3], Search::Ended);
         check(Some([1, 2, 3]), [1, 9, 3], Search::EndedAndOlder);
         check(Some([1, 2, 3]), [1, 2, 9], Search::EndedAndOlder);
+    }
+
+    #[test]
+    fn sweeps_go_on_until_no_flow_wants_another_look() {
+        let swept = |ended, pending, destroyed| Swept { ended, pending, destroyed, failed: Vec::new() };
+        assert!(goes_on(&swept(0, 0, 0), false) && !goes_on(&swept(0, 0, 0), true));
+        // Seven flows, of which one is not in the second list.
+        assert!(goes_on(&swept(7, 7, 0), false));
+        assert!(goes_on(&swept(6, 1, 6), true));
+        assert!(goes_on(&swept(1, 0, 1), true));
+        // Flows of sockets that may go on are listed for ever.
+        assert!(!goes_on(&swept(1, 0, 0), true));
+        assert!(goes_on(&Swept { failed: vec![(0, String::new())], ..swept(0, 0, 0) }, true));
     }
 }

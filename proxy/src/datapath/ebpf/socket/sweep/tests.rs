@@ -137,7 +137,7 @@ impl Kernel {
         let proc = tempfile::tempdir().unwrap();
         let here = Inventory { unreadable, ..inventory(proc.path(), &[]).unwrap() };
         let swept = self.sweeper.sweep(&here, &|_| false, search);
-        assert_eq!(swept, Swept { ended, destroyed, failed: Vec::new() });
+        assert_eq!((swept.ended, swept.destroyed, swept.failed), (ended, destroyed, Vec::new()));
     }
 }
 
@@ -221,6 +221,38 @@ fn sockets_whose_flow_has_ended_are_destroyed_and_no_others() {
         assert!(established.take_error().unwrap().is_none());
         // After a second look none of them is looked for again.
         kernel.check(Search::Ended, 0, 0);
+    });
+}
+
+/// The kernel may leave a flow out of a list while other sockets come and go.
+#[test]
+fn a_flow_that_one_list_leaves_out_is_ended_at_the_next() {
+    const TEST: &str = "leftout";
+    let Some(mut kernel) = Kernel::create(TEST) else { return };
+    in_a_namespace(TEST, || {
+        let (socket, closed) = (udp("127.0.0.1:0", "127.0.0.1:9"), udp("127.0.0.1:0", "127.0.0.1:9"));
+        let proc = tempfile::tempdir().unwrap();
+        let here = inventory(proc.path(), &[]).unwrap();
+        let check = |kernel: &mut Kernel, ended, pending, destroyed| {
+            kernel.let_time_pass();
+            let swept = kernel.sweeper.sweep(&here, &|_| false, Search::Ended);
+            assert_eq!(swept, Swept { ended, pending, destroyed, failed: Vec::new() });
+        };
+        let leave_out = |kernel: &Kernel, socket: &UdpSocket| {
+            bpf::delete(kernel.sweeper.peers.as_fd(), &socket.as_raw_fd().to_ne_bytes()).unwrap();
+        };
+        for socket in [&socket, &closed] {
+            kernel.remember(socket, UDP, "127.0.0.1:9", GONE);
+        }
+        check(&mut kernel, 2, 2, 0);
+        leave_out(&kernel, &socket);
+        leave_out(&kernel, &closed);
+        drop(closed);
+        check(&mut kernel, 0, 2, 0);
+        kernel.remember(&socket, UDP, "127.0.0.1:9", GONE);
+        check(&mut kernel, 1, 0, 1);
+        check_ended(&socket, true);
+        check(&mut kernel, 0, 0, 0);
     });
 }
 
