@@ -88,6 +88,8 @@ struct Looked {
     looks: u8,
     /// It is not in the last list. While sockets come and go, the kernel leaves a flow out of a list now and then.
     absent: bool,
+    /// It has had its second look in some namespaces at least: that it is absent means that its socket is closed.
+    seen_twice: bool,
 }
 
 impl Looked {
@@ -146,7 +148,7 @@ impl Sweeper {
             Err(error) => return failed(error),
         };
         let fresh = wanted.ended.values().filter(|flow| !flow.for_long).count();
-        let absent = self.looked.values().filter(|looked| looked.absent).count();
+        let absent = self.looked.values().filter(|looked| looked.absent && !looked.seen_twice).count();
         let pending = fresh.saturating_add(absent);
         let mut swept = Swept { ended: wanted.ended.len(), pending, ..Swept::default() };
         if wanted.ended.is_empty() && wanted.older.is_none() {
@@ -171,8 +173,9 @@ impl Sweeper {
         }
         let complete = complete && swept.failed.is_empty();
         for (cookie, EndedFlow { flow, for_long }) in wanted.ended {
-            let looked =
-                self.looked.entry((cookie, flow.reference)).or_insert(Looked { since: began, looks: 0, absent: false });
+            let first = Looked { since: began, looks: 0, absent: false, seen_twice: false };
+            let looked = self.looked.entry((cookie, flow.reference)).or_insert(first);
+            looked.seen_twice |= for_long;
             if complete && (looked.looks == 0 || for_long) {
                 looked.looks = looked.looks.saturating_add(1);
             }
@@ -187,11 +190,10 @@ impl Sweeper {
     fn ended(&mut self, now: Instant) -> io::Result<HashMap<u64, EndedFlow>> {
         let listed = listed(&self.lists.ended, &self.peers)?;
         self.looked.retain(|(cookie, reference), looked| {
-            let was_absent = std::mem::replace(
-                &mut looked.absent,
-                listed.get(cookie).is_none_or(|flow| flow.reference != *reference),
-            );
-            !(was_absent && looked.absent)
+            let is_listed = listed.get(cookie).is_some_and(|flow| flow.reference == *reference);
+            let stays = is_listed || !looked.absent;
+            looked.absent = !is_listed;
+            stays
         });
         let ended = listed.into_iter().filter_map(|(cookie, flow)| {
             let looked = self.looked.get(&(cookie, flow.reference));
