@@ -4,7 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{Address4, Address6};
 
-/// Value of `DEVICES`: 24 bytes, no padding.
+/// Value of `DEVICES`: 28 bytes, no padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Device {
@@ -14,6 +14,8 @@ pub struct Device {
     pub address4: Address4,
     /// The same in IPv6.
     pub address6: Address6,
+    /// The network namespace of its other end, if that is a pod's: what this node calls it, plus 1. 0 if there is none.
+    pub pod: u32,
 }
 
 impl Device {

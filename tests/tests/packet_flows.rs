@@ -27,7 +27,7 @@ struct Site {
     daemon: Daemon,
     _servers: Vec<Process>,
     client: Pod,
-    _pods: Vec<Pod>,
+    pods: Vec<Pod>,
     node: Node,
     _manifests: Manifests,
     lab: Lab,
@@ -55,7 +55,7 @@ impl Site {
         let mut options = DaemonOptions::new(manifests.directory());
         options.extra = path.iter().copied().map(str::to_owned).collect();
         let daemon = node.daemon(options).unwrap_or_else(|error| panic!("{error:#}\n{}", lab.logs()));
-        Self { daemon, _servers: servers, client, _pods: pods, node, _manifests: manifests, lab }
+        Self { daemon, _servers: servers, client, pods, node, _manifests: manifests, lab }
     }
 
     /// Where clients outside and pods dial the Service.
@@ -75,12 +75,6 @@ impl Site {
 
     /// Connections that stay.
     fn connections(&self) -> Vec<Process> {
-        let hold = |(place, to): (&Place, SocketAddr)| {
-            let mut process = place.listening_peer("hold", &[&to.to_string()]).unwrap();
-            process.wait_for_line(PATIENCE, |line| line.starts_with("web-")).unwrap();
-            talk(&mut process);
-            process
-        };
         self.dials().into_iter().map(hold).collect()
     }
 
@@ -113,6 +107,13 @@ impl Site {
 
 fn cluster_ips() -> [IpAddr; 2] {
     CLUSTER_IPS.map(|ip| ip.parse().unwrap())
+}
+
+fn hold((place, to): (&Place, SocketAddr)) -> Process {
+    let mut process = place.listening_peer("hold", &[&to.to_string()]).unwrap();
+    process.wait_for_line(PATIENCE, |line| line.starts_with("web-")).unwrap();
+    talk(&mut process);
+    process
 }
 
 /// A line goes to the server and comes back.
@@ -182,4 +183,22 @@ fn flows_are_listed_with_what_stands_for_their_clients() {
     assert_eq!((&one["matching"], &one["flows"][0]), (&json!(1), &pod));
     let table = site.daemon.command(&["flows", "--limit", "2"]).unwrap();
     assert!(table.starts_with("PROTOCOL") && table.contains("; --limit shows more"), "{table}");
+}
+
+#[test]
+fn connections_to_a_service_and_to_its_endpoints_may_have_one_port() {
+    if support::skipped() {
+        return;
+    }
+    let site = Site::start("oneport", &PROGRAMS);
+    let one_port = ["sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=40000 40000"];
+    assert!(site.client.spawn(&one_port).unwrap().finish(PATIENCE).unwrap().status.success());
+    let addresses = site.pods.iter().flat_map(|pod| [IpAddr::from(pod.ipv4), pod.ipv6.into()]);
+    let endpoints: Vec<SocketAddr> = addresses.map(|ip| SocketAddr::new(ip, TARGET)).collect();
+    let services = cluster_ips().map(|ip| SocketAddr::new(ip, PORT));
+    let dials = endpoints.iter().chain(&services).map(|to| (&*site.client, *to));
+    let mut connections: Vec<Process> = dials.map(hold).collect();
+    connections.iter_mut().for_each(talk);
+    let known = site.flows(&["--protocol", "tcp", "--service", "test/web"]);
+    assert_eq!(known["matching"], 2, "{known}");
 }

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::fmt::Debug;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread::sleep;
@@ -125,11 +126,12 @@ impl Site {
         self.kubernetes_rules().iter().any(|line| named.iter().any(|name| line.contains(name)))
     }
 
-    /// The paths of shunt that have rules on the node.
+    /// The paths of shunt whose rules serve on the node.
     fn rules_of_shunt(&self) -> Vec<&'static str> {
-        let has = |command: &str| !self.run(&format!("{command} 2>/dev/null | grep -i shunt || true")).is_empty();
-        let nftables = has("nft list tables");
-        let iptables = has("iptables-nft-save") || has("iptables-legacy-save");
+        let has = |command: &str| !self.run(&format!("{command} || true")).is_empty();
+        let nftables = has("nft list maps | grep 'map frontends'");
+        let iptables =
+            ["nft", "legacy"].iter().any(|kind| has(&format!("iptables-{kind}-save 2>/dev/null | grep SHUNT")));
         [(nftables, "nftables"), (iptables, "iptables")]
             .into_iter()
             .filter_map(|(has, path)| has.then_some(path))
@@ -163,7 +165,7 @@ impl Site {
         let hold = |place: &Place, to: SocketAddr| {
             let mut process = place.listening_peer("hold", &[&to.to_string()]).unwrap();
             process.wait_for_line(PATIENCE, |line| line.starts_with("web-")).unwrap();
-            talk(&mut process);
+            talk(&mut process, "at first");
             process
         };
         let [node_port, _] = self.node_ports();
@@ -178,9 +180,10 @@ impl Site {
 }
 
 /// A line goes to the server and comes back.
-fn talk(connection: &mut Process) {
+fn talk(connection: &mut Process, when: impl Debug) {
     connection.say("still there").unwrap();
-    connection.wait_for_line(PATIENCE, |line| line.contains("still there")).unwrap();
+    let echo = connection.wait_for_line(PATIENCE, |line| line.contains("still there"));
+    echo.unwrap_or_else(|error| panic!("{when:?}: {error:#}"));
 }
 
 /// Links of programs at sockets are pinned, of whatever version.
@@ -191,13 +194,15 @@ fn has_programs(daemon: &Daemon) -> bool {
 }
 
 /// Every client has made further connections since now, and none of all failed.
-fn check(clients: &mut [(&'static str, Client)], connections: &mut [Process]) {
+fn check(clients: &mut [(&'static str, Client)], connections: &mut [Process], when: impl Debug) {
     for (place, client) in clients {
         let now = client.attempts().unwrap().last().map_or(0, |attempt| attempt.t);
         client.wait_for_attempts(now, 20).unwrap();
-        assert_eq!(client.failures().unwrap(), [], "{place}");
+        assert_eq!(client.failures().unwrap(), [], "{place}, {when:?}");
     }
-    connections.iter_mut().for_each(talk);
+    for connection in connections {
+        talk(connection, &when);
+    }
 }
 
 #[test]
@@ -215,7 +220,7 @@ fn cleanup_removes_what_kube_proxy_left_and_nothing_of_the_kubelet() {
             site.feed("nft -f -", &format!("table {family} cni {{\nchain out {{\n{chain}\n}}\n}}\n"));
         }
         let mut connections = site.connections();
-        check(&mut site.load(), &mut connections);
+        check(&mut site.load(), &mut connections, former);
         let said = site.run(&format!("{shunt} cleanup --kube-proxy")).join("\n");
         let removed = match former {
             Former::Iptables(kind) => format!("chains of kube-proxy in table nat of iptables-{kind}"),
@@ -227,7 +232,7 @@ fn cleanup_removes_what_kube_proxy_left_and_nothing_of_the_kubelet() {
             assert!(left.iter().filter(|line| *line == kept).count() >= 2, "{former:?}: {kept} is not in {left:#?}");
         }
         assert!(!site.has_rules_of_kube_proxy(), "{former:?}: {left:#?}");
-        connections.iter_mut().for_each(talk);
+        connections.iter_mut().for_each(|connection| talk(connection, former));
         assert_eq!(site.run(&format!("{shunt} cleanup --kube-proxy")), ["nothing of kube-proxy is left"]);
     }
 }
@@ -241,10 +246,10 @@ fn kube_proxys_rules_are_replaced_without_a_failed_connection() {
         for mode in MODES {
             let site = Site::new("takeover", former);
             let (mut clients, mut connections) = (site.load(), site.connections());
-            check(&mut clients, &mut connections);
+            check(&mut clients, &mut connections, (former, mode));
             let _daemon = site.daemon(mode);
             site.wait_for("the end of kube-proxy's rules", || !site.has_rules_of_kube_proxy());
-            check(&mut clients, &mut connections);
+            check(&mut clients, &mut connections, (former, mode));
             let left = site.kubernetes_rules();
             assert!(left.iter().any(|line| line == "-A INPUT -j KUBE-FIREWALL"), "{former:?} to {mode}: {left:#?}");
         }
@@ -271,10 +276,10 @@ fn the_rules_of_a_kube_proxy_that_runs_stay_until_it_stops() {
     let shunt = Binaries::find().unwrap().shunt().unwrap().display().to_string();
     let checked = site.run(&format!("{shunt} check || true")).join("\n");
     assert!(checked.contains(&format!("runs (process {})", kube_proxy.pid())), "{checked}");
-    check(&mut clients, &mut connections);
+    check(&mut clients, &mut connections, "it runs");
     kube_proxy.kill9().unwrap();
     site.wait_for("the end of its rules", || !site.has_rules_of_kube_proxy());
-    check(&mut clients, &mut connections);
+    check(&mut clients, &mut connections, "it has stopped");
 }
 
 #[test]
@@ -286,20 +291,24 @@ fn data_paths_replace_one_another_without_a_failed_connection() {
     let mut daemon = site.daemon("ebpf");
     site.wait_for("the end of kube-proxy's rules", || !site.has_rules_of_kube_proxy());
     let (mut clients, mut connections) = (site.load(), site.connections());
-    check(&mut clients, &mut connections);
+    check(&mut clients, &mut connections, "at first");
     // Without sockets, packets take over what programs served until then.
-    let steps: [(&[&str], &str, bool); 3] = [
-        (&["--proxy-mode", "nftables", "--socket-lb", "off"], "nftables", false),
-        (&["--proxy-mode", "iptables", "--socket-lb", "off"], "iptables", false),
-        (&["--proxy-mode", "ebpf"], "nftables", true),
+    let steps: [(&[&str], &[&str], bool); 7] = [
+        (&["--proxy-mode", "nftables", "--socket-lb", "off"], &["nftables"], false),
+        (&["--proxy-mode", "iptables", "--socket-lb", "off"], &["iptables"], false),
+        (&["--proxy-mode", "ebpf"], &[], true),
+        (&["--proxy-mode", "nftables"], &["nftables"], true),
+        (&["--proxy-mode", "ebpf", "--socket-lb", "off"], &[], false),
+        (&["--proxy-mode", "iptables"], &["iptables"], true),
+        (&[], &["nftables"], true),
     ];
     for (arguments, expected, sockets) in steps {
         daemon.stop().unwrap();
-        check(&mut clients, &mut connections);
+        check(&mut clients, &mut connections, ("stopped before", arguments));
         daemon.options().extra = arguments.iter().copied().map(str::to_owned).collect();
         daemon.restart().unwrap_or_else(|error| panic!("{arguments:?}: {error:#}\n{}", site.lab.logs()));
-        site.wait_for(&format!("rules of {expected} alone"), || site.rules_of_shunt() == [expected]);
+        site.wait_for(&format!("rules: {expected:?}"), || site.rules_of_shunt() == expected);
         site.wait_for(&format!("programs: {sockets}"), || has_programs(&daemon) == sockets);
-        check(&mut clients, &mut connections);
+        check(&mut clients, &mut connections, arguments);
     }
 }

@@ -1,7 +1,7 @@
 //! A packet leaves: its source becomes what its receiver dialled, or an address of this node in the client's place.
 
 use proxy_abi::connection::{Key, SOURCE_PORTS, State, Translation};
-use proxy_abi::packet::{Packet, Read};
+use proxy_abi::packet::Packet;
 use proxy_abi::{Address6, Count, Device, Port, mapped};
 
 use crate::decisions::{DECIDED, count, decided};
@@ -9,7 +9,7 @@ use crate::flows::{self, Tables};
 use crate::ingress::unless_unused;
 use crate::rewrite::{self, Side};
 use crate::sender::seconds;
-use crate::skb::Skb;
+use crate::skb::{Kind, Skb};
 use crate::tracked::{DEVICES, Scratch, scratch};
 use crate::{DROP, NEXT, errors, fragments};
 
@@ -22,14 +22,13 @@ const STANDS_IN: i32 = -3;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
-    let packet = match skb.read(NETWORK) {
-        Read::Packet(packet) => packet,
-        Read::Message(message) => return errors::leave(*skb, &message),
-        Read::Fragment(fragment) => return fragments::leave(*skb, &fragment),
-        Read::Other => return NEXT,
-    };
     let Some(scratch) = scratch() else { return NEXT };
-    scratch.packet = packet;
+    match skb.read(NETWORK, &mut scratch.packet) {
+        Kind::Packet => {}
+        Kind::Message => return errors::leave(*skb, scratch),
+        Kind::Fragment => return fragments::leave(*skb, scratch),
+        Kind::Other => return NEXT,
+    }
     scratch.key = Key::of(&scratch.packet.ends);
     fragments::forget(&scratch.packet);
     // What comes in has met this already; what this node sends has not.
@@ -47,13 +46,14 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
 fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     // SAFETY: an element that was found stays readable.
     scratch.translation = unsafe { place.read() };
-    let translation = &scratch.translation;
-    if translation.flags & Translation::OF_NODE != 0 {
+    let flags = scratch.translation.flags;
+    if flags & Translation::OF_NODE != 0 {
         return NEXT;
     }
-    match translation.is_from_client(&scratch.key) {
+    match scratch.translation.is_from_client(&scratch.key) {
         false => answer(skb, scratch, place),
-        true if translation.flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
+        true if scratch.packet.opens() && flows::forget_former(scratch) => NEXT,
+        true if flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
         true => NEXT,
     }
 }

@@ -19,27 +19,14 @@ use crate::decisions::count;
 use crate::rewrite::{self, Failed, Side};
 use crate::skb::Skb;
 use crate::tables::Kernel;
-use crate::tracked::{Scratch, scratch};
+use crate::tracked::Scratch;
 use crate::{DROP, NEXT, flows, ingress, quoted};
 
-/// An error comes in.
+/// An error comes in, that of the scratch.
 #[inline(always)]
-pub(crate) fn come_in(skb: Skb, message: &Packet) -> i32 {
-    let value = address_value(&Kernel, &message.ends.to);
-    if !value.is_known() {
-        return NEXT;
-    }
-    let Some(scratch) = scratch() else { return NEXT };
-    scratch.packet = *message;
-    bring(skb, scratch, ingress::may_be_of_node(value))
-}
-
-/// An error leaves.
-#[inline(always)]
-pub(crate) fn leave(skb: Skb, message: &Packet) -> i32 {
-    let Some(scratch) = scratch() else { return NEXT };
-    scratch.packet = *message;
-    take_back(skb, scratch)
+pub(crate) fn come_in(skb: Skb, scratch: &mut Scratch) -> i32 {
+    let value = address_value(&Kernel, &scratch.packet.ends.to);
+    if value.is_known() { bring(skb, scratch, ingress::may_be_of_node(value)) } else { NEXT }
 }
 
 /// Gives one end of an error another address.
@@ -109,7 +96,7 @@ fn about_answer(skb: Skb, scratch: &Scratch) -> Result<(), Failed> {
 
 /// The error of the scratch, which leaves, gets the ends of the packet as its receiver had sent it.
 #[inline(never)]
-fn take_back(skb: Skb, scratch: &mut Scratch) -> i32 {
+pub(crate) fn leave(skb: Skb, scratch: &mut Scratch) -> i32 {
     let Scratch { packet, quoted, key, translation, .. } = scratch;
     let Some(found) = skb.quoted(packet) else { return NEXT };
     *quoted = found;

@@ -6,10 +6,12 @@ use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::packet::{Ends, protocol};
 
 use crate::decisions::count;
+use crate::direct::{is_connected, pod_behind};
 use crate::sender::seconds;
+use crate::skb::Skb;
 use crate::tracked::{CONNECTIONS, OPENING_TRANSLATIONS, OPENINGS, Scratch, TRANSLATIONS};
 
-/// So many seconds an answer to a datagram may take.
+/// So many seconds a packet may be on its way: an answer to a datagram, or between the hooks.
 const ON_ITS_WAY: u32 = 2;
 /// How many ports are tried that could stand for a client's.
 const TRIES: u32 = 16;
@@ -67,17 +69,20 @@ fn put_connection(tables: Tables, ends: &Ends, value: &Connection) -> bool {
 
 /// Remembers the new flow of the scratch. It may change the port that stands for the client's.
 #[inline(always)]
-pub(crate) fn begin(scratch: &mut Scratch) -> Result<(), Count> {
+pub(crate) fn begin(skb: Skb, scratch: &mut Scratch) -> Result<(), Count> {
     let Scratch { packet, connection, key, translation: value, .. } = scratch;
     let tables = first_tables(packet.ends.protocol);
+    let pod = pod_behind(skb, packet);
     for attempt in 0..TRIES {
         if attempt > 0 {
             connection.client_port = candidate(&packet.ends, attempt);
         }
-        *key = Key::of(&connection.inner(&packet.ends));
+        let inner = connection.inner(&packet.ends);
+        *key = Key::of(&inner);
         *value = connection.leading_back(&packet.ends, key);
         let free = match translation(key) {
             Some(found) => take_over(found, value),
+            None if pod != 0 && is_connected(skb, &inner, packet.ipv4, pod) => false,
             None => put_translation(tables, key, value, true),
         };
         if free {
@@ -98,6 +103,25 @@ pub(crate) fn forget(ends: &Ends, tables: Tables) {
         Tables::Large => CONNECTIONS.remove(ends),
         Tables::Opening => OPENINGS.remove(ends),
     };
+}
+
+/// Whether the packet of the scratch, which opens a connection to the endpoint, is none of the flow that its
+/// translation leads to: that has ended, and what was dialled from the same port now is the endpoint itself. Then
+/// nothing leads back to that flow any more. Not inlined: it has a stack of its own.
+#[inline(never)]
+pub(crate) fn forget_former(scratch: &mut Scratch) -> bool {
+    let Scratch { packet, translation: leads_back, client, key, .. } = scratch;
+    *client = leads_back.dialled(packet.ends.from, packet.ends.protocol);
+    let ended = match connection(client) {
+        // SAFETY: an element that was found stays readable.
+        Some((place, _)) => State::of(unsafe { (*place).state }) == State::Closed,
+        // A flood may have driven out a flow that began this instant.
+        None => seconds().wrapping_sub(leads_back.seen) > ON_ITS_WAY,
+    };
+    if ended {
+        let _gone = (TRANSLATIONS.remove(key.ends), OPENING_TRANSLATIONS.remove(key.ends));
+    }
+    ended
 }
 
 /// Whether the flow for whose client this node stands goes on, by its translation in the scratch, although the programs

@@ -22,7 +22,7 @@ use proxy_abi::packet::Packet;
 use crate::rewrite::{self, Side};
 use crate::skb::Skb;
 use crate::tables::Kernel;
-use crate::tracked::{FRAGMENTS, Scratch, scratch};
+use crate::tracked::{FRAGMENTS, Scratch};
 use crate::{DROP, NEXT, flows, ingress};
 
 /// No verdict of the kernel's: the flow of a fragment is not known.
@@ -57,28 +57,19 @@ fn keep(packet: &Packet) -> i32 {
     i32::from(FRAGMENTS.insert(key, Ports::of(&packet.ends), BPF_ANY.into()).is_ok())
 }
 
-/// A fragment without ports comes in.
+/// A fragment without ports comes in, that of the scratch.
 #[inline(always)]
-pub(crate) fn come_in(skb: Skb, fragment: &Packet) -> i32 {
+pub(crate) fn come_in(skb: Skb, scratch: &mut Scratch) -> i32 {
+    let fragment = &scratch.packet;
     let value = address_value(&Kernel, &fragment.ends.to);
     if !value.is_known() || !skb.is_whole(fragment, 1) {
         return NEXT;
     }
-    let Some(scratch) = scratch() else { return NEXT };
-    scratch.packet = *fragment;
     match bring(skb, scratch, ingress::may_be_of_node(value)) {
         UNKNOWN if value.refuses_other_ports() => DROP,
         UNKNOWN => NEXT,
         verdict => verdict,
     }
-}
-
-/// A fragment without ports leaves.
-#[inline(always)]
-pub(crate) fn leave(skb: Skb, fragment: &Packet) -> i32 {
-    let Some(scratch) = scratch() else { return NEXT };
-    scratch.packet = *fragment;
-    take_back(skb, scratch)
 }
 
 /// Gives the fragment of the scratch its ports, if its first one is known.
@@ -119,7 +110,7 @@ fn bring(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
 
 /// The fragment of the scratch, which leaves, gets the source that its first one got.
 #[inline(never)]
-fn take_back(skb: Skb, scratch: &mut Scratch) -> i32 {
+pub(crate) fn leave(skb: Skb, scratch: &mut Scratch) -> i32 {
     let Scratch { packet, connection, key, translation, client, .. } = scratch;
     if !find_ports(packet) {
         return NEXT;

@@ -2,13 +2,13 @@
 
 use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, is_unused, meaning};
-use proxy_abi::packet::{Packet, Read, protocol};
+use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::{Address6, AddressValue, BackendRef, Config, Count, Device, Lead, mapped, refusal, same};
 
 use crate::decisions::{DECIDED, clear, count, count_for, decided};
 use crate::rewrite::{self, Side};
 use crate::sender::{Sender, seconds};
-use crate::skb::Skb;
+use crate::skb::{Kind, Skb};
 use crate::tables::{Kernel, config};
 use crate::tracked::{DEVICES, Scratch, scratch};
 use crate::{DROP, NEXT, errors, flows, fragments, refuse};
@@ -20,22 +20,22 @@ const RETURN: i32 = -4;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
-    let packet = match skb.read(NETWORK) {
-        Read::Packet(packet) => packet,
-        Read::Message(message) => return errors::come_in(*skb, &message),
-        Read::Fragment(fragment) => return fragments::come_in(*skb, &fragment),
-        Read::Other => return NEXT,
-    };
+    let Some(scratch) = scratch() else { return NEXT };
+    match skb.read(NETWORK, &mut scratch.packet) {
+        Kind::Packet => {}
+        Kind::Message => return errors::come_in(*skb, scratch),
+        Kind::Fragment => return fragments::come_in(*skb, scratch),
+        Kind::Other => return NEXT,
+    }
+    let packet = &scratch.packet;
     let value = address_value(&Kernel, &packet.ends.to);
     if !value.is_known() {
-        return unless_unused(&packet);
+        return unless_unused(packet);
     }
-    if !skb.is_whole(&packet, protocol::header(packet.ends.protocol)) {
+    if !skb.is_whole(packet, protocol::header(packet.ends.protocol)) {
         return NEXT;
     }
-    let Some(scratch) = scratch() else { return NEXT };
-    scratch.packet = packet;
-    fragments::forget(&scratch.packet);
+    fragments::forget(packet);
     // Without frames, all is for this node.
     let for_many = NETWORK != 0 && skb.is_for_many();
     match serve(*skb, scratch, may_be_of_node(value), for_many) {
@@ -100,6 +100,10 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 
                 return FORWARD;
             }
             how = Count::Rebalanced;
+        }
+        if is_leaving() {
+            // At egress it shows that the flow has ended.
+            return NEXT;
         }
         flows::forget(&scratch.packet.ends, tables);
     } else if to_node {
@@ -178,7 +182,7 @@ fn begin(skb: Skb, scratch: &mut Scratch, how: Count, for_many: bool) -> i32 {
         return NEXT;
     }
     let Some(chosen) = choose(scratch, is_outside(skb), for_many) else { return unless_unused(&scratch.packet) };
-    let what = match chosen.and_then(|()| flows::begin(scratch)) {
+    let what = match chosen.and_then(|()| flows::begin(skb, scratch)) {
         Ok(()) => how,
         Err(why) => why,
     };

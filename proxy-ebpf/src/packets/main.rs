@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 
 mod decisions;
+mod direct;
 mod egress;
 mod errors;
 mod flows;

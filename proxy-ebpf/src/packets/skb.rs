@@ -18,6 +18,15 @@ const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 #[derive(Clone, Copy)]
 pub(crate) struct Skb(pub(crate) *mut __sk_buff);
 
+/// What a packet is, as [`Read`] has it.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    Packet,
+    Fragment,
+    Message,
+    Other,
+}
+
 /// The part of it that can be read without a call.
 #[derive(Clone, Copy)]
 struct Head {
@@ -92,9 +101,21 @@ impl Skb {
         packet::is_whole(&self.head(), packet, header, unsafe { (*self.0).len })
     }
 
-    /// Reads the packet.
+    /// Reads the packet into `packet`, and says what it is. Not inlined: what follows needs the stack too.
+    #[inline(never)]
+    pub(crate) fn read(self, network: u32, packet: &mut Packet) -> Kind {
+        let (kind, found) = match self.found(network) {
+            Read::Packet(found) => (Kind::Packet, found),
+            Read::Fragment(found) => (Kind::Fragment, found),
+            Read::Message(found) => (Kind::Message, found),
+            Read::Other => return Kind::Other,
+        };
+        *packet = found;
+        kind
+    }
+
     #[inline(always)]
-    pub(crate) fn read(self, network: u32) -> Read {
+    fn found(self, network: u32) -> Read {
         // SAFETY: as above.
         let protocol = unsafe { (*self.0).protocol };
         // SAFETY: as above.
@@ -102,21 +123,23 @@ impl Skb {
         if protocol != IPV4 && protocol != IPV6 {
             return Read::Other;
         }
-        let head = self.head();
-        match read(&head, network) {
-            Read::Other => {}
-            found @ (Read::Packet(_) | Read::Fragment(_) | Read::Message(_)) => return found,
-        }
-        // Some drivers leave all but a few bytes where a program cannot read them.
         let wanted = if length < HEADERS { length } else { HEADERS };
-        if head.end - head.start >= wanted as usize {
-            return Read::Other;
+        for _ in 0..2 {
+            let head = self.head();
+            match read(&head, network) {
+                Read::Other => {}
+                found @ (Read::Packet(_) | Read::Fragment(_) | Read::Message(_)) => return found,
+            }
+            // Some drivers leave all but a few bytes where a program cannot read them.
+            if head.end - head.start >= wanted as usize {
+                return Read::Other;
+            }
+            // SAFETY: the context is valid; pointers into the packet are taken anew.
+            if unsafe { bpf_skb_pull_data(self.0, wanted) } != 0 {
+                return Read::Other;
+            }
         }
-        // SAFETY: the context is valid; pointers into the packet are taken anew below.
-        if unsafe { bpf_skb_pull_data(self.0, wanted) } != 0 {
-            return Read::Other;
-        }
-        read(&self.head(), network)
+        Read::Other
     }
 }
 

@@ -94,21 +94,31 @@ fn list(nft: &Nft, family: Family) -> Result<Option<Installed>, NftablesOpenErro
     }
 }
 
-/// Takes our rules away, of which another path that is not made of rules has taken the place. While conntrack has flows
-/// that they began, something of each table stays: without a chain of its type the kernel translates nothing.
+/// What rules leave where programs serve packets in their place, our own rules and those of others. While conntrack has
+/// flows that rules began, each family has a table of ours that keeps the kernel translating them: without a chain of
+/// its type it does so no more. Once these flows have ended nothing is left.
 pub(in crate::datapath) fn retire() -> Result<Retired, RemoveError> {
     let failed = |source: NftablesOpenError| RemoveError { what: "nftables tables", source: source.into() };
     let unread = |source: std::io::Error| RemoveError { what: "nftables tables", source: source.into() };
-    let flows = conntrack::translated_connections().map_err(unread)?;
-    let Some(nft) = Nft::find().filter(|_| flows > 0) else { return remove().map(Retired::Gone) };
-    for family in Family::BOTH {
-        let Some(listing) = list(&nft, family).map_err(failed)? else { continue };
-        let ours = matches!(listing.tables.get(&family), Some(Maker::Us | Maker::OtherVersion));
-        if ours && !listing.is_retired(family) {
+    let [v4, v6] = Family::BOTH.map(conntrack::translated_connections);
+    let flows = [v4.map_err(unread)?, v6.map_err(unread)?];
+    if flows == [0, 0] {
+        return remove().map(Retired::Gone);
+    }
+    let Some(nft) = Nft::find() else { return without_command().map(|()| Retired::Gone(Vec::new())).map_err(failed) };
+    for (family, flows) in Family::BOTH.into_iter().zip(flows) {
+        let listing = list(&nft, family).map_err(failed)?;
+        let maker = listing.as_ref().and_then(|listing| listing.tables.get(&family));
+        let may = match maker {
+            None => flows > 0,
+            Some(Maker::Us | Maker::OtherVersion) => true,
+            Some(Maker::Foreign) => false,
+        };
+        if may && !listing.is_some_and(|listing| listing.is_retired(family)) {
             nft.run(&["-f", "-"], &script::retired(family)).map_err(|error| failed(error.into()))?;
         }
     }
-    Ok(Retired::Waits(flows))
+    Ok(Retired::Waits(flows.into_iter().sum()))
 }
 
 /// Removes our tables.

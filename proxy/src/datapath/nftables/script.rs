@@ -50,7 +50,7 @@ pub(super) struct Unused {
 pub(super) fn retired(family: Family) -> String {
     let ip = word(family);
     format!(
-        "delete table {ip} {TABLE}\nadd table {ip} {TABLE}\nadd chain {ip} {TABLE} {MARKER}\n\
+        "add table {ip} {TABLE}\ndelete table {ip} {TABLE}\nadd table {ip} {TABLE}\nadd chain {ip} {TABLE} {MARKER}\n\
          add chain {ip} {TABLE} {TRANSLATES} {{ type nat hook prerouting priority -100; }}\n\
          add rule {ip} {TABLE} {TRANSLATES} ct status dnat accept\n"
     )

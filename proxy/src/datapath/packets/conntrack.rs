@@ -68,13 +68,11 @@ impl StaleFlows {
 }
 
 /// How many connections of TCP and SCTP the kernel translates.
-pub(in crate::datapath) fn translated_connections() -> io::Result<u64> {
+pub(in crate::datapath) fn translated_connections(family: Family) -> io::Result<u64> {
     let (mut table, mut count) = (Table::open()?, 0_u64);
-    for family in Family::BOTH {
-        for protocol in [Protocol::Tcp, Protocol::Sctp] {
-            let flows = table.flows(family, protocol, Flow::is_translated)?.entries;
-            count = count.saturating_add(u64::try_from(flows.len()).unwrap_or(u64::MAX));
-        }
+    for protocol in [Protocol::Tcp, Protocol::Sctp] {
+        let flows = table.flows(family, protocol, Flow::is_translated)?.entries;
+        count = count.saturating_add(u64::try_from(flows.len()).unwrap_or(u64::MAX));
     }
     Ok(count)
 }

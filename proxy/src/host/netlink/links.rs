@@ -28,8 +28,8 @@ pub(crate) struct Link {
     pub(crate) kind: Kind,
     /// The index of the bridge or bond whose port it is.
     pub(crate) controller: Option<u32>,
-    /// What it belongs to, such as the other end of a veth, is in another network namespace.
-    pub(crate) elsewhere: bool,
+    /// What it belongs to, such as the other end of a veth, is in another network namespace: what this one calls that.
+    pub(crate) elsewhere: Option<i32>,
 }
 
 /// What stands before the IP header of packets.
@@ -119,15 +119,15 @@ impl Link {
             layer: Layer::of(message.header.link_layer_type),
             kind: Kind::of(&kind(message).map(ToString::to_string).unwrap_or_default()),
             controller: None,
-            elsewhere: false,
+            elsewhere: None,
         };
         for attribute in &message.attributes {
             if let LinkAttribute::IfName(name) = attribute {
                 found.name.clone_from(name);
             } else if let LinkAttribute::Controller(index) = attribute {
                 found.controller = (*index != 0).then_some(*index);
-            } else if let LinkAttribute::LinkNetNsId(_) = attribute {
-                found.elsewhere = true;
+            } else if let LinkAttribute::LinkNetNsId(namespace) = attribute {
+                found.elsewhere = Some(*namespace);
             }
         }
         found

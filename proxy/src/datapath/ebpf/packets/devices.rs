@@ -70,7 +70,9 @@ pub(super) fn select(found: &Found, options: &PacketOptions) -> Selection {
         let source = |family, of_node: Option<IpAddr>| found.preferred(owner, family).or(of_node).map(words);
         let [_, _, _, address4] = source(Family::V4, node4).unwrap_or_default();
         let address6 = source(Family::V6, node6).unwrap_or_default();
-        let device = Device { flags: if pods { Device::PODS } else { 0 }, address4, address6 };
+        let pod = link.elsewhere.filter(|_| role == Role::Pods).and_then(|namespace| u32::try_from(namespace).ok());
+        let flags = if pods { Device::PODS } else { 0 };
+        let device = Device { flags, address4, address6, pod: pod.map_or(0, |namespace| namespace.saturating_add(1)) };
         let ethernet = link.layer == Layer::Ethernet;
         selection.wanted.insert(link.index, Wanted { name: link.name.clone(), ethernet, device });
     }
@@ -125,7 +127,10 @@ impl Found {
             let alone = if assigned.address.is_ipv4() { 32 } else { 128 };
             assigned.interface == link.index && is_reachable(assigned.address) && assigned.prefix != alone
         };
-        link.kind == Kind::Veth && link.elsewhere && !self.leads_out(link) && !self.addresses.iter().any(of_subnet)
+        link.kind == Kind::Veth
+            && link.elsewhere.is_some()
+            && !self.leads_out(link)
+            && !self.addresses.iter().any(of_subnet)
     }
 
     fn has_pods(&self, bridge: &Link) -> bool {

@@ -87,7 +87,7 @@ impl Node {
     fn set_device(&self, flags: u32) {
         let [v4, v6] = NODE_ADDRESSES.map(ip);
         let address4 = super::super::layout::write::address(v4)[3];
-        let device = Device { flags, address4, address6: super::super::layout::write::address(v6) };
+        let device = Device { flags, address4, address6: super::super::layout::write::address(v6), pod: 0 };
         let map = bpf::open_pin(&self.pins.maps.of(&maps::packets::DEVICES)).unwrap();
         let element: [u8; size_of::<Device>()] = zerocopy::transmute!(device);
         bpf::update(map.as_fd(), &DEVICE.to_ne_bytes(), &element).unwrap();

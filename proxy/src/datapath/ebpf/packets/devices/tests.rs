@@ -26,7 +26,7 @@ fn found(rows: &[&str]) -> Found {
                 other => panic!("{other}"),
             },
             controller: None,
-            elsewhere: false,
+            elsewhere: None,
         };
         for word in words {
             match word.split_once('=').unwrap_or((word, "")) {
@@ -34,7 +34,7 @@ fn found(rows: &[&str]) -> Found {
                 ("layer", "lo") => link.layer = Layer::Loopback,
                 ("layer", "other") => link.layer = Layer::Other,
                 ("in", above) => link.controller = Some(above.parse().unwrap()),
-                ("away", "") => link.elsewhere = true,
+                ("away", "") => link.elsewhere = Some(4),
                 ("default4", "") => found.defaults[0].extend([index]),
                 ("default6", "") => found.defaults[1].extend([index]),
                 ("divided", "") => found.divided.extend([index]),

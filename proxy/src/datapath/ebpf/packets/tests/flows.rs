@@ -168,6 +168,30 @@ fn programs_that_are_left_begin_nothing_and_go_on_with_what_they_know() {
     passes(&mut node, &ack(server, &stands_in[1]));
 }
 
+#[test]
+fn a_port_of_an_ended_flow_may_dial_the_endpoint_itself() {
+    for left in [false, true] {
+        let Some(mut node) = Node::with("direct", &with_endpoints("e1:R")) else { return };
+        let (http, server) = (node_port(30_080), "10.1.0.1:8080");
+        let (open, closed) = ("203.0.113.9:40000", "203.0.113.9:40001");
+        for client in [open, closed] {
+            node.through(&syn(client, &http));
+            node.through(&ack(client, &http));
+        }
+        node.through(&tcp(closed, &http, |header| header.rst = true));
+        if left {
+            leave(&node);
+            // It dials the same again, and another path leads it to the same endpoint.
+            assert_eq!(node.run("shunt_ingress", &syn(closed, &http)).0, NEXT);
+        }
+        for frame in [syn(closed, server), ack(server, closed), ack(closed, server)] {
+            assert_eq!(node.run("shunt_egress", &frame), (NEXT, frame), "left: {left}");
+        }
+        let answer = node.run("shunt_egress", &ack(server, open)).1;
+        assert_eq!(seen(&answer).0, address(&http), "left: {left}");
+    }
+}
+
 /// Makes the tables follow another plan.
 fn follow(node: &Node, plan: &Plan) {
     let mut tables = Tables::open(&node.pins.maps).unwrap();
