@@ -80,11 +80,14 @@ impl Group {
         while Instant::now() < give_up
             && let Some(peer) = turns.next()
         {
+            let sent = Instant::now();
             tries.push(try_peer(peer, outgoing, give_up));
             match timeout(peer.patience(), tries.next()).await {
                 Ok(Some(Ok(message))) => return Some(message),
                 Ok(Some(Err(failed))) => *last = Some(failed),
-                Ok(None) | Err(_) => {}
+                Ok(None) => {}
+                // The try itself may notice it later, and ends if the next one is answered by then.
+                Err(_elapsed) => peer.overdue(sent),
             }
         }
         while let Some(outcome) = tries.next().await {

@@ -134,7 +134,7 @@ impl Peer {
         let answer = match timeout(self.patience, &mut answer).await {
             Ok(answer) => answer,
             Err(_elapsed) => {
-                self.note(|standing| standing.overdue(sent));
+                self.overdue(sent);
                 answer.await
             }
         };
@@ -196,6 +196,11 @@ impl Peer {
             (Ok(whole), Ok(cut)) if is_error(&whole) && !is_error(&cut) => Ok(cut),
             (Ok(whole), _) => Ok(whole),
         }
+    }
+
+    /// Notes that a try has not been answered in time.
+    pub(super) fn overdue(self: &Arc<Self>, sent: Instant) {
+        self.note(|standing| standing.overdue(sent));
     }
 
     /// Notes that it answered, if it did, however well.
