@@ -138,6 +138,23 @@ impl Translation {
     pub const SOURCE_NAT: u32 = 4;
     /// A flag, between client and endpoint: the endpoint has answered.
     pub const ANSWERED: u32 = 8;
+    /// A flag, between this node and the endpoint: the kernel's own tracking has given this port to a flow, whose
+    /// packets pass. It leads to no client.
+    pub const TAKEN: u32 = 16;
+
+    /// That of an address and a port with which the kernel stands for a client of its own.
+    #[must_use]
+    pub const fn taken(port: Port, seen: u32) -> Self {
+        let flags = Self::OF_NODE | Self::TAKEN;
+        Self { address: [0; 4], port: 0, client_port: port, seen, flags, padding: 0 }
+    }
+
+    /// Whether it is between this node and the endpoint, and leads to a client.
+    #[inline(always)]
+    #[must_use]
+    pub const fn stands_for_client(&self) -> bool {
+        self.flags & (Self::OF_NODE | Self::TAKEN) == Self::OF_NODE
+    }
 
     /// Whether a packet with this key comes from the client, or from the node in its place.
     #[inline(always)]

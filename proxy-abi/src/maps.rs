@@ -215,7 +215,7 @@ mod tests {
         check(FURTHER, 4, 1412);
         check(OWN_DNS, 4, 8);
         assert_eq!(ALL.len(), 16);
-        check(packets::DEVICES, 4, 24);
+        check(packets::DEVICES, 4, 28);
         check(packets::CONNECTIONS, 40, 56);
         check(packets::TRANSLATIONS, 40, 32);
         check(packets::FRAGMENTS, 40, 4);

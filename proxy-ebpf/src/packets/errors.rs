@@ -76,7 +76,7 @@ fn bring(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
     let Some(place) = flows::translation(key) else { return NEXT };
     // SAFETY: as above.
     *translation = unsafe { place.read() };
-    if translation.flags & Translation::OF_NODE == 0 || !translation.is_from_client(key) {
+    if !translation.stands_for_client() || !translation.is_from_client(key) {
         return NEXT;
     }
     // About a packet for whose client this node stood.

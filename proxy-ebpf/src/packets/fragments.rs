@@ -102,7 +102,7 @@ fn bring(skb: Skb, scratch: &mut Scratch, to_node: bool) -> i32 {
     let Some(place) = flows::translation(key) else { return UNKNOWN };
     // SAFETY: as above.
     *translation = unsafe { place.read() };
-    if translation.flags & Translation::OF_NODE == 0 {
+    if !translation.stands_for_client() {
         return UNKNOWN;
     }
     set_address(skb, packet, Side::Destination, &translation.address)

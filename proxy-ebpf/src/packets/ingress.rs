@@ -1,6 +1,6 @@
 //! A packet comes in: its destination becomes an endpoint, or the client for which this node stood.
 
-use proxy_abi::connection::{Connection, Key, State, Translation};
+use proxy_abi::connection::{Connection, Key, State};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, is_unused, meaning};
 use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::{Address6, AddressValue, BackendRef, Config, Count, Device, Lead, mapped, refusal, same};
@@ -111,7 +111,7 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 
         if let Some(place) = flows::translation(&scratch.key) {
             // SAFETY: as above.
             scratch.translation = unsafe { place.read() };
-            if scratch.translation.flags & Translation::OF_NODE != 0 {
+            if scratch.translation.stands_for_client() {
                 if is_leaving() && !flows::goes_on(scratch) {
                     return NEXT;
                 }

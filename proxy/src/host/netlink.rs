@@ -8,7 +8,8 @@ pub(crate) mod routes;
 use std::io;
 
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer,
 };
 use rtnetlink::sys::{Socket, SocketAddr};
 
@@ -79,6 +80,12 @@ impl Netlink {
     /// Sends a command and waits until the kernel has carried it out.
     pub(crate) fn order(&mut self, kind: u16, request: &[u8]) -> io::Result<()> {
         self.ask(kind, NLM_F_ACK, request)?;
+        self.answer(|_| Ok(()))
+    }
+
+    /// The same of what it must not have yet: an error says so if it has.
+    pub(crate) fn create(&mut self, kind: u16, request: &[u8]) -> io::Result<()> {
+        self.ask(kind, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, request)?;
         self.answer(|_| Ok(()))
     }
 

@@ -138,6 +138,20 @@ impl Pair {
         bpf::insert_new(self.connections.as_fd(), &bytes(client), &value)
     }
 
+    /// Writes that the kernel stands for a client with this port, unless a flow of ours has it.
+    pub(super) fn set_taken(&self, key: &Ends, taken: &Translation) -> io::Result<()> {
+        if self.add_translation(key, taken)? {
+            return Ok(());
+        }
+        match self.translation(key)? {
+            Some(found) if found.flags & Translation::TAKEN != 0 => {
+                let value: [u8; TRANSLATION] = transmute!(*taken);
+                bpf::update(self.translations.as_fd(), &bytes(key), &value)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Writes it unless there is one. False if there is.
     pub(super) fn add_translation(&self, key: &Ends, translation: &Translation) -> io::Result<bool> {
         let value: [u8; TRANSLATION] = transmute!(*translation);

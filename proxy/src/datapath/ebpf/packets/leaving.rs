@@ -5,11 +5,15 @@
 //! programs leave the next one of a flow to it, and only take back an answer that is on its way. The kernel knows such
 //! a flow between client and endpoint: if a rule gave it the same endpoint again, both entries would have the same
 //! answers and the packet would be dropped, so its entries end at once.
+//!
+//! A port of this node that stands for a client must not be given to another flow to the same endpoint, whose answers
+//! would be taken for those of the first: the kernel's source NAT is told of it.
 
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use proxy_abi::connection::State;
 use proxy_abi::maps::packets::CONNECTIONS;
 use proxy_abi::packet::Ends;
 use proxy_abi::{Address6, Config, Port, maps};
@@ -23,6 +27,10 @@ use super::flows::collect::collect;
 use super::flows::{FlowTables, FlowTimeouts, now};
 use crate::datapath::HostOptions;
 use crate::datapath::packets::conntrack::table::{Flow, Table};
+
+/// So many seconds the kernel's source NAT leaves a port alone, from when it is told. It is told again and again, and
+/// what it knows is not renewed.
+const OCCUPIED: u32 = 600;
 
 /// The programs cannot be left to their flows.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +56,9 @@ pub(in crate::datapath::ebpf) fn retire(host: &HostOptions, timeouts: &FlowTimeo
     let known = entries(&mut kernel, &datagrams(&tables)?)?;
     config.update(0, Config::FLAGS, |flags| flags | Config::LEAVING)?;
     end_all(&mut kernel, &known)?;
+    for (source, endpoint) in standing_in(&tables)? {
+        kernel.occupy(source, endpoint, OCCUPIED)?;
+    }
     let rest = entries(&mut kernel, &datagrams(&tables)?)?;
     end_all(&mut kernel, &rest)?;
     collect(&tables, timeouts, now()?, &CancellationToken::new())?;
@@ -61,13 +72,28 @@ pub(in crate::datapath::ebpf) fn retire(host: &HostOptions, timeouts: &FlowTimeo
     Ok(left)
 }
 
+/// The connections of TCP for whose clients this node stands, between this node and endpoint.
+fn standing_in(tables: &FlowTables) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
+    let mut found = Vec::new();
+    for pair in tables.pairs() {
+        pair.read_connections(|piece| {
+            let stand_in = piece.iter().filter(|(client, connection)| {
+                let goes_on = State::of(connection.state) != State::Closed;
+                client.protocol == Protocol::Tcp.number() && connection.source_port != 0 && goes_on
+            });
+            found.extend(stand_in.map(|(client, connection)| ends(&connection.of_node(client.protocol))));
+            Ok(true)
+        })?;
+    }
+    Ok(found)
+}
+
 /// The flows of UDP, between client and endpoint.
 fn datagrams(tables: &FlowTables) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
     let mut found = HashSet::new();
     tables.large.read_connections(|piece| {
         for (client, connection) in piece.iter().filter(|(client, _)| client.protocol == Protocol::Udp.number()) {
-            let Ends { from, from_port, to, to_port, .. } = connection.inner(client);
-            found.insert((end(from, from_port), end(to, to_port)));
+            found.insert(ends(&connection.inner(client)));
         }
         Ok(true)
     })?;
@@ -92,6 +118,10 @@ fn end_all(kernel: &mut Table, entries: &[Flow]) -> io::Result<()> {
         kernel.end(entry)?;
     }
     Ok(())
+}
+
+fn ends(&Ends { from, from_port, to, to_port, .. }: &Ends) -> (SocketAddr, SocketAddr) {
+    (end(from, from_port), end(to, to_port))
 }
 
 fn end(address: Address6, port: Port) -> SocketAddr {

@@ -1,4 +1,5 @@
-//! The kernel's table of flows (`ctnetlink`) in the present network namespace, and the end of one of them.
+//! The kernel's table of flows (`ctnetlink`) in the present network namespace, the end of one of them, and ports that
+//! the kernel must not choose.
 //!
 //! Written by hand as the list of sockets is: of a flow only its addresses are needed, and its tuple goes back to the
 //! kernel as it came.
@@ -11,7 +12,8 @@ use shunt_model::{Family, Protocol};
 
 use crate::host::netlink::{Dump, Netlink, attribute, push_attribute};
 
-/// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
+/// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_NEW`, `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
+const NEW: u16 = 0x0100;
 const LIST: u16 = 0x0101;
 const DELETE: u16 = 0x0102;
 /// `struct nfgenmsg`: family, version, resource.
@@ -21,6 +23,7 @@ const HEADER: usize = 4;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_TIMEOUT: u16 = 7;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 /// Kernel: 5.8. An older one ignores it and lists flows of all protocols.
@@ -34,9 +37,17 @@ const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+/// `CTA_IP_V4_SRC` and `CTA_IP_V6_SRC`.
+const SOURCE: [u16; 2] = [1, 3];
+/// `CTA_IP_V4_DST` and `CTA_IP_V6_DST`.
+const DESTINATION: [u16; 2] = [2, 4];
 const NESTED: u16 = 1 << 15;
 /// `IPS_SEEN_REPLY`.
 const SEEN_REPLY: u32 = 1 << 1;
+/// `IPS_ASSURED`: it does not make room for others.
+const ASSURED: u32 = 1 << 2;
+/// `IPS_CONFIRMED`: the kernel wants to be told so of each entry that is made.
+const CONFIRMED: u32 = 1 << 3;
 
 /// A flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +103,15 @@ impl Table {
         self.0.dump_once(LIST, &question(family, protocol), |entry| Ok(read(entry, protocol).filter(&wanted)))
     }
 
+    /// Makes an entry of a connection of TCP between these ends for so many seconds, which no packet has to meet:
+    /// source NAT chooses no port that leads to the same answers. One that is there stays as it is.
+    pub(in crate::datapath) fn occupy(&mut self, from: SocketAddr, to: SocketAddr, seconds: u32) -> io::Result<()> {
+        match self.0.create(NEW, &entry_between(from, to, seconds)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     /// Ends a flow. False if it is gone already, or another flow has taken its place.
     pub(in crate::datapath) fn end(&mut self, flow: &Flow) -> io::Result<bool> {
         match self.0.order(DELETE, &order(flow)) {
@@ -132,6 +152,31 @@ fn order(flow: &Flow) -> Vec<u8> {
     order
 }
 
+fn entry_between(from: SocketAddr, to: SocketAddr, seconds: u32) -> Vec<u8> {
+    let mut entry = header(Family::of(&from.ip()));
+    push_attribute(&mut entry, CTA_TUPLE_ORIG | NESTED, &tuple(from, to));
+    push_attribute(&mut entry, CTA_TUPLE_REPLY | NESTED, &tuple(to, from));
+    push_attribute(&mut entry, CTA_STATUS, &(SEEN_REPLY | ASSURED | CONFIRMED).to_be_bytes());
+    push_attribute(&mut entry, CTA_TIMEOUT, &seconds.to_be_bytes());
+    entry
+}
+
+fn tuple(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let (mut addresses, mut protocol, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
+    for (end, kinds) in [(from, SOURCE), (to, DESTINATION)] {
+        match (end.ip(), kinds) {
+            (IpAddr::V4(ip), [kind, _]) => push_attribute(&mut addresses, kind, &ip.octets()),
+            (IpAddr::V6(ip), [_, kind]) => push_attribute(&mut addresses, kind, &ip.octets()),
+        }
+    }
+    push_attribute(&mut protocol, CTA_PROTO_NUM, &[Protocol::Tcp.number()]);
+    push_attribute(&mut protocol, CTA_PROTO_SRC_PORT, &from.port().to_be_bytes());
+    push_attribute(&mut protocol, CTA_PROTO_DST_PORT, &to.port().to_be_bytes());
+    push_attribute(&mut tuple, CTA_TUPLE_IP | NESTED, &addresses);
+    push_attribute(&mut tuple, CTA_TUPLE_PROTO | NESTED, &protocol);
+    tuple
+}
+
 /// What an entry of the list says, if it is a flow of this protocol. Those in a zone belong to whoever made the zone.
 fn read(entry: &[u8], protocol: Protocol) -> Option<Flow> {
     let attributes = entry.get(HEADER..)?;
@@ -153,14 +198,12 @@ fn read(entry: &[u8], protocol: Protocol) -> Option<Flow> {
     })
 }
 
-/// `CTA_IP_V4_SRC` or `CTA_IP_V6_SRC`.
 fn source(tuple: &[u8], protocol: Protocol) -> Option<SocketAddr> {
-    end_of(tuple, protocol, [1, 3], CTA_PROTO_SRC_PORT)
+    end_of(tuple, protocol, SOURCE, CTA_PROTO_SRC_PORT)
 }
 
-/// `CTA_IP_V4_DST` or `CTA_IP_V6_DST`.
 fn destination(tuple: &[u8], protocol: Protocol) -> Option<SocketAddr> {
-    end_of(tuple, protocol, [2, 4], CTA_PROTO_DST_PORT)
+    end_of(tuple, protocol, DESTINATION, CTA_PROTO_DST_PORT)
 }
 
 fn end_of(tuple: &[u8], wanted: Protocol, [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
@@ -216,6 +259,15 @@ mod tests {
             let mut zoned = entry();
             push_attribute(&mut zoned, CTA_ZONE, &zone);
             assert_eq!(read(&zoned, Protocol::Udp).is_some(), expected);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_made_is_listed_with_its_ends() {
+        for [from, to] in [["192.0.2.5:1500", "10.1.0.1:80"], ["[2001:db8::5]:1500", "[fd00::1]:80"]] {
+            let [from, to]: [SocketAddr; 2] = [from, to].map(|end| end.parse().unwrap());
+            let flow = read(&entry_between(from, to, 60), Protocol::Tcp).unwrap();
+            assert_eq!([flow.client, flow.dialled, flow.answered_by, flow.answered_to], [from, to, to, from]);
         }
     }
 

@@ -72,7 +72,7 @@ impl Collector {
                 Err(_) => {}
             }
             self.failing = collected.is_err();
-            self.earlier.look();
+            self.earlier.look(&self.tables);
         }
     }
 

@@ -1,16 +1,17 @@
 //! Flows that the kernel translates for an earlier path, by rules that are gone or will be.
 //!
 //! A connection of TCP stays with the kernel, whose translation needs no rules: packets in the middle of one pass the
-//! programs. Flows of datagrams are taken over, for a datagram does not say whether it is the first. Their entries of
-//! the kernel must go then: what the programs make of a client's packet would have the same answers as the entry, and
-//! the kernel drops such a packet.
+//! programs, and the port with which the kernel stands for its client is none that the programs take. Flows of
+//! datagrams are taken over, for a datagram does not say whether it is the first. Their entries of the kernel must go
+//! then: what the programs make of a client's packet would have the same answers as the entry, and the kernel drops
+//! such a packet.
 
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use proxy_abi::connection::{Connection, State};
+use proxy_abi::connection::{Connection, Key, SOURCE_PORTS, State, Translation};
 use proxy_abi::lookup::{V4, V6, lead};
 use proxy_abi::maps;
 use proxy_abi::packet::Ends;
@@ -41,6 +42,7 @@ const LISTS: usize = 4;
 /// To be called just before the programs begin to serve, and again just after: a packet in between makes a new entry.
 pub(in crate::datapath::ebpf) fn take_over(tables: &FlowTables, layout: &Layout) -> io::Result<usize> {
     let (mut table, own) = (Table::open()?, own_addresses()?);
+    leave_ports(tables, &mut table)?;
     let mut taken = 0_usize;
     for protocol in [Protocol::Udp, Protocol::Sctp] {
         for family in Family::BOTH {
@@ -63,6 +65,33 @@ pub(in crate::datapath::ebpf) fn take_over(tables: &FlowTables, layout: &Layout)
     Ok(taken)
 }
 
+/// Keeps the programs from the ports with which the kernel stands for clients of connections.
+fn leave_ports(tables: &FlowTables, table: &mut Table) -> io::Result<()> {
+    let (first, last) = SOURCE_PORTS;
+    let masqueraded = |flow: &Flow| {
+        let stands_in = flow.answered_to.ip() != flow.client.ip();
+        flow.is_translated() && stands_in && (first..=last).contains(&flow.answered_to.port())
+    };
+    for family in Family::BOTH {
+        for flow in table.flows(family, Protocol::Tcp, masqueraded)?.entries {
+            let between = ends(flow.answered_to, flow.answered_by, flow.protocol);
+            tables.large.set_taken(&Key::of(&between).ends, &Translation::taken(between.from_port, now()?))?;
+        }
+    }
+    Ok(())
+}
+
+fn ends(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Ends {
+    Ends {
+        from: address(from.ip()),
+        to: address(to.ip()),
+        from_port: from.port().to_be(),
+        to_port: to.port().to_be(),
+        protocol: protocol.number(),
+        padding: [0; 3],
+    }
+}
+
 /// What this node sends itself does not come in.
 fn own_addresses() -> io::Result<HashSet<IpAddr>> {
     Ok(addresses::list()?.into_iter().map(|found| found.address).collect())
@@ -81,14 +110,6 @@ fn backend_behind(layout: &Layout, flow: &Flow) -> Option<(u32, BackendRef)> {
 /// What the programs know of such a flow: the ends of its client's packets, and the connection.
 fn remembered(flow: &Flow, (service, reference): (u32, BackendRef), now: u32) -> (Ends, Connection) {
     let Flow { protocol, client, dialled, answered_by, answered_to, answered, .. } = flow;
-    let ends = Ends {
-        from: address(client.ip()),
-        to: address(dialled.ip()),
-        from_port: client.port().to_be(),
-        to_port: dialled.port().to_be(),
-        protocol: protocol.number(),
-        padding: [0; 3],
-    };
     let of_node = client.ip() != answered_to.ip();
     let connection = Connection {
         endpoint: address(answered_by.ip()),
@@ -104,7 +125,7 @@ fn remembered(flow: &Flow, (service, reference): (u32, BackendRef), now: u32) ->
         seen: now,
         begun: now,
     };
-    (ends, connection)
+    (ends(*client, *dialled, *protocol), connection)
 }
 
 /// Writes a flow, what leads back to it first. False if it is there already, or if its answers would be another flow's.
@@ -141,12 +162,12 @@ impl EarlierFlows {
 
     /// Looks for such connections, once in a while until there are none. From then on all packets of TCP that come to a
     /// frontend are the programs'.
-    pub(in super::super) fn look(&mut self) {
+    pub(in super::super) fn look(&mut self, flows: &FlowTables) {
         let known = self.config.load(0, Config::FLAGS).is_none_or(|flags| flags & Config::OWN_FLOWS != 0);
         if known || self.orders.borrow().is_none() || Instant::now() < self.next {
             return;
         }
-        match self.are_left() {
+        match self.are_left(flows) {
             Ok(false) => {
                 info!("the kernel translates no connection of an earlier data path");
                 let told = self.config.update(0, Config::FLAGS, |flags| flags | Config::OWN_FLOWS);
@@ -167,8 +188,9 @@ impl EarlierFlows {
         self.next = Instant::now().checked_add(EVERY).unwrap_or(self.next);
     }
 
-    fn are_left(&self) -> io::Result<bool> {
+    fn are_left(&self, flows: &FlowTables) -> io::Result<bool> {
         let (mut table, own) = (Table::open()?, own_addresses()?);
+        leave_ports(flows, &mut table)?;
         // Of connections that this node opens, what comes in are answers. They count if they come to a frontend.
         let earlier = |flow: &Flow| {
             let translated = flow.is_translated() && !own.contains(&flow.client.ip());

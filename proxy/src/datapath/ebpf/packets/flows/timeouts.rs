@@ -32,6 +32,8 @@ const CLOSED: u32 = 10;
 const SCTP: u32 = 600;
 /// What leads back to a connection that is gone: an answer may still find its client by it.
 const ORPHAN: u32 = 60;
+/// A port that the kernel stands for a client with, after the last look at which the kernel had it.
+const TAKEN: u32 = 180;
 
 impl FlowTimeouts {
     /// How many seconds a flow in this state stays without a packet.
@@ -56,7 +58,8 @@ impl FlowTimeouts {
 
 /// Whether what leads back to no connection can go.
 pub(super) fn is_left_over(translation: &Translation, now: u32) -> bool {
-    seconds_since(translation.seen, now) > ORPHAN
+    let stays = if translation.flags & Translation::TAKEN == 0 { ORPHAN } else { TAKEN };
+    seconds_since(translation.seen, now) > stays
 }
 
 /// The seconds from one time of the programs to another. The clock goes round, and a processor may be ahead of `now`.
@@ -108,5 +111,7 @@ mod tests {
     fn what_leads_back_to_nothing_stays_for_a_minute() {
         let unused_for = |idle| Translation { seen: NOW - idle, ..Translation::default() };
         assert!(!is_left_over(&unused_for(60), NOW) && is_left_over(&unused_for(61), NOW));
+        let not_looked_at_for = |seconds| Translation::taken(1024, NOW - seconds);
+        assert!(!is_left_over(&not_looked_at_for(180), NOW) && is_left_over(&not_looked_at_for(181), NOW));
     }
 }
