@@ -142,6 +142,9 @@ impl Translation {
     /// packets pass. It leads to no client.
     pub const TAKEN: u32 = 16;
 
+    /// A flag: its flow has been closed, so another one may have its ports if others are short.
+    pub const ENDED: u32 = 32;
+
     /// That of an address and a port with which the kernel stands for a client of its own.
     #[must_use]
     pub const fn taken(port: Port, seen: u32) -> Self {

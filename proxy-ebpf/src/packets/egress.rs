@@ -13,7 +13,7 @@ use crate::skb::{Kind, Skb};
 use crate::tracked::{DEVICES, Scratch, scratch};
 use crate::{DROP, NEXT, errors, fragments};
 
-/// How many ports of this node are tried for a flow.
+/// How many ports of this node are tried for a flow; in the second half also those of flows that have ended.
 const TRIES: u32 = 32;
 const FIRST: u32 = SOURCE_PORTS.0 as u32;
 const COUNT: u32 = SOURCE_PORTS.1 as u32 - FIRST + 1;
@@ -71,7 +71,7 @@ fn finish(packet: &Packet, result: Result<(), rewrite::Failed>) -> i32 {
 /// The verdict on a packet of the endpoint's to the client. Not inlined: see `serve` of ingress.
 #[inline(never)]
 fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
-    let Scratch { packet, translation, client, .. } = scratch;
+    let Scratch { packet, translation, client, connection: known, key, .. } = scratch;
     let now = seconds();
     let is_first = translation.flags & Translation::ANSWERED == 0;
     if is_first || translation.seen != now || packet.flags & (Packet::FIN | Packet::RST) != 0 {
@@ -82,11 +82,17 @@ fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
         *client = translation.dialled(packet.ends.to, packet.ends.protocol);
         if let Some((connection, _)) = flows::connection(client) {
             // SAFETY: as above.
-            let state = State::of(unsafe { (*connection).state }).after(false, packet);
+            let before = State::of(unsafe { (*connection).state });
+            let state = before.after(false, packet);
             // SAFETY: as above.
             unsafe { (*connection).state = state as u8 };
             // SAFETY: as above.
             unsafe { (*connection).seen = now };
+            if state != before && state == State::Closed {
+                // SAFETY: as above.
+                *known = unsafe { connection.read() };
+                flows::end(client, known, key);
+            }
         }
     }
     if translation.client_port != packet.ends.to_port {
@@ -178,9 +184,9 @@ fn take_port(scratch: &mut Scratch, tables: Tables) -> Option<()> {
         scratch.translation = scratch.connection.for_client(&scratch.client, &scratch.key);
         let taken = match flows::translation(&scratch.key) {
             // The flow's own, from before its connection was forgotten.
-            // SAFETY: an element that was found stays readable.
-            Some(found) => unsafe { (*found).leads_as(&scratch.translation) },
-            None => flows::put_translation(tables, &scratch.key, &scratch.translation, true),
+            Some(found) if flows::take_over(found, &scratch.translation) => true,
+            Some(found) if attempt < TRIES / 2 || !flows::clear_ended(found, &scratch.key) => false,
+            Some(_) | None => flows::put_translation(tables, &scratch.key, &scratch.translation, true),
         };
         if taken {
             return Some(());

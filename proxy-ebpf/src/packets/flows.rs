@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use proxy_abi::Count;
-use proxy_abi::connection::{Connection, Key, State, Translation};
+use proxy_abi::connection::{Connection, Key, SOURCE_PORTS, State, Translation};
 use proxy_abi::packet::{Ends, protocol};
 
 use crate::decisions::count;
@@ -13,8 +13,10 @@ use crate::tracked::{CONNECTIONS, OPENING_TRANSLATIONS, OPENINGS, Scratch, TRANS
 
 /// So many seconds a packet may be on its way: an answer to a datagram, or between the hooks.
 const ON_ITS_WAY: u32 = 2;
-/// How many ports are tried that could stand for a client's.
+/// How many ports are tried that could stand for a client's; in the second half also those of flows that have ended.
 const TRIES: u32 = 16;
+/// So many seconds after the last answer nothing more is expected of a flow that has been closed.
+const LAST_PACKETS: u32 = 2;
 
 /// The pair of tables in which a flow is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,10 +82,12 @@ pub(crate) fn begin(skb: Skb, scratch: &mut Scratch) -> Result<(), Count> {
         let inner = connection.inner(&packet.ends);
         *key = Key::of(&inner);
         *value = connection.leading_back(&packet.ends, key);
-        let free = match translation(key) {
-            Some(found) => take_over(found, value),
-            None if pod != 0 && is_connected(skb, &inner, packet.ipv4, pod) => false,
-            None => put_translation(tables, key, value, true),
+        let found = translation(key);
+        let free = match found {
+            Some(found) if take_over(found, value) => true,
+            Some(found) if attempt < TRIES / 2 || !clear_ended(found, key) => false,
+            Some(_) | None if pod != 0 && is_connected(skb, &inner, packet.ipv4, pod) => false,
+            Some(_) | None => put_translation(tables, key, value, true),
         };
         if free {
             if attempt > 0 {
@@ -149,7 +153,7 @@ pub(crate) fn goes_on(scratch: &mut Scratch) -> bool {
 
 /// Whether a translation is that of a flow which was forgotten, or has ended; it becomes that of the new one.
 #[inline(always)]
-fn take_over(found: *mut Translation, value: &Translation) -> bool {
+pub(crate) fn take_over(found: *mut Translation, value: &Translation) -> bool {
     // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
     let ours = unsafe { (*found).leads_as(value) };
     if ours {
@@ -161,12 +165,46 @@ fn take_over(found: *mut Translation, value: &Translation) -> bool {
     ours
 }
 
-/// A port for a flow that would else look like another one of its client, above those of most clients.
+/// Makes room where what leads back to a flow that has ended is in the way of another one, once its last packets have
+/// had their time.
+#[inline(always)]
+pub(crate) fn clear_ended(found: *mut Translation, key: &Key) -> bool {
+    // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
+    let ended = unsafe { (*found).flags } & Translation::ENDED != 0;
+    // SAFETY: as above.
+    let seen = unsafe { (*found).seen };
+    // Only one processor takes it out.
+    ended
+        && seconds().wrapping_sub(seen) >= LAST_PACKETS
+        && (TRANSLATIONS.remove(key.ends).is_ok() || OPENING_TRANSLATIONS.remove(key.ends).is_ok())
+}
+
+/// Notes in what leads back to the flow of `connection` that it has been closed. `key` is room for a key.
+#[inline(always)]
+pub(crate) fn end(client: &Ends, connection: &Connection, key: &mut Key) {
+    *key = Key::of(&connection.inner(client));
+    mark_ended(key);
+    if connection.source_port != 0 {
+        *key = Key::of(&connection.of_node(client.protocol));
+        mark_ended(key);
+    }
+}
+
+/// Not inlined: it has a stack of its own.
+#[inline(never)]
+fn mark_ended(key: &Key) -> i32 {
+    let Some(found) = translation(key) else { return 0 };
+    // SAFETY: an element that was found stays writable; other writes at the same time are of packets that come late.
+    unsafe { (*found).flags |= Translation::ENDED };
+    1
+}
+
+/// A port for a flow that would else look like another one of its client, below those of most clients.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "a port is below 65,536")]
 fn candidate(ends: &Ends, attempt: u32) -> u16 {
-    const FIRST: u32 = 61_000;
-    const COUNT: u32 = 65_535 - FIRST;
+    const FIRST: u32 = SOURCE_PORTS.0 as u32;
+    const COUNT: u32 = SOURCE_PORTS.1 as u32 - FIRST + 1;
     ((FIRST + ends.digest(attempt) % COUNT) as u16).to_be()
 }
 
@@ -192,15 +230,18 @@ pub(crate) fn leave_alone(scratch: &mut Scratch) {
 pub(crate) fn note(scratch: &mut Scratch, place: *mut Connection, tables: Tables) {
     // SAFETY: as above. Writes of other processors at the same time say the same, but for a packet more or less.
     scratch.connection = unsafe { place.read() };
-    let Scratch { packet, connection, .. } = scratch;
+    let Scratch { packet, connection, key, .. } = scratch;
     let (state, now) = (State::of(connection.state).after(true, packet) as u8, seconds());
-    let seen = connection.seen;
+    let (seen, before) = (connection.seen, connection.state);
     if state != connection.state || now != seen {
         (connection.state, connection.seen) = (state, now);
         // SAFETY: as above.
         unsafe { (*place).state = state };
         // SAFETY: as above.
         unsafe { (*place).seen = now };
+    }
+    if state != before && State::of(state) == State::Closed {
+        end(&packet.ends, connection, key);
     }
     if tables == Tables::Opening && !scratch.packet.opens() {
         settle(scratch);

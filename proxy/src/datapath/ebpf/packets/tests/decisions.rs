@@ -188,11 +188,57 @@ fn flows_for_which_no_port_is_left_are_counted() {
     assert_eq!(node.run("shunt_egress", &inside).0, DROP);
     node.check_counted(&mut before, &["packet_flows{how=new}", "packet_drops{reason=no_source_port}"]);
     let client = address(OTHER);
-    for port in (61_000..=65_535).chain([client.port()]) {
+    for port in (1024..30_000).chain([client.port()]) {
         node.take(&datagram_ends(SocketAddr::new(client.ip(), port), endpoint), 0);
     }
     assert_eq!(node.run("shunt_ingress", &udp(OTHER, "192.0.2.1:53")).0, DROP);
     node.check_counted(&mut before, &["packet_drops{reason=no_client_port}"]);
+}
+
+/// The same, but the others have ended.
+#[test]
+fn ports_of_flows_that_have_ended_are_given_away() {
+    let Some(mut node) = Node::with("ended-ports", &one_endpoint("ext=192.0.2.1")) else { return };
+    let (own, client, endpoint) = (ip(NODE_ADDRESSES[0]), address(OTHER), address("10.1.0.1:5353"));
+    for port in (1024..30_000).chain([client.port()]) {
+        node.take(&datagram_ends(SocketAddr::new(own, port), endpoint), Translation::OF_NODE | Translation::ENDED);
+        node.take(&datagram_ends(SocketAddr::new(client.ip(), port), endpoint), Translation::ENDED);
+    }
+    let datagram = udp(OTHER, "192.0.2.1:53");
+    let [(from, _), (source, to)] = node.through(&datagram);
+    assert!(from.port() != client.port() && to == endpoint, "{from} {to}");
+    assert_eq!(node.through(&udp("10.1.0.1:5353", &source.to_string()))[1], (address("192.0.2.1:53"), client));
+    // The flow has both ports now.
+    assert_eq!(node.through(&datagram)[1], (source, endpoint));
+}
+
+#[test]
+fn a_flow_that_is_closed_leaves_its_ports_to_others() {
+    let Some(mut node) = Node::with("closed-ports", &one_endpoint("ext=192.0.2.1")) else { return };
+    let fin = |from: &str, to: &str| tcp(from, to, |header| (header.ack, header.fin) = (true, true));
+    let map = bpf::open_pin(&node.pins.maps.of(&maps::packets::TRANSLATIONS)).unwrap();
+    let ended = || {
+        let keys = bpf::keys::<{ size_of::<Ends>() }>(map.as_fd()).unwrap();
+        let flags = keys.iter().map(|key| {
+            let value: [u8; size_of::<Translation>()] = bpf::lookup(map.as_fd(), key).unwrap().unwrap();
+            let value: Translation = zerocopy::transmute!(value);
+            value.flags & Translation::ENDED != 0
+        });
+        flags.collect::<Vec<_>>()
+    };
+    for client_first in [false, true] {
+        let source = node.through(&syn(OTHER, EXTERNAL))[1].0.to_string();
+        node.through(&ack(OTHER, EXTERNAL));
+        assert_eq!(ended(), [false; 2], "it opens, the second time again");
+        let mut ends = [(OTHER, EXTERNAL), ("10.1.0.1:8080", &source)];
+        if !client_first {
+            ends.reverse();
+        }
+        for (from, to) in ends {
+            node.through(&fin(from, to));
+        }
+        assert_eq!(ended(), [true; 2], "client first: {client_first}");
+    }
 }
 
 #[test]
