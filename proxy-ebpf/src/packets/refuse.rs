@@ -6,6 +6,8 @@
 
 use core::ptr::null_mut;
 
+use core::hint::black_box;
+
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -35,8 +37,9 @@ struct Message {
     /// Its IP header. That of IPv4 is in the second half.
     network: [u32; 10],
     icmp: [u32; icmp::HEADER as usize / 4],
-    /// One word more than is used: the kernel's verifier rounds less exactly.
-    quote: [u32; QUOTE as usize / 4 + 1],
+    /// Six words more than are used: the kernel's verifier rounds less exactly, and that of older kernels takes the
+    /// longer header of IPv6 to begin where that of IPv4 does.
+    quote: [u32; QUOTE as usize / 4 + 6],
 }
 
 /// Type and code of "port unreachable".
@@ -143,6 +146,8 @@ fn quote<const NETWORK: u32>(skb: Skb, packet: &Packet, header: u32, message: &m
     if length < header + 8 || length < 28 {
         return Err(Failed);
     }
+    // Says once more what was checked: the verifier of older kernels forgets the bounds of a copy.
+    let length = (black_box(length - 1) & (QUOTE - 1)) + 1;
     let last = ((length - 1) / 4) as usize;
     *message.quote.get_mut(last).ok_or(Failed)? = 0;
     // SAFETY: there is room for so many bytes.
