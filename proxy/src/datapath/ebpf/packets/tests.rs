@@ -29,6 +29,7 @@ use super::super::tables::kernel::Tables;
 use super::super::tables::service_ranges::ServiceRanges;
 use super::super::{image, pins};
 use super::*;
+use crate::datapath::nftables::walk::Walk;
 use crate::datapath::packets::{PacketOutcome, cases};
 use crate::host::netns::tests::is_root;
 use crate::plan::fixture::{cluster, ip, options, service, set_node, slice};
@@ -314,7 +315,7 @@ fn first_packet(packet: &Packet) -> Option<Vec<u8>> {
     }
 }
 
-/// Everything that a plan names gets from the programs what the plan says.
+/// Everything that a plan names gets from the programs what the plan says, and what the rules of nftables give it.
 #[test]
 fn packets_get_what_the_plan_says() {
     let mut runner = TestRunner::deterministic();
@@ -327,6 +328,7 @@ fn packets_get_what_the_plan_says() {
     }
     for (turn, plan) in plans.into_iter().enumerate() {
         let Some(mut node) = Node::with(&format!("plan-{turn}"), &plan) else { return };
+        let rules = Walk::of(&plan, cases::PACKETS);
         for source in [Source::Outside, Source::Pod] {
             node.set_device(if source == Source::Pod { Device::PODS } else { 0 });
             for packet in cases::packets(&plan).iter().filter(|packet| packet.source == source) {
@@ -334,6 +336,7 @@ fn packets_get_what_the_plan_says() {
                 node.pay_for_refusals();
                 let (verdict, after) = node.run("shunt_ingress", &frame);
                 let wanted = cases::in_words(&plan, packet);
+                assert_eq!(rules.outcome(packet), wanted, "{packet:?}");
                 met.insert(std::mem::discriminant(&wanted));
                 match wanted {
                     PacketOutcome::Endpoints { addresses, .. } => {
