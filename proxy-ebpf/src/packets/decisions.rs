@@ -3,14 +3,16 @@
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 use proxy_abi::connection::Connection;
-use proxy_abi::packet::Ends;
+use proxy_abi::packet::{Ends, Packet};
 use proxy_abi::refusal::Bucket;
 use proxy_abi::{Config, Count, Event, Served};
 
+use crate::rewrite::Failed;
 use crate::sender::now;
 use crate::skb::Skb;
 use crate::tables::config;
 use crate::tracked::{COUNTERS, EVENTS, SERVED};
+use crate::{DROP, NEXT, fragments};
 
 /// What pays for events on this processor.
 #[btf_map]
@@ -43,6 +45,17 @@ pub(crate) fn count_for(service: u32, what: Count) {
         let Served { begun, unserved } = unsafe { &mut *served };
         add_one(if what.begins() { begun } else { unserved });
     }
+}
+
+/// What becomes of a packet that was translated, or could not be.
+#[inline(always)]
+pub(crate) fn finish(packet: &Packet, result: Result<(), Failed>) -> i32 {
+    if result.is_err() {
+        count(Count::NotRewritten);
+        return DROP;
+    }
+    fragments::remember(packet);
+    NEXT
 }
 
 /// Tells a decision about the flow of a client, if somebody listens. `connection` is what is known of the flow. To be

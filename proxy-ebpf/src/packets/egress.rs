@@ -2,9 +2,9 @@
 
 use proxy_abi::connection::{Key, SOURCE_PORTS, State, Translation};
 use proxy_abi::packet::Packet;
-use proxy_abi::{Address6, Count, Device, Port, mapped};
+use proxy_abi::{Address6, Count, Device, mapped};
 
-use crate::decisions::{DECIDED, count, decided};
+use crate::decisions::{DECIDED, count, decided, finish};
 use crate::flows::{self, Tables};
 use crate::ingress::unless_unused;
 use crate::rewrite::{self, Side};
@@ -15,8 +15,6 @@ use crate::{DROP, NEXT, errors, fragments};
 
 /// How many ports of this node are tried for a flow; in the second half also those of flows that have ended.
 const TRIES: u32 = 32;
-const FIRST: u32 = SOURCE_PORTS.0 as u32;
-const COUNT: u32 = SOURCE_PORTS.1 as u32 - FIRST + 1;
 /// No verdict of the kernel's, as [`DECIDED`]: an address and a port of this node stand for the client.
 const STANDS_IN: i32 = -3;
 
@@ -56,16 +54,6 @@ fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
         true if flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
         true => NEXT,
     }
-}
-
-#[inline(always)]
-fn finish(packet: &Packet, result: Result<(), rewrite::Failed>) -> i32 {
-    if result.is_err() {
-        count(Count::NotRewritten);
-        return DROP;
-    }
-    fragments::remember(packet);
-    NEXT
 }
 
 /// The verdict on a packet of the endpoint's to the client. Not inlined: see `serve` of ingress.
@@ -163,30 +151,27 @@ fn source(skb: Skb, packet: &Packet) -> Option<Address6> {
     exists.then_some(address)
 }
 
-/// A port as it lies in a packet.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "a port is below 65,536")]
-fn number(port: u32) -> Port {
-    (port as u16).to_be()
-}
-
 /// Takes a port of this node for a flow, the client's own if it can: its answers must be no other flow's.
 #[inline(always)]
 fn take_port(scratch: &mut Scratch, tables: Tables) -> Option<()> {
-    let (digest, own) = (scratch.client.digest(1), u32::from(u16::from_be(scratch.connection.client_port)));
+    let (digest, own) = (scratch.client.digest(1), scratch.connection.client_port);
+    let (first, last) = SOURCE_PORTS;
+    let fits = (first..=last).contains(&u16::from_be(own));
     // Ports in a row may all be taken.
     let step = digest >> 16 | 1;
     for attempt in 0..TRIES {
-        let keeps = attempt == 0 && (FIRST..FIRST + COUNT).contains(&own);
-        let port = if keeps { own } else { FIRST + digest.wrapping_add(attempt.wrapping_mul(step)) % COUNT };
-        scratch.connection.source_port = number(port);
+        let number = digest.wrapping_add(attempt.wrapping_mul(step));
+        scratch.connection.source_port = if attempt == 0 && fits { own } else { flows::source_port(number) };
         scratch.key = Key::of(&scratch.connection.of_node(scratch.client.protocol));
         scratch.translation = scratch.connection.for_client(&scratch.client, &scratch.key);
-        let taken = match flows::translation(&scratch.key) {
-            // The flow's own, from before its connection was forgotten.
-            Some(found) if flows::take_over(found, &scratch.translation) => true,
-            Some(found) if attempt < TRIES / 2 || !flows::clear_ended(found, &scratch.key) => false,
-            Some(_) | None => flows::put_translation(tables, &scratch.key, &scratch.translation, true),
+        let (key, value) = (&scratch.key, &scratch.translation);
+        let put = || flows::put_translation(tables, key, value, true);
+        let taken = match flows::translation(key) {
+            // The flow's own, from before its connection was forgotten, or one that has ended.
+            Some(found) => {
+                flows::take_over(found, value) || (attempt >= TRIES / 2 && flows::clear_ended(found, key) && put())
+            }
+            None => put(),
         };
         if taken {
             return Some(());

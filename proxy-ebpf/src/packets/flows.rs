@@ -1,9 +1,9 @@
 //! The flows that are known: found, begun, and moved to the large tables once their client has sent a second packet.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use proxy_abi::Count;
 use proxy_abi::connection::{Connection, Key, SOURCE_PORTS, State, Translation};
 use proxy_abi::packet::{Ends, protocol};
+use proxy_abi::{Count, Port};
 
 use crate::decisions::count;
 use crate::direct::{is_connected, pod_behind};
@@ -82,12 +82,13 @@ pub(crate) fn begin(skb: Skb, scratch: &mut Scratch) -> Result<(), Count> {
         let inner = connection.inner(&packet.ends);
         *key = Key::of(&inner);
         *value = connection.leading_back(&packet.ends, key);
-        let found = translation(key);
-        let free = match found {
-            Some(found) if take_over(found, value) => true,
-            Some(found) if attempt < TRIES / 2 || !clear_ended(found, key) => false,
-            Some(_) | None if pod != 0 && is_connected(skb, &inner, packet.ipv4, pod) => false,
-            Some(_) | None => put_translation(tables, key, value, true),
+        let put = || {
+            let elsewhere = pod != 0 && is_connected(skb, &inner, packet.ipv4, pod);
+            !elsewhere && put_translation(tables, key, value, true)
+        };
+        let free = match translation(key) {
+            Some(found) => take_over(found, value) || (attempt >= TRIES / 2 && clear_ended(found, key) && put()),
+            None => put(),
         };
         if free {
             if attempt > 0 {
@@ -201,11 +202,17 @@ fn mark_ended(key: &Key) -> i32 {
 
 /// A port for a flow that would else look like another one of its client, below those of most clients.
 #[inline(always)]
+fn candidate(ends: &Ends, attempt: u32) -> Port {
+    source_port(ends.digest(attempt))
+}
+
+/// One of the ports that stand for clients' ports, by any number.
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "a port is below 65,536")]
-fn candidate(ends: &Ends, attempt: u32) -> u16 {
+pub(crate) fn source_port(number: u32) -> Port {
     const FIRST: u32 = SOURCE_PORTS.0 as u32;
     const COUNT: u32 = SOURCE_PORTS.1 as u32 - FIRST + 1;
-    ((FIRST + ends.digest(attempt) % COUNT) as u16).to_be()
+    ((FIRST + number % COUNT) as u16).to_be()
 }
 
 /// Those of a flow whose client has sent one packet. One of TCP may be a forged one, whatever its flags say: a flood of

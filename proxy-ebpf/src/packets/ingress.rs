@@ -5,7 +5,7 @@ use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_val
 use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::{Address6, AddressValue, BackendRef, Config, Count, Device, Lead, mapped, refusal, same};
 
-use crate::decisions::{DECIDED, clear, count, count_for, decided};
+use crate::decisions::{DECIDED, clear, count, count_for, decided, finish};
 use crate::rewrite::{self, Side};
 use crate::sender::{Sender, seconds};
 use crate::skb::{Kind, Skb};
@@ -143,16 +143,6 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 
 fn serves(packet: &Packet, connection: &Connection) -> bool {
     let reference = connection.reference();
     if packet.ipv4 { V4::alive(&Kernel, reference).is_some() } else { V6::alive(&Kernel, reference).is_some() }
-}
-
-#[inline(always)]
-fn finish(packet: &Packet, result: Result<(), rewrite::Failed>) -> i32 {
-    if result.is_err() {
-        count(Count::NotRewritten);
-        return DROP;
-    }
-    fragments::remember(packet);
-    NEXT
 }
 
 /// The packet of the scratch from an endpoint to the client. Not inlined, as above.

@@ -4,9 +4,8 @@
 //! The packet itself becomes the message: room is made between its Ethernet and IP headers, and it is cut to the length
 //! of a quotation.
 
-use core::ptr::null_mut;
-
 use core::hint::black_box;
+use core::ptr::null_mut;
 
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
