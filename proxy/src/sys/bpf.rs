@@ -18,6 +18,7 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ITER_CREATE: libc::c_long = 33;
@@ -34,6 +35,9 @@ const BPF_NOEXIST: u64 = 1;
 
 /// How many elements one batch call reads.
 const READ_BATCH: usize = 16_384;
+
+/// ENOTSUPP, which is no error of user space: the kind of map has no such command.
+const NOT_SUPPORTED: i32 = 524;
 
 #[repr(C)]
 #[derive(Default)]
@@ -277,6 +281,28 @@ pub fn delete<const K: usize>(map: BorrowedFd<'_>, key: &[u8; K]) -> io::Result<
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         done => done,
     }
+}
+
+/// Deletes elements by as few calls as possible; one that is not there counts as deleted. Kernel: 5.6 for batches, else
+/// one call each.
+pub fn delete_all<const K: usize>(map: BorrowedFd<'_>, keys: &[[u8; K]]) -> io::Result<()> {
+    let mut rest = keys;
+    while !rest.is_empty() {
+        let mut attr =
+            BatchAttr { keys: address(rest), count: length(rest.len())?, map: raw(map), ..BatchAttr::default() };
+        // SAFETY: `rest` holds `count` keys of the map's size and outlives the call.
+        let done = match unsafe { call(BPF_MAP_DELETE_BATCH, &mut attr) } {
+            Ok(()) => return Ok(()),
+            // The kernel stops at one that is not there, behind so many others.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => (attr.count as usize).saturating_add(1),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | NOT_SUPPORTED)) => {
+                return rest.iter().try_for_each(|key| delete(map, key));
+            }
+            Err(error) => return Err(error),
+        };
+        rest = rest.get(done..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// Reads and deletes one element in one step. Kernel: 5.14 for hash maps.

@@ -26,8 +26,9 @@ pub(in crate::datapath::ebpf) use self::collect::Collector;
 pub(in crate::datapath::ebpf) use self::earlier::{EarlierFlows, take_over};
 pub use self::timeouts::FlowTimeouts;
 
-/// How many elements are read at once: between two pieces others get the processor.
-const PIECE: usize = 4096;
+/// How many elements are read at once: between two pieces others get the processor, and what is removed of a piece has
+/// just been read.
+const PIECE: usize = 1024;
 
 const ENDS: usize = size_of::<Ends>();
 const CONNECTION: usize = size_of::<Connection>();
@@ -112,11 +113,6 @@ impl Pair {
         Ok(())
     }
 
-    pub(super) fn connection(&self, client: &Ends) -> io::Result<Option<Connection>> {
-        let found: Option<[u8; CONNECTION]> = bpf::lookup(self.connections.as_fd(), &bytes(client))?;
-        Ok(found.map(|value| transmute!(value)))
-    }
-
     pub(super) fn translation(&self, key: &Ends) -> io::Result<Option<Translation>> {
         let found: Option<[u8; TRANSLATION]> = bpf::lookup(self.translations.as_fd(), &bytes(key))?;
         Ok(found.map(|value| transmute!(value)))
@@ -127,9 +123,16 @@ impl Pair {
         Ok(found.map(|value| transmute!(value)))
     }
 
-    pub(super) fn take_translation(&self, key: &Ends) -> io::Result<Option<Translation>> {
-        let found: Option<[u8; TRANSLATION]> = bpf::take(self.translations.as_fd(), &bytes(key))?;
-        Ok(found.map(|value| transmute!(value)))
+    /// Removes these, whatever they are by now.
+    pub(super) fn remove_connections(&self, clients: &[Ends]) -> io::Result<()> {
+        let keys: Vec<_> = clients.iter().map(bytes).collect();
+        bpf::delete_all(self.connections.as_fd(), &keys)
+    }
+
+    /// As [`Pair::remove_connections`].
+    pub(super) fn remove_translations(&self, keys: &[Ends]) -> io::Result<()> {
+        let keys: Vec<_> = keys.iter().map(bytes).collect();
+        bpf::delete_all(self.translations.as_fd(), &keys)
     }
 
     /// Writes it unless there is one. False if there is.

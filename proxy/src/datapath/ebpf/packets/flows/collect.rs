@@ -1,25 +1,32 @@
 //! Ends flows that have been without a packet for too long.
 //!
-//! No flow is lost to a packet that comes meanwhile. The kernel takes a connection out in one step, and only one that
-//! is still as it was read stays out; one that a packet has touched is put back with all that leads back to it. A
-//! program that had found the connection before that step still carries its packet, and the next packet begins the flow
-//! anew by its digest. What leads back to a connection stays for a while: a flow of the same ends may begin at any
-//! moment, and it takes over what is there. What leads to none and has not been used is taken out in one step too, and
-//! put back if a flow has come by then.
+//! No connection of TCP or SCTP is lost to a packet that comes meanwhile: without it, packets in the middle of one
+//! might not be served. The kernel takes it out in one step, and only one that is still as it was read stays out; one
+//! that a packet has touched is put back with all that leads back to it. A program that had found it before that step
+//! still carries its packet, and the next packet begins the flow anew by its digest.
+//!
+//! All else goes many elements by one call, which does not say how the kernel found them. A datagram that comes in the
+//! instant between the reading of its flow and that call, after all the time without one, does not keep the flow: the
+//! next one begins it anew by its digest, as if both had come an instant later.
+//!
+//! What leads back to a flow that has ended goes in the same round, so that others may have its ports, and what leads
+//! to none goes once it has not been used for a while. What a packet has used since the round began stays. In the same
+//! instant, a flow that begins anew may lose what leads back to it, and an answer misses its client. The client sends
+//! again, and in another second its packet makes what leads back again from the connection, as after a full table.
 
-use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use proxy_abi::connection::{Connection, Key, Translation};
-use proxy_abi::packet::Ends;
+use nohash_hasher::IntSet;
+use proxy_abi::connection::{Connection, Translation};
+use proxy_abi::packet::{Ends, protocol};
 use shunt_model::with_causes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::earlier::EarlierFlows;
-use super::timeouts::is_left_over;
+use super::timeouts::{is_left_over, seconds_since};
 use super::{FlowTables, FlowTimeouts, Pair, leading_back, now};
 use crate::datapath::report::{Number, NumberKind, Report};
 
@@ -35,7 +42,7 @@ pub(in crate::datapath::ebpf) struct Collected {
     pub(in super::super) kept: u64,
     /// Flows that have ended.
     pub(in super::super) ended: u64,
-    /// Elements that led back to no connection.
+    /// Elements that led back to them, or to no connection.
     pub(in super::super) left_over: u64,
 }
 
@@ -109,62 +116,99 @@ pub(in super::super) fn collect(
     now: u32,
     stop: &CancellationToken,
 ) -> io::Result<Collected> {
-    let (mut collected, mut used) = (Collected::default(), Used::new());
-    for pair in tables.pairs() {
-        // What leads back to a flow that opens again may be in the large tables still.
-        used.extend(end_flows(pair, timeouts, now, stop, &mut collected)?);
-        if stop.is_cancelled() {
-            break;
-        }
-        remove_left_over(tables, pair, &used, now, stop, &mut collected)?;
-    }
-    Ok(collected)
+    let mut round = Round { now, stop, ended: Digests::default(), collected: Collected::default() };
+    // In this order: see `FlowTables::pairs`.
+    let opening = round.end_flows(&tables.opening, timeouts)?;
+    let mut used = round.end_flows(&tables.large, timeouts)?;
+    round.remove_translations(&tables.opening, &opening)?;
+    // What leads back to a flow that opens again may be in the large tables still.
+    used.extend(opening);
+    round.remove_translations(&tables.large, &used)?;
+    Ok(round.collected)
 }
 
-/// Digests of keys that lead back to a flow. Two keys with one digest only keep an element for longer.
-type Used = HashSet<u64>;
+/// Digests of elements that lead back to flows.
+type Digests = IntSet<u64>;
+
+/// One look at all tables.
+struct Round<'a> {
+    /// When it began: whatever has been used since has this time, or a later one.
+    now: u32,
+    stop: &'a CancellationToken,
+    /// What leads back to flows that have ended in this round: [`element`].
+    ended: Digests,
+    collected: Collected,
+}
+
+impl Round<'_> {
+    /// Ends the flows of a pair that have been without a packet for too long. Returns the digests of the keys that lead
+    /// back to the others.
+    fn end_flows(&mut self, pair: &Pair, timeouts: &FlowTimeouts) -> io::Result<Digests> {
+        let mut used = Digests::default();
+        pair.read_connections(|found| {
+            let mut datagrams = Vec::new();
+            for (client, connection) in &found {
+                let goes_on = match client.protocol {
+                    _ if !timeouts.has_ended(connection, client.protocol, self.now) => Some(*connection),
+                    number if protocol::connects(number) => end_flow(pair, client, connection)?,
+                    _ => {
+                        datagrams.push(*client);
+                        None
+                    }
+                };
+                if let Some(goes_on) = goes_on {
+                    used.extend(leading_back(client, &goes_on).map(|(key, _)| digest(&key)));
+                    self.collected.kept = self.collected.kept.saturating_add(1);
+                } else {
+                    self.ended.extend(leading_back(client, connection).map(|(key, value)| element(&key, &value)));
+                    self.collected.ended = self.collected.ended.saturating_add(1);
+                }
+            }
+            pair.remove_connections(&datagrams)?;
+            Ok(!self.stop.is_cancelled())
+        })?;
+        Ok(used)
+    }
+
+    /// Removes what leads back to flows that have ended, and what leads to no connection and has not been used for a
+    /// while: the connection has been forgotten, the flow has begun anew with another endpoint, or it has passed to the
+    /// other tables.
+    fn remove_translations(&mut self, pair: &Pair, used: &Digests) -> io::Result<()> {
+        if self.stop.is_cancelled() {
+            // Then not all that is in use has been read.
+            return Ok(());
+        }
+        pair.read_translations(|found| {
+            let goes = |(key, value): &(Ends, Translation)| {
+                (is_left_over(value, self.now) || self.has_ended(key, value)) && !used.contains(&digest(key))
+            };
+            let gone: Vec<Ends> = found.iter().filter(|found| goes(found)).map(|(key, _)| *key).collect();
+            pair.remove_translations(&gone)?;
+            let removed = u64::try_from(gone.len()).unwrap_or(u64::MAX);
+            self.collected.left_over = self.collected.left_over.saturating_add(removed);
+            Ok(!self.stop.is_cancelled())
+        })
+    }
+
+    /// Whether an element leads to a flow that has ended in this round and has not begun anew since. The same key may
+    /// lead to another flow by now, which has taken the port of the former one.
+    fn has_ended(&self, key: &Ends, value: &Translation) -> bool {
+        seconds_since(value.seen, self.now) > 0 && self.ended.contains(&element(key, value))
+    }
+}
 
 fn digest(key: &Ends) -> u64 {
     u64::from(key.digest(0)) << 32 | u64::from(key.digest(1))
 }
 
-/// Ends the flows of a pair that have been without a packet for too long. Returns what leads back to the others.
-fn end_flows(
-    pair: &Pair,
-    timeouts: &FlowTimeouts,
-    now: u32,
-    stop: &CancellationToken,
-    collected: &mut Collected,
-) -> io::Result<Used> {
-    let mut used = Used::new();
-    let mut keep = |client: &Ends, connection: &Connection, collected: &mut Collected| {
-        used.extend(leading_back(client, connection).map(|(key, _)| digest(&key)));
-        collected.kept = collected.kept.saturating_add(1);
-    };
-    pair.read_connections(|found| {
-        let (ended, kept): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|(client, connection)| timeouts.has_ended(connection, client.protocol, now));
-        for (client, connection) in &kept {
-            keep(client, connection, collected);
-        }
-        for (client, connection) in &ended {
-            match end_flow(pair, client, connection)? {
-                None => collected.ended = collected.ended.saturating_add(1),
-                Some(goes_on) => keep(client, &goes_on, collected),
-            }
-        }
-        Ok(!stop.is_cancelled())
-    })?;
-    Ok(used)
+/// The digest of a key and of what it leads to.
+fn element(key: &Ends, value: &Translation) -> u64 {
+    let &Translation { address, port, client_port, .. } = value;
+    digest(key) ^ digest(&Ends { from: address, from_port: port, to_port: client_port, ..*key })
 }
 
-/// Takes out a connection. Returns it if a packet has come since it was read as `ended`:
-/// then everything is as it was.
+/// Takes out a connection. Returns it if a packet has come since it was read as `ended`: then everything is as it was.
 pub(in super::super) fn end_flow(pair: &Pair, client: &Ends, ended: &Connection) -> io::Result<Option<Connection>> {
-    // A packet may have come since then, and the next one must not meet a gap.
-    if let Some(goes_on) = pair.connection(client)?.filter(|now| now.seen != ended.seen) {
-        return Ok(Some(goes_on));
-    }
     let Some(taken) = pair.take_connection(client)? else { return Ok(None) };
     if taken.seen == ended.seen {
         return Ok(None);
@@ -175,67 +219,4 @@ pub(in super::super) fn end_flow(pair: &Pair, client: &Ends, ended: &Connection)
         pair.add_translation(&key, &translation)?;
     }
     Ok(Some(taken))
-}
-
-/// Removes what leads back to no connection and has not been used for a while. The connection has been forgotten, the
-/// flow has begun anew with another endpoint, or it has passed to the other tables.
-fn remove_left_over(
-    tables: &FlowTables,
-    pair: &Pair,
-    used: &Used,
-    now: u32,
-    stop: &CancellationToken,
-    collected: &mut Collected,
-) -> io::Result<()> {
-    pair.read_translations(|found| {
-        let left_over = found
-            .into_iter()
-            .filter(|(key, translation)| is_left_over(translation, now) && !used.contains(&digest(key)));
-        for (key, translation) in left_over {
-            if remove_translation(tables, pair, &key, &translation)? {
-                collected.left_over = collected.left_over.saturating_add(1);
-            }
-        }
-        Ok(!stop.is_cancelled())
-    })
-}
-
-/// Takes out what was read as `left_over`. False if it is back in its place: it has been used since, or its flow has
-/// begun again.
-fn remove_translation(tables: &FlowTables, pair: &Pair, key: &Ends, left_over: &Translation) -> io::Result<bool> {
-    let in_large = std::ptr::eq(pair, &tables.large);
-    let is_left_over = |found: &Translation| -> io::Result<bool> {
-        let leads = leads_to_a_flow(pair, pair, key, found)?
-            || (in_large && leads_to_a_flow(pair, &tables.opening, key, found)?);
-        Ok(found.seen == left_over.seen && !leads)
-    };
-    // As above. And again once it is out: a program that begins the flow from then on makes what leads back to it.
-    match pair.translation(key)? {
-        Some(found) if is_left_over(&found)? => {}
-        Some(_) | None => return Ok(false),
-    }
-    let Some(taken) = pair.take_translation(key)? else { return Ok(false) };
-    if is_left_over(&taken)? {
-        return Ok(true);
-    }
-    pair.add_translation(key, &taken)?;
-    Ok(false)
-}
-
-/// Whether a translation of `pair` leads to a connection in `place`.
-fn leads_to_a_flow(pair: &Pair, place: &Pair, key: &Ends, translation: &Translation) -> io::Result<bool> {
-    let to_client = if translation.flags & Translation::OF_NODE == 0 {
-        Some((*key, *translation))
-    } else {
-        // By the endpoint and the client it leads to the other one.
-        let endpoint = if translation.flags & Translation::CLIENT_FIRST == 0 { *key } else { key.reversed() };
-        let between = Ends { to: translation.address, to_port: translation.port, ..endpoint };
-        let key = Key::of(&between).ends;
-        pair.translation(&key)?.map(|found| (key, found))
-    };
-    let Some((between, found)) = to_client else { return Ok(false) };
-    let client = if found.flags & Translation::CLIENT_FIRST == 0 { between.to } else { between.from };
-    let client = found.dialled(client, key.protocol);
-    let Some(connection) = place.connection(&client)? else { return Ok(false) };
-    Ok(leading_back(&client, &connection).any(|(leading, _)| leading == *key))
 }

@@ -1,6 +1,7 @@
 //! What the tables of flows remember, what ends flows, and what becomes of flows that were forgotten.
 
 mod earlier;
+mod ports;
 
 use proxy_abi::connection::{Connection, State, Translation};
 use proxy_abi::packet::Ends;
@@ -96,7 +97,7 @@ impl Remembered {
                 }
             }
             for (key, found) in translations {
-                pair.take_translation(&key).unwrap();
+                pair.remove_translations(&[key]).unwrap();
                 if let Some(changed) = translation(found) {
                     pair.add_translation(&key, &changed).unwrap();
                 }
@@ -248,9 +249,8 @@ fn a_packet_that_comes_between_look_and_end_keeps_its_flow() {
     tables.age(1000);
     let (client, looked_at) = tables.flows()[0];
     let pair = &tables.0.large;
-    for (key, _) in leading_back(&client, &looked_at) {
-        pair.take_translation(&key).unwrap();
-    }
+    let keys: Vec<_> = leading_back(&client, &looked_at).map(|(key, _)| key).collect();
+    pair.remove_translations(&keys).unwrap();
     // The packet finds the connection, and makes again what leads back to it.
     assert_eq!(node.through(&udp(CLIENT, &dns)), before);
     assert_eq!(tables.leading_back(), [0, 2]);
@@ -422,7 +422,8 @@ fn fill(tables: &Remembered, flows: u32, seen: u32) {
             to: proxy_abi::mapped(0xc000_0201_u32.to_be()),
             from_port: 40_000_u16.to_be(),
             to_port: 30_080_u16.to_be(),
-            protocol: 6,
+            // Datagrams and connections.
+            protocol: if number % 2 == 0 { 17 } else { 6 },
             padding: [0; 3],
         };
         let connection = Connection {
