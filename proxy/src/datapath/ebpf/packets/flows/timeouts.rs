@@ -30,7 +30,7 @@ const OPENING: u32 = 60;
 const CLOSED: u32 = 10;
 /// Associations of SCTP have heartbeats, each 30 s by default.
 const SCTP: u32 = 600;
-/// What leads back to a connection that is gone: an answer may still find its client by it.
+/// What leads back to a connection that was forgotten: an answer may still find its client by it.
 const ORPHAN: u32 = 60;
 /// A port that the kernel stands for a client with, after the last look at which the kernel had it.
 const TAKEN: u32 = 180;
