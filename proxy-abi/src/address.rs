@@ -1,7 +1,8 @@
-//! `ADDRESSES`: a hash map from an address to what it means besides its frontends.
+//! `ADDRESSES`: a hash map from an address to what it means besides its frontends; and `ADDRESS_BITS`, which tells most
+//! addresses that are not in it.
 
-use crate::Address6;
 use crate::frontend::digest;
+use crate::{Address6, capacity};
 
 /// Value of `ADDRESSES`, whose key is an [`Address6`]: fingerprint of the key in the upper 32 bits (see
 /// [`FrontendValue`](crate::FrontendValue)); bit 0: takes node ports, bit 1: refuses ports that it does not define, bit
@@ -100,6 +101,29 @@ impl AddressValue {
     }
 }
 
+/// The bit of an address in `ADDRESS_BITS`, an array of words: it is set if the address, or another one with the same
+/// bit, is in `ADDRESSES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressBit {
+    /// The index of the word.
+    pub index: u32,
+    /// The word that has this bit alone.
+    pub mask: u64,
+}
+
+impl AddressBit {
+    /// Bits of the number of an address's bit.
+    const BITS: u32 = 6 + capacity::ADDRESS_BITS.ilog2();
+
+    /// That of an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(address: &Address6) -> Self {
+        let number = digest(address) >> (u32::BITS - Self::BITS);
+        Self { index: number >> 6, mask: 1 << (number & 63) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +141,16 @@ mod tests {
         let former = AddressValue::former(&[1, 2, 3, 4]);
         assert!(former.is_of(&[1, 2, 3, 4]) && former.is_known() && former.is_former());
         assert_eq!((former.node_ports(), former.refuses_other_ports()), (None, false));
+    }
+
+    #[test]
+    fn few_addresses_share_a_bit() {
+        let mut words = [0_u64; capacity::ADDRESS_BITS as usize];
+        for number in 0..10_000_u32 {
+            let AddressBit { index, mask } = AddressBit::of(&crate::mapped((0x0a60_0000 + number).to_be()));
+            words[index as usize] |= mask;
+        }
+        let set: u32 = words.iter().map(|word| word.count_ones()).sum();
+        assert!((9500..=10_000).contains(&set), "{set}");
     }
 }

@@ -7,11 +7,11 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::packet::{Ends, Packet, protocol};
-use crate::{Address6, BackendRef, Port, same};
+use crate::{Address6, BackendRef, Port, capacity, same};
 
 /// Value of `CONNECTIONS`: 56 bytes, no padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Connection {
     /// The endpoint.
     pub endpoint: Address6,
@@ -41,6 +41,10 @@ pub struct Connection {
 /// The first and the last of the ports of this node that stand for clients' ports: neither sockets of this node nor
 /// node ports have them by default.
 pub const SOURCE_PORTS: (Port, Port) = (1024, 29_999);
+
+/// So many seconds a connection of TCP that opens stays without a packet: Linux sends a SYN six times in 63 s, and each
+/// of them counts as one.
+pub const OPENING: u32 = 60;
 
 impl Connection {
     /// A flag: an address of this node stands for the client.
@@ -113,7 +117,7 @@ impl Connection {
 
 /// Value of `TRANSLATIONS`: 32 bytes, no padding. Its key says which of the two it is: see [`Key`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Translation {
     /// Between client and endpoint: what the client dialled. Between node and endpoint: the client.
     pub address: Address6,
@@ -206,6 +210,19 @@ impl Key {
         let reversed = is_greater(&ends.from, ends.from_port, &ends.to, ends.to_port);
         Self { ends: if reversed { ends.reversed() } else { *ends }, reversed }
     }
+
+    /// Its index in `OPENED`, which other keys may have too.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opened(&self) -> u32 {
+        let ([a, b, c, d], [e, f, g, h]) = (self.ends.from, self.ends.to);
+        let ports = (self.ends.from_port as u32) << 16 | self.ends.to_port as u32;
+        let (addresses, hosts) = ((a ^ e) as u64 ^ (b ^ f) as u64 ^ (c ^ g) as u64, (d as u64) << 32 | h as u64);
+        let mixed = (hosts ^ addresses ^ (ports as u64) << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        #[expect(clippy::cast_possible_truncation, reason = "it is below the number of elements")]
+        let index = (mixed >> (u64::BITS - capacity::OPENED.ilog2())) as u32;
+        index
+    }
 }
 
 /// Whether one end comes after another, in any order that is the same on all processors of a host.
@@ -284,6 +301,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
     use super::*;
     use crate::mapped;
 
@@ -304,6 +325,25 @@ mod tests {
             let (key, answer) = (Key::of(&there), Key::of(&there.reversed()));
             assert_eq!(key.ends, answer.ends);
             assert!(key.reversed != answer.reversed || from == to);
+        }
+    }
+
+    #[test]
+    fn keys_are_spread_evenly_over_what_tells_them() {
+        let of_one_client = |number| ends(1, 1024 + number, 9, 80);
+        let of_many_endpoints = |number: u16| {
+            let [_, last] = number.to_be_bytes();
+            ends(last, 40_000, 9, number)
+        };
+        for ends_of in [of_one_client, of_many_endpoints] {
+            let mut numbers: Vec<u32> = (0..4096).map(|number| Key::of(&ends_of(number)).opened()).collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert!(
+                numbers.len() > 3400 && numbers.iter().all(|number| *number < capacity::OPENED),
+                "{}",
+                numbers.len()
+            );
         }
     }
 

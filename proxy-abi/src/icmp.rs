@@ -2,7 +2,7 @@
 //!
 //! Such a message belongs to the flow of the packet that it quotes, whoever sends it.
 
-use crate::packet::{Bytes, Packet, Read, end, protocol, read};
+use crate::packet::{Bytes, Packet, Read, protocol, read};
 use crate::same;
 
 /// Length of the header of a message, before the quoted packet.
@@ -50,7 +50,7 @@ impl Quoted {
 #[inline(always)]
 pub fn quoted<B: Bytes + ?Sized>(bytes: &B, message: &Packet) -> Option<Quoted> {
     let kind = bytes.any_byte(message.transport)?;
-    let quotation = Quotation { bytes, end: end(bytes, message)? };
+    let quotation = Quotation { bytes, end: message.end() };
     let redirects = kind == if message.ipv4 { REDIRECT4 } else { REDIRECT6 };
     let at = if redirects && !message.ipv4 {
         quoting_option(&quotation, message.transport + BEFORE_OPTIONS)? + OPTION_HEADER

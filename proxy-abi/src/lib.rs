@@ -12,6 +12,7 @@ pub mod address;
 pub mod affinity;
 pub mod backend;
 pub mod bind;
+pub mod checksum;
 pub mod config;
 pub mod connection;
 pub mod counters;
@@ -30,7 +31,7 @@ pub mod refusal;
 pub mod slot;
 pub mod socket;
 
-pub use address::{AddressValue, NodePorts};
+pub use address::{AddressBit, AddressValue, NodePorts};
 pub use affinity::{AffinityKey, AffinityValue};
 pub use backend::{Backend4, Backend6, BackendRef, Standing};
 pub use config::{Config, Namespace};
@@ -64,6 +65,8 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     /// Addresses of both families that are of this node or of a Service.
     pub const ADDRESSES: u32 = 131_072;
+    /// Words of 64 bits that tell most addresses which are not among them: a power of two.
+    pub const ADDRESS_BITS: u32 = 4096;
     /// Clients remembered by session affinity; the longest unused is forgotten first.
     pub const AFFINITY: u32 = 65_536;
     /// Prefixes of all `loadBalancerSourceRanges` together.
@@ -78,6 +81,8 @@ pub mod capacity {
     pub const CONNECTIONS: u32 = 131_072;
     /// Those of TCP whose client has sent one packet so far.
     pub const OPENINGS: u32 = 16_384;
+    /// Numbers by which most keys are told that lead to none of those: a power of two.
+    pub const OPENED: u32 = 16_384;
     /// Datagrams in fragments; the longest unused is forgotten first.
     pub const FRAGMENTS: u32 = 8192;
     /// What packet programs count; more than there is, so that another count needs no other version of the tables.

@@ -170,10 +170,23 @@ pub fn meaning<F: Family, T: Tables, C: Caller>(
     protocol: u8,
 ) -> Meaning {
     let address = F::reached(address);
+    meaning_of::<F, T, C>(tables, client, address, port, protocol, || address_value(tables, &F::listed(address)))
+}
+
+/// As [`meaning`], of an address that a call reaches. `value` gives what `ADDRESSES` says of it.
+#[inline(always)]
+pub fn meaning_of<F: Family, T: Tables, C: Caller>(
+    tables: &T,
+    client: &C,
+    address: F::Address,
+    port: Port,
+    protocol: u8,
+    value: impl FnOnce() -> AddressValue,
+) -> Meaning {
     if let Some(lead) = lead_for::<F, T, C>(tables, client, Some(address), port, protocol) {
         return unless_opted_out(client, Meaning::Frontend(lead));
     }
-    let value = address_value(tables, &F::listed(address));
+    let value = value();
     if value.takes_node_ports()
         && let Some(lead) = lead_for::<F, T, C>(tables, client, None, port, protocol)
         && (!value.for_node_only() || client.is_of_node())

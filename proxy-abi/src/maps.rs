@@ -116,6 +116,11 @@ macro_rules! for_each_packet_map {
         $consumer! {
             /// The devices that packets come in and leave by, by index.
             Hash DEVICES: u32 => $crate::Device, $crate::capacity::DEVICES, Tables;
+            /// A bit for each address of `ADDRESSES`; see `AddressBit`.
+            Array ADDRESS_BITS: u32 => u64, $crate::capacity::ADDRESS_BITS, Tables;
+            /// Until when an element of `OPENING_TRANSLATIONS` may be there, in seconds of the monotonic clock, by the
+            /// number that its key has here.
+            Array OPENED: u32 => u64, $crate::capacity::OPENED, Flows;
             /// Flows, by the ends of their clients' packets.
             Lru CONNECTIONS: $crate::packet::Ends => $crate::connection::Connection, $crate::capacity::CONNECTIONS, Flows;
             /// What leads back to them.
@@ -216,6 +221,8 @@ mod tests {
         check(OWN_DNS, 4, 8);
         assert_eq!(ALL.len(), 16);
         check(packets::DEVICES, 4, 28);
+        check(packets::ADDRESS_BITS, 4, 8);
+        check(packets::OPENED, 4, 8);
         check(packets::CONNECTIONS, 40, 56);
         check(packets::TRANSLATIONS, 40, 32);
         check(packets::FRAGMENTS, 40, 4);
@@ -223,6 +230,6 @@ mod tests {
         check(packets::SERVED, 4, 16);
         check(packets::EVENTS, 0, 0);
         assert_eq!(size_of::<crate::Event>(), 72);
-        assert_eq!(packets::ALL.len(), 9);
+        assert_eq!(packets::ALL.len(), 11);
     }
 }

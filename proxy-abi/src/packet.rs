@@ -66,7 +66,7 @@ pub trait Bytes {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, IntoBytes, FromBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Ends {
     /// Where it comes from; an IPv4 address is IPv4-mapped.
     pub from: Address6,
@@ -131,6 +131,10 @@ pub struct Packet {
     pub flags: u8,
     /// It is IPv4.
     pub ipv4: bool,
+    /// How long its header says it is: from that header on in IPv4, from behind it in IPv6.
+    pub length: u16,
+    /// The checksum of its header, as it lies there; 0 in IPv6.
+    pub sum: u16,
     /// The identification of its fragments, if it is one, with a bit above it that says so.
     pub fragment: u64,
 }
@@ -153,6 +157,26 @@ impl Packet {
     pub const fn opens(&self) -> bool {
         protocol::connects(self.ends.protocol)
             && self.flags & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+
+    /// Where it ends by its header. A device may hand over more, and the kernel does for packets of more than 64 KiB,
+    /// which tell the length 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn end(&self) -> u32 {
+        self.network + if self.ipv4 { 0 } else { 40 } + self.length as u32
+    }
+
+    /// Whether it has room for so many bytes of its protocol, and ends inside of the `length` bytes that there are. The
+    /// kernel drops others.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_whole(&self, header: u32, length: u32) -> bool {
+        if self.length == 0 {
+            return length > self.network + u16::MAX as u32;
+        }
+        let end = self.end();
+        self.transport + header <= end && end <= length
     }
 
     /// It answers a packet that opens a connection of TCP.
@@ -219,14 +243,16 @@ fn read4<B: Bytes + ?Sized>(bytes: &B, network: u32, words: u8) -> Option<Read> 
         0 => 0,
         _ => Packet::FRAGMENT | u64::from(bytes.two(network + 4)?),
     };
-    let packet = Packet { ends, network, transport, flags: 0, ipv4: true, fragment };
+    let (length, sum) = (u16::from_be(bytes.two(network + 2)?), bytes.two(network + 10)?);
+    let packet = Packet { ends, network, transport, flags: 0, ipv4: true, length, sum, fragment };
     finish(bytes, packet, place & FRAGMENT_OFFSET != 0)
 }
 
 #[inline(always)]
 fn read6<B: Bytes + ?Sized>(bytes: &B, network: u32) -> Option<Read> {
     let ends = Ends { from: address(bytes, network + 8)?, to: address(bytes, network + 24)?, ..Ends::default() };
-    let mut packet = Packet { ends, network, transport: network + 40, ..Packet::default() };
+    let length = u16::from_be(bytes.two(network + 4)?);
+    let mut packet = Packet { ends, network, transport: network + 40, length, ..Packet::default() };
     let (mut next, mut later) = (bytes.byte(network + 6)?, false);
     for _ in 0..EXTENSIONS {
         let at = packet.transport;
@@ -300,27 +326,6 @@ const fn flags_of(chunk: u8) -> u8 {
         chunk::ABORT | chunk::SHUTDOWN_COMPLETE => Packet::RST,
         _ => Packet::ACK,
     }
-}
-
-/// Where a packet ends by its header. A device may hand over more, and the kernel does for packets of more than 64 KiB,
-/// which tell the length 0.
-#[inline(always)]
-pub fn end<B: Bytes + ?Sized>(bytes: &B, packet: &Packet) -> Option<u32> {
-    let (at, before) = if packet.ipv4 { (2, 0) } else { (4, 40) };
-    let length = u16::from_be(bytes.any_two(packet.network + at)?);
-    Some(packet.network + before + u32::from(length))
-}
-
-/// Whether a packet has room for so many bytes of its protocol, and ends inside of the `length` bytes that there are.
-/// The kernel drops others.
-#[inline(always)]
-pub fn is_whole<B: Bytes + ?Sized>(bytes: &B, packet: &Packet, header: u32, length: u32) -> bool {
-    let Some(end) = end(bytes, packet) else { return false };
-    let empty = packet.network + if packet.ipv4 { 0 } else { 40 };
-    if end == empty {
-        return length > packet.network + u32::from(u16::MAX);
-    }
-    packet.transport + header <= end && end <= length
 }
 
 #[cfg(test)]
@@ -464,17 +469,16 @@ pub(crate) mod tests {
     #[test]
     fn a_packet_ends_where_its_header_says() {
         for (mut bytes, at, before) in [(v4(protocol::TCP, 2, 0, &TCP), 2, 0), (v6(&[], protocol::TCP, &TCP), 4, 40)] {
-            let found = packet(&bytes);
             for told in 0..200_u16 {
                 bytes[at..at + 2].copy_from_slice(&told.to_be_bytes());
-                let told = u32::from(told) + before;
-                assert_eq!(end(&bytes[..], &found), Some(told));
+                let (found, told) = (packet(&bytes), u32::from(told) + before);
+                assert_eq!(found.end(), told);
                 for length in [60, 66, 1500] {
                     let fits = told >= found.transport + 20 && told <= length;
-                    assert_eq!(is_whole(&bytes[..], &found, 20, length), fits, "{told} of {length}");
+                    assert_eq!(found.is_whole(20, length), fits, "{told} of {length}");
                 }
                 // More than the field can tell.
-                assert_eq!(is_whole(&bytes[..], &found, 20, 70_000), told == before || told >= found.transport + 20);
+                assert_eq!(found.is_whole(20, 70_000), told == before || told >= found.transport + 20);
             }
         }
     }

@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, SkStorage};
 use aya_ebpf::macros::btf_map;
 
 /// The daemon writes arrays with plain atomic stores to mapped memory.
-const MAPPED: usize = BPF_F_MMAPABLE as usize;
+pub(crate) const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
 macro_rules! declare {
     () => {};

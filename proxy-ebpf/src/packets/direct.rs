@@ -6,24 +6,13 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
-use proxy_abi::packet::{Ends, Packet, protocol};
+use proxy_abi::packet::Ends;
 
 use crate::rewrite::bytes;
 use crate::skb::Skb;
-use crate::tracked::DEVICES;
 
 /// `TCP_LISTEN`
 const LISTEN: u32 = 10;
-
-/// The pod by whose device a packet of TCP came in, as [`proxy_abi::Device::pod`].
-#[inline(always)]
-pub(crate) fn pod_behind(skb: Skb, packet: &Packet) -> u32 {
-    if packet.ends.protocol != protocol::TCP {
-        return 0;
-    }
-    // SAFETY: an element is replaced and not rewritten.
-    unsafe { DEVICES.get(skb.device()) }.map_or(0, |device| device.pod)
-}
 
 /// Whether a socket of a pod has a connection with these ends, the pod's first. Not inlined: it has a stack of its own.
 #[inline(never)]

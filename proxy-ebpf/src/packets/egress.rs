@@ -1,16 +1,16 @@
 //! A packet leaves: its source becomes what its receiver dialled, or an address of this node in the client's place.
 
-use proxy_abi::connection::{Key, SOURCE_PORTS, State, Translation};
-use proxy_abi::packet::Packet;
+use proxy_abi::connection::{Connection, Key, SOURCE_PORTS, State, Translation};
+use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::{Address6, Count, Device, mapped};
 
 use crate::decisions::{DECIDED, count, decided, finish};
 use crate::flows::{self, Tables};
-use crate::ingress::unless_unused;
-use crate::rewrite::{self, Side};
+use crate::ingress::{device, unless_unused};
+use crate::rewrite::{self, Ports, Side};
 use crate::sender::seconds;
 use crate::skb::{Kind, Skb};
-use crate::tracked::{DEVICES, Scratch, scratch};
+use crate::tracked::{Scratch, scratch};
 use crate::{DROP, NEXT, errors, fragments};
 
 /// How many ports of this node are tried for a flow; in the second half also those of flows that have ended.
@@ -30,7 +30,7 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
     scratch.key = Key::of(&scratch.packet.ends);
     fragments::forget(&scratch.packet);
     // What comes in has met this already; what this node sends has not.
-    let Some(place) = flows::translation(&scratch.key) else { return unless_unused(&scratch.packet) };
+    let Some(place) = flows::leading_back(&scratch.key) else { return unless_unused(&scratch.packet) };
     let verdict = serve(*skb, scratch, place);
     if verdict != DECIDED {
         return verdict;
@@ -50,8 +50,8 @@ fn serve(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
     }
     match scratch.translation.is_from_client(&scratch.key) {
         false => answer(skb, scratch, place),
-        true if scratch.packet.opens() && flows::forget_former(scratch) => NEXT,
         true if flags & Translation::SOURCE_NAT != 0 => masquerade(skb, scratch),
+        true if scratch.packet.opens() => unless_former(scratch),
         true => NEXT,
     }
 }
@@ -83,13 +83,8 @@ fn answer(skb: Skb, scratch: &mut Scratch, place: *mut Translation) -> i32 {
             }
         }
     }
-    if translation.client_port != packet.ends.to_port {
-        let set = rewrite::set(skb, packet, Side::Destination, &packet.ends.to, translation.client_port);
-        if set.is_err() {
-            return finish(packet, set);
-        }
-    }
-    finish(packet, rewrite::set(skb, packet, Side::Source, &translation.address, translation.port))
+    let ports = Ports { from: translation.port, to: translation.client_port };
+    finish(packet, rewrite::set(skb, packet, Side::Source, &translation.address, ports))
 }
 
 /// The verdict on a packet of the client's for which this node stands, or [`DECIDED`].
@@ -101,14 +96,34 @@ fn masquerade(skb: Skb, scratch: &mut Scratch) -> i32 {
     }
 }
 
+/// Finds the flow of the packet of the scratch; `None` if there is none, or it is none of that packet's.
+#[inline(always)]
+fn flow(scratch: &mut Scratch) -> Option<(*mut Connection, Tables)> {
+    let opens = scratch.packet.opens();
+    scratch.client = scratch.translation.dialled(scratch.packet.ends.from, scratch.packet.ends.protocol);
+    let mut found = None;
+    if opens && scratch.client.protocol == protocol::TCP {
+        found = flows::connection_in(Tables::Opening, &scratch.client);
+    }
+    if found.is_none() {
+        found = flows::connection(&scratch.client);
+    }
+    if opens && flows::forget_former(scratch, found.map(|(place, _)| place)) { None } else { found }
+}
+
+/// The verdict on a packet that opens a connection from its client's own address. Not inlined, as above.
+#[inline(never)]
+fn unless_former(scratch: &mut Scratch) -> i32 {
+    flow(scratch);
+    NEXT
+}
+
 /// Finds the address and port of this node that stand for the client of the scratch: [`STANDS_IN`], or what becomes of
 /// the packet. Not inlined, as above.
 #[inline(never)]
 fn find_stand_in(skb: Skb, scratch: &mut Scratch) -> i32 {
-    let ends = &scratch.packet.ends;
-    scratch.client = scratch.translation.dialled(ends.from, ends.protocol);
-    // What leads back to a connection that has ended; the packet came to the endpoint itself.
-    let Some((place, tables)) = flows::connection(&scratch.client) else { return NEXT };
+    // Without a flow it is what leads back to one that has ended; the packet came to the endpoint itself.
+    let Some((place, tables)) = flow(scratch) else { return NEXT };
     // SAFETY: an element that was found stays readable.
     scratch.connection = unsafe { place.read() };
     if scratch.connection.source_port != 0 {
@@ -138,14 +153,14 @@ fn give_up(scratch: &mut Scratch, why: Count) -> i32 {
 #[inline(never)]
 fn stand_in(skb: Skb, scratch: &mut Scratch) -> i32 {
     let Scratch { packet, connection, .. } = scratch;
-    finish(packet, rewrite::set(skb, packet, Side::Source, &connection.source, connection.source_port))
+    let ports = Ports { from: connection.source_port, to: packet.ends.to_port };
+    finish(packet, rewrite::set(skb, packet, Side::Source, &connection.source, ports))
 }
 
 /// The address of the device by which the packet leaves.
 #[inline(always)]
 fn source(skb: Skb, packet: &Packet) -> Option<Address6> {
-    // SAFETY: an element is replaced and not rewritten.
-    let Device { address4, address6, .. } = *unsafe { DEVICES.get(skb.device()) }?;
+    let Device { address4, address6, .. } = *device(skb)?;
     let (address, exists) =
         if packet.ipv4 { (mapped(address4), address4 != 0) } else { (address6, address6 != [0; 4]) };
     exists.then_some(address)
@@ -165,15 +180,8 @@ fn take_port(scratch: &mut Scratch, tables: Tables) -> Option<()> {
         scratch.key = Key::of(&scratch.connection.of_node(scratch.client.protocol));
         scratch.translation = scratch.connection.for_client(&scratch.client, &scratch.key);
         let (key, value) = (&scratch.key, &scratch.translation);
-        let put = || flows::put_translation(tables, key, value, true);
-        let taken = match flows::translation(key) {
-            // The flow's own, from before its connection was forgotten, or one that has ended.
-            Some(found) => {
-                flows::take_over(found, value) || (attempt >= TRIES / 2 && flows::clear_ended(found, key) && put())
-            }
-            None => put(),
-        };
-        if taken {
+        flows::note_opening(tables, key, scratch.connection.state);
+        if flows::take(tables, key, value, attempt >= TRIES / 2, || true) {
             return Some(());
         }
     }

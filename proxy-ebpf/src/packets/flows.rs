@@ -1,18 +1,20 @@
 //! The flows that are known: found, begun, and moved to the large tables once their client has sent a second packet.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use proxy_abi::connection::{Connection, Key, SOURCE_PORTS, State, Translation};
-use proxy_abi::packet::{Ends, protocol};
+use proxy_abi::connection::{Connection, Key, OPENING, SOURCE_PORTS, State, Translation};
+use proxy_abi::packet::{Ends, Packet, protocol};
 use proxy_abi::{Count, Port};
 
 use crate::decisions::count;
-use crate::direct::{is_connected, pod_behind};
+use crate::direct::is_connected;
 use crate::sender::seconds;
 use crate::skb::Skb;
-use crate::tracked::{CONNECTIONS, OPENING_TRANSLATIONS, OPENINGS, Scratch, TRANSLATIONS};
+use crate::tracked::{CONNECTIONS, OPENED, OPENING_TRANSLATIONS, OPENINGS, Scratch, TRANSLATIONS};
 
 /// So many seconds a packet may be on its way: an answer to a datagram, or between the hooks.
 const ON_ITS_WAY: u32 = 2;
+/// So many seconds, and one, after its last packet the daemon removes a connection that is opening.
+const STAYS_OPENING: u64 = OPENING as u64 + 1;
 /// How many ports are tried that could stand for a client's; in the second half also those of flows that have ended.
 const TRIES: u32 = 16;
 /// So many seconds after the last answer nothing more is expected of a flow that has been closed.
@@ -29,25 +31,86 @@ pub(crate) enum Tables {
 /// The flow of a client's packet.
 #[inline(always)]
 pub(crate) fn connection(ends: &Ends) -> Option<(*mut Connection, Tables)> {
-    if let Some(found) = CONNECTIONS.get_ptr_mut(ends) {
-        return Some((found, Tables::Large));
+    match connection_in(Tables::Large, ends) {
+        None if ends.protocol == protocol::TCP => connection_in(Tables::Opening, ends),
+        found => found,
     }
-    if ends.protocol != protocol::TCP {
-        return None;
-    }
-    Some((OPENINGS.get_ptr_mut(ends)?, Tables::Opening))
 }
 
-/// What leads back from a packet.
+/// The same, in one of the tables.
 #[inline(always)]
-pub(crate) fn translation(key: &Key) -> Option<*mut Translation> {
-    if let Some(found) = TRANSLATIONS.get_ptr_mut(key.ends) {
-        return Some(found);
-    }
-    if key.ends.protocol != protocol::TCP {
+pub(crate) fn connection_in(tables: Tables, ends: &Ends) -> Option<(*mut Connection, Tables)> {
+    let found = match tables {
+        Tables::Large => CONNECTIONS.get_ptr_mut(ends),
+        Tables::Opening => OPENINGS.get_ptr_mut(ends),
+    };
+    Some((found?, tables))
+}
+
+/// The flow of a client's packet if that packet changes nothing of what is known: within the second, of a connection
+/// of TCP that is up.
+#[inline(always)]
+pub(crate) fn going_on(packet: &Packet) -> Option<*mut Connection> {
+    if packet.ends.protocol != protocol::TCP || packet.flags & (Packet::SYN | Packet::FIN | Packet::RST) != 0 {
         return None;
     }
-    OPENING_TRANSLATIONS.get_ptr_mut(key.ends)
+    let (place, _) = connection_in(Tables::Large, &packet.ends)?;
+    // SAFETY: an element that was found stays readable.
+    let Connection { state, flags, seen, .. } = unsafe { &*place };
+    let same = *state != State::Opening as u8 && flags & Connection::FOREIGN == 0 && *seen == seconds();
+    same.then_some(place)
+}
+
+/// Whether what leads back from a key of TCP may be that of a connection that is opening. Most packets are of none, and
+/// this is the cheaper look.
+#[inline(always)]
+pub(crate) fn may_be_opening(key: &Key) -> bool {
+    // SAFETY: an element stays readable; it is written at any moment.
+    OPENED.get_ptr(key.opened()).is_none_or(|until| unsafe { until.read_volatile() } >= seconds().into())
+}
+
+/// Notes that what leads back to such a connection is or will be there, for as long as the daemon lets it. One that was
+/// open before may stay for as long as others that are open.
+#[inline(always)]
+pub(crate) fn note_opening(tables: Tables, key: &Key, state: u8) {
+    if tables != Tables::Opening {
+        return;
+    }
+    let until = if state == State::Opening as u8 { u64::from(seconds()) + STAYS_OPENING } else { u64::MAX };
+    if let Some(place) = OPENED.get_ptr_mut(key.opened())
+        // SAFETY: an element stays readable.
+        && unsafe { place.read_volatile() } < until
+    {
+        // SAFETY: an aligned word that stays writable.
+        unsafe { place.write_volatile(until) };
+    }
+}
+
+/// What leads back from a packet, the look that costs the least.
+#[inline(always)]
+pub(crate) fn leading_back(key: &Key) -> Option<*mut Translation> {
+    match translation_in(Tables::Large, key) {
+        None if key.ends.protocol == protocol::TCP && may_be_opening(key) => translation_in(Tables::Opening, key),
+        found => found,
+    }
+}
+
+/// What leads back from these ends.
+#[inline(always)]
+pub(crate) fn translation(key: &Key) -> Option<*mut Translation> {
+    match translation_in(Tables::Large, key) {
+        None if key.ends.protocol == protocol::TCP => translation_in(Tables::Opening, key),
+        found => found,
+    }
+}
+
+/// The same, in one of the tables.
+#[inline(always)]
+pub(crate) fn translation_in(tables: Tables, key: &Key) -> Option<*mut Translation> {
+    match tables {
+        Tables::Large => TRANSLATIONS.get_ptr_mut(key.ends),
+        Tables::Opening => OPENING_TRANSLATIONS.get_ptr_mut(key.ends),
+    }
 }
 
 #[inline(always)]
@@ -69,12 +132,13 @@ fn put_connection(tables: Tables, ends: &Ends, value: &Connection) -> bool {
     done.is_ok()
 }
 
-/// Remembers the new flow of the scratch. It may change the port that stands for the client's.
+/// Remembers the new flow of the scratch, whose client is `pod`, as [`proxy_abi::Device::pod`]. It may change the port
+/// that stands for the client's.
 #[inline(always)]
-pub(crate) fn begin(skb: Skb, scratch: &mut Scratch) -> Result<(), Count> {
+pub(crate) fn begin(skb: Skb, scratch: &mut Scratch, pod: u32) -> Result<(), Count> {
     let Scratch { packet, connection, key, translation: value, .. } = scratch;
     let tables = first_tables(packet.ends.protocol);
-    let pod = pod_behind(skb, packet);
+    let looks = pod != 0 && packet.ends.protocol == protocol::TCP;
     for attempt in 0..TRIES {
         if attempt > 0 {
             connection.client_port = candidate(&packet.ends, attempt);
@@ -82,15 +146,9 @@ pub(crate) fn begin(skb: Skb, scratch: &mut Scratch) -> Result<(), Count> {
         let inner = connection.inner(&packet.ends);
         *key = Key::of(&inner);
         *value = connection.leading_back(&packet.ends, key);
-        let put = || {
-            let elsewhere = pod != 0 && is_connected(skb, &inner, packet.ipv4, pod);
-            !elsewhere && put_translation(tables, key, value, true)
-        };
-        let free = match translation(key) {
-            Some(found) => take_over(found, value) || (attempt >= TRIES / 2 && clear_ended(found, key) && put()),
-            None => put(),
-        };
-        if free {
+        note_opening(tables, key, connection.state);
+        let is_free = || !looks || !is_connected(skb, &inner, packet.ipv4, pod);
+        if take(tables, key, value, attempt >= TRIES / 2, is_free) {
             if attempt > 0 {
                 count(Count::PortChanged);
             }
@@ -99,6 +157,32 @@ pub(crate) fn begin(skb: Skb, scratch: &mut Scratch) -> Result<(), Count> {
         }
     }
     Err(Count::NoClientPort)
+}
+
+/// Makes a new flow the one to which a key leads, if it leads to none, or to this one from before it was forgotten, or
+/// to one that has ended and may give way.
+#[inline(always)]
+pub(crate) fn take(
+    tables: Tables,
+    key: &Key,
+    value: &Translation,
+    gives_way: bool,
+    is_free: impl Fn() -> bool,
+) -> bool {
+    let elsewhere = match tables {
+        Tables::Large if key.ends.protocol == protocol::TCP => translation_in(Tables::Opening, key),
+        Tables::Large => None,
+        Tables::Opening => translation_in(Tables::Large, key),
+    };
+    let found = match elsewhere {
+        None if !is_free() => translation_in(tables, key),
+        None if put_translation(tables, key, value, true) => return true,
+        None => translation_in(tables, key),
+        found => found,
+    };
+    let Some(found) = found else { return false };
+    take_over(found, value)
+        || (gives_way && clear_ended(found, key) && is_free() && put_translation(tables, key, value, true))
 }
 
 /// Forgets a flow that begins anew, perhaps in other tables, or that is refused now.
@@ -110,16 +194,15 @@ pub(crate) fn forget(ends: &Ends, tables: Tables) {
     };
 }
 
-/// Whether the packet of the scratch, which opens a connection to the endpoint, is none of the flow that its
-/// translation leads to: that has ended, and what was dialled from the same port now is the endpoint itself. Then
-/// nothing leads back to that flow any more. Not inlined: it has a stack of its own.
-#[inline(never)]
-pub(crate) fn forget_former(scratch: &mut Scratch) -> bool {
-    let Scratch { packet, translation: leads_back, client, key, .. } = scratch;
-    *client = leads_back.dialled(packet.ends.from, packet.ends.protocol);
-    let ended = match connection(client) {
+/// Whether a packet that opens a connection to the endpoint is none of the flow that the translation of the scratch
+/// leads to, `found` if it is known: that has ended, and what was dialled from the same port now is the endpoint
+/// itself. Then nothing leads back to that flow any more.
+#[inline(always)]
+pub(crate) fn forget_former(scratch: &Scratch, found: Option<*mut Connection>) -> bool {
+    let Scratch { translation: leads_back, key, .. } = scratch;
+    let ended = match found {
         // SAFETY: an element that was found stays readable.
-        Some((place, _)) => State::of(unsafe { (*place).state }) == State::Closed,
+        Some(place) => State::of(unsafe { (*place).state }) == State::Closed,
         // A flood may have driven out a flow that began this instant.
         None => seconds().wrapping_sub(leads_back.seen) > ON_ITS_WAY,
     };
@@ -174,10 +257,9 @@ pub(crate) fn clear_ended(found: *mut Translation, key: &Key) -> bool {
     let ended = unsafe { (*found).flags } & Translation::ENDED != 0;
     // SAFETY: as above.
     let seen = unsafe { (*found).seen };
-    // Only one processor takes it out.
-    ended
-        && seconds().wrapping_sub(seen) >= LAST_PACKETS
-        && (TRANSLATIONS.remove(key.ends).is_ok() || OPENING_TRANSLATIONS.remove(key.ends).is_ok())
+    // Only one processor takes it out. A flow leaves what led back to it when it began in the small table.
+    let taken = || (TRANSLATIONS.remove(key.ends).is_ok(), OPENING_TRANSLATIONS.remove(key.ends).is_ok());
+    ended && seconds().wrapping_sub(seen) >= LAST_PACKETS && taken() != (false, false)
 }
 
 /// Notes in what leads back to the flow of `connection` that it has been closed. `key` is room for a key.
@@ -277,10 +359,12 @@ fn lead_back(scratch: &mut Scratch, tables: Tables) {
     }
     *key = Key::of(&connection.inner(&packet.ends));
     *value = connection.leading_back(&packet.ends, key);
+    note_opening(tables, key, connection.state);
     keep_translation(tables, key, value);
     if connection.source_port != 0 {
         *key = Key::of(&connection.of_node(packet.ends.protocol));
         *value = connection.for_client(&packet.ends, key);
+        note_opening(tables, key, connection.state);
         keep_translation(tables, key, value);
     }
 }
@@ -288,11 +372,7 @@ fn lead_back(scratch: &mut Scratch, tables: Tables) {
 /// Writes it unless it is there: a write takes an element of the table even if it fails.
 #[inline(always)]
 fn keep_translation(tables: Tables, key: &Key, value: &Translation) {
-    let found = match tables {
-        Tables::Large => TRANSLATIONS.get_ptr_mut(key.ends),
-        Tables::Opening => OPENING_TRANSLATIONS.get_ptr_mut(key.ends),
-    };
-    if found.is_none() {
+    if translation_in(tables, key).is_none() {
         put_translation(tables, key, value, true);
     }
 }

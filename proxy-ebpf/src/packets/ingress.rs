@@ -1,22 +1,24 @@
 //! A packet comes in: its destination becomes an endpoint, or the client for which this node stood.
 
 use proxy_abi::connection::{Connection, Key, State};
-use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, is_unused, meaning};
+use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, is_unused, meaning_of};
 use proxy_abi::packet::{Packet, protocol};
-use proxy_abi::{Address6, AddressValue, BackendRef, Config, Count, Device, Lead, mapped, refusal, same};
+use proxy_abi::{Address6, AddressBit, AddressValue, BackendRef, Config, Count, Device, Lead, mapped, refusal, same};
 
 use crate::decisions::{DECIDED, clear, count, count_for, decided, finish};
-use crate::rewrite::{self, Side};
+use crate::flows::Tables;
+use crate::rewrite::{self, Ports, Side};
 use crate::sender::{Sender, seconds};
 use crate::skb::{Kind, Skb};
 use crate::tables::{Kernel, config};
-use crate::tracked::{DEVICES, Scratch, scratch};
+use crate::tracked::{ADDRESS_BITS, DEVICES, Scratch, scratch};
 use crate::{DROP, NEXT, errors, flows, fragments, refuse};
 
 /// No verdicts of the kernel's, as [`DECIDED`]: the packet is to go to the endpoint of the scratch's connection, or to
-/// the client of its translation.
+/// the client of its translation, or it is the first one of a flow.
 const FORWARD: i32 = -3;
 const RETURN: i32 = -4;
+const BEGIN: i32 = -5;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
@@ -28,20 +30,27 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
         Kind::Other => return NEXT,
     }
     let packet = &scratch.packet;
-    let value = address_value(&Kernel, &packet.ends.to);
-    if !value.is_known() {
+    if !may_be_known(&packet.ends.to) {
         return unless_unused(packet);
     }
     if !skb.is_whole(packet, protocol::header(packet.ends.protocol)) {
         return NEXT;
     }
     fragments::forget(packet);
-    // Without frames, all is for this node.
-    let for_many = NETWORK != 0 && skb.is_for_many();
-    match serve(*skb, scratch, may_be_of_node(value), for_many) {
+    match go_on(*skb, scratch) {
         DECIDED => {}
+        verdict => return verdict,
+    }
+    match serve(scratch) {
         FORWARD => return forward(*skb, scratch),
         RETURN => return to_client(*skb, scratch),
+        BEGIN => {}
+        verdict => return verdict,
+    }
+    // Without frames, all is for this node.
+    let for_many = NETWORK != 0 && skb.is_for_many();
+    match begin(*skb, scratch, for_many) {
+        DECIDED => {}
         verdict => return verdict,
     }
     decided(*skb, &scratch.packet.ends, &scratch.connection, scratch.what);
@@ -49,6 +58,14 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
         return refuse::refuse::<NETWORK>(*skb, &scratch.packet);
     }
     if scratch.what.begins() { forward(*skb, scratch) } else { DROP }
+}
+
+/// Whether `ADDRESSES` may have an address. It has few of those that packets are sent to, and this is the cheaper look.
+#[inline(always)]
+fn may_be_known(address: &Address6) -> bool {
+    let AddressBit { index, mask } = AddressBit::of(address);
+    // SAFETY: an element stays readable; the daemon may store at any moment.
+    ADDRESS_BITS.get_ptr(index).is_some_and(|word| unsafe { word.read_volatile() } & mask != 0)
 }
 
 /// The verdict on a packet of no flow of ours (NE-12).
@@ -74,22 +91,57 @@ pub(crate) fn may_be_of_node(value: AddressValue) -> bool {
     value.takes_node_ports() || !value.refuses_other_ports()
 }
 
+/// The verdict on the packet of the scratch if nothing is to be noted of it, or else [`DECIDED`]. Not inlined: what the
+/// kernel's verifier has to follow grows with each way to what comes next.
+#[inline(never)]
+fn go_on(skb: Skb, scratch: &Scratch) -> i32 {
+    let Some(place) = flows::going_on(&scratch.packet) else { return DECIDED };
+    // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
+    let (packet, connection) = (&scratch.packet, unsafe { &*place });
+    let ports = Ports { from: connection.client_port, to: connection.endpoint_port };
+    finish(packet, rewrite::set_tcp(skb, packet, Side::Destination, &connection.endpoint, ports))
+}
+
 /// The verdict on the packet of the scratch, or one of the above. Not inlined: all calls of a program share 512 bytes
 /// of stack, but calls after each other use the same ones.
 #[inline(never)]
-fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 {
-    let mut how = Count::New;
+fn serve(scratch: &mut Scratch) -> i32 {
+    scratch.what = Count::New;
+    let opens = scratch.packet.opens();
     // While the programs are leaving, another path serves the next datagram of a flow.
     let datagram_left = !protocol::connects(scratch.packet.ends.protocol) && is_leaving();
-    let known = if datagram_left { None } else { flows::connection(&scratch.packet.ends) };
+    let mut known = if datagram_left { None } else { flows::connection_in(Tables::Large, &scratch.packet.ends) };
+    if known.is_none() {
+        let value = address_value(&Kernel, &scratch.packet.ends.to);
+        if !value.is_known() {
+            return unless_unused(&scratch.packet);
+        }
+        // What opens a connection answers none.
+        let answers = !opens && may_be_of_node(value);
+        if answers {
+            scratch.key = Key::of(&scratch.packet.ends);
+            match answer(scratch, Tables::Large) {
+                DECIDED => {}
+                verdict => return verdict,
+            }
+        }
+        if scratch.packet.ends.protocol == protocol::TCP {
+            known = flows::connection_in(Tables::Opening, &scratch.packet.ends);
+            if known.is_none() && answers && flows::may_be_opening(&scratch.key) {
+                match answer(scratch, Tables::Opening) {
+                    DECIDED => {}
+                    verdict => return verdict,
+                }
+            }
+        }
+    }
     if let Some((place, tables)) = known {
         // SAFETY: an element that was found stays readable.
         let closed = State::of(unsafe { (*place).state }) == State::Closed;
-        if closed && scratch.packet.opens() {
-            how = Count::Reopened;
+        if closed && opens {
+            scratch.what = Count::Reopened;
         } else {
             flows::note(scratch, place, tables);
-            let opens = scratch.packet.opens();
             if scratch.connection.flags & Connection::FOREIGN != 0 {
                 if !opens {
                     return NEXT;
@@ -99,32 +151,15 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 
             {
                 return FORWARD;
             }
-            how = Count::Rebalanced;
+            scratch.what = Count::Rebalanced;
         }
         if is_leaving() {
             // At egress it shows that the flow has ended.
             return NEXT;
         }
         flows::forget(&scratch.packet.ends, tables);
-    } else if to_node {
-        scratch.key = Key::of(&scratch.packet.ends);
-        if let Some(place) = flows::translation(&scratch.key) {
-            // SAFETY: as above.
-            scratch.translation = unsafe { place.read() };
-            if scratch.translation.stands_for_client() {
-                if is_leaving() && !flows::goes_on(scratch) {
-                    return NEXT;
-                }
-                let now = seconds();
-                if scratch.translation.seen != now {
-                    // SAFETY: an element that was found stays writable.
-                    unsafe { (*place).seen = now };
-                }
-                return RETURN;
-            }
-        }
     }
-    if protocol::connects(scratch.packet.ends.protocol) && !scratch.packet.opens() {
+    if protocol::connects(scratch.packet.ends.protocol) && !opens {
         // Else the kernel may translate it for an earlier path.
         if config(Config::FLAGS) & Config::OWN_FLOWS == 0 {
             return NEXT;
@@ -135,7 +170,28 @@ fn serve(skb: Skb, scratch: &mut Scratch, to_node: bool, for_many: bool) -> i32 
             return NEXT;
         }
     }
-    begin(skb, scratch, how, for_many)
+    BEGIN
+}
+
+/// The verdict on a packet with the key of the scratch if it answers one that this node sent in a client's place, or
+/// [`DECIDED`]. Not inlined: it is called twice.
+#[inline(never)]
+fn answer(scratch: &mut Scratch, tables: Tables) -> i32 {
+    let Some(place) = flows::translation_in(tables, &scratch.key) else { return DECIDED };
+    // SAFETY: an element that was found stays readable.
+    scratch.translation = unsafe { place.read() };
+    if !scratch.translation.stands_for_client() {
+        return DECIDED;
+    }
+    if is_leaving() && !flows::goes_on(scratch) {
+        return NEXT;
+    }
+    let now = seconds();
+    if scratch.translation.seen != now {
+        // SAFETY: an element that was found stays writable.
+        unsafe { (*place).seen = now };
+    }
+    RETURN
 }
 
 /// Whether the endpoint of a flow is still there. Connections of TCP that are up stay with theirs (CT-6).
@@ -149,31 +205,31 @@ fn serves(packet: &Packet, connection: &Connection) -> bool {
 #[inline(never)]
 fn to_client(skb: Skb, scratch: &Scratch) -> i32 {
     let Scratch { packet, translation, .. } = scratch;
-    finish(packet, rewrite::set(skb, packet, Side::Destination, &translation.address, translation.port))
+    let ports = Ports { from: packet.ends.from_port, to: translation.port };
+    finish(packet, rewrite::set(skb, packet, Side::Destination, &translation.address, ports))
 }
 
 /// The client's packet of the scratch to its endpoint. Not inlined, as above.
 #[inline(never)]
 fn forward(skb: Skb, scratch: &Scratch) -> i32 {
     let Scratch { packet, connection, .. } = scratch;
-    if connection.client_port != packet.ends.from_port {
-        let set = rewrite::set(skb, packet, Side::Source, &packet.ends.from, connection.client_port);
-        if set.is_err() {
-            return finish(packet, set);
-        }
-    }
-    finish(packet, rewrite::set(skb, packet, Side::Destination, &connection.endpoint, connection.endpoint_port))
+    let ports = Ports { from: connection.client_port, to: connection.endpoint_port };
+    finish(packet, rewrite::set(skb, packet, Side::Destination, &connection.endpoint, ports))
 }
 
-/// The first packet of a flow, which begins as `how` says if it finds an endpoint.
-#[inline(always)]
-fn begin(skb: Skb, scratch: &mut Scratch, how: Count, for_many: bool) -> i32 {
+/// The first packet of a flow, which begins as the scratch says if it finds an endpoint. Not inlined, as above.
+#[inline(never)]
+fn begin(skb: Skb, scratch: &mut Scratch, for_many: bool) -> i32 {
     if is_leaving() {
         return NEXT;
     }
-    let Some(chosen) = choose(scratch, is_outside(skb), for_many) else { return unless_unused(&scratch.packet) };
-    let what = match chosen.and_then(|()| flows::begin(skb, scratch)) {
-        Ok(()) => how,
+    let value = address_value(&Kernel, &scratch.packet.ends.to);
+    let device = device(skb);
+    let chosen = choose(scratch, value, is_outside(device), for_many);
+    let Some(chosen) = chosen else { return unless_unused(&scratch.packet) };
+    let pod = device.map_or(0, |device| device.pod);
+    let what = match chosen.and_then(|()| flows::begin(skb, scratch, pod)) {
+        Ok(()) => scratch.what,
         Err(why) => why,
     };
     count(what);
@@ -182,11 +238,16 @@ fn begin(skb: Skb, scratch: &mut Scratch, how: Count, for_many: bool) -> i32 {
     DECIDED
 }
 
-/// Whether packets that come in by its device are not of pods of this node.
+/// The device by which a packet came in.
 #[inline(always)]
-pub(crate) fn is_outside(skb: Skb) -> bool {
+pub(crate) fn device(skb: Skb) -> Option<&'static Device> {
     // SAFETY: an element is replaced and not rewritten.
-    let device = unsafe { DEVICES.get(skb.device()) };
+    unsafe { DEVICES.get(skb.device()) }
+}
+
+/// Whether packets that come in by a device are not of pods of this node.
+#[inline(always)]
+pub(crate) fn is_outside(device: Option<&Device>) -> bool {
     device.is_none_or(|device| device.flags & Device::PODS == 0)
 }
 
@@ -195,20 +256,20 @@ type Chosen<A> = (Lead, Target<A>);
 
 /// Chooses the endpoint of the flow of the scratch; `None` if it is none of ours.
 #[inline(always)]
-fn choose(scratch: &mut Scratch, outside: bool, for_many: bool) -> Option<Result<(), Count>> {
+fn choose(scratch: &mut Scratch, value: AddressValue, outside: bool, for_many: bool) -> Option<Result<(), Count>> {
     let Scratch { packet, connection, .. } = scratch;
     clear(connection);
     let answerable = refusal::may_be_told(&packet.ends.from) && !for_many;
     let sender = Sender { ends: &packet.ends, outside, answerable };
     if packet.ipv4 {
         let [_, _, _, to] = packet.ends.to;
-        let (lead, target) = match choose_in::<V4>(&sender, to, &mut connection.service)? {
+        let (lead, target) = match choose_in::<V4>(&sender, to, value, &mut connection.service)? {
             Ok(chosen) => chosen,
             Err(why) => return Some(Err(why)),
         };
         start(connection, packet, &lead, outside, (mapped(target.address), target.port, target.reference));
     } else {
-        let (lead, target) = match choose_in::<V6>(&sender, packet.ends.to, &mut connection.service)? {
+        let (lead, target) = match choose_in::<V6>(&sender, packet.ends.to, value, &mut connection.service)? {
             Ok(chosen) => chosen,
             Err(why) => return Some(Err(why)),
         };
@@ -221,10 +282,11 @@ fn choose(scratch: &mut Scratch, outside: bool, for_many: bool) -> Option<Result
 fn choose_in<F: Family>(
     sender: &Sender<'_>,
     to: F::Address,
+    value: AddressValue,
     service: &mut u32,
 ) -> Option<Result<Chosen<F::Address>, Count>> {
     let ends = sender.ends;
-    match meaning::<F, _, _>(&Kernel, sender, to, ends.to_port, ends.protocol) {
+    match meaning_of::<F, _, _>(&Kernel, sender, to, ends.to_port, ends.protocol, || value) {
         Meaning::Frontend(lead) => {
             *service = lead.service;
             if !sender.answerable {

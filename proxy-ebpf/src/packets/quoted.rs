@@ -5,11 +5,12 @@
 
 use aya_ebpf::bindings::BPF_F_MARK_MANGLED_0;
 use aya_ebpf::helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace};
+use proxy_abi::checksum::difference;
 use proxy_abi::icmp::Quoted;
 use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::{Address6, Port, same};
 
-use crate::rewrite::{Failed, Side, at, difference, done, store};
+use crate::rewrite::{Failed, Side, at, done, store};
 use crate::skb::Skb;
 
 /// The flags with which the checksum of the quoted packet's own protocol is changed.
@@ -46,7 +47,7 @@ pub(crate) fn set(
         if packet.ipv4 {
             set4(skb, packet, side, (old, address), own)?;
         } else {
-            let difference = difference(old, address)?;
+            let difference = difference(old, address).into();
             // SAFETY: as above.
             done(unsafe { bpf_l4_csum_replace(skb.0, outer, 0, difference, 0) })?;
             if let Some(own) = own {

@@ -17,10 +17,10 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::btf_map;
 use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::refusal::{self, Bucket, QUOTE};
-use proxy_abi::{Count, icmp};
+use proxy_abi::{Count, checksum, icmp};
 
 use crate::decisions::count;
-use crate::ingress::is_outside;
+use crate::ingress::{device, is_outside};
 use crate::rewrite::{Failed, at, done, store};
 use crate::sender::now;
 use crate::skb::Skb;
@@ -64,7 +64,7 @@ pub(crate) fn refuse<const NETWORK: u32>(skb: Skb, packet: &Packet) -> i32 {
     // what is for the bridge as what is for another host: such devices are of pods. Without frames, all is for this
     // node.
     let addressee = skb.addressee();
-    let is_for_node = NETWORK == 0 || addressee == TO_HOST || (addressee == TO_OTHER && !is_outside(skb));
+    let is_for_node = NETWORK == 0 || addressee == TO_HOST || (addressee == TO_OTHER && !is_outside(device(skb)));
     if !is_for_node || !refusal::may_be_told(&packet.ends.from) {
         count(Count::MessageToNobody);
         return DROP;
@@ -201,7 +201,7 @@ fn header4(packet: &Packet, length: u32, message: &mut Message) -> u64 {
     let sum =
         [first, second, word(lifetime, 0), dialled, client].into_iter().fold(0, |sum, word| sum + u64::from(word));
     let [.., a, b, c, d, e] = &mut message.network;
-    (*a, *b, *c, *d, *e) = (first, second, word(lifetime, !folded(sum)), dialled, client);
+    (*a, *b, *c, *d, *e) = (first, second, word(lifetime, !checksum::half(sum)), dialled, client);
     0
 }
 
@@ -237,11 +237,11 @@ fn finish<const NETWORK: u32>(
         Some(own) => {
             let own = own?;
             let headers = sum_of(message, header)?;
-            (headers + u64::from(!own), all + u64::from(!folded_once(headers)) + u64::from(own))
+            (headers + u64::from(!own), all + u64::from(!checksum::word(headers)) + u64::from(own))
         }
         None => (all, 0),
     };
-    message.icmp = [word(kind, !folded(sum + before)), 0];
+    message.icmp = [word(kind, !checksum::half(sum + before)), 0];
     let (from, size): (*const u32, u32) = if packet.ipv4 {
         let [_, _, _, _, _, first, ..] = &message.network;
         (first, FRONT4 + length)
@@ -253,7 +253,7 @@ fn finish<const NETWORK: u32>(
     done(unsafe { bpf_skb_store_bytes(skb.0, NETWORK, from.cast(), size, BPF_F_RECOMPUTE_CSUM.into()) })?;
     if difference != 0 {
         let checksum = NETWORK + size - length - icmp::HEADER + at::ICMP_CHECKSUM;
-        let difference = folded_once(difference);
+        let difference = checksum::word(difference);
         // SAFETY: as above.
         done(unsafe { bpf_l4_csum_replace(skb.0, checksum, 0, u64::from(difference), 0) })?;
         // Does nothing unless a device gave the sum over the whole packet, which has changed with the checksum.
@@ -269,20 +269,4 @@ fn sum_of(message: &mut Message, size: u32) -> Result<u64, Failed> {
     // SAFETY: the quotation has so many bytes.
     let sum = unsafe { bpf_csum_diff(null_mut(), 0, message.quote.as_mut_ptr(), size, 0) };
     u64::try_from(sum).or(Err(Failed))
-}
-
-/// A sum of words as one word.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "what is above was added below")]
-fn folded_once(sum: u64) -> u32 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    ((sum & 0xffff_ffff) + (sum >> 32)) as u32
-}
-
-/// The same as a half, of which a checksum is the complement.
-#[inline(always)]
-fn folded(sum: u64) -> u16 {
-    let sum = folded_once(sum);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    half((sum & 0xffff) + (sum >> 16))
 }

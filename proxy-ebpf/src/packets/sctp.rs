@@ -9,35 +9,30 @@
 //! port is refused there, and the packet dropped. SCTP does not send packets that need fragments.
 
 use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
+use proxy_abi::crc32c;
 use proxy_abi::packet::Packet;
-use proxy_abi::{Port, crc32c};
 
-use crate::rewrite::{Failed, Side, at, store};
+use crate::rewrite::{Failed, Ports, at, store};
 use crate::skb::Skb;
 
-/// Gives one end of an SCTP packet another port. It returns whether that went well. Not inlined: few packets need it.
+/// Gives an SCTP packet other ports. It returns whether that went well. Not inlined: few packets need it.
 #[inline(never)]
-pub(crate) fn set_port(skb: Skb, packet: &Packet, side: Side, port: Port) -> bool {
-    change(skb, packet, side, port).is_ok()
+pub(crate) fn set_ports(skb: Skb, packet: &Packet, ports: Ports) -> bool {
+    change(skb, packet, ports).is_ok()
 }
 
 /// The sum over the whole packet, where a device gave one, takes up both changes by `BPF_F_RECOMPUTE_CSUM`.
 #[inline(always)]
-fn change(skb: Skb, packet: &Packet, side: Side, port: Port) -> Result<(), Failed> {
+fn change(skb: Skb, packet: &Packet, ports: Ports) -> Result<(), Failed> {
     if packet.fragment != 0 {
         return Err(Failed);
     }
-    let (_, old) = side.of(packet);
-    let [a, b] = (old ^ port).to_ne_bytes();
-    let difference = u32::from_ne_bytes(match side {
-        Side::Source => [a, b, 0, 0],
-        Side::Destination => [0, 0, a, b],
-    });
+    let difference = Ports::of(packet).word() ^ ports.word();
     let place = packet.transport + at::SCTP_CHECKSUM;
     let checksum = skb.four(place).ok_or(Failed)?;
     if checksum != 0 {
-        let length = skb.end(packet).ok_or(Failed)? - packet.transport;
+        let length = packet.end() - packet.transport;
         store(skb, place, &crc32c::changed(checksum, difference, length), BPF_F_RECOMPUTE_CSUM.into())?;
     }
-    store(skb, side.port(packet), &port, BPF_F_RECOMPUTE_CSUM.into())
+    store(skb, packet.transport, &ports.word(), BPF_F_RECOMPUTE_CSUM.into())
 }

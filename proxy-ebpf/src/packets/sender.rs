@@ -1,9 +1,21 @@
 //! Who sent the first packet of a flow.
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::macros::btf_map;
 use proxy_abi::lookup::Caller;
 use proxy_abi::packet::Ends;
 use proxy_abi::{Address6, AffinityKey};
+
+/// A tick of the kernel, and the clock then.
+struct Tick {
+    number: u64,
+    seconds: u64,
+}
+
+/// The last tick in which this processor asked.
+#[btf_map]
+static TICK: PerCpuArray<Tick, 1> = PerCpuArray::new();
 
 /// The sender of a packet that came in.
 pub(crate) struct Sender<'a> {
@@ -20,11 +32,21 @@ pub(crate) fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// The same in seconds. It goes round after 136 years.
+/// The same in seconds. It goes round after 136 years. The clock is asked once in each tick of the kernel, of which the
+/// kernel's own number costs no call.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "it goes round")]
 pub(crate) fn seconds() -> u32 {
-    (now() / 1_000_000_000) as u32
+    let Some(place) = TICK.get_ptr_mut(0) else { return 0 };
+    // SAFETY: an element of this processor's own.
+    let tick = unsafe { &mut *place };
+    // SAFETY: the helper takes and touches nothing.
+    let number = unsafe { bpf_jiffies64() };
+    if tick.number != number {
+        *tick = Tick { number, seconds: now() / 1_000_000_000 };
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "it goes round")]
+    let seconds = tick.seconds as u32;
+    seconds
 }
 
 impl Caller for Sender<'_> {

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use proxy_abi::icmp::{Quoted, quoted};
-use proxy_abi::packet::{self, Bytes, Packet, Read, read};
+use proxy_abi::packet::{Bytes, Packet, Read, read};
 
 use crate::rewrite::bytes;
 
@@ -88,17 +88,11 @@ impl Skb {
         self.head().any_four(at)
     }
 
-    /// Where a packet ends by its header.
-    #[inline(always)]
-    pub(crate) fn end(self, packet: &Packet) -> Option<u32> {
-        packet::end(&self.head(), packet)
-    }
-
     /// Whether it has room for so many bytes of its protocol, and ends where its header says or later.
     #[inline(always)]
     pub(crate) fn is_whole(self, packet: &Packet, header: u32) -> bool {
         // SAFETY: as above.
-        packet::is_whole(&self.head(), packet, header, unsafe { (*self.0).len })
+        packet.is_whole(header, unsafe { (*self.0).len })
     }
 
     /// Reads the packet into `packet`, and says what it is. Not inlined: what follows needs the stack too.

@@ -1,11 +1,13 @@
 //! The maps that only these programs have.
 
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use proxy_abi::Count;
 use proxy_abi::connection::{Connection, Key, Translation};
 use proxy_abi::icmp::Quoted;
 use proxy_abi::packet::{Ends, Packet};
+
+use crate::maps::MAPPED;
 
 /// What does not fit on the stack of a program, of which there are 512 bytes. A processor runs one of these programs at
 /// a time.
@@ -43,6 +45,8 @@ macro_rules! declare {
     };
     (@Hash $key:ty, $value:ty, $capacity:expr) => { HashMap<$key, $value, { $capacity as usize }> };
     (@Lru $key:ty, $value:ty, $capacity:expr) => { LruHashMap<$key, $value, { $capacity as usize }> };
+    // As in the list of sockets.
+    (@Array $key:ty, $value:ty, $capacity:expr) => { Array<$value, { $capacity as usize }, MAPPED> };
     (@Processors $key:ty, $value:ty, $capacity:expr) => { PerCpuArray<$value, { $capacity as usize }> };
     // The kernel knows no size of what is in it.
     (@Queue $key:ty, $value:ty, $capacity:expr) => { RingBuf<(), { $capacity as usize }> };

@@ -45,6 +45,7 @@ use self::pins::{Former, PinError, Pins};
 use self::socket::programs::{self, FlowLists, Links, ProgramsError};
 use self::tables::addresses::Addresses;
 use self::tables::audit::Audit;
+use self::tables::bits::AddressBits;
 pub(super) use self::tables::kernel::TableError;
 use self::tables::kernel::Tables;
 use self::tables::node::{NodeWords, OptOuts, OwnDns};
@@ -173,8 +174,8 @@ struct Ebpf {
     layout: Layout,
     addresses: Addresses,
     service_ranges: ServiceRanges,
-    /// Packets are served, so flows may lead to addresses that no plan has any more.
-    serves_packets: bool,
+    /// If packets are served. Flows may then lead to addresses that no plan has any more.
+    bits: Option<AddressBits>,
     audit: Audit,
     pins: Pins,
     /// The plan that the tables hold; empty after a start or a failure, so the next sync writes every service port.
@@ -225,14 +226,17 @@ impl Ebpf {
         let layout = Layout::restored(tables.capacity(), &tables.dump()?);
         let open_flows = || packets.map(|_| FlowTables::open(&pins.maps)).transpose();
         let (flows, for_collector) = (open_flows()?, open_flows()?);
+        let (addresses, bits) = (tables.addresses()?, packets.map(|_| AddressBits::open(&pins.maps)).transpose()?);
+        let addresses = Addresses::restored(addresses, bits.is_some());
+        if let Some(bits) = &bits {
+            bits.keep(addresses.held().keys().copied())?;
+        }
         // Tables that sockets have used say what a frontend is from the first packet on.
         take_over_flows(flows.as_ref(), &layout);
         let followed = for_devices.zip(packets.cloned());
         let followed = followed.map(|(loaded, packets)| Follower::open(loaded, &pins, packets)).transpose()?;
         let (devices, device_links) = followed.unzip();
         take_over_flows(flows.as_ref(), &layout);
-        let serves_packets = packets.is_some();
-        let addresses = Addresses::restored(tables.addresses()?, serves_packets);
         let service_ranges = ServiceRanges::open(&pins.maps)?;
         let usage = layout.usage();
         let ebpf = Self {
@@ -240,7 +244,7 @@ impl Ebpf {
             layout,
             addresses,
             service_ranges,
-            serves_packets,
+            bits,
             audit: Audit::default(),
             pins,
             synced: Plan::default(),
@@ -266,7 +270,8 @@ impl Ebpf {
     fn read_back(&mut self) -> Result<(), SyncError> {
         self.tables.forget_pending();
         self.layout = Layout::restored(self.tables.capacity(), &self.tables.dump()?);
-        self.addresses = Addresses::restored(self.tables.addresses()?, self.serves_packets);
+        self.addresses = Addresses::restored(self.tables.addresses()?, self.bits.is_some());
+        self.keep_bits()?;
         self.service_ranges.read_back()?;
         self.synced = Plan::default();
         self.orders.forget_plan();
@@ -379,12 +384,18 @@ impl Ebpf {
     fn write_addresses(&mut self, plan: &Plan) -> Result<u64, SyncError> {
         self.addresses.follow(&plan.addresses);
         let (set, gone) = self.addresses.take_changes();
+        if let Some(bits) = &self.bits {
+            bits.set(set.iter().map(|(address, _)| *address))?;
+        }
         self.tables.set_addresses(&set)?;
         if set.iter().any(|(_, meaning)| meaning.node_ports.is_some()) {
             self.orders.frontends_changed();
         }
         for address in &gone {
             self.tables.set_address(*address, None)?;
+        }
+        if !gone.is_empty() {
+            self.keep_bits()?;
         }
         Ok(u64::try_from(set.len().saturating_add(gone.len())).unwrap_or(u64::MAX))
     }
@@ -403,7 +414,11 @@ impl Ebpf {
         for address in self.addresses.forget_former(|address| dialled.contains(&address)) {
             self.tables.set_address(address, None)?;
         }
-        Ok(())
+        self.keep_bits()
+    }
+
+    fn keep_bits(&self) -> Result<(), SyncError> {
+        self.bits.as_ref().map_or(Ok(()), |bits| bits.keep(self.addresses.held().keys().copied()))
     }
 
     /// Removes what an earlier version left attached, now that this version serves: it would translate a second time.

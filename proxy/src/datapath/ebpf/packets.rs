@@ -31,7 +31,7 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 pub(super) const PROGRAMS: [&str; 4] = ["shunt_ingress", "shunt_egress", "shunt_ingress_ip", "shunt_egress_ip"];
 
 /// The maps of what a program needs while it runs, which are not pinned.
-const OWN: [&str; 4] = ["SCRATCH", "MESSAGE", "REFUSALS", "EVENT_PACE"];
+const OWN: [&str; 5] = ["SCRATCH", "MESSAGE", "REFUSALS", "EVENT_PACE", "TICK"];
 
 /// The program for a place.
 const fn program_at(direction: Direction, ethernet: bool) -> &'static str {

@@ -4,6 +4,7 @@ pub(super) mod addresses;
 #[cfg(test)]
 mod agreement;
 pub(super) mod audit;
+pub(super) mod bits;
 mod finding;
 pub(super) mod kernel;
 pub(crate) mod memory;

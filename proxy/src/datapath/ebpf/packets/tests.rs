@@ -8,6 +8,7 @@ mod fragments;
 mod many;
 mod redirects;
 mod refused;
+
 mod sctp;
 
 use std::collections::HashSet;
@@ -25,6 +26,7 @@ use shunt_model::{Family, Protocol};
 
 use super::super::layout::{Capacity, Layout};
 use super::super::tables::addresses::Addresses;
+use super::super::tables::bits::AddressBits;
 use super::super::tables::kernel::Tables;
 use super::super::tables::service_ranges::ServiceRanges;
 use super::super::{image, pins};
@@ -73,7 +75,9 @@ impl Node {
         }
         tables.flush().unwrap();
         addresses.follow(&plan.addresses);
-        tables.set_addresses(&addresses.take_changes().0).unwrap();
+        let (set, _) = addresses.take_changes();
+        AddressBits::open(&pins.maps).unwrap().set(set.iter().map(|(address, _)| *address)).unwrap();
+        tables.set_addresses(&set).unwrap();
         ServiceRanges::open(&pins.maps).unwrap().apply(&plan.service_cidrs).unwrap();
         // The node's own DNS is open.
         let config = Config { flags: Config::next_generation(0, 0) | Config::DNS_SERVES, ..Config::default() };

@@ -1,6 +1,6 @@
 //! How long a flow without a packet is remembered.
 
-use proxy_abi::connection::{Connection, State, Translation};
+use proxy_abi::connection::{Connection, OPENING, State, Translation};
 use proxy_abi::packet::protocol;
 
 /// Time-outs in seconds. The first four are those that kube-proxy's configuration has for the kernel's tracking
@@ -24,8 +24,6 @@ impl Default for FlowTimeouts {
     }
 }
 
-/// A connection of TCP that opens: Linux sends a SYN six times in 63 s, and each of them counts as a packet.
-const OPENING: u32 = 60;
 /// A connection of TCP that both sides have closed: the last packets may be sent again.
 const CLOSED: u32 = 10;
 /// Associations of SCTP have heartbeats, each 30 s by default.

@@ -38,7 +38,7 @@ fn packets() -> Vec<(usize, Vec<u8>)> {
 impl Node {
     /// How many elements the tables of flows have.
     fn elements(&self) -> usize {
-        let of_flows = maps::packets::ALL.iter().filter(|map| map.lifetime == maps::Lifetime::Flows);
+        let of_flows = maps::packets::ALL.iter().filter(|map| map.kind == maps::Kind::Lru);
         let count = |map: &maps::Map| {
             let map = bpf::open_pin(&self.pins.maps.of(map)).unwrap();
             bpf::keys::<40>(map.as_fd()).unwrap().len()
