@@ -28,6 +28,7 @@ pub mod maps;
 pub mod packet;
 pub mod range;
 pub mod refusal;
+pub mod replay;
 pub mod slot;
 pub mod socket;
 
@@ -41,6 +42,7 @@ pub use directory::{Directory, Extent, RangesWord, Shape, Terms};
 pub use event::Event;
 pub use frontend::{FrontendKey4, FrontendKey6, FrontendValue, Lead, SourceNat, scope};
 pub use range::{RangeKey, RangePrefix, ServicePrefix};
+pub use replay::Replayed;
 pub use slot::Slot;
 pub use socket::{DatagramFlows, Flow, FurtherFlows, ListedFlow};
 

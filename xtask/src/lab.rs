@@ -111,6 +111,7 @@ pub(crate) fn bench(workspace: &Workspace, options: &BenchOptions) -> Result<Exi
     let mut command = program(workspace, "bench");
     with_binaries(workspace, &mut command);
     command.arg("--shunt-dns").arg(workspace.binary(build::RELEASE_PROFILE, "shunt-dns"));
+    command.arg("--replay").arg(workspace.bpf_objects().join("shunt-replay.o"));
     command.args(["--samples", &options.samples.to_string(), "--changes", &options.changes.to_string()]);
     flag(&mut command, "--only-api", options.only_api);
     flag(&mut command, "--only-dns", options.only_dns);

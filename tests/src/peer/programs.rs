@@ -1,13 +1,16 @@
-//! What a packet costs in the packet programs: run one by one by the kernel's test-run, on the tables of a daemon. Must
+//! What a packet costs in the packet programs: run in rows by the kernel's test-run, on the tables of a daemon. Must
 //! run in the network namespace of its node.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::Ebpf;
+use aya::maps::{Array, ProgramArray};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
 use clap::Args;
 use etherparse::{PacketBuilder, PacketBuilderStep, PacketHeaders, TcpHeader, TransportHeader};
+use proxy_abi::Replayed;
 use serde::{Deserialize, Serialize};
 
 use super::print;
@@ -19,6 +22,11 @@ const CONTEXT: usize = 192;
 const DEVICE: usize = 40;
 /// Ports of clients: each new flow has one of its own.
 const FIRST_PORT: u16 = 1024;
+/// So many packets run in a row, and so many rows of each kind.
+const ROW: u16 = 2000;
+const ROWS: u16 = 25;
+/// Rows of new flows: as many flows as the table of those that open has room for.
+const NEW_ROWS: u16 = 5;
 
 /// Which programs, and which packets.
 #[derive(Clone, Debug, Args)]
@@ -38,9 +46,9 @@ pub struct ProgramArguments {
     /// An address that is neither of the node nor of a Service.
     #[arg(long)]
     other: IpAddr,
-    /// Runs of each kind.
-    #[arg(long, default_value_t = 5000)]
-    samples: u16,
+    /// The BPF object that gives a program the same packet again and again.
+    #[arg(long)]
+    replay: PathBuf,
 }
 
 /// What one kind of packet costs at one hook, in nanoseconds, the kernel's own of a run included.
@@ -48,10 +56,16 @@ pub struct ProgramArguments {
 pub struct ProgramLine {
     /// The kind of packet.
     pub what: String,
-    /// The median.
+    /// That of the median row.
     pub p50: u64,
-    /// The 99th percentile.
-    pub p99: u64,
+    /// That of the slowest row.
+    pub max: u64,
+}
+
+/// Gives a program the same packet again and again.
+struct Replay {
+    object: Ebpf,
+    context: [u8; CONTEXT],
 }
 
 struct Hook {
@@ -61,84 +75,106 @@ struct Hook {
 
 /// Runs, and prints a line for each kind of packet.
 pub(super) fn run(arguments: &ProgramArguments) -> anyhow::Result<()> {
-    let ProgramArguments { pins, device, node_port, client, other, samples } = arguments;
+    let ProgramArguments { pins, device, node_port, client, other, replay } = arguments;
     let index = nix::net::if_::if_nametoindex(device.as_str()).with_context(|| format!("looking for {device}"))?;
     let [ingress, egress] = ["shunt_ingress", "shunt_egress"].map(|name| Hook::open(&pins.join(name), index));
     let (mut ingress, mut egress) = (ingress?, egress?);
-    let samples = *samples;
+    let mut replay = Replay::open(replay, index)?;
     let client = |port| SocketAddr::new(*client, port);
-    let to_other = SocketAddr::new(*other, 80);
 
-    // What every run costs: the programs leave such a frame at their first look.
-    let foreign = PacketBuilder::ethernet2([2; 6], [2; 6]).arp(etherparse::ArpPacket::new(
-        etherparse::ArpHardwareId::ETHERNET,
-        etherparse::EtherType::IPV4,
-        etherparse::ArpOperation::REQUEST,
-        &[2; 6],
-        &[10, 0, 0, 1],
-        &[2; 6],
-        &[10, 0, 0, 2],
-    )?);
-    let mut frame = Vec::new();
-    foreign.write(&mut frame)?;
-    report("nothing of IP", samples, || ingress.time(&frame))?;
+    let of_others = segment(client(FIRST_PORT), SocketAddr::new(*other, 80), |header| header.ack = true)?;
+    let nothing = program(&mut replay.object, "nothing")?.fd()?.try_clone()?;
+    let [at_ingress, at_egress] = [ingress.program.fd()?.try_clone()?, egress.program.fd()?.try_clone()?];
+    replay.report("nothing", &nothing, &of_others)?;
+    replay.report("of others, at ingress", &at_ingress, &of_others)?;
+    replay.report("of others, at egress", &at_egress, &of_others)?;
 
-    let passing = segment(client(FIRST_PORT), to_other, |header| header.ack = true)?;
-    report("of others, at ingress", samples, || ingress.time(&passing))?;
-    report("of others, at egress", samples, || egress.time(&passing))?;
-
-    let mut opened = Vec::new();
-    let mut port = FIRST_PORT;
-    report("new flow, at ingress", samples, || {
-        port = port.saturating_add(1);
-        let (inside, time) = ingress.run(&segment(client(port), *node_port, |header| header.syn = true)?)?;
-        opened.push(inside);
-        Ok(time)
-    })?;
-    let mut waiting = opened.into_iter();
-    let mut first = None;
-    report("new flow and its source NAT, at egress", samples, || {
-        let (outside, time) = egress.run(&waiting.next().context("a packet of each flow")?)?;
-        first.get_or_insert(outside);
-        Ok(time)
-    })?;
-    let (node, endpoint) = ends(&first.context("a first packet")?)?;
+    let first = segment(client(FIRST_PORT), *node_port, |header| header.syn = true)?;
+    let inside = ingress.run(&first)?;
+    let outside = egress.run(&inside)?;
+    let (node, endpoint) = ends(&outside)?;
     ensure!(endpoint != *node_port, "{node_port} is not served: the packet left as it came");
+    replay.report_new("new flow, at ingress", &at_ingress, &first)?;
+    replay.report_new("new flow and its source NAT, at egress", &at_egress, &inside)?;
 
-    let known = segment(client(FIRST_PORT + 1), *node_port, |header| header.ack = true)?;
-    let (inside, _) = ingress.run(&known)?;
-    report("known flow, at ingress", samples, || ingress.time(&known))?;
-    report("known flow and its source NAT, at egress", samples, || egress.time(&inside))?;
+    let known = segment(client(FIRST_PORT), *node_port, |header| header.ack = true)?;
+    let inside = ingress.run(&known)?;
+    replay.report("known flow, at ingress", &at_ingress, &known)?;
+    replay.report("known flow and its source NAT, at egress", &at_egress, &inside)?;
     let answer = segment(endpoint, node, |header| header.ack = true)?;
-    let (inside, _) = ingress.run(&answer)?;
-    report("answer, at ingress", samples, || ingress.time(&answer))?;
-    report("answer, at egress", samples, || egress.time(&inside))
+    let inside = ingress.run(&answer)?;
+    replay.report("answer, at ingress", &at_ingress, &answer)?;
+    replay.report("answer, at egress", &at_egress, &inside)
 }
 
-/// Times it so often, and prints the line.
-fn report(what: &str, samples: u16, mut sample: impl FnMut() -> anyhow::Result<u64>) -> anyhow::Result<()> {
-    let mut times = (0..samples).map(|_| sample()).collect::<anyhow::Result<Vec<u64>>>().context(what.to_owned())?;
-    times.sort_unstable();
-    let at = |percent: usize| times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default();
-    print(&ProgramLine { what: what.to_owned(), p50: at(50), p99: at(99) })
+impl Replay {
+    fn open(path: &Path, index: u32) -> anyhow::Result<Self> {
+        let mut object = Ebpf::load_file(path).with_context(|| format!("loading {}", path.display()))?;
+        for name in ["nothing", "replay"] {
+            program(&mut object, name)?.load().with_context(|| format!("loading {name}"))?;
+        }
+        Ok(Self { object, context: context(index) })
+    }
+
+    fn report(&mut self, what: &str, program: &ProgramFd, frame: &[u8]) -> anyhow::Result<()> {
+        let rows = (0..ROWS).map(|_| self.time(program, frame, 0, 0));
+        print(&line(what, rows.collect::<anyhow::Result<_>>().with_context(|| what.to_owned())?))
+    }
+
+    /// The same with a source port of its own for each packet.
+    fn report_new(&mut self, what: &str, program: &ProgramFd, frame: &[u8]) -> anyhow::Result<()> {
+        let first = |row: u16| FIRST_PORT.saturating_add(1).saturating_add(row.saturating_mul(ROW));
+        let rows = (0..NEW_ROWS).map(|row| self.time(program, frame, first(row), ROW));
+        print(&line(what, rows.collect::<anyhow::Result<_>>().with_context(|| what.to_owned())?))
+    }
+
+    /// What one packet of a row costs.
+    fn time(&mut self, measured: &ProgramFd, frame: &[u8], first: u16, ports: u16) -> anyhow::Result<u64> {
+        let frame: [u8; 64] = frame.try_into().context("a frame of 64 bytes")?;
+        let replayed: [u8; size_of::<Replayed>()] = zerocopy::transmute!(Replayed { frame, first, ports, turns: 0 });
+        let map = self.object.map_mut("REPLAYED").context("the packet")?;
+        Array::<_, [u8; size_of::<Replayed>()]>::try_from(map)?.set(0, replayed, 0)?;
+        let map = self.object.map_mut("MEASURED").context("the program that is measured")?;
+        ProgramArray::try_from(map)?.set(0, measured, 0)?;
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&self.context),
+            repeat: ROW.into(),
+            ..TestRunOptions::default()
+        };
+        let result = program(&mut self.object, "replay")?.test_run(options).context("running the program")?;
+        ensure!(result.return_value == NEXT, "the program's verdict was {}", result.return_value);
+        Ok(u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    Ok(object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}
+
+fn line(what: &str, mut rows: Vec<u64>) -> ProgramLine {
+    rows.sort_unstable();
+    let at = |place: usize| rows.get(place).copied().unwrap_or_default();
+    ProgramLine { what: what.to_owned(), p50: at(rows.len() / 2), max: at(rows.len().saturating_sub(1)) }
+}
+
+/// What a program sees of a packet beside itself: the device.
+fn context(index: u32) -> [u8; CONTEXT] {
+    let mut context = [0; CONTEXT];
+    if let Some(place) = context.get_mut(DEVICE..DEVICE + 4) {
+        place.copy_from_slice(&index.to_ne_bytes());
+    }
+    context
 }
 
 impl Hook {
     fn open(pin: &Path, index: u32) -> anyhow::Result<Self> {
         let program = SchedClassifier::from_pin(pin).with_context(|| format!("opening {}", pin.display()))?;
-        let mut context = [0; CONTEXT];
-        if let Some(place) = context.get_mut(DEVICE..DEVICE + 4) {
-            place.copy_from_slice(&index.to_ne_bytes());
-        }
-        Ok(Self { program, context })
+        Ok(Self { program, context: context(index) })
     }
 
-    fn time(&mut self, frame: &[u8]) -> anyhow::Result<u64> {
-        self.run(frame).map(|(_, time)| time)
-    }
-
-    /// The packet after one run, and how long that took.
-    fn run(&mut self, frame: &[u8]) -> anyhow::Result<(Vec<u8>, u64)> {
+    /// The packet after one run.
+    fn run(&mut self, frame: &[u8]) -> anyhow::Result<Vec<u8>> {
         let mut after = vec![0; frame.len() + 64];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -149,7 +185,7 @@ impl Hook {
         let result = self.program.test_run(options).context("running the program")?;
         ensure!(result.return_value == NEXT, "the program's verdict was {}", result.return_value);
         after.truncate(usize::try_from(result.data_size_out).unwrap_or_default());
-        Ok((after, u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX)))
+        Ok(after)
     }
 }
 
@@ -157,7 +193,7 @@ fn segment(from: SocketAddr, to: SocketAddr, change: impl FnOnce(&mut TcpHeader)
     let mut header = TcpHeader::new(from.port(), to.port(), 1, 1024);
     change(&mut header);
     let mut frame = Vec::new();
-    between(from.ip(), to.ip())?.tcp_header(header).write(&mut frame, b"a request")?;
+    between(from.ip(), to.ip())?.tcp_header(header).write(&mut frame, b"a request.")?;
     Ok(frame)
 }
 

@@ -36,6 +36,9 @@ pub(crate) struct BenchOptions {
     /// The `lab-peer` program.
     #[arg(long)]
     peer: PathBuf,
+    /// The BPF object with which the programs are measured.
+    #[arg(long)]
+    replay: PathBuf,
     /// Connections per target and size.
     #[arg(long)]
     samples: u32,
@@ -108,7 +111,7 @@ fn packet_paths(options: &BenchOptions, report: &mut BenchTable) -> Result<()> {
     let mut paths = Paths::start(&options.shunt, &options.peer)?;
     for size in [SIZES[1], SIZES[2]] {
         report.packets(&paths.measure(size, options.samples)?);
-        report.programs(size, &paths.program_costs()?);
+        report.programs(size, &paths.program_costs(&options.replay)?);
     }
     Ok(())
 }

@@ -141,7 +141,7 @@ impl Paths {
     }
 
     /// What a packet costs in the programs, on the node that has no programs at sockets.
-    pub(super) fn program_costs(&self) -> Result<Vec<ProgramLine>> {
+    pub(super) fn program_costs(&self, replay: &Path) -> Result<Vec<ProgramLine>> {
         let path = self.paths.iter().find(|path| path.name == PROGRAMS).context("a path of programs")?;
         let Serves::Daemon(_, daemon) = &path.serves else { bail!("{PROGRAMS} are served by no daemon") };
         let versions = std::fs::read_dir(daemon.bpf_root()).context("reading the directory of pins")?;
@@ -152,7 +152,9 @@ impl Paths {
         let far = self.servers.first().context("a server")?.ipv4.to_string();
         let [client, _] = self.lab.outside_addresses().map(|address| address.to_string());
         let arguments = ["bench-programs", "--pins", &pins, "--device", "eth0", "--node-port", &node_port];
-        path.node.ask(&[&arguments[..], &["--client", &client, "--other", &far]].concat(), PATIENCE)
+        let replay = replay.display().to_string();
+        let further = ["--client", &client, "--other", &far, "--replay", &replay];
+        path.node.ask(&[&arguments[..], &further].concat(), PATIENCE)
     }
 
     fn grow_to(&mut self, services: u32, figures: &mut [PathFigures]) -> Result<()> {

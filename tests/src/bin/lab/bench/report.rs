@@ -126,18 +126,18 @@ impl BenchTable {
         }
     }
 
-    /// What packets cost in the programs, above what a run costs that leaves them at the first look.
+    /// What packets cost in the programs, above one that does nothing.
     pub(super) fn programs(&mut self, services: u32, lines: &[ProgramLine]) {
         let Some((empty, lines)) = lines.split_first() else { return };
         let above = |time: u64| time.saturating_sub(empty.p50);
-        for ProgramLine { what, p50, p99 } in lines {
+        for ProgramLine { what, p50, max } in lines {
             let budget = match what.as_str() {
                 what if what.starts_with("of others") => "<= 60 ns",
                 what if what.starts_with("known flow,") => "<= 150 ns",
                 what if what.starts_with("new flow,") => "<= 600 ns",
                 _ => "(not budgeted)",
             };
-            let time = format!("{} / {} ns above", above(*p50), above(*p99));
+            let time = format!("{} ns above, {} at most", above(*p50), above(*max));
             let what = format!("programs, {services} services, packet: {what}");
             self.0.push([what, format!("{} ns", empty.p50), time, String::new(), budget.to_owned()]);
         }
