@@ -38,7 +38,7 @@ use self::orders::OrderWriter;
 use self::packets::events::TellerError;
 pub use self::packets::flows::FlowTimeouts;
 pub use self::packets::flows::list::{FlowFilter, FlowState, Flows, FlowsError, KnownFlow};
-use self::packets::flows::{FlowTables, take_over};
+use self::packets::flows::{EarlierDatagrams, FlowTables};
 use self::packets::follow::{FollowError, Follower};
 use self::packets::owners::{Owners, OwnersError};
 use self::pins::{Former, PinError, Pins};
@@ -189,6 +189,7 @@ struct Ebpf {
     owners: Option<Owners>,
     /// Gives upkeep its orders.
     orders: OrderWriter,
+    words: NodeWords,
     own_dns: OwnDns,
     /// To take over flows of an earlier path with the first sync, if packets are served.
     flows: Option<FlowTables>,
@@ -216,10 +217,11 @@ impl Ebpf {
         }
         let cookie = crate::sys::netns_cookie().map_err(EbpfOpenError::Namespace)?;
         let words = NodeWords::open(&pins.maps)?;
-        // Rules for packets may have served before, so this start must find out anew whose flows there are.
-        let kept = Config::OPT_OUTS | if packets.is_some() { Config::OWN_FLOWS } else { Config::LEAVING };
+        // After rules for packets it must be found out anew whose flows there are. Programs that rules have replaced
+        // begin none before the first sync: their tables may be old, and they do not know which ports the kernel has.
+        let kept = Config::OPT_OUTS | Config::LEAVING | if packets.is_some() { Config::OWN_FLOWS } else { 0 };
         words.write(cookie, flags(options), kept)?;
-        let own_dns = OwnDns::open(words, &pins.maps)?;
+        let own_dns = OwnDns::open(NodeWords::open(&pins.maps)?, &pins.maps)?;
         let attached = loaded.zip(sockets).map(|(loaded, options)| attach_to_sockets(loaded, &pins, options));
         let (lists, links) = attached.transpose()?.unzip();
         let owners = packets.map(|_| Owners::open(&pins)).transpose()?;
@@ -232,11 +234,12 @@ impl Ebpf {
             bits.keep(addresses.held().keys().copied())?;
         }
         // Tables that sockets have used say what a frontend is from the first packet on.
-        take_over_flows(flows.as_ref(), &layout);
+        let earlier = remember_flows(flows.as_ref(), &layout);
         let followed = for_devices.zip(packets.cloned());
         let followed = followed.map(|(loaded, packets)| Follower::open(loaded, &pins, packets)).transpose()?;
         let (devices, device_links) = followed.unzip();
-        take_over_flows(flows.as_ref(), &layout);
+        end_of_kernel(earlier);
+        end_of_kernel(remember_flows(flows.as_ref(), &layout));
         let service_ranges = ServiceRanges::open(&pins.maps)?;
         let usage = layout.usage();
         let ebpf = Self {
@@ -253,6 +256,7 @@ impl Ebpf {
             refused: BTreeMap::new(),
             owners,
             orders: OrderWriter::default(),
+            words,
             own_dns,
             flows,
             looked_at_flows: None,
@@ -354,15 +358,15 @@ impl Ebpf {
             written = written.saturating_add(self.upsert(port)?);
         }
         self.tables.flush()?;
-        if self.incomplete {
-            // The programs know endpoints by now, and most addresses only after the next step.
-            take_over_flows(self.flows.as_ref(), &self.layout);
-        }
+        // The programs know endpoints by now, and most addresses only after the next step.
+        let earlier = self.earlier_flows();
         written = written.saturating_add(self.write_addresses(plan)?);
-        written = written.saturating_add(self.service_ranges.apply(&plan.service_cidrs)?);
-        if self.incomplete {
-            take_over_flows(self.flows.as_ref(), &self.layout);
+        if self.incomplete && self.flows.is_some() {
+            self.words.end_leave()?;
         }
+        end_of_kernel(earlier);
+        written = written.saturating_add(self.service_ranges.apply(&plan.service_cidrs)?);
+        end_of_kernel(self.earlier_flows());
         for key in &difference.removals {
             written = written.saturating_add(self.remove(key)?);
         }
@@ -377,6 +381,11 @@ impl Ebpf {
             owners.tell();
         }
         Ok(written)
+    }
+
+    /// At the first sync, what the kernel translates.
+    fn earlier_flows(&self) -> Option<EarlierDatagrams> {
+        if self.incomplete { remember_flows(self.flows.as_ref(), &self.layout) } else { None }
     }
 
     /// After the frontends that join and before those that leave: an address whose Service is not there yet refuses
@@ -431,17 +440,26 @@ impl Ebpf {
     }
 }
 
-/// Takes over what the kernel translates, if packets are served. A failure does not keep the programs from what is new.
-fn take_over_flows(flows: Option<&FlowTables>, layout: &Layout) {
-    match flows.map(|flows| take_over(flows, layout)) {
+/// Tells the programs what the kernel translates, if packets are served. A failure does not keep them from what is new.
+fn remember_flows(flows: Option<&FlowTables>, layout: &Layout) -> Option<EarlierDatagrams> {
+    EarlierDatagrams::write(flows?, layout).inspect_err(warn_of_flows).ok()
+}
+
+/// From here on the programs serve those flows, and not the kernel.
+fn end_of_kernel(earlier: Option<EarlierDatagrams>) {
+    match earlier.map(EarlierDatagrams::end) {
         None | Some(Ok(0)) => {}
         Some(Ok(taken)) => info!(taken, "took over UDP and SCTP flows that the kernel translated"),
-        Some(Err(error)) => warn!(
-            %error,
-            "the flows that the kernel translates are not taken over (CONFIG_NF_CT_NETLINK): clients of UDP that go on \
-             sending may get no answer until the kernel forgets them"
-        ),
+        Some(Err(error)) => warn_of_flows(&error),
     }
+}
+
+fn warn_of_flows(error: &io::Error) {
+    warn!(
+        %error,
+        "the flows that the kernel translates are not taken over (CONFIG_NF_CT_NETLINK): clients of UDP that go on sending \
+         may get no answer until the kernel forgets them"
+    );
 }
 
 /// Attaches the programs at sockets, and removes those that another build has attached elsewhere.

@@ -23,7 +23,7 @@ use super::super::tables::kernel::{TableError, open};
 use crate::sys::bpf::{self, Pieces};
 
 pub(in crate::datapath::ebpf) use self::collect::Collector;
-pub(in crate::datapath::ebpf) use self::earlier::{EarlierFlows, take_over};
+pub(in crate::datapath::ebpf) use self::earlier::{EarlierDatagrams, EarlierFlows};
 pub use self::timeouts::FlowTimeouts;
 
 /// How many elements are read at once: between two pieces others get the processor, and what is removed of a piece has

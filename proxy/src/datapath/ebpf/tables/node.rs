@@ -34,6 +34,11 @@ impl NodeWords {
         self.0.update(0, Config::FLAGS, begun).map_err(refused)
     }
 
+    /// Packet programs that another path had replaced begin flows again.
+    pub(in crate::datapath::ebpf) fn end_leave(&self) -> Result<(), SyncError> {
+        self.0.update(0, Config::FLAGS, |flags| flags & !Config::LEAVING).map_err(refused)
+    }
+
     fn generation(&self) -> u64 {
         Config::generation(self.0.load(0, Config::FLAGS).unwrap_or_default())
     }

@@ -36,33 +36,51 @@ const EVERY: Duration = Duration::from_secs(60);
 /// How often a list is read that changes while the kernel gives it.
 const LISTS: usize = 4;
 
-/// Takes over the flows of datagrams that the kernel has translated from frontends of `layout` to endpoints that still
-/// serve, and ends their entries of the kernel. Returns how many flows are new in the tables.
-///
-/// To be called just before the programs begin to serve, and again just after: a packet in between makes a new entry.
-pub(in crate::datapath::ebpf) fn take_over(tables: &FlowTables, layout: &Layout) -> io::Result<usize> {
-    let (mut table, own) = (Table::open()?, own_addresses()?);
-    leave_ports(tables, &mut table)?;
-    let mut taken = 0_usize;
-    for protocol in [Protocol::Udp, Protocol::Sctp] {
-        for family in Family::BOTH {
-            let backend = |flow: &Flow| backend_behind(layout, flow).filter(|_| !own.contains(&flow.client.ip()));
-            for _ in 0..LISTS {
-                let wanted = |flow: &Flow| flow.is_translated() && backend(flow).is_some();
-                let Dump { entries, whole } = table.flows(family, protocol, wanted)?;
-                for flow in &entries {
-                    let Some(backend) = backend(flow) else { continue };
-                    let (client, connection) = remembered(flow, backend, now()?);
-                    taken = taken.saturating_add(usize::from(remember(&tables.large, &client, &connection)?));
-                    table.end(flow)?;
-                }
-                if whole {
-                    break;
+/// Flows of datagrams that the programs know by now, and whose entries of the kernel must go.
+#[derive(Debug)]
+pub(in crate::datapath::ebpf) struct EarlierDatagrams {
+    table: Table,
+    entries: Vec<Flow>,
+    taken: usize,
+}
+
+impl EarlierDatagrams {
+    /// Writes the flows of datagrams that the kernel has translated from frontends of `layout` to endpoints that still
+    /// serve. To be called just before the programs begin to serve.
+    pub(in crate::datapath::ebpf) fn write(tables: &FlowTables, layout: &Layout) -> io::Result<Self> {
+        let (mut table, own) = (Table::open()?, own_addresses()?);
+        leave_ports(tables, &mut table)?;
+        let (mut found, mut taken) = (Vec::new(), 0_usize);
+        for protocol in [Protocol::Udp, Protocol::Sctp] {
+            for family in Family::BOTH {
+                let backend = |flow: &Flow| backend_behind(layout, flow).filter(|_| !own.contains(&flow.client.ip()));
+                for _ in 0..LISTS {
+                    let wanted = |flow: &Flow| flow.is_translated() && backend(flow).is_some();
+                    let Dump { entries, whole } = table.flows(family, protocol, wanted)?;
+                    for flow in entries {
+                        let Some(backend) = backend(&flow) else { continue };
+                        let (client, connection) = remembered(&flow, backend, now()?);
+                        taken = taken.saturating_add(usize::from(remember(&tables.large, &client, &connection)?));
+                        found.push(flow);
+                    }
+                    if whole {
+                        break;
+                    }
                 }
             }
         }
+        Ok(Self { table, entries: found, taken })
     }
-    Ok(taken)
+
+    /// Ends the entries of the kernel, once the programs serve: until then it translates what is on its way, and from
+    /// then on each datagram of the client's is lost while its entry is there. So nothing comes in between. Returns how
+    /// many flows were new to the programs.
+    pub(in crate::datapath::ebpf) fn end(mut self) -> io::Result<usize> {
+        for flow in &self.entries {
+            self.table.end(flow)?;
+        }
+        Ok(self.taken)
+    }
 }
 
 /// Keeps the programs from the ports with which the kernel stands for clients of connections.

@@ -1,7 +1,7 @@
 //! Flows and ports that pass between the kernel's own translation and the programs.
 
 use super::super::super::super::orders::OrderWriter;
-use super::super::super::flows::{EarlierFlows, take_over};
+use super::super::super::flows::{EarlierDatagrams, EarlierFlows};
 use super::super::super::leaving;
 use super::*;
 use crate::datapath::HostOptions;
@@ -49,6 +49,10 @@ fn kernel_translates(protocol: &str, client: &str, to: &str, server: &str, sourc
     ));
 }
 
+fn take_over(tables: &Remembered, layout: &Layout) -> usize {
+    EarlierDatagrams::write(&tables.0, layout).unwrap().end().unwrap()
+}
+
 #[test]
 fn flows_of_datagrams_are_taken_over_from_the_kernel() {
     with_conntrack("flows_of_datagrams_are_taken_over_from_the_kernel", || {
@@ -69,13 +73,13 @@ fn flows_of_datagrams_are_taken_over_from_the_kernel() {
         let tables = Tables::open(&node.pins.maps).unwrap();
         let layout = Layout::restored(tables.capacity(), &tables.dump().unwrap());
         let flows = Remembered::of(&node);
-        assert_eq!(take_over(&flows.0, &layout).unwrap(), 3);
+        assert_eq!(take_over(&flows, &layout), 3);
         // One of these is the port that the kernel keeps.
         assert_eq!((flows.flows().len(), flows.leading_back()), (3, [0, 6]));
         let left = conntrack("-L -p udp");
         assert!(left.lines().count() == 2 && left.contains("10.1.0.9") && left.contains("192.0.2.50"), "{left}");
         assert_eq!(conntrack("-L -p tcp").lines().count(), 1);
-        assert_eq!(take_over(&flows.0, &layout).unwrap(), 0);
+        assert_eq!(take_over(&flows, &layout), 0);
         for (client, server, source) in
             [(outside, "10.1.0.3:5353", stood_for), ("203.0.113.9:40001", "10.1.0.4:5353", format!("{own}:1504"))]
         {
@@ -97,7 +101,7 @@ fn neither_path_takes_a_port_with_which_the_other_stands_for_a_client() {
         let (kernels, ours) = (format!("{own}:1503"), format!("{own}:1504"));
         kernel_translates("tcp", "203.0.113.9:40000", &http, server, &kernels);
         let layout = Layout::new(Capacity::default());
-        take_over(&Remembered::of(&node).0, &layout).unwrap();
+        take_over(&Remembered::of(&node), &layout);
         // Each would keep its port.
         let source = node.through(&syn("203.0.113.10:1503", &http))[1].0;
         assert_ne!(source, address(&kernels));
