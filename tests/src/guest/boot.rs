@@ -91,7 +91,9 @@ fn qemu(kernel: &Kernel, archive: &Path, console: &Path) -> Command {
     let mut command = Command::new("setpriv");
     // Killed with the thread that waits for it, however that ends.
     command.args(["--pdeathsig", "KILL"]).arg(kernel.qemu());
-    command.args(["-machine", "pc,hpet=off", "-cpu", "max", "-smp", "2", "-m", MEMORY, "-accel", "tcg,thread=multi"]);
+    // One thread runs both processors: with one for each, a processor may run what the other has just patched, and the
+    // kernel patches its own code where it switches hooks on.
+    command.args(["-machine", "pc,hpet=off", "-cpu", "max", "-smp", "2", "-m", MEMORY, "-accel", "tcg,thread=single"]);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     command.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(archive);
