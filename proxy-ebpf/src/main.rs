@@ -12,6 +12,7 @@ mod datagram;
 mod flows;
 mod list;
 mod maps;
+mod object;
 mod release;
 mod sockaddr;
 mod tables;
@@ -92,17 +93,6 @@ extern "C" fn shunt_flows_end(element: *const list::Element) -> i32 {
 fn shunt_release(ctx: SockContext) -> i32 {
     release::release(&ctx)
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// The helpers are callable under any licence that the kernel takes for GPL-compatible.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 /// The crate is checked and linted on the host too; there is nothing to run there.
 #[cfg(not(target_arch = "bpf"))]

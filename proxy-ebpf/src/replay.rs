@@ -3,6 +3,8 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a BPF program is made of raw pointers into kernel memory that the verifier checks")]
 
+mod object;
+
 use aya_ebpf::btf_maps::{Array, ProgramArray};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
@@ -38,17 +40,6 @@ fn replay(ctx: TcContext) -> i32 {
     unsafe { MEASURED.tail_call(&ctx, 0) };
     0
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// The helpers are callable under any licence that the kernel takes for GPL-compatible.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 /// The crate is checked and linted on the host too; there is nothing to run there.
 #[cfg(not(target_arch = "bpf"))]

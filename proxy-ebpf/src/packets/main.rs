@@ -14,6 +14,8 @@ mod fragments;
 mod ingress;
 #[path = "../maps.rs"]
 mod maps;
+#[path = "../object.rs"]
+mod object;
 mod quoted;
 mod refuse;
 mod rewrite;
@@ -57,17 +59,6 @@ fn shunt_ingress_ip(ctx: TcContext) -> i32 {
 fn shunt_egress_ip(ctx: TcContext) -> i32 {
     egress::run::<0>(&Skb::of(&ctx))
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// The helpers are callable under any licence that the kernel takes for GPL-compatible.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 /// The crate is checked and linted on the host too; there is nothing to run there.
 #[cfg(not(target_arch = "bpf"))]
