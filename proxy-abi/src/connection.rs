@@ -46,6 +46,9 @@ pub const SOURCE_PORTS: (Port, Port) = (1024, 29_999);
 /// of them counts as one.
 pub const OPENING: u32 = 60;
 
+/// So many seconds after its last packet the daemon has removed one.
+pub const STAYS_OPENING: u32 = OPENING + 1;
+
 impl Connection {
     /// A flag: an address of this node stands for the client.
     pub const SOURCE_NAT: u8 = 1;

@@ -159,6 +159,13 @@ impl Packet {
             && self.flags & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
     }
 
+    /// It is in the middle of a connection of TCP: it neither opens nor closes one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        self.ends.protocol == protocol::TCP && self.flags & (Self::SYN | Self::FIN | Self::RST) == 0
+    }
+
     /// Where it ends by its header. A device may hand over more, and the kernel does for packets of more than 64 KiB,
     /// which tell the length 0.
     #[inline(always)]

@@ -1,8 +1,8 @@
 //! The flows that are known: found, begun, and moved to the large tables once their client has sent a second packet.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use proxy_abi::connection::{Connection, Key, OPENING, SOURCE_PORTS, State, Translation};
-use proxy_abi::packet::{Ends, Packet, protocol};
+use proxy_abi::connection::{Connection, Key, SOURCE_PORTS, STAYS_OPENING, State, Translation};
+use proxy_abi::packet::{Ends, protocol};
 use proxy_abi::{Count, Port};
 
 use crate::decisions::count;
@@ -13,8 +13,6 @@ use crate::tracked::{CONNECTIONS, OPENED, OPENING_TRANSLATIONS, OPENINGS, Scratc
 
 /// So many seconds a packet may be on its way: an answer to a datagram, or between the hooks.
 const ON_ITS_WAY: u32 = 2;
-/// So many seconds, and one, after its last packet the daemon removes a connection that is opening.
-const STAYS_OPENING: u64 = OPENING as u64 + 1;
 /// How many ports are tried that could stand for a client's; in the second half also those of flows that have ended.
 const TRIES: u32 = 16;
 /// So many seconds after the last answer nothing more is expected of a flow that has been closed.
@@ -47,18 +45,12 @@ pub(crate) fn connection_in(tables: Tables, ends: &Ends) -> Option<(*mut Connect
     Some((found?, tables))
 }
 
-/// The flow of a client's packet if that packet changes nothing of what is known: within the second, of a connection
-/// of TCP that is up.
+/// Whether a packet in the middle of a connection of TCP changes nothing of what is known of it: it is up, and has had a
+/// packet within the second.
 #[inline(always)]
-pub(crate) fn going_on(packet: &Packet) -> Option<*mut Connection> {
-    if packet.ends.protocol != protocol::TCP || packet.flags & (Packet::SYN | Packet::FIN | Packet::RST) != 0 {
-        return None;
-    }
-    let (place, _) = connection_in(Tables::Large, &packet.ends)?;
-    // SAFETY: an element that was found stays readable.
-    let Connection { state, flags, seen, .. } = unsafe { &*place };
-    let same = *state != State::Opening as u8 && flags & Connection::FOREIGN == 0 && *seen == seconds();
-    same.then_some(place)
+pub(crate) fn is_steady(connection: &Connection) -> bool {
+    let Connection { state, flags, seen, .. } = connection;
+    *state != State::Opening as u8 && flags & Connection::FOREIGN == 0 && *seen == seconds()
 }
 
 /// Whether what leads back from a key of TCP may be that of a connection that is opening. Most packets are of none, and
@@ -76,7 +68,7 @@ pub(crate) fn note_opening(tables: Tables, key: &Key, state: u8) {
     if tables != Tables::Opening {
         return;
     }
-    let until = if state == State::Opening as u8 { u64::from(seconds()) + STAYS_OPENING } else { u64::MAX };
+    let until = if state == State::Opening as u8 { u64::from(seconds()) + u64::from(STAYS_OPENING) } else { u64::MAX };
     if let Some(place) = OPENED.get_ptr_mut(key.opened())
         // SAFETY: an element stays readable.
         && unsafe { place.read_volatile() } < until

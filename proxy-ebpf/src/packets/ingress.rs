@@ -19,6 +19,8 @@ use crate::{DROP, NEXT, errors, flows, fragments, refuse};
 const FORWARD: i32 = -3;
 const RETURN: i32 = -4;
 const BEGIN: i32 = -5;
+/// The same: the large tables know nothing of a packet of TCP.
+const NOT_LARGE: i32 = -6;
 
 #[inline(always)]
 pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
@@ -37,11 +39,12 @@ pub(crate) fn run<const NETWORK: u32>(skb: &Skb) -> i32 {
         return NEXT;
     }
     fragments::forget(packet);
-    match go_on(*skb, scratch) {
-        DECIDED => {}
+    let is_new = match go_on(*skb, scratch) {
+        DECIDED => false,
+        NOT_LARGE => true,
         verdict => return verdict,
-    }
-    match serve(scratch) {
+    };
+    match serve(scratch, is_new) {
         FORWARD => return forward(*skb, scratch),
         RETURN => return to_client(*skb, scratch),
         BEGIN => {}
@@ -91,41 +94,64 @@ pub(crate) fn may_be_of_node(value: AddressValue) -> bool {
     value.takes_node_ports() || !value.refuses_other_ports()
 }
 
-/// The verdict on the packet of the scratch if nothing is to be noted of it, or else [`DECIDED`]. Not inlined: what the
-/// kernel's verifier has to follow grows with each way to what comes next.
+/// The verdict on the packet of the scratch if nothing is to be noted of it; [`NOT_LARGE`], or else [`DECIDED`]. Not
+/// inlined: what the kernel's verifier has to follow grows with each way to what comes next.
 #[inline(never)]
-fn go_on(skb: Skb, scratch: &Scratch) -> i32 {
-    let Some(place) = flows::going_on(&scratch.packet) else { return DECIDED };
-    // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
-    let (packet, connection) = (&scratch.packet, unsafe { &*place });
-    let ports = Ports { from: connection.client_port, to: connection.endpoint_port };
-    finish(packet, rewrite::set_tcp(skb, packet, Side::Destination, &connection.endpoint, ports))
+fn go_on(skb: Skb, scratch: &mut Scratch) -> i32 {
+    let Scratch { packet, key, .. } = scratch;
+    if !packet.goes_on() {
+        return DECIDED;
+    }
+    let (ports, address) = match flows::connection_in(Tables::Large, &packet.ends) {
+        Some((place, _)) => {
+            // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
+            let connection = unsafe { &*place };
+            if !flows::is_steady(connection) {
+                return DECIDED;
+            }
+            (Ports { from: connection.client_port, to: connection.endpoint_port }, &connection.endpoint)
+        }
+        None => {
+            *key = Key::of(&packet.ends);
+            let Some(place) = flows::translation_in(Tables::Large, key) else { return NOT_LARGE };
+            // SAFETY: as above.
+            let translation = unsafe { &*place };
+            if !translation.stands_for_client() || translation.seen != seconds() || is_leaving() {
+                return DECIDED;
+            }
+            (Ports { from: packet.ends.from_port, to: translation.port }, &translation.address)
+        }
+    };
+    finish(packet, rewrite::set_tcp(skb, packet, Side::Destination, address, ports))
 }
 
-/// The verdict on the packet of the scratch, or one of the above. Not inlined: all calls of a program share 512 bytes
-/// of stack, but calls after each other use the same ones.
+/// The verdict on the packet of the scratch, or one of the above. `not_large`: it has been looked for in the large
+/// tables. Not inlined: all calls of a program share 512 bytes of stack, but calls after each other use the same ones.
 #[inline(never)]
-fn serve(scratch: &mut Scratch) -> i32 {
-    scratch.what = Count::New;
+fn serve(scratch: &mut Scratch, not_large: bool) -> i32 {
+    (scratch.what, scratch.value) = (Count::New, None);
     let opens = scratch.packet.opens();
+    let protocol = scratch.packet.ends.protocol;
     // While the programs are leaving, another path serves the next datagram of a flow.
-    let datagram_left = !protocol::connects(scratch.packet.ends.protocol) && is_leaving();
-    let mut known = if datagram_left { None } else { flows::connection_in(Tables::Large, &scratch.packet.ends) };
+    let datagram_left = !protocol::connects(protocol) && is_leaving();
+    let looks = !not_large && !datagram_left;
+    let mut known = if looks { flows::connection_in(Tables::Large, &scratch.packet.ends) } else { None };
     if known.is_none() {
         let value = address_value(&Kernel, &scratch.packet.ends.to);
+        scratch.value = Some(value);
         if !value.is_known() {
             return unless_unused(&scratch.packet);
         }
-        // What opens a connection answers none.
-        let answers = !opens && may_be_of_node(value);
-        if answers {
+        // What opens a connection of TCP answers none. Either end of an association of SCTP may begin it anew.
+        let answers = !(opens && protocol == protocol::TCP) && may_be_of_node(value);
+        if answers && !not_large {
             scratch.key = Key::of(&scratch.packet.ends);
             match answer(scratch, Tables::Large) {
                 DECIDED => {}
                 verdict => return verdict,
             }
         }
-        if scratch.packet.ends.protocol == protocol::TCP {
+        if protocol == protocol::TCP {
             known = flows::connection_in(Tables::Opening, &scratch.packet.ends);
             if known.is_none() && answers && flows::may_be_opening(&scratch.key) {
                 match answer(scratch, Tables::Opening) {
@@ -146,9 +172,7 @@ fn serve(scratch: &mut Scratch) -> i32 {
                 if !opens {
                     return NEXT;
                 }
-            } else if (protocol::connects(scratch.packet.ends.protocol) && !opens)
-                || serves(&scratch.packet, &scratch.connection)
-            {
+            } else if (protocol::connects(protocol) && !opens) || serves(&scratch.packet, &scratch.connection) {
                 return FORWARD;
             }
             scratch.what = Count::Rebalanced;
@@ -159,7 +183,7 @@ fn serve(scratch: &mut Scratch) -> i32 {
         }
         flows::forget(&scratch.packet.ends, tables);
     }
-    if protocol::connects(scratch.packet.ends.protocol) && !opens {
+    if protocol::connects(protocol) && !opens {
         // Else the kernel may translate it for an earlier path.
         if config(Config::FLAGS) & Config::OWN_FLOWS == 0 {
             return NEXT;
@@ -223,7 +247,7 @@ fn begin(skb: Skb, scratch: &mut Scratch, for_many: bool) -> i32 {
     if is_leaving() {
         return NEXT;
     }
-    let value = address_value(&Kernel, &scratch.packet.ends.to);
+    let value = scratch.value.unwrap_or_else(|| address_value(&Kernel, &scratch.packet.ends.to));
     let device = device(skb);
     let chosen = choose(scratch, value, is_outside(device), for_many);
     let Some(chosen) = chosen else { return unless_unused(&scratch.packet) };

@@ -2,10 +2,10 @@
 
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use proxy_abi::Count;
 use proxy_abi::connection::{Connection, Key, Translation};
 use proxy_abi::icmp::Quoted;
 use proxy_abi::packet::{Ends, Packet};
+use proxy_abi::{AddressValue, Count};
 
 use crate::maps::MAPPED;
 
@@ -20,6 +20,8 @@ pub(crate) struct Scratch {
     pub(crate) connection: Connection,
     pub(crate) key: Key,
     pub(crate) translation: Translation,
+    /// What the address means to which the packet is sent, if that has been looked up.
+    pub(crate) value: Option<AddressValue>,
     /// What was decided, if something was.
     pub(crate) what: Count,
 }

@@ -38,7 +38,7 @@ use self::orders::OrderWriter;
 use self::packets::events::TellerError;
 pub use self::packets::flows::FlowTimeouts;
 pub use self::packets::flows::list::{FlowFilter, FlowState, Flows, FlowsError, KnownFlow};
-use self::packets::flows::{EarlierDatagrams, FlowTables};
+use self::packets::flows::{EarlierDatagrams, FlowTables, expect_opening};
 use self::packets::follow::{FollowError, Follower};
 use self::packets::owners::{Owners, OwnersError};
 use self::pins::{Former, PinError, Pins};
@@ -235,6 +235,9 @@ impl Ebpf {
         }
         // Tables that sockets have used say what a frontend is from the first packet on.
         let earlier = remember_flows(flows.as_ref(), &layout);
+        if packets.is_some() {
+            expect_opening(&pins.maps)?;
+        }
         let followed = for_devices.zip(packets.cloned());
         let followed = followed.map(|(loaded, packets)| Follower::open(loaded, &pins, packets)).transpose()?;
         let (devices, device_links) = followed.unzip();

@@ -11,15 +11,17 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use nix::time::{ClockId, clock_gettime};
-use proxy_abi::connection::{Connection, Key, Translation};
+use proxy_abi::connection::{Connection, Key, STAYS_OPENING, Translation};
 use proxy_abi::maps::Map;
 use proxy_abi::maps::packets as maps;
 use proxy_abi::packet::Ends;
 use zerocopy::transmute;
 
+use super::super::EbpfOpenError;
 use super::super::layout::write::address_of;
 use super::super::pins::MapPins;
-use super::super::tables::kernel::{TableError, open};
+use super::super::tables::kernel::{Array, TableError, open};
+use crate::datapath::SyncError;
 use crate::sys::bpf::{self, Pieces};
 
 pub(in crate::datapath::ebpf) use self::collect::Collector;
@@ -160,6 +162,20 @@ impl Pair {
         let value: [u8; TRANSLATION] = transmute!(*translation);
         bpf::insert_new(self.translations.as_fd(), &bytes(key), &value)
     }
+}
+
+/// Makes the programs look for what leads back to any opening connection until those that programs of an earlier version
+/// began, which did not note them in `OPENED`, are up or gone. To be called before programs are attached.
+pub(in crate::datapath::ebpf) fn expect_opening(pins: &MapPins) -> Result<(), EbpfOpenError> {
+    let opened = Array::open(pins, &maps::OPENED)?;
+    let mut indices = 0..maps::OPENED.capacity;
+    // Programs write no 0.
+    if indices.clone().any(|index| opened.load(index, 0) != Some(0)) {
+        return Ok(());
+    }
+    let now = now().map_err(|source| SyncError::Read { object: maps::OPENED.name, source })?;
+    let until = u64::from(now).saturating_add(STAYS_OPENING.into());
+    Ok(indices.try_for_each(|index| opened.store(index, &[(0, until)]))?)
 }
 
 fn bytes(ends: &Ends) -> [u8; ENDS] {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::super::tables::kernel::Array;
 use super::super::flows::collect::{Collected, collect, end_flow};
-use super::super::flows::{FlowTables, FlowTimeouts, leading_back, now};
+use super::super::flows::{FlowTables, FlowTimeouts, expect_opening, leading_back, now};
 use super::*;
 
 /// A Service with a node port, whose endpoints are on other nodes.
@@ -339,6 +339,28 @@ fn a_packet_in_the_middle_of_a_connection_passes_while_the_kernel_may_translate_
         }
     }
     assert!(Remembered::of(&node).is_empty());
+}
+
+/// The SYN has passed programs of a version that did not note opening connections, its answer passes these.
+#[test]
+fn a_connection_that_opens_during_an_upgrade_is_answered() {
+    for noted in [false, true] {
+        let Some(mut node) = Node::with("flows-upgrade", &with_endpoints("e1:R")) else { return };
+        let http = node_port(30_080);
+        let [_, (source, server)] = node.through(&syn(CLIENT, &http));
+        let opened = Array::open(&node.pins.maps, &maps::packets::OPENED).unwrap();
+        let notes = || (0..maps::packets::OPENED.capacity).filter(|index| opened.load(*index, 0) != Some(0)).count();
+        assert_eq!(notes(), 2);
+        if !noted {
+            (0..maps::packets::OPENED.capacity).for_each(|index| opened.store(index, &[(0, 0)]).unwrap());
+        }
+        expect_opening(&node.pins.maps).unwrap();
+        // Where programs have noted any, they have noted all.
+        assert_eq!(notes(), if noted { 2 } else { maps::packets::OPENED.capacity as usize });
+        let answer = tcp(&server.to_string(), &source.to_string(), |header| (header.syn, header.ack) = (true, true));
+        assert_eq!(node.through(&answer)[1], (address(&http), address(CLIENT)));
+        assert_eq!(node.through(&ack(CLIENT, &http))[1], (source, server));
+    }
 }
 
 #[test]

@@ -155,6 +155,20 @@ fn another_port_stands_for_one_of_two_associations() {
     assert_eq!(answer, (address("10.96.0.1:90"), address(client)));
 }
 
+/// The endpoint that has restarted begins its association with the node anew, and the client is told.
+#[test]
+fn an_init_of_the_endpoint_comes_to_its_client() {
+    let Some(mut node) = Node::with("sctp-anew", &signalling()) else { return };
+    for [client, own, _, _, endpoint] in FAMILIES.map(|family| family.map(ip)) {
+        let (from, dialled) = (at(client, 40_000), at(own, 30_090));
+        let [_, (source, server)] = through(&mut node, &packet(&from, &dialled, INIT, 16));
+        through(&mut node, &packet(&from, &dialled, DATA, 16));
+        assert_eq!(server, SocketAddr::new(endpoint, 9090));
+        let anew = packet(&server.to_string(), &source.to_string(), INIT, 16);
+        assert_eq!(through(&mut node, &anew)[1], (address(&dialled), address(&from)));
+    }
+}
+
 #[test]
 fn only_an_init_begins_an_association() {
     let Some(mut node) = Node::with("sctp-init", &signalling()) else { return };
