@@ -255,11 +255,8 @@ fn an_element_that_a_stray_hand_removed_is_repaired() {
     let key = format!("{a} {b} {c} {d} 0 80 6 0");
     let map = cluster.bpf_root().join("v5/maps/FRONTENDS4").display().to_string();
     let words = ["map", "delete", "pinned", &map, "key"];
-    let Ok(status) = std::process::Command::new("bpftool").args(words).args(key.split(' ')).status() else {
-        eprintln!("SKIPPED: bpftool is not installed");
-        return;
-    };
-    assert!(status.success());
+    let status = std::process::Command::new("bpftool").args(words).args(key.split(' ')).status();
+    assert!(status.is_ok_and(|status| status.success()), "bpftool failed; cargo xtask setup --tests installs it");
     cluster.wait_for("the repair", served);
     let metrics = cluster.daemon().metrics("/metrics").unwrap().body;
     assert!(!metrics.contains("audit_repairs_total 0"), "{metrics}");

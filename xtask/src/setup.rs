@@ -19,8 +19,8 @@ const LAB_PROGRAMS: [(&str, &str); 5] = [
     ("nft", "nftables"),
     ("iptables", "iptables"),
 ];
-/// What DNS is compared with in the tests.
-const TEST_PROGRAMS: [(&str, &str); 1] = [("unbound", "unbound")];
+/// What DNS is compared with in the tests, and what looks into the kernel's tables and harms them there.
+const TEST_PROGRAMS: [(&str, &str); 3] = [("unbound", "unbound"), ("bpftool", "bpftool"), ("conntrack", "conntrack")];
 
 /// Readies what compiling needs.
 pub(crate) fn for_building(workspace: &Workspace) -> Result<BpfToolchain> {
@@ -42,7 +42,7 @@ pub(crate) fn for_running(workspace: &Workspace) -> Result<BpfToolchain> {
 /// Readies what the tests run beside that.
 pub(crate) fn for_testing(workspace: &Workspace) -> Result<BpfToolchain> {
     let missing = packages_of_missing(&TEST_PROGRAMS);
-    packages::install(&missing, "comparing DNS with another forwarder", "about 10 s")?;
+    packages::install(&missing, "the tests", "about 10 s")?;
     let toolchain = for_running(workspace)?;
     guest::ready(workspace);
     Ok(toolchain)
