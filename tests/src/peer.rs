@@ -118,6 +118,8 @@ enum PeerCommand {
     BenchRr(BenchArguments),
     /// Time a request and its answer on a connection that stays.
     BenchExchange(BenchArguments),
+    /// Time connections by which 16 MiB come.
+    BenchStream(BenchArguments),
     /// Time the packet programs, packet by packet.
     BenchPrograms(ProgramArguments),
     /// Be process 1 of a guest.
@@ -160,6 +162,7 @@ impl Peer {
             PeerCommand::BenchDns(arguments) => dns_load::load(&arguments),
             PeerCommand::BenchRr(arguments) => bench::request_response(&arguments),
             PeerCommand::BenchExchange(arguments) => bench::exchange(&arguments),
+            PeerCommand::BenchStream(arguments) => bench::stream(&arguments),
             PeerCommand::BenchPrograms(arguments) => programs::run(&arguments),
             PeerCommand::GuestInit => crate::guest::init(),
             PeerCommand::Guard { prefix } => guard(&prefix),

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::print;
+use super::{bulk, print};
 
 /// What to measure. The targets take turns sample by sample, so that other work of the machine affects all of them.
 #[derive(Clone, Debug, Args)]
@@ -118,6 +118,18 @@ pub(super) fn exchange(arguments: &BenchArguments) -> anyhow::Result<()> {
         let start = Instant::now();
         stream.write_all(b"ping\n").context("writing")?;
         reader.read_line(&mut line).context("reading the echo")?;
+        Ok(start.elapsed())
+    })
+}
+
+/// So many bytes are a sample of [`stream`].
+const POURED: u64 = 16 << 20;
+
+/// Times a connection by which many bytes come.
+pub(super) fn stream(arguments: &BenchArguments) -> anyhow::Result<()> {
+    interleave(arguments, |target| {
+        let start = Instant::now();
+        bulk::be_poured(target, POURED)?;
         Ok(start.elapsed())
     })
 }

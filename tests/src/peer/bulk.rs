@@ -72,8 +72,32 @@ pub(super) fn serve(stream: &TcpStream) -> io::Result<()> {
     let (direction, bytes) = order.split_once(' ').ok_or(io::ErrorKind::InvalidData)?;
     let bytes = bytes.parse().map_err(io::Error::other)?;
     let mut out = stream;
-    let digest = if direction == "down" { send(out, bytes)? } else { receive(&mut input, bytes)? };
+    let digest = match direction {
+        "down" => send(out, bytes)?,
+        "pour" => return pour(out, bytes),
+        _ => receive(&mut input, bytes)?,
+    };
     writeln!(out, "{digest}")
+}
+
+/// Sends so many bytes at the least cost, for measuring.
+fn pour(mut out: impl Write, bytes: u64) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(bytes), &mut io::BufWriter::with_capacity(BLOCK, &mut out)).map(drop)
+}
+
+/// Receives what [`pour`] sends.
+pub(super) fn be_poured(to: SocketAddr, bytes: u64) -> anyhow::Result<()> {
+    let stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
+    limit(&stream)?;
+    writeln!(&stream, "pour {bytes}")?;
+    let mut block = vec![0; BLOCK];
+    let mut left = bytes;
+    while left > 0 {
+        let length = (&stream).read(&mut block).context("receiving")?;
+        anyhow::ensure!(length > 0, "{to} closed the connection {left} bytes too early");
+        left = left.saturating_sub(u64::try_from(length).unwrap_or(left));
+    }
+    Ok(())
 }
 
 fn limit(stream: &TcpStream) -> io::Result<()> {

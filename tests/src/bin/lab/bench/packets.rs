@@ -17,13 +17,17 @@ use super::kube_proxy::{Kind, Rules, Served};
 const ENDPOINTS: u32 = 4;
 const SINK: u16 = 7000;
 const NAMED: u16 = 7001;
+const BULK: u16 = 7002;
 /// The last of all services: where rules are looked at in order, it comes at their end.
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 1);
 const MOVING: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 2);
 const NAMED_AT: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 3);
+const BULK_AT: Ipv4Addr = Ipv4Addr::new(10, 96, 250, 4);
 const NODE_PORT: u16 = 30_700;
 /// Of a server that answers.
 const ANSWERS: u16 = 30_701;
+/// Of a server that sends many bytes.
+const POURS: u16 = 30_702;
 const ROUNDS: u32 = 5;
 const PROGRAMS: &str = "programs";
 /// Times that the endpoint moves, on each path.
@@ -54,9 +58,9 @@ pub(super) struct PathFigures {
     pub(super) services: u32,
     /// Medians of connects from a pod of the node: to the server itself, and through the last service.
     pub(super) from_pod: [u64; 2],
-    /// From outside, through the node port: to connect, to connect with a request and its answer, and a request on a
-    /// connection that stays.
-    pub(super) from_outside: [u64; 3],
+    /// From outside, through the node port: to connect, to connect with a request and its answer, a request on a
+    /// connection that stays, and 16 MiB by one connection.
+    pub(super) from_outside: [u64; 4],
     /// From parsed objects to the kernel, with nothing there.
     pub(super) programming: Duration,
     /// From the change of a file to the first connection that goes the new way.
@@ -92,9 +96,9 @@ impl Paths {
         let lab = Lab::with_binaries("packets", binaries)?;
         let far = lab.node("far")?;
         let servers = vec![far.pod("s0")?, far.pod("s1")?];
-        let (sink, named) = (SINK.to_string(), NAMED.to_string());
-        let listening: Result<Vec<Process>> =
-            servers.iter().map(|pod| pod.serve(pod.name(), &["--sink", &sink, "--tcp", &named])).collect();
+        let [sink, named, bulk] = [SINK, NAMED, BULK].map(|port| port.to_string());
+        let ports = ["--sink", &sink, "--tcp", &named, "--bulk", &bulk];
+        let listening: Result<Vec<Process>> = servers.iter().map(|pod| pod.serve(pod.name(), &ports)).collect();
         let nodes: Result<Vec<Node>> = (0..CONTENDERS.len()).map(|number| lab.node(&format!("n{number}"))).collect();
         let nodes = nodes?;
         let objects: Vec<Value> = nodes.iter().chain([&far]).map(manifests::node).collect();
@@ -109,9 +113,10 @@ impl Paths {
                     }
                     let folder = Manifests::new(&lab.directory().join(node.name()))?;
                     folder.put("nodes", &objects)?;
-                    folder.put("target", &target(&servers))?;
+                    folder.put("target", &at_node_port("zz-target", TARGET, SINK, NODE_PORT, &servers))?;
                     folder.put("moving", &moving(&servers, 0))?;
-                    folder.put("named", &answering(&servers))?;
+                    folder.put("named", &at_node_port("zz-named", NAMED_AT, NAMED, ANSWERS, &servers))?;
+                    folder.put("bulk", &at_node_port("zz-bulk", BULK_AT, BULK, POURS, &servers))?;
                     let mut options =
                         DaemonOptions { ready_within: PATIENCE, ..DaemonOptions::new(folder.directory()) };
                     options.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
@@ -121,7 +126,7 @@ impl Paths {
             };
             paths.push(DataPath { name, client, serves, node });
         }
-        Ok(Self { paths, _servers: listening?, servers, services: 3, lab })
+        Ok(Self { paths, _servers: listening?, servers, services: 4, lab })
     }
 
     /// Grows to `services` and measures each path.
@@ -188,14 +193,16 @@ impl Paths {
     }
 
     /// The services that are dialled, the second with its endpoint on one server or the other.
-    fn served(&self, to: usize) -> Result<[Served; 3]> {
+    fn served(&self, to: usize) -> Result<[Served; 4]> {
         let server = |number| self.servers.get(number).map(|pod: &Pod| pod.ipv4).context("a server");
         let moving = Served { name: "zz-moving", address: MOVING, port: NAMED, node_port: None, endpoint: server(to)? };
         let target =
             Served { name: "zz-target", address: TARGET, port: SINK, node_port: Some(NODE_PORT), endpoint: server(0)? };
         let (name, node_port) = ("zz-named", Some(ANSWERS));
         let named = Served { name, address: NAMED_AT, port: NAMED, node_port, endpoint: server(0)? };
-        Ok([moving, target, named])
+        let (name, node_port) = ("zz-bulk", Some(POURS));
+        let bulk = Served { name, address: BULK_AT, port: BULK, node_port, endpoint: server(0)? };
+        Ok([moving, target, named, bulk])
     }
 
     /// In turns: from the pods of each node, and from outside through all node ports, sample by sample.
@@ -204,7 +211,9 @@ impl Paths {
         let server = self.servers.first().context("a server")?.ipv4;
         let service = format!("{server}:{SINK},{TARGET}:{SINK}");
         let mut pods = vec![[Vec::new(), Vec::new()]; figures.len()];
-        let mut outside = vec![[Vec::new(), Vec::new(), Vec::new()]; figures.len()];
+        // One of them takes as long as many of the others.
+        let few = (samples / ROUNDS / 10).max(1).to_string();
+        let mut outside = vec![[const { Vec::new() }; FROM_OUTSIDE.len()]; figures.len()];
         for _ in 0..ROUNDS {
             for (path, medians) in self.paths.iter().zip(&mut pods) {
                 for (line, medians) in bench(&path.client, "bench-connect", &service, &each)?.iter().zip(medians) {
@@ -213,9 +222,10 @@ impl Paths {
             }
             for (kind, (what, port)) in FROM_OUTSIDE.into_iter().enumerate() {
                 let node_ports = self.paths.iter().map(|path| format!("{}:{port}", path.node.ipv4));
-                let lines = bench(&self.lab.outside, what, &node_ports.collect::<Vec<_>>().join(","), &each)?;
+                let samples = if port == POURS { &few } else { &each };
+                let lines = bench(&self.lab.outside, what, &node_ports.collect::<Vec<_>>().join(","), samples)?;
                 for (line, medians) in lines.iter().zip(&mut outside) {
-                    medians.get_mut(kind).context("three kinds")?.push(line.p50);
+                    medians.get_mut(kind).context("as many kinds")?.push(line.p50);
                 }
             }
         }
@@ -273,8 +283,8 @@ fn run(node: &Node, command: &[&str]) -> Result<()> {
 }
 
 /// What is measured from outside, at which node port.
-const FROM_OUTSIDE: [(&str, u16); 3] =
-    [("bench-connect", NODE_PORT), ("bench-rr", ANSWERS), ("bench-exchange", ANSWERS)];
+const FROM_OUTSIDE: [(&str, u16); 4] =
+    [("bench-connect", NODE_PORT), ("bench-rr", ANSWERS), ("bench-exchange", ANSWERS), ("bench-stream", POURS)];
 
 fn bench(from: &lab::Place, what: &str, to: &str, samples: &str) -> Result<Vec<BenchLine>> {
     from.ask(&[what, "--to", to, "--samples", samples, "--rounds", "1"], PATIENCE)
@@ -285,20 +295,13 @@ fn median(mut values: Vec<u64>) -> u64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-fn target(servers: &[Pod]) -> [Value; 2] {
+/// A Service with a node port.
+fn at_node_port(name: &str, address: Ipv4Addr, port: u16, node_port: u16, servers: &[Pod]) -> [Value; 2] {
     let spec = json!({
-        "type": "NodePort", "clusterIP": TARGET, "clusterIPs": [TARGET],
-        "ports": [{"name": "", "protocol": "TCP", "port": SINK, "nodePort": NODE_PORT}],
+        "type": "NodePort", "clusterIP": address, "clusterIPs": [address],
+        "ports": [{"name": "", "protocol": "TCP", "port": port, "nodePort": node_port}],
     });
-    ["Service", "EndpointSlice"].map(|kind| object(kind, "zz-target", &spec, servers.first(), SINK))
-}
-
-fn answering(servers: &[Pod]) -> [Value; 2] {
-    let spec = json!({
-        "type": "NodePort", "clusterIP": NAMED_AT, "clusterIPs": [NAMED_AT],
-        "ports": [{"name": "", "protocol": "TCP", "port": NAMED, "nodePort": ANSWERS}],
-    });
-    ["Service", "EndpointSlice"].map(|kind| object(kind, "zz-named", &spec, servers.first(), NAMED))
+    ["Service", "EndpointSlice"].map(|kind| object(kind, name, &spec, servers.first(), port))
 }
 
 fn moving(servers: &[Pod], to: usize) -> [Value; 2] {

@@ -109,8 +109,13 @@ impl BenchTable {
                 format!("{:.3}", ratio(*service, *direct)),
                 "flat".to_owned(),
             ]);
-            let [connect, crr, rr] = from_outside.map(micros);
-            let told = [("connect", connect), ("connect, request, close", crr), ("request on a connection", rr)];
+            let [connect, crr, rr, stream] = from_outside.map(micros);
+            let told = [
+                ("connect", connect),
+                ("connect, request, close", crr),
+                ("request on a connection", rr),
+                ("16 MiB by one connection", stream),
+            ];
             for (what, time) in told {
                 let what = format!("  from outside, node port: {what}");
                 self.0.push([what, String::new(), time, String::new(), "programs: >= nftables".to_owned()]);
