@@ -54,11 +54,11 @@ pub(in crate::datapath::ebpf) fn retire(host: &HostOptions, timeouts: &FlowTimeo
     let mut kernel = Table::open()?;
     // Known before the programs leave: until its entry has ended, the packets of a flow are lost.
     let known = entries(&mut kernel, &datagrams(&tables)?)?;
+    // Before rules serve what is new, and once more for what has begun since.
+    occupy(&mut kernel, &tables)?;
     config.update(0, Config::FLAGS, |flags| flags | Config::LEAVING)?;
     end_all(&mut kernel, &known)?;
-    for (source, endpoint) in standing_in(&tables)? {
-        kernel.occupy(source, endpoint, OCCUPIED)?;
-    }
+    occupy(&mut kernel, &tables)?;
     let rest = entries(&mut kernel, &datagrams(&tables)?)?;
     end_all(&mut kernel, &rest)?;
     collect(&tables, timeouts, now()?, &CancellationToken::new())?;
@@ -70,6 +70,14 @@ pub(in crate::datapath::ebpf) fn retire(host: &HostOptions, timeouts: &FlowTimeo
         })?;
     }
     Ok(left)
+}
+
+/// Keeps the kernel's source NAT from the ports that stand for clients.
+fn occupy(kernel: &mut Table, tables: &FlowTables) -> io::Result<()> {
+    for (source, endpoint) in standing_in(tables)? {
+        kernel.occupy(source, endpoint, OCCUPIED)?;
+    }
+    Ok(())
 }
 
 /// The connections of TCP for whose clients this node stands, between this node and endpoint.
