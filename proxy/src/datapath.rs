@@ -283,16 +283,18 @@ pub struct RemoveError {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// What each part can do on this host, in the order of [`Part::ALL`]. Probing changes nothing.
+/// What each part that matters for what is requested can do on this host, in the order of [`Part::ALL`]. Probing
+/// changes nothing.
 #[must_use]
-pub fn probe(options: &Options) -> Vec<Offer> {
+pub fn probe(options: &Options, requested: Requested) -> Vec<Offer> {
     let checks = |part| match part {
         Part::Sockets => ebpf::probe(options),
         Part::Programs => ebpf::probe_packets(options),
         Part::Nftables => nftables::probe(options),
         Part::Iptables => iptables::probe(options),
     };
-    Part::ALL.into_iter().map(|part| Offer { part, checks: checks(part) }).collect()
+    let concerned = Part::ALL.into_iter().filter(|part| requested.concerns(*part));
+    concerned.map(|part| Offer { part, checks: checks(part) }).collect()
 }
 
 /// Opens what was chosen and adopts what an earlier daemon left of it. What balances traffic now stays as it is until

@@ -300,7 +300,8 @@ fn data_paths_replace_one_another_without_a_failed_connection() {
         (&["--proxy-mode", "nftables"], &["nftables"], true),
         (&["--proxy-mode", "ebpf", "--socket-lb", "off"], &[], false),
         (&["--proxy-mode", "iptables"], &["iptables"], true),
-        (&[], &["nftables"], true),
+        // The default.
+        (&[], &[], true),
     ];
     for (arguments, expected, sockets) in steps {
         daemon.stop().unwrap();

@@ -45,8 +45,8 @@ pub(crate) fn connection_in(tables: Tables, ends: &Ends) -> Option<(*mut Connect
     Some((found?, tables))
 }
 
-/// Whether a packet in the middle of a connection of TCP changes nothing of what is known of it: it is up, and has had a
-/// packet within the second.
+/// Whether a packet in the middle of a connection of TCP changes nothing of what is known of it: it is up, and has had
+/// a packet within the second.
 #[inline(always)]
 pub(crate) fn is_steady(connection: &Connection) -> bool {
     let Connection { state, flags, seen, .. } = connection;

@@ -39,8 +39,9 @@ pub(super) struct CheckArguments {
 pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let CheckArguments { cgroup_root, bpf_root, control_socket } = arguments;
     let host = HostOptions { cgroup_root: cgroup_root.clone(), bpf_root: bpf_root.clone() };
+    let requested = Requested { mode: None, sockets: Wanted::Auto };
     let treatment = config::packets(&KubeProxyConfiguration::default());
-    let offers = datapath::probe(&Options {
+    let options = Options {
         host,
         object: None,
         bind_protection: true,
@@ -48,10 +49,11 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         devices: Devices::default(),
         flow_timeouts: FlowTimeouts::default(),
         pods: PodDetection::default(),
-    });
+    };
+    let offers = datapath::probe(&options, requested);
     let mut checks = vec![root(), capabilities()];
     let allowed = checks.iter().all(|check| check.state != CheckState::Missing);
-    let used = datapath::choose(Requested { mode: None, sockets: Wanted::Auto }, &offers).ok().filter(|_| allowed);
+    let used = datapath::choose(requested, &offers).ok().filter(|_| allowed);
     // Two parts may need the same.
     for check in offers.into_iter().flat_map(|offer| checks_of(offer, used.as_ref())) {
         if !checks.contains(&check) {
@@ -71,8 +73,8 @@ pub(super) fn run(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
 fn checks_of(offer: Offer, used: Option<&Chosen>) -> Vec<Check> {
     let spared = used.is_some_and(|chosen| !chosen.has(offer.part));
     let shown = |check: Check| match check.state {
-        CheckState::Missing if spared => Check { state: CheckState::Note, ..check },
-        CheckState::Ok | CheckState::Note | CheckState::Missing => check,
+        CheckState::Missing | CheckState::Partial if spared => Check { state: CheckState::Note, ..check },
+        CheckState::Ok | CheckState::Note | CheckState::Partial | CheckState::Missing => check,
     };
     offer.checks.into_iter().map(shown).collect()
 }
@@ -177,6 +179,7 @@ fn table(checks: &[Check], used: Option<&Chosen>) -> String {
         let word = match state {
             CheckState::Ok => "ok",
             CheckState::Note => "note",
+            CheckState::Partial => "partial",
             CheckState::Missing => "MISSING",
         };
         // Writing to a String cannot fail.

@@ -208,7 +208,7 @@ impl Ebpf {
         let loaded = sockets.map(|_| programs::Loaded::load(&object(options)?, &pins).map_err(EbpfOpenError::from));
         let loaded = loaded.transpose()?;
         let packets = options.packets.as_ref();
-        let for_devices = packets.map(|_| packets::Loaded::load(packets::OBJECT, &pins)).transpose()?;
+        let for_devices = packets.map(|_| load_for_devices(&pins)).transpose()?;
         let (mut tables, mut opt_outs) = (Tables::open(&pins.maps)?, OptOuts::open(&pins.maps)?);
         if let Some((former, taken)) = former {
             let services = taken.write(&mut tables, &mut opt_outs)?;
@@ -235,9 +235,6 @@ impl Ebpf {
         }
         // Tables that sockets have used say what a frontend is from the first packet on.
         let earlier = remember_flows(flows.as_ref(), &layout);
-        if packets.is_some() {
-            expect_opening(&pins.maps)?;
-        }
         let followed = for_devices.zip(packets.cloned());
         let followed = followed.map(|(loaded, packets)| Follower::open(loaded, &pins, packets)).transpose()?;
         let (devices, device_links) = followed.unzip();
@@ -441,6 +438,13 @@ impl Ebpf {
             Err(error) => warn!(%error, "the pins of another version are not removed"),
         }
     }
+}
+
+/// The programs for devices, on tables that are ready for them.
+fn load_for_devices(pins: &Pins) -> Result<packets::Loaded, EbpfOpenError> {
+    let loaded = packets::Loaded::load(packets::OBJECT, pins)?;
+    expect_opening(&pins.maps)?;
+    Ok(loaded)
 }
 
 /// Tells the programs what the kernel translates, if packets are served. A failure does not keep them from what is new.

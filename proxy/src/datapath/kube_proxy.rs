@@ -66,6 +66,27 @@ pub fn drops_of_iptables() -> Vec<String> {
     dropping.map(|variant| dropped(&variant)).collect()
 }
 
+/// What may drop packets that programs have translated although it accepts those that rules have; changes nothing.
+pub(super) fn drops_of_untracked() -> Vec<String> {
+    let variants = tools::variants().into_iter();
+    let dropping = variants.filter(|variant| variant.save().is_ok_and(|saved| rules::has_policy_drop(&saved)));
+    let mut drops: Vec<String> = dropping
+        .map(|variant| {
+            format!(
+                "the FORWARD chain of {variant} drops what it does not accept, and it knows packets to Services by a \
+                 mark, or as translated by the kernel"
+            )
+        })
+        .collect();
+    if tools::nft_tables().is_ok_and(|tables| has_table(&tables, "inet", "firewalld")) {
+        drops.push(
+            "firewalld drops what it does not accept, and it knows packets to Services as translated by the kernel"
+                .to_owned(),
+        );
+    }
+    drops
+}
+
 fn dropped(variant: &tools::Variant) -> String {
     format!(
         "the FORWARD chain of iptables drops what it does not accept: rules of nftables cannot accept packets to \

@@ -27,6 +27,8 @@ pub enum CheckState {
     Ok,
     /// Worth knowing; nothing depends on it.
     Note,
+    /// The part works, but would leave something unserved that another one serves: it serves if asked for by name.
+    Partial,
     /// Needed, but missing.
     Missing,
 }
@@ -51,14 +53,19 @@ impl Offer {
         self.checks.iter().filter(|check| check.state == CheckState::Missing)
     }
 
+    /// What speaks against the part where nobody asked for it by name.
+    fn lacking(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| matches!(check.state, CheckState::Missing | CheckState::Partial))
+    }
+
     /// `sockets (cgroup v2: not mounted)`, `nftables (no command nft)`
-    fn refusal(&self) -> String {
+    fn refusal<'a>(&self, lacking: impl Iterator<Item = &'a Check>) -> String {
         let part = self.part.to_string();
-        let missing = self.missing().map(|Check { name, detail, .. }| match *name == part {
+        let lacking = lacking.map(|Check { name, detail, .. }| match *name == part {
             true => detail.clone(),
             false => format!("{name}: {detail}"),
         });
-        format!("{part} ({})", missing.collect::<Vec<_>>().join("; "))
+        format!("{part} ({})", lacking.collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -69,6 +76,20 @@ pub struct Requested {
     pub mode: Option<Mode>,
     /// `--socket-lb`.
     pub sockets: Wanted,
+}
+
+impl Requested {
+    /// Whether what a part can do here matters for the choice.
+    pub(super) fn concerns(self, part: Part) -> bool {
+        match part {
+            Part::Sockets => self.sockets != Wanted::Off,
+            // Programs for packets serve nothing that the node itself sends.
+            Part::Programs if self.mode.is_none() => self.sockets != Wanted::Off,
+            Part::Programs | Part::Nftables | Part::Iptables => {
+                self.mode.is_none_or(|mode| PacketPath::of(mode).part() == part)
+            }
+        }
+    }
 }
 
 /// Whether the operator wants a part.
@@ -102,6 +123,14 @@ impl PacketPath {
             Self::Programs => Part::Programs,
             Self::Nftables => Part::Nftables,
             Self::Iptables => Part::Iptables,
+        }
+    }
+
+    const fn of(mode: Mode) -> Self {
+        match mode {
+            Mode::Ebpf => Self::Programs,
+            Mode::Nftables => Self::Nftables,
+            Mode::Iptables => Self::Iptables,
         }
     }
 
@@ -184,7 +213,8 @@ pub enum ChooseError {
 }
 
 /// What serves: what was asked for by name, or it is an error; else sockets wherever they work, over the first path for
-/// packets that works.
+/// packets that works. Programs are among those only where others serve at sockets, and where they leave nothing
+/// unserved.
 pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseError> {
     let Requested { mode, sockets: wanted } = requested;
     let sockets = match wanted {
@@ -196,18 +226,13 @@ pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseEr
         (Err(Some(refusal)), _, Some(Mode::Ebpf)) => return Err(not_possible("--proxy-mode ebpf", refusal)),
         _ => {}
     }
-    let named = match mode {
-        None => None,
-        Some(Mode::Ebpf) => Some(PacketPath::Programs),
-        Some(Mode::Nftables) => Some(PacketPath::Nftables),
-        Some(Mode::Iptables) => Some(PacketPath::Iptables),
-    };
+    let named = mode.map(PacketPath::of);
     let (packets, mut without) = match named {
         Some(path) => match possible(path.part(), offers) {
             Ok(()) => (Some(path), Vec::new()),
             Err(refusal) => return Err(not_possible(&format!("--proxy-mode {}", path.mode()), &refusal)),
         },
-        None => first_of(&UNNAMED, offers),
+        None => first_of(if sockets.is_ok() { &UNNAMED } else { &RULES }, offers),
     };
     without.extend(sockets.as_ref().err().cloned().flatten());
     let mode = match (&sockets, named, packets) {
@@ -218,30 +243,36 @@ pub fn choose(requested: Requested, offers: &[Offer]) -> Result<Chosen, ChooseEr
     Ok(Chosen { mode, sockets: sockets.is_ok(), packets, without })
 }
 
-/// The paths for packets that serve without being asked for by name, the best first.
-const UNNAMED: [PacketPath; 2] = [PacketPath::Nftables, PacketPath::Iptables];
+/// The paths for packets, the best first.
+const UNNAMED: [PacketPath; 3] = [PacketPath::Programs, PacketPath::Nftables, PacketPath::Iptables];
+/// Those that also serve what this node sends itself.
+const RULES: [PacketPath; 2] = [PacketPath::Nftables, PacketPath::Iptables];
 
 fn not_possible(asked: &str, refusal: &str) -> ChooseError {
     ChooseError::NotPossible { asked: asked.to_owned(), refusal: refusal.to_owned() }
 }
 
-/// The first of these that can work, and what those before it lack.
+/// The first of these that can work and leaves nothing unserved, or else the first that can work; and what the others
+/// before it lack.
 fn first_of(paths: &[PacketPath], offers: &[Offer]) -> (Option<PacketPath>, Vec<String>) {
     let mut without = Vec::new();
     for &path in paths {
-        match possible(path.part(), offers) {
-            Ok(()) => return (Some(path), without),
-            Err(refusal) => without.push(refusal),
+        let offer = offers.iter().find(|offer| offer.part == path.part());
+        match offer.map(|offer| (offer, offer.lacking().next().is_some())) {
+            Some((_, false)) => return (Some(path), without),
+            Some((offer, true)) => without.push(offer.refusal(offer.lacking())),
+            None => without.push(path.part().to_string()),
         }
     }
-    (None, without)
+    let partial = paths.iter().find(|path| possible(path.part(), offers).is_ok());
+    (partial.copied(), without)
 }
 
 /// Whether a part can work; if not, why.
 fn possible(part: Part, offers: &[Offer]) -> Result<(), String> {
     match offers.iter().find(|offer| offer.part == part) {
         Some(offer) if offer.possible() => Ok(()),
-        Some(offer) => Err(offer.refusal()),
+        Some(offer) => Err(offer.refusal(offer.missing())),
         None => Err(part.to_string()),
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn check(config: &Config) -> Result<(Chosen, Options)> {
     if let Some(root) = config.cgroup_root.as_deref().filter(|_| config.mode.sockets != Wanted::Off) {
         cgroup::verify(root)?;
     }
-    let chosen = datapath::choose(config.mode, &datapath::probe(&options))?;
+    let chosen = datapath::choose(config.mode, &datapath::probe(&options, config.mode))?;
     options.packets.loopback_node_ports &= !chosen.sockets;
     for lacks in &chosen.without {
         info!(lacks, "this part of the data path does not serve; shunt check says more");

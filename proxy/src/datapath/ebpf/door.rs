@@ -83,7 +83,7 @@ fn look(pins: &Pins, owners: &Owners, beside: &mut Vec<datapath::Beside>) -> Res
 }
 
 fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, CgroupError> {
-    let Options { host, object, bind_protection, packets: _, devices, flow_timeouts, pods } = options;
+    let Options { host, object, bind_protection, .. } = options;
     let sockets = || {
         Ok(SocketOptions {
             cgroup_root: cgroup_root(host.cgroup_root.as_deref())?,
@@ -91,20 +91,21 @@ fn ebpf_options(chosen: &Chosen, options: &Options) -> Result<EbpfOptions, Cgrou
             bind_protection: *bind_protection,
         })
     };
-    let interface = match pods {
-        PodDetection::Interface(interface) => Some(interface.clone()),
-        PodDetection::Node | PodDetection::Networks(_) => None,
-    };
     Ok(EbpfOptions {
         sockets: chosen.has(Part::Sockets).then(sockets).transpose()?,
-        packets: chosen.has(Part::Programs).then(|| PacketOptions {
-            interface,
-            devices: devices.clone(),
-            timeouts: *flow_timeouts,
-        }),
+        packets: chosen.has(Part::Programs).then(|| packet_options(options)),
         bpf_root: host.bpf_root.clone(),
         object: object.clone(),
     })
+}
+
+/// What concerns programs at network devices.
+pub(super) fn packet_options(options: &Options) -> PacketOptions {
+    let interface = match &options.pods {
+        PodDetection::Interface(interface) => Some(interface.clone()),
+        PodDetection::Node | PodDetection::Networks(_) => None,
+    };
+    PacketOptions { interface, devices: options.devices.clone(), timeouts: options.flow_timeouts }
 }
 
 fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, CgroupError> {

@@ -10,6 +10,7 @@ pub(super) mod leaving;
 pub(super) mod owners;
 #[cfg(test)]
 mod tests;
+pub(super) mod trial;
 
 use std::collections::BTreeMap;
 use std::io;

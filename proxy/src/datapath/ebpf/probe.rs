@@ -1,4 +1,4 @@
-//! What this kernel and host offer to the socket data path, found out by trying and without changing anything.
+//! What this kernel and host offer to the eBPF data path, found out by trying and without changing anything.
 
 use std::path::Path;
 
@@ -8,8 +8,10 @@ use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supp
 use nix::sys::utsname::uname;
 use shunt_model::with_causes;
 
+use super::door::packet_options;
+use super::packets::{follow, trial};
 use super::pins::on_bpf;
-use crate::datapath::{Check, CheckState, Options};
+use crate::datapath::{Check, CheckState, Options, kube_proxy};
 use crate::host::cgroup;
 
 /// The oldest kernel of kernel.org with everything the programs use; only a hint in texts, for a distribution may have
@@ -37,24 +39,56 @@ const MAPS: [(MapType, &str); 3] =
 pub(super) fn checks(options: &Options) -> Vec<Check> {
     let tree = cgroup_tree(options.host.cgroup_root.as_deref());
     let files = bpf_file_system(&options.host.bpf_root);
-    vec![kernel(), btf(), program_type(), helpers(), maps(), tree, files, object(options.object.as_deref()), packets()]
+    vec![kernel(), btf(), program_type(), helpers(), maps(), tree, files, object(options.object.as_deref())]
 }
 
-/// Checks what programs at network devices need.
+/// Checks what programs at network devices need, and what they would leave unserved here.
 #[must_use]
 pub(super) fn packet_checks(options: &Options) -> Vec<Check> {
-    let found = match is_program_supported(ProgramType::SchedClassifier) {
+    let supported = match is_program_supported(ProgramType::SchedClassifier) {
         Ok(true) => check("packet programs", CheckState::Ok, "the kernel loads them"),
         Ok(false) => check("packet programs", CheckState::Missing, "the kernel has none (CONFIG_NET_CLS_ACT)"),
         Err(error) => {
             check("packet programs", CheckState::Missing, format!("cannot be asked for: {}", with_causes(&error)))
         }
     };
-    let built = match super::packets::OBJECT.len() {
-        0 => check("packet object", CheckState::Missing, super::ProgramsError::Missing.to_string()),
-        bytes => check("packet object", CheckState::Ok, format!("{bytes} bytes, in this binary")),
-    };
-    vec![kernel(), btf(), found, bpf_file_system(&options.host.bpf_root), built]
+    let loads = supported.state == CheckState::Ok;
+    let mut checks = vec![kernel(), btf(), supported, bpf_file_system(&options.host.bpf_root)];
+    if loads {
+        checks.extend([packet_object(), packet_devices(options), packet_filters()]);
+    }
+    checks
+}
+
+/// The kernel's verifier reads them all, as at a start.
+fn packet_object() -> Check {
+    const NAME: &str = "packet object";
+    match trial::load() {
+        Ok(bytes) => check(NAME, CheckState::Ok, format!("{bytes} bytes, in this binary; the kernel accepts them")),
+        Err(error) => check(NAME, CheckState::Missing, with_causes(&error)),
+    }
+}
+
+/// Packets that come in or leave by some devices are seen by rules alone.
+fn packet_devices(options: &Options) -> Check {
+    const NAME: &str = "packet devices";
+    match follow::selected(&packet_options(options)) {
+        Ok((_, unserved)) if !unserved.is_empty() => {
+            check(NAME, CheckState::Partial, unserved.into_iter().collect::<Vec<_>>().join("; "))
+        }
+        Ok((served, _)) => check(NAME, CheckState::Ok, format!("{served} would have programs")),
+        Err(error) => check(NAME, CheckState::Partial, format!("cannot be listed: {error}")),
+    }
+}
+
+/// Filters may know packets to Services by what programs do not give them.
+fn packet_filters() -> Check {
+    const NAME: &str = "packet filters";
+    let drop = kube_proxy::drops_of_untracked();
+    if drop.is_empty() {
+        return check(NAME, CheckState::Ok, "none drops what others do not accept");
+    }
+    check(NAME, CheckState::Partial, drop.join("; "))
 }
 
 fn check(name: &'static str, state: CheckState, detail: impl Into<String>) -> Check {
@@ -190,16 +224,6 @@ fn object(given: Option<&Path>) -> Check {
     } else {
         check(NAME, CheckState::Ok, format!("{} bytes, in this binary", super::OBJECT.len()))
     }
-}
-
-/// A note only: this version balances connections at sockets.
-fn packets() -> Check {
-    let detail = match is_program_supported(ProgramType::SchedClassifier) {
-        Ok(true) => "programs on interfaces are possible (not used by this version)".to_owned(),
-        Ok(false) => "programs on interfaces are not possible (not used by this version)".to_owned(),
-        Err(error) => format!("programs on interfaces cannot be asked about: {error} (not used by this version)"),
-    };
-    check("packet path", CheckState::Note, detail)
 }
 
 #[cfg(test)]

@@ -79,6 +79,11 @@ pub(super) fn drops_forwarded(saved: &str) -> bool {
     tables(saved).iter().any(Table::drops_forwarded)
 }
 
+/// Whether forwarded packets are dropped that no rule accepts, whosever it is.
+pub(super) fn has_policy_drop(saved: &str) -> bool {
+    tables(saved).iter().any(|table| table.drops)
+}
+
 fn tables(saved: &str) -> Vec<Table<'_>> {
     let mut tables = Vec::new();
     for line in saved.lines().map(str::trim) {

@@ -164,8 +164,8 @@ impl Pair {
     }
 }
 
-/// Makes the programs look for what leads back to any opening connection until those that programs of an earlier version
-/// began, which did not note them in `OPENED`, are up or gone. To be called before programs are attached.
+/// Makes the programs look for what leads back to any opening connection until those that programs of an earlier
+/// version began, which did not note them in `OPENED`, are up or gone. To be called before programs are attached.
 pub(in crate::datapath::ebpf) fn expect_opening(pins: &MapPins) -> Result<(), EbpfOpenError> {
     let opened = Array::open(pins, &maps::OPENED)?;
     let mut indices = 0..maps::OPENED.capacity;

@@ -145,7 +145,7 @@ impl Follower {
 
     /// Reads what is there, and makes the programs and `DEVICES` agree with it.
     fn look(&mut self) -> Result<Links, FollowError> {
-        let Selection { wanted, unserved } = select(&self.found()?, &self.options);
+        let Selection { wanted, unserved } = select(&found(&mut self.netlink)?, &self.options);
         for sentence in unserved.difference(&self.told) {
             warn!("packet programs do not serve it: {sentence}");
         }
@@ -174,15 +174,6 @@ impl Follower {
             warn!(reason, "not all network devices have the packet programs; the daemon retries it");
         }
         self.installed.fault = Some(reason);
-    }
-
-    fn found(&mut self) -> io::Result<Found> {
-        let links = links::list(&mut self.netlink)?;
-        let addresses = addresses::list_by(&mut self.netlink)?;
-        let mut default = |family| routes::default_interfaces(&mut self.netlink, family);
-        let defaults = [default(Family::V4)?, default(Family::V6)?];
-        let divided = links.iter().filter(|link| is_divided(link)).map(|link| link.index).collect();
-        Ok(Found { links, addresses, defaults, divided })
     }
 
     fn write(&mut self, wanted: &BTreeMap<u32, Wanted>) -> Result<(), FollowError> {
@@ -335,6 +326,24 @@ impl Ways {
     fn wants_clsact(&mut self, hook: &Hook) -> Result<bool, AttachError> {
         Ok(!self.has_tcx || (hook.direction == Direction::Egress && self.clsact.has_foreign(hook)?))
     }
+}
+
+/// How many devices would have programs, and what programs would not serve that rules do, in sentences.
+pub(in crate::datapath::ebpf) fn selected(options: &PacketOptions) -> io::Result<(usize, BTreeSet<String>)> {
+    let mut found = found(&mut Netlink::open(NETLINK_ROUTE)?)?;
+    // What passes this node passes rules, too.
+    found.divided.clear();
+    let Selection { wanted, unserved } = select(&found, options);
+    Ok((wanted.len(), unserved))
+}
+
+fn found(netlink: &mut Netlink) -> io::Result<Found> {
+    let links = links::list(netlink)?;
+    let addresses = addresses::list_by(netlink)?;
+    let mut default = |family| routes::default_interfaces(netlink, family);
+    let defaults = [default(Family::V4)?, default(Family::V6)?];
+    let divided = links.iter().filter(|link| is_divided(link)).map(|link| link.index).collect();
+    Ok(Found { links, addresses, defaults, divided })
 }
 
 /// Waits for a change, which is one or many, or until it is time to look all the same.
