@@ -128,7 +128,8 @@ pub struct Translation {
     pub port: Port,
     /// Between client and endpoint: the client's own port. Between node and endpoint: the port that stands for it.
     pub client_port: Port,
-    /// When an answer came last, in seconds of the monotonic clock.
+    /// When an answer came last, in seconds of the monotonic clock; between node and endpoint also when the client sent
+    /// last.
     pub seen: u32,
     /// See the constants.
     pub flags: u32,
@@ -143,7 +144,7 @@ impl Translation {
     pub const CLIENT_FIRST: u32 = 2;
     /// A flag: an address of this node stands for the client.
     pub const SOURCE_NAT: u32 = 4;
-    /// A flag, between client and endpoint: the endpoint has answered.
+    /// A flag: the endpoint has answered.
     pub const ANSWERED: u32 = 8;
     /// A flag, between this node and the endpoint: the kernel's own tracking has given this port to a flow, whose
     /// packets pass. It leads to no client.

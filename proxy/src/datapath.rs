@@ -289,7 +289,8 @@ pub struct RemoveError {
 pub fn probe(options: &Options, requested: Requested) -> Vec<Offer> {
     let checks = |part| match part {
         Part::Sockets => ebpf::probe(options),
-        Part::Programs => ebpf::probe_packets(options),
+        // What is asked for by name is loaded next, or the start ends with what the kernel said.
+        Part::Programs => ebpf::probe_packets(options, requested.mode.is_none()),
         Part::Nftables => nftables::probe(options),
         Part::Iptables => iptables::probe(options),
     };

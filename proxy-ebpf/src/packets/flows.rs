@@ -17,6 +17,9 @@ const ON_ITS_WAY: u32 = 2;
 const TRIES: u32 = 16;
 /// So many seconds after the last answer nothing more is expected of a flow that has been closed.
 const LAST_PACKETS: u32 = 2;
+/// After so many seconds without a packet in either direction a flow of UDP that was answered leaves its port of this
+/// node to another one that finds none: most are one question and its answer.
+const QUIET: u32 = 5;
 
 /// The pair of tables in which a flow is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -196,7 +199,7 @@ pub(crate) fn forget_former(scratch: &Scratch, found: Option<*mut Connection>) -
         // SAFETY: an element that was found stays readable.
         Some(place) => State::of(unsafe { (*place).state }) == State::Closed,
         // A flood may have driven out a flow that began this instant.
-        None => seconds().wrapping_sub(leads_back.seen) > ON_ITS_WAY,
+        None => idle(leads_back.seen) > ON_ITS_WAY,
     };
     if ended {
         let _gone = (TRANSLATIONS.remove(key.ends), OPENING_TRANSLATIONS.remove(key.ends));
@@ -222,7 +225,7 @@ pub(crate) fn goes_on(scratch: &mut Scratch) -> bool {
     let found = unsafe { place.read() };
     match State::of(found.state) {
         State::Closed => false,
-        State::Opening => protocol::connects(protocol) || seconds().wrapping_sub(found.seen) <= ON_ITS_WAY,
+        State::Opening => protocol::connects(protocol) || idle(found.seen) <= ON_ITS_WAY,
         State::Open | State::ClientClosed | State::EndpointClosed => protocol::connects(protocol),
     }
 }
@@ -241,17 +244,28 @@ pub(crate) fn take_over(found: *mut Translation, value: &Translation) -> bool {
     ours
 }
 
+/// The seconds since then. Another processor may be ahead of this one.
+#[inline(always)]
+fn idle(seen: u32) -> u32 {
+    let since = seconds().wrapping_sub(seen);
+    if since > u32::MAX / 2 { 0 } else { since }
+}
+
 /// Makes room where what leads back to a flow that has ended is in the way of another one, once its last packets have
-/// had their time.
+/// had their time; or that of a flow of UDP without packets. In the instant in which this decides, a packet of that
+/// flow may still leave by the port.
 #[inline(always)]
 pub(crate) fn clear_ended(found: *mut Translation, key: &Key) -> bool {
+    const ANSWERED: u32 = Translation::OF_NODE | Translation::ANSWERED;
     // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
-    let ended = unsafe { (*found).flags } & Translation::ENDED != 0;
+    let flags = unsafe { (*found).flags };
     // SAFETY: as above.
-    let seen = unsafe { (*found).seen };
+    let idle = idle(unsafe { (*found).seen });
+    let quiet = key.ends.protocol == protocol::UDP && flags & ANSWERED == ANSWERED && idle >= QUIET;
+    let ended = flags & Translation::ENDED != 0 && idle >= LAST_PACKETS;
     // Only one processor takes it out. A flow leaves what led back to it when it began in the small table.
     let taken = || (TRANSLATIONS.remove(key.ends).is_ok(), OPENING_TRANSLATIONS.remove(key.ends).is_ok());
-    ended && seconds().wrapping_sub(seen) >= LAST_PACKETS && taken() != (false, false)
+    (ended || quiet) && taken() != (false, false)
 }
 
 /// Notes in what leads back to the flow of `connection` that it has been closed. `key` is room for a key.
@@ -306,8 +320,8 @@ pub(crate) fn leave_alone(scratch: &mut Scratch) {
 }
 
 /// Notes a packet of the client's, and leaves its connection in the scratch. One whose client goes on leaves the small
-/// tables.
-#[inline(always)]
+/// tables. Not inlined: it has a stack of its own.
+#[inline(never)]
 pub(crate) fn note(scratch: &mut Scratch, place: *mut Connection, tables: Tables) {
     // SAFETY: as above. Writes of other processors at the same time say the same, but for a packet more or less.
     scratch.connection = unsafe { place.read() };
@@ -326,15 +340,17 @@ pub(crate) fn note(scratch: &mut Scratch, place: *mut Connection, tables: Tables
     }
     if tables == Tables::Opening && !scratch.packet.opens() {
         settle(scratch);
-    } else if now != seen {
-        lead_back(scratch, tables);
+    } else if now != seen && !lead_back(scratch, tables) {
+        // SAFETY: as above.
+        unsafe { (*place).source_port = 0 };
     }
 }
 
 /// Moves the flow of the scratch to the large tables.
 #[inline(always)]
 fn settle(scratch: &mut Scratch) {
-    lead_back(scratch, Tables::Large);
+    // It is written below as the scratch has it.
+    let _keeps_port = lead_back(scratch, Tables::Large);
     let Scratch { packet, connection, .. } = scratch;
     put_connection(Tables::Large, &packet.ends, connection);
     count(Count::Established);
@@ -342,29 +358,44 @@ fn settle(scratch: &mut Scratch) {
 }
 
 /// Makes what leads back to the flow of the scratch where it is missing. The tables forget the longest unused, and of
-/// the elements of a flow that is not always the connection.
+/// the elements of a flow that is not always the connection. False if the port that stood for its client is another
+/// flow's by now: it gets another one where the packet leaves.
 #[inline(always)]
-fn lead_back(scratch: &mut Scratch, tables: Tables) {
+fn lead_back(scratch: &mut Scratch, tables: Tables) -> bool {
     let Scratch { packet, connection, key, translation: value, .. } = scratch;
     if connection.flags & Connection::FOREIGN != 0 {
-        return;
+        return true;
     }
     *key = Key::of(&connection.inner(&packet.ends));
     *value = connection.leading_back(&packet.ends, key);
     note_opening(tables, key, connection.state);
-    keep_translation(tables, key, value);
+    let _there = keep_translation(tables, key, value);
     if connection.source_port != 0 {
         *key = Key::of(&connection.of_node(packet.ends.protocol));
         *value = connection.for_client(&packet.ends, key);
         note_opening(tables, key, connection.state);
-        keep_translation(tables, key, value);
+        match keep_translation(tables, key, value) {
+            // SAFETY: an element that was found stays readable; one that is recycled this instant is another flow's.
+            Some(found) if unsafe { (*found).leads_as(value) } => {
+                // SAFETY: as above.
+                unsafe { (*found).seen = value.seen };
+            }
+            Some(_) => {
+                connection.source_port = 0;
+                return false;
+            }
+            None => {}
+        }
     }
+    true
 }
 
-/// Writes it unless it is there: a write takes an element of the table even if it fails.
+/// Writes it unless it is there, and returns what is: a write takes an element of the table even if it fails.
 #[inline(always)]
-fn keep_translation(tables: Tables, key: &Key, value: &Translation) {
-    if translation_in(tables, key).is_none() {
+fn keep_translation(tables: Tables, key: &Key, value: &Translation) -> Option<*mut Translation> {
+    let found = translation_in(tables, key);
+    if found.is_none() {
         put_translation(tables, key, value, true);
     }
+    found
 }

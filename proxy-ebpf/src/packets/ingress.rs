@@ -1,6 +1,6 @@
 //! A packet comes in: its destination becomes an endpoint, or the client for which this node stood.
 
-use proxy_abi::connection::{Connection, Key, State};
+use proxy_abi::connection::{Connection, Key, State, Translation};
 use proxy_abi::lookup::{Family, Meaning, NoEndpoint, Target, V4, V6, address_value, endpoint, is_unused, meaning_of};
 use proxy_abi::packet::{Packet, protocol};
 use proxy_abi::{Address6, AddressBit, AddressValue, BackendRef, Config, Count, Device, Lead, mapped, refusal, same};
@@ -210,10 +210,12 @@ fn answer(scratch: &mut Scratch, tables: Tables) -> i32 {
     if is_leaving() && !flows::goes_on(scratch) {
         return NEXT;
     }
-    let now = seconds();
-    if scratch.translation.seen != now {
+    let (now, flags) = (seconds(), scratch.translation.flags);
+    if scratch.translation.seen != now || flags & Translation::ANSWERED == 0 {
         // SAFETY: an element that was found stays writable.
         unsafe { (*place).seen = now };
+        // SAFETY: as above.
+        unsafe { (*place).flags = flags | Translation::ANSWERED };
     }
     RETURN
 }

@@ -32,9 +32,10 @@ pub(in crate::datapath) fn probe(options: &Options) -> Vec<Check> {
     checks(options)
 }
 
-/// Checks what programs at network devices need beyond that of programs at sockets; some of it both need.
-pub(in crate::datapath) fn probe_packets(options: &Options) -> Vec<Check> {
-    packet_checks(options)
+/// Checks what programs at network devices need, some of which those at sockets need too. `by_loading`: the kernel's
+/// verifier says whether it accepts them, which takes as long as at a start.
+pub(in crate::datapath) fn probe_packets(options: &Options, by_loading: bool) -> Vec<Check> {
+    packet_checks(options, by_loading)
 }
 
 /// Opens tables and the programs that `chosen` has, with what runs beside them.

@@ -44,7 +44,7 @@ pub(super) fn checks(options: &Options) -> Vec<Check> {
 
 /// Checks what programs at network devices need, and what they would leave unserved here.
 #[must_use]
-pub(super) fn packet_checks(options: &Options) -> Vec<Check> {
+pub(super) fn packet_checks(options: &Options, by_loading: bool) -> Vec<Check> {
     let supported = match is_program_supported(ProgramType::SchedClassifier) {
         Ok(true) => check("packet programs", CheckState::Ok, "the kernel loads them"),
         Ok(false) => check("packet programs", CheckState::Missing, "the kernel has none (CONFIG_NET_CLS_ACT)"),
@@ -55,14 +55,19 @@ pub(super) fn packet_checks(options: &Options) -> Vec<Check> {
     let loads = supported.state == CheckState::Ok;
     let mut checks = vec![kernel(), btf(), supported, bpf_file_system(&options.host.bpf_root)];
     if loads {
-        checks.extend([packet_object(), packet_devices(options), packet_filters()]);
+        checks.extend([packet_object(by_loading), packet_devices(options), packet_filters()]);
     }
     checks
 }
 
-/// The kernel's verifier reads them all, as at a start.
-fn packet_object() -> Check {
+fn packet_object(by_loading: bool) -> Check {
     const NAME: &str = "packet object";
+    if !by_loading {
+        return match super::packets::OBJECT.len() {
+            0 => check(NAME, CheckState::Missing, super::ProgramsError::Missing.to_string()),
+            bytes => check(NAME, CheckState::Ok, format!("{bytes} bytes, in this binary")),
+        };
+    }
     match trial::load() {
         Ok(bytes) => check(NAME, CheckState::Ok, format!("{bytes} bytes, in this binary; the kernel accepts them")),
         Err(error) => check(NAME, CheckState::Missing, with_causes(&error)),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::{Map, MapData, RingBuf};
-use proxy_abi::connection::{Key, Translation};
+use proxy_abi::connection::{Connection, Key, Translation};
 use proxy_abi::packet::Ends;
 use proxy_abi::refusal::BURST;
 use proxy_abi::{Count, Event};
@@ -12,6 +12,7 @@ use zerocopy::FromBytes as _;
 
 use super::super::super::layout::write::address as words;
 use super::super::counters::Counted;
+use super::super::flows::{FlowTables, now};
 use super::super::owners::{Owned, Owners, processors};
 use super::*;
 use crate::datapath::Meter as _;
@@ -162,8 +163,11 @@ fn flows_that_cannot_be_translated_are_counted_by_the_reason() {
 impl Node {
     /// Another flow has the translation from these ends.
     fn take(&self, ends: &Ends, flags: u32) {
+        self.take_since(ends, Translation { flags, ..Translation::default() });
+    }
+
+    fn take_since(&self, ends: &Ends, value: Translation) {
         let map = bpf::open_pin(&self.pins.maps.of(&maps::packets::TRANSLATIONS)).unwrap();
-        let value = Translation { flags, ..Translation::default() };
         let value: [u8; size_of::<Translation>()] = zerocopy::transmute!(value);
         let key: [u8; size_of::<Ends>()] = zerocopy::transmute!(Key::of(ends).ends);
         bpf::update(map.as_fd(), &key, &value).unwrap();
@@ -210,6 +214,68 @@ fn ports_of_flows_that_have_ended_are_given_away() {
     assert_eq!(node.through(&udp("10.1.0.1:5353", &source.to_string()))[1], (address("192.0.2.1:53"), client));
     // The flow has both ports now.
     assert_eq!(node.through(&datagram)[1], (source, endpoint));
+}
+
+/// Most flows of UDP are one question and its answer: their ports are given away when others are short, but not where
+/// answers may still come, or where the client goes on sending.
+#[test]
+fn ports_of_quiet_flows_of_udp_are_given_away() {
+    const ANSWERED: u32 = Translation::OF_NODE | Translation::ANSWERED;
+    for (flags, age, given_away) in
+        [(ANSWERED, 6, true), (ANSWERED, 0, false), (Translation::OF_NODE, 60, false), (Translation::TAKEN, 60, false)]
+    {
+        let Some(mut node) = Node::with("quiet-ports", &one_endpoint("ext=192.0.2.1")) else { return };
+        let own = ip(NODE_ADDRESSES[0]);
+        let seen = now().unwrap().wrapping_sub(age);
+        for port in 1024..30_000 {
+            let between = datagram_ends(SocketAddr::new(own, port), address("10.1.0.1:5353"));
+            node.take_since(
+                &between,
+                Translation { flags: flags | Translation::OF_NODE, seen, ..Translation::default() },
+            );
+        }
+        let (verdict, inside) = node.run("shunt_ingress", &udp(OTHER, "192.0.2.1:53"));
+        assert_eq!(verdict, NEXT);
+        let (verdict, after) = node.run("shunt_egress", &inside);
+        assert_eq!(verdict == NEXT, given_away, "{flags} {age}");
+        if given_away {
+            let answer = udp("10.1.0.1:5353", &seen_source(&after));
+            assert_eq!(node.through(&answer)[1], (address("192.0.2.1:53"), address(OTHER)));
+        }
+    }
+}
+
+fn seen_source(frame: &[u8]) -> String {
+    seen(frame).0.to_string()
+}
+
+/// The port that stood for its client is another flow's: its next packet gets another one, and no answer goes astray.
+#[test]
+fn a_flow_whose_port_was_given_away_gets_another_one() {
+    let Some(mut node) = Node::with("lost-port", &one_endpoint("ext=192.0.2.1")) else { return };
+    let tables = FlowTables::open(&node.pins.maps).unwrap();
+    let (datagram, endpoint) = (udp(CLIENT, "192.0.2.1:53"), address("10.1.0.1:5353"));
+    let source = node.through(&datagram)[1].0;
+    let owner =
+        Translation { address: words(ip("203.0.113.77")), flags: Translation::OF_NODE, ..Translation::default() };
+    node.take_since(&datagram_ends(source, endpoint), owner);
+    // It is looked at once a second.
+    let mut flows = Vec::new();
+    tables
+        .large
+        .read_connections(|found| {
+            flows.extend(found);
+            Ok(true)
+        })
+        .unwrap();
+    let (client, connection) = flows[0];
+    tables.large.take_connection(&client).unwrap();
+    let before = Connection { seen: connection.seen.wrapping_sub(1), ..connection };
+    tables.large.add_connection(&client, &before).unwrap();
+    let [_, (other, to)] = node.through(&datagram);
+    assert!(other != source && to == endpoint, "{other} after {source}");
+    assert_eq!(node.through(&udp("10.1.0.1:5353", &other.to_string()))[1], (address("192.0.2.1:53"), address(CLIENT)));
+    assert_eq!(node.through(&datagram)[1], (other, endpoint));
 }
 
 #[test]
